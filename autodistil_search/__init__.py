@@ -1,0 +1,51 @@
+"""Multi-objective search for compressed language encoders, after AutoDistil (arXiv 2201.12507).
+
+    from autodistil_search import SearchConfig, search
+
+    run = search(SearchConfig(objectives="acc,flops", space="tiny"))
+    print(run.frontier)
+
+Names are imported when first used, so that `import autodistil_search` needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from autodistil_search.config import SearchConfig
+    from autodistil_search.errors import InputError
+    from autodistil_search.run import Run, load_run, search
+    from autodistil_search.space import SearchSpace, Subnet, load_space
+
+_HOMES = {
+    "InputError": "errors",
+    "Run": "run",
+    "SearchConfig": "config",
+    "SearchSpace": "space",
+    "Subnet": "space",
+    "load_run": "run",
+    "load_space": "space",
+    "search": "run",
+}
+
+__all__ = [
+    "InputError",
+    "Run",
+    "SearchConfig",
+    "SearchSpace",
+    "Subnet",
+    "__version__",
+    "load_run",
+    "load_space",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

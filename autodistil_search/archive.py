@@ -1,0 +1,122 @@
+"""The memory of a search: every scored subnet, as trials of one Optuna study.
+
+By default the study lies in a journal file of the run folder. Whatever engine asked, each evaluation is one
+finished trial, so that Optuna's own tools read the study; looking a subnet up is a dictionary here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, create_trial
+
+from autodistil_search.objectives import Objective
+from autodistil_search.space import SearchSpace, Subnet
+
+_ATTRIBUTES = "measured"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One subnet of one space and what was measured on it, by objective name."""
+
+    space: str
+    subnet: Subnet
+    measured: Mapping[str, float]
+
+
+class Archive:
+    """Evaluations in the order they were made, looked up by space and subnet.
+
+    Args:
+        path: The journal file; created if missing, continued if not.
+        spaces: The spaces searched; they fix the study's parameter ranges.
+        objectives: What the study minimises or maximises, in order.
+    """
+
+    def __init__(self, path: Path, spaces: Sequence[SearchSpace], objectives: Sequence[Objective]) -> None:
+        _drop_torn_line(path)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._objectives = list(objectives)
+        self._distributions = _distributions(spaces)
+        self._study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            study_name="search",
+            directions=[objective.direction for objective in objectives],
+            load_if_exists=True,
+        )
+        if self._study.metric_names is None:
+            with warnings.catch_warnings():  # naming metrics is marked experimental; the dashboard shows the names
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self._study.set_metric_names([objective.name for objective in objectives])
+        head_dims = {space.name: space.head_dim for space in spaces}
+        self._known: dict[tuple[str, Subnet], Evaluation] = {}
+        for trial in self._study.get_trials(deepcopy=False):
+            evaluation = _from_trial(trial, head_dims)
+            self._known[evaluation.space, evaluation.subnet] = evaluation
+
+    def find(self, space: str, subnet: Subnet) -> Evaluation | None:
+        """What was measured on `subnet`, if it was."""
+        return self._known.get((space, subnet))
+
+    def record(self, evaluation: Evaluation) -> None:
+        """Keep `evaluation`, on disk when this returns."""
+        subnet = evaluation.subnet
+        params = {
+            "space": evaluation.space,
+            "layers": subnet.layers,
+            "hidden_size": subnet.hidden_size,
+            "mlp_ratio": subnet.mlp_ratio,
+            "heads": subnet.heads,
+        }
+        self._study.add_trial(
+            create_trial(
+                params=params,
+                distributions=self._distributions,
+                values=[evaluation.measured[objective.name] for objective in self._objectives],
+                user_attrs={_ATTRIBUTES: dict(evaluation.measured)},
+            )
+        )
+        self._known[evaluation.space, subnet] = evaluation
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """All evaluations, oldest first."""
+        return list(self._known.values())
+
+
+def _distributions(spaces: Sequence[SearchSpace]) -> dict[str, BaseDistribution]:
+    def all_of(key: str) -> list[Any]:
+        return [value for space in spaces for value in getattr(space, key)]
+
+    return {
+        "space": CategoricalDistribution([space.name for space in spaces]),
+        **{key: IntDistribution(min(all_of(key)), max(all_of(key))) for key in ("layers", "hidden_size", "heads")},
+        "mlp_ratio": FloatDistribution(min(all_of("mlp_ratio")), max(all_of("mlp_ratio"))),
+    }
+
+
+def _from_trial(trial: FrozenTrial, head_dims: Mapping[str, int]) -> Evaluation:
+    params = trial.params
+    ffn_size = round(params["hidden_size"] * params["mlp_ratio"])
+    subnet = Subnet(params["layers"], params["hidden_size"], ffn_size, params["heads"], head_dims[params["space"]])
+    return Evaluation(params["space"], subnet, trial.user_attrs[_ATTRIBUTES])
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a killed process left of a line: Optuna refuses a journal with more lines behind a torn one."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)

@@ -1,0 +1,90 @@
+"""What the frontier is held against: published results with their sources, and hand-designed shapes measured here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from autodistil_search import __version__
+from autodistil_search.corpus import Blocks
+from autodistil_search.cost import flops, params
+from autodistil_search.device import Device
+from autodistil_search.distill import TrainOptions, distill
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.progress import Reporter
+from autodistil_search.proxies import RelationProxy
+from autodistil_search.space import Subnet
+from autodistil_search.teacher import Teacher
+
+SHAPES = {
+    "TinyBERT 4x312": Subnet(layers=4, hidden_size=312, ffn_size=1200, heads=12, head_dim=26),
+    "MiniLM 3x384": Subnet(layers=3, hidden_size=384, ffn_size=1536, heads=12, head_dim=32),
+    "MiniLM 6x384": Subnet(layers=6, hidden_size=384, ffn_size=1536, heads=12, head_dim=32),
+}
+"""Shapes of TinyBERT (arXiv 1909.10351) and MiniLM (arXiv 2002.10957), which `measure` distils on equal terms."""
+
+COPY = "copy of the teacher, not trained"
+DISTILLED = "distilled alone"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A hand-designed shape, measured as the subnets are."""
+
+    name: str
+    subnet: Subnet
+    how: str
+    score: float
+    flops: int
+    params: int
+    seconds: float
+    """Spent on it in this run; next to nothing if it was trained in an earlier one."""
+
+
+def published() -> pd.DataFrame:
+    """Published GLUE dev results, each row with its source. FLOPs are multiply-adds at 128 tokens."""
+    return pd.read_csv(Path(__file__).with_name("baselines.csv"))
+
+
+def measure(
+    teacher: Teacher,
+    blocks: Blocks,
+    proxy: RelationProxy,
+    options: TrainOptions,
+    init: str,
+    identity: dict[str, str],
+    cache: Path,
+    device: Device,
+    reporter: Reporter,
+) -> list[Baseline]:
+    """Distil each of `SHAPES` for the same steps, text, start and loss as the SuperLM, and score it the same way.
+
+    Trained shapes are kept under `cache`, so that a later run with the same settings only scores them. A shape that is
+    the teacher's own is not trained if it starts from the teacher: it is the teacher.
+
+    Args:
+        identity: What else the weights depend on: digests of teacher, text and so on.
+    """
+    results = []
+    for name, subnet in SHAPES.items():
+        torch.manual_seed(options.seed)
+        model = AutoDistilModel(teacher.student_config(subnet))
+        if init == "teacher":
+            teacher.copy_into(model)
+        how, start = COPY, time.monotonic()
+        if init != "teacher" or subnet != teacher.subnet or teacher.layer != subnet.layers - 1:
+            how = DISTILLED
+            settings = {**identity, **asdict(options), **asdict(subnet), "init": init, "version": __version__}
+            key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+            distill(model, teacher, blocks, options, cache / "baselines" / key, device, reporter, f"baseline {name}")
+        seconds = time.monotonic() - start
+        score = proxy.score(model.to(device.name).eval())
+        costs = (flops(subnet), params(subnet, teacher.vocabulary))
+        results.append(Baseline(name, subnet, how, score, *costs, seconds))
+    return results

@@ -1,0 +1,44 @@
+"""What a subnet costs, by formula; tests tie each formula to the module that ships. No torch.
+
+FLOPs follow the papers: multiply-adds of all matrix products (linear layers and attention) of one forward
+pass at batch 1; one multiply-add counts once. Norms, activations, softmax and look-ups are not matrix
+products and do not count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autodistil_search.space import Subnet
+
+FLOPS_SEQ_LEN = 128
+"""Tokens in the sequence for which FLOPs are stated, as in MiniLM, TinyBERT and AutoDistil."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Rows of the three embedding tables; a SuperLM takes them from its teacher. Defaults: BERT's."""
+
+    tokens: int = 30522
+    positions: int = 512
+    token_types: int = 2
+
+
+def params(subnet: Subnet, vocabulary: Vocabulary) -> int:
+    """Number of parameters of the extracted student, embeddings and pooler included."""
+    hidden, width, ffn = subnet.hidden_size, subnet.attention_width, subnet.ffn_size
+    norm = 2 * hidden
+    embeddings = (vocabulary.tokens + vocabulary.positions + vocabulary.token_types) * hidden + norm
+    attention = 3 * (hidden * width + width) + width * hidden + hidden + norm
+    mlp = hidden * ffn + ffn + ffn * hidden + hidden + norm
+    pooler = hidden * hidden + hidden
+    return embeddings + subnet.layers * (attention + mlp) + pooler
+
+
+def flops(subnet: Subnet, seq_len: int = FLOPS_SEQ_LEN) -> int:
+    """Multiply-adds of one forward pass over `seq_len` tokens at batch 1; the pooler sees one token."""
+    hidden, width, ffn = subnet.hidden_size, subnet.attention_width, subnet.ffn_size
+    linear = seq_len * (4 * hidden * width + 2 * hidden * ffn)
+    attention = 2 * seq_len * seq_len * width  # scores, and their product with the values
+    pooler = hidden * hidden
+    return subnet.layers * (linear + attention) + pooler

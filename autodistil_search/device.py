@@ -1,0 +1,53 @@
+"""Where the arithmetic runs and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from autodistil_search.errors import InputError
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device and the precision of its matrix products; softmax, norms and relations stay in float32."""
+
+    name: str
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which models run."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.name, dtype=torch.bfloat16)
+
+
+def choose_device(device: str = "auto", precision: str = "auto") -> Device:
+    """The device and precision for those words; "auto" takes CUDA if there is one, and bf16 where the hardware has it.
+
+    A CPU without bfloat16 instructions emulates them many times slower than float32: it gets fp32.
+
+    Raises:
+        InputError: for an unknown word, or for cuda where there is none.
+    """
+    if device not in DEVICES or precision not in PRECISIONS:
+        raise InputError(
+            f"--device {device!r}, --precision {precision!r}; allowed: {', '.join(DEVICES)} and {', '.join(PRECISIONS)}"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda, but torch sees no CUDA device here; allowed: auto, cpu")
+    name = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "bf16" if _has_bf16(name) else "fp32"
+    return Device(name, precision)
+
+
+def _has_bf16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,70 @@
+"""What every search engine is: something that asks for genomes and is told their values."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from autodistil_search.pareto import Values
+from autodistil_search.space import Genome, SearchSpace, Subnet
+
+ENUMERABLE = 100_000
+"""Spaces of at most so many subnets are listed; in larger ones new subnets are found by drawing."""
+
+_TRIES = 10_000
+
+
+class Engine(Protocol):
+    """Proposes subnets of one space. Deterministic: the same seed and answers lead to the same questions."""
+
+    def ask(self) -> list[Genome]:
+        """Genomes to score next, each admissible and never asked before; empty when there are no more."""
+        ...
+
+    def tell(self, genomes: Sequence[Genome], values: Values) -> None:
+        """The `(n, m)` minimised objective values of the genomes last asked for."""
+        ...
+
+
+class Candidates:
+    """The genomes of a space that an engine may still ask for: they keep the bounds and were not taken before.
+
+    Args:
+        space: The space.
+        admits: Whether a subnet keeps the bounds; costs nothing to ask.
+        seed: Fixes the order in which `draw` finds genomes.
+    """
+
+    def __init__(self, space: SearchSpace, admits: Callable[[Subnet], bool], seed: int) -> None:
+        self.space = space
+        self._admits = admits
+        self._taken: set[Genome] = set()
+        self._rng = random.Random(f"candidates-{seed}")
+        self._listed: list[Genome] | None = None
+        if space.size <= ENUMERABLE:
+            self._listed = [genome for genome in space.genomes() if admits(space.decode(genome))]
+            self._rng.shuffle(self._listed)
+        self.total = None if self._listed is None else len(self._listed)
+        """How many admissible genomes there are; None if the space is too large to list."""
+
+    def is_new(self, genome: Genome) -> bool:
+        """Whether `genome` is admissible and was not taken."""
+        return genome not in self._taken and self._admits(self.space.decode(genome))
+
+    def take(self, genome: Genome) -> None:
+        """Mark `genome` as asked for."""
+        self._taken.add(genome)
+
+    def draw(self) -> Genome | None:
+        """Take a random new genome; None if there is none left (or, in a large space, none was found)."""
+        if self._listed is not None:
+            while self._listed and self._listed[-1] in self._taken:
+                self._listed.pop()
+            genome = self._listed[-1] if self._listed else None
+        else:
+            tries = (self.space.encode(self.space.sample(self._rng)) for _ in range(_TRIES))
+            genome = next(filter(self.is_new, tries), None)
+        if genome is not None:
+            self.take(genome)
+        return genome

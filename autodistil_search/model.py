@@ -1,0 +1,270 @@
+"""The encoder: one class is both the SuperLM and a student.
+
+A SuperLM is a BERT-like encoder at the largest sizes of a search space. Every subnet is a leading slice of its
+weights: the first rows and columns of each matrix, and some of its layers (`space.kept_layers`). `forward` takes
+the subnet as an argument; `extract` cuts it out as a model of the same class. Trailing comments give shapes:
+B sequences, T tokens, H hidden size, A heads, D head_dim, W = A * D, F FFN width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging as transformers_logging
+
+from autodistil_search.space import SearchSpace, Subnet, kept_layers
+
+
+class AutoDistilConfig(PreTrainedConfig):
+    """Sizes of an `AutoDistilModel`. Unlike BERT's, `head_dim` is free of the hidden size.
+
+    search_space: the space (`SearchSpace.to_dict`) whose SuperLM this is; None for a student.
+    """
+
+    model_type = "autodistil"
+
+    vocab_size: int = 30522
+    hidden_size: int = 224
+    num_hidden_layers: int = 7
+    num_attention_heads: int = 10
+    head_dim: int = 16
+    intermediate_size: int = 784
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    search_space: dict[str, Any] | None = None
+
+    _shared = (
+        "vocab_size",
+        "max_position_embeddings",
+        "type_vocab_size",
+        "hidden_act",
+        "layer_norm_eps",
+        "initializer_range",
+        "pad_token_id",
+    )
+
+    @property
+    def subnet(self) -> Subnet:
+        """The sizes of the whole model."""
+        return Subnet(
+            self.num_hidden_layers, self.hidden_size, self.intermediate_size, self.num_attention_heads, self.head_dim
+        )
+
+    def resized(self, subnet: Subnet, search_space: SearchSpace | None = None) -> AutoDistilConfig:
+        """The same embeddings and activation with the sizes of `subnet`."""
+        sizes = {
+            "num_hidden_layers": subnet.layers,
+            "hidden_size": subnet.hidden_size,
+            "intermediate_size": subnet.ffn_size,
+            "num_attention_heads": subnet.heads,
+            "head_dim": subnet.head_dim,
+            "search_space": search_space.to_dict() if search_space else None,
+        }
+        return AutoDistilConfig(**{key: getattr(self, key) for key in self._shared}, **sizes)
+
+
+class ElasticLinear(nn.Linear):
+    """A linear layer of which the leading `n_out` rows and as many columns as the input has can be used."""
+
+    def forward(self, x: Tensor, n_out: int) -> Tensor:
+        """`(..., n_in)` to `(..., n_out)`."""
+        return F.linear(x, self.weight[:n_out, : x.shape[-1]], self.bias[:n_out])
+
+
+class ElasticLayerNorm(nn.LayerNorm):
+    """Layer norm over the leading dimensions that the input has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[-1]
+        return F.layer_norm(x, (n,), self.weight[:n], self.bias[:n], self.eps)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, hidden_columns: Tensor | None) -> Tensor:
+    """Softmax attention of `(B, A, T, D)` tensors; `hidden_columns` is True where a key must not be seen.
+
+    On CPU the plain products are faster than the fused kernel, forward and backward (benchmarks/attention.py);
+    on CUDA the fused kernel is.
+    """
+    if query.is_cuda:
+        seen = None if hidden_columns is None else ~hidden_columns
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, A, T, T)
+    if hidden_columns is not None:
+        scores = scores.masked_fill(hidden_columns, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1).to(value.dtype) @ value
+
+
+class ElasticLayer(nn.Module):
+    """A Transformer layer (post-norm, as BERT's) whose sizes are chosen at each call."""
+
+    def __init__(self, config: AutoDistilConfig) -> None:
+        super().__init__()
+        hidden, ffn, width = config.hidden_size, config.intermediate_size, config.subnet.attention_width
+        self.query = ElasticLinear(hidden, width)
+        self.key = ElasticLinear(hidden, width)
+        self.value = ElasticLinear(hidden, width)
+        self.attention_output = ElasticLinear(width, hidden)
+        self.attention_norm = ElasticLayerNorm(hidden, eps=config.layer_norm_eps)
+        self.ffn_in = ElasticLinear(hidden, ffn)
+        self.ffn_out = ElasticLinear(ffn, hidden)
+        self.ffn_norm = ElasticLayerNorm(hidden, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def project(self, x: Tensor, subnet: Subnet) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of `(B, T, H)` hidden states, each `(B, T, W)`."""
+        width = subnet.attention_width
+        return self.query(x, width), self.key(x, width), self.value(x, width)
+
+    def forward(self, x: Tensor, subnet: Subnet, hidden_columns: Tensor | None) -> Tensor:
+        query, key, value = (
+            each.unflatten(-1, (subnet.heads, subnet.head_dim)).transpose(1, 2) for each in self.project(x, subnet)
+        )  # (B, A, T, D)
+        context = attend(query, key, value, hidden_columns).transpose(1, 2).flatten(2)  # (B, T, W)
+        x = self.attention_norm(x + self.attention_output(context, subnet.hidden_size))  # (B, T, H)
+        inner = self.activation(self.ffn_in(x, subnet.ffn_size))  # (B, T, F)
+        return self.ffn_norm(x + self.ffn_out(inner, subnet.hidden_size))  # (B, T, H)
+
+
+class AutoDistilModel(PreTrainedModel):
+    """SuperLM or student, as a Hugging Face model: `save_pretrained`, `AutoModel` and `Trainer` work."""
+
+    config_class = AutoDistilConfig
+    base_model_prefix = "autodistil"
+    config: AutoDistilConfig
+
+    def __init__(self, config: AutoDistilConfig) -> None:
+        super().__init__(config)
+        hidden = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, hidden)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden)
+        self.embedding_norm = ElasticLayerNorm(hidden, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList([ElasticLayer(config) for _ in range(config.num_hidden_layers)])
+        self.pooler = ElasticLinear(hidden, hidden)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, nn.Linear | nn.LayerNorm):
+            nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.word_embeddings = value
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space whose SuperLM this is."""
+        if self.config.search_space is None:
+            raise ValueError("this model is a student: it has no search space")
+        return SearchSpace(**self.config.search_space)
+
+    def _layers_of(self, subnet: Subnet) -> list[ElasticLayer]:
+        total = self.config.num_hidden_layers
+        rule = self.space.depth if self.config.search_space else "prefix"
+        return [self.layers[i] for i in kept_layers(subnet.layers, total, rule)]
+
+    def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None, hidden: int) -> Tensor:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        # Look-up first, slice after: the other way round the backward pass pads every table twice.
+        x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)  # (B, T, largest H)
+        return self.embedding_norm((x + self.position_embeddings(positions))[..., :hidden])  # (B, T, H)
+
+    def last_projections(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, subnet: Subnet | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the last layer, each `(B, T, W)`: all that relation distillation needs.
+
+        The rest of the last layer is not computed.
+        """
+        subnet = subnet or self.config.subnet
+        *body, last = self._layers_of(subnet)
+        x = self._embed(input_ids, None, subnet.hidden_size)
+        for layer in body:
+            x = layer(x, subnet, _hidden_columns(attention_mask))
+        return last.project(x, subnet)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        subnet: Subnet | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[Tensor, Tensor]:
+        """Encode `(B, T)` token ids with `subnet`, or with the whole model.
+
+        attention_mask: `(B, T)`, 1 for tokens and 0 for padding. Returns `last_hidden_state` `(B, T, H)` and
+        `pooler_output` `(B, H)`.
+        """
+        subnet = subnet or self.config.subnet
+        x = self._embed(input_ids, token_type_ids, subnet.hidden_size)
+        for layer in self._layers_of(subnet):
+            x = layer(x, subnet, _hidden_columns(attention_mask))
+        pooled = torch.tanh(self.pooler(x[:, 0], subnet.hidden_size))
+        if return_dict is False:
+            return x, pooled
+        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+
+    @torch.no_grad()
+    def extract(self, subnet: Subnet) -> AutoDistilModel:
+        """The student `subnet`, with its own copy of the weights, in evaluation mode.
+
+        Raises:
+            InputError: if the subnet is not in the space of this SuperLM.
+        """
+        self.space.encode(subnet)
+        student = AutoDistilModel(self.config.resized(subnet)).to(self.dtype)
+        sources = [self.word_embeddings, self.position_embeddings, self.token_type_embeddings, self.embedding_norm]
+        targets = [student.word_embeddings, student.position_embeddings, student.token_type_embeddings]
+        pairs = zip(
+            [*sources, *self._layers_of(subnet), self.pooler],
+            [*targets, student.embedding_norm, *student.layers, student.pooler],
+            strict=True,
+        )
+        for source, target in pairs:
+            for ours, theirs in zip(source.parameters(), target.parameters(), strict=True):
+                theirs.copy_(ours[tuple(slice(n) for n in theirs.shape)])
+        return student.to(self.device).eval()
+
+
+def _hidden_columns(attention_mask: Tensor | None) -> Tensor | None:
+    return None if attention_mask is None else (attention_mask == 0)[:, None, None, :]  # (B, 1, 1, T)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own progress bars and warnings about unused weights off the terminal."""
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+AutoConfig.register("autodistil", AutoDistilConfig)
+AutoModel.register(AutoDistilConfig, AutoDistilModel)

@@ -1,0 +1,60 @@
+"""Pareto frontiers of `(n, m)` arrays of minimised objective values. No torch."""
+
+from __future__ import annotations
+
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+
+
+def is_on_frontier(values: Values) -> NDArray[np.bool_]:
+    """Mask of the rows that no other row dominates.
+
+    A row dominates another if it is lower or equal everywhere and lower somewhere; equal rows all stay.
+
+    Args:
+        values: An `(n, m)` array of minimised objective values.
+
+    Returns:
+        An `(n,)` mask.
+    """
+    if len(values) == 0:
+        return np.zeros(0, dtype=bool)
+    if values.shape[1] == 1:  # moocore starts at two objectives
+        return np.asarray(values[:, 0] == values[:, 0].min())
+    return np.asarray(moocore.is_nondominated(values, keep_weakly=True), dtype=bool)
+
+
+def hypervolume(values: Values, reference: Values) -> float:
+    """Volume between the frontier of `values` and the point `reference`, in the product of their units.
+
+    Rows that are not below the reference everywhere add nothing.
+
+    Args:
+        values: An `(n, m)` array of minimised objective values.
+        reference: An `(m,)` array.
+    """
+    below = values[(values < reference).all(axis=1)]
+    if len(below) == 0:
+        return 0.0
+    if values.shape[1] == 1:
+        return float(reference[0] - below.min())
+    return float(moocore.hypervolume(below, ref=reference))
+
+
+def knee(values: Values) -> int:
+    """Index of the balanced choice: the row nearest the ideal point.
+
+    Each objective is first scaled so that the frontier's lowest value is 0 and its highest 1; the distance is
+    Euclidean (compromise programming, Zeleny 1973). An objective that does not vary does not count.
+
+    Args:
+        values: An `(n, m)` array of minimised objective values, n >= 1.
+    """
+    front = values[is_on_frontier(values)]
+    ideal, span = front.min(axis=0), np.ptp(front, axis=0)
+    scaled = (values - ideal) / np.where(span > 0, span, np.inf)
+    distance = np.where(is_on_frontier(values), np.linalg.norm(scaled, axis=1), np.inf)
+    return int(distance.argmin())

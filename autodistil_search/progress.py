@@ -1,0 +1,135 @@
+"""How far a long piece of work is: a bar in a terminal, a line every few seconds in a log, or nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Bar(Protocol):
+    """One piece of work, shown as it advances."""
+
+    def advance(self, note: str = "") -> None:
+        """One unit is done; `note` says how it went."""
+
+    def skip(self, units: int) -> None:
+        """So many units were done in an earlier run."""
+
+
+class Reporter:
+    """Shows nothing; the default in Python code."""
+
+    @contextmanager
+    def bar(self, title: str, unit: str, total: int) -> Iterator[Bar]:
+        """A bar for `total` units."""
+        yield _Silent()
+
+    def say(self, message: str) -> None:
+        """One line for the user."""
+
+
+class _Silent:
+    def advance(self, note: str = "") -> None:
+        pass
+
+    def skip(self, units: int) -> None:
+        pass
+
+
+class ConsoleReporter(Reporter):
+    """Bars with rate and remaining time in a terminal; in a log, a line now and then with the same."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def say(self, message: str) -> None:
+        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, title: str, unit: str, total: int) -> Iterator[Bar]:
+        if not self._console.is_terminal:
+            line = _Line(self, title, unit, total)
+            yield line
+            line.close()
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            yield _Terminal(progress, title, unit, total)
+
+
+class _Pace:
+    def __init__(self, unit: str, total: int) -> None:
+        self.unit, self.total, self.done, self.skipped = unit, total, 0, 0
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    @property
+    def _fresh(self) -> int:
+        return self.done - self.skipped
+
+    @property
+    def rate(self) -> str:
+        return f"{self._fresh / max(self.seconds, 1e-9):.2f} {self.unit}/s" if self._fresh else ""
+
+    @property
+    def left(self) -> float:
+        return (self.total - self.done) * self.seconds / self._fresh if self._fresh else 0.0
+
+
+class _Terminal:
+    def __init__(self, progress: Progress, title: str, unit: str, total: int) -> None:
+        self._progress, self._pace = progress, _Pace(unit, total)
+        self._task = progress.add_task(title, total=total, rate="", note="")
+
+    def advance(self, note: str = "") -> None:
+        self._pace.done += 1
+        self._progress.update(self._task, advance=1, rate=self._pace.rate, note=note)
+
+    def skip(self, units: int) -> None:
+        self._pace.done += units
+        self._pace.skipped += units
+        self._progress.update(self._task, advance=units)
+
+
+class _Line:
+    def __init__(self, reporter: Reporter, title: str, unit: str, total: int) -> None:
+        self._reporter, self._title, self._pace = reporter, title, _Pace(unit, total)
+        self._shown, self._note = time.monotonic(), ""
+
+    def advance(self, note: str = "") -> None:
+        self._pace.done += 1
+        self._note = note
+        if time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
+            self._show(f"{self._pace.left:.0f} s left")
+
+    def skip(self, units: int) -> None:
+        self._pace.done += units
+        self._pace.skipped += units
+
+    def close(self) -> None:
+        self._show(f"took {self._pace.seconds:.1f} s")
+
+    def _show(self, time_text: str) -> None:
+        pace = self._pace
+        parts = [f"{self._title}: {pace.done}/{pace.total} {pace.unit}", pace.rate, time_text, self._note]
+        self._reporter.say(", ".join(part for part in parts if part))
+        self._shown = time.monotonic()

@@ -1,0 +1,53 @@
+"""Accuracy proxies: cheap measurements on a SuperLM that stand for what a subnet is worth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autodistil_search.device import Device
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.relations import relation_loss, relation_target, uniform_loss
+from autodistil_search.space import Subnet
+from autodistil_search.teacher import Teacher
+
+_BLOCKS_AT_ONCE = 16
+
+
+class RelationProxy:
+    """The relation loss on held-out text: the label-free proxy of AutoDistil's agnostic search. Lower is better.
+
+    The teacher runs once, here; its relations are kept for every subnet that is scored.
+
+    Args:
+        teacher: Whose relations the students must match.
+        held_out: `(N, T)` token ids that were not trained on.
+        relation_heads: Heads of the relations.
+        loss: One of `relations.LOSSES`.
+        device: Where to compute.
+    """
+
+    def __init__(self, teacher: Teacher, held_out: Tensor, relation_heads: int, loss: str, device: Device) -> None:
+        self._device = device
+        self._batches = [batch.to(device.name) for batch in held_out.split(_BLOCKS_AT_ONCE)]
+        with torch.no_grad(), device.autocast():
+            self._targets = [
+                relation_target(teacher.projections(batch), None, relation_heads, loss) for batch in self._batches
+            ]
+        self.blocks = len(held_out)
+
+    @torch.no_grad()
+    def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
+        """The loss of `subnet` of `model`, or of the whole model."""
+        total = 0.0
+        for batch, target in zip(self._batches, self._targets, strict=True):
+            with self._device.autocast():
+                projections = model.last_projections(batch, subnet=subnet)
+            total += float(relation_loss(projections, target)) * len(batch)
+        return total / self.blocks
+
+    @property
+    def of_uniform_relations(self) -> float:
+        """The loss of a student that relates every token to all others alike."""
+        losses = [uniform_loss(target) * len(batch) for batch, target in zip(self._batches, self._targets, strict=True)]
+        return sum(losses) / self.blocks

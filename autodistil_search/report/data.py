@@ -1,0 +1,139 @@
+"""The report as data: every number that a table or figure shows is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from autodistil_search import pareto
+from autodistil_search.archive import Evaluation
+from autodistil_search.baselines import Baseline
+from autodistil_search.objectives import FLOPS, PARAMS, Objective
+
+SUBNET_COLUMNS = ["space", "layers", "hidden_size", "mlp_ratio", "heads", "head_dim"]
+
+
+@dataclass(frozen=True)
+class ParetoReport:
+    """A finished search.
+
+    Attributes:
+        title: What was searched.
+        objectives: What was minimised or maximised, in order.
+        evaluations: All scored subnets: `SUBNET_COLUMNS`, then a column for each number measured.
+        frontier: The rows that no other dominates, by the first cost, with `knee` True on the balanced choice.
+        baselines: Hand-designed shapes measured in the same way; empty if there are none.
+        published: Published results with sources; another metric, never on the same axes.
+        reference_point: Where the hypervolume is measured from, by objective name.
+        hypervolume: In the product of the objectives' units.
+        hypervolume_share: Of the box between zero and the reference point; 0 to 1.
+        exact: Whether every subnet within the bounds was scored, so that the frontier is the exact one.
+        conditions: How things were measured: (what, how) pairs.
+        notes: What a reader should know before trusting the result.
+    """
+
+    title: str
+    objectives: Sequence[Objective]
+    evaluations: pd.DataFrame
+    frontier: pd.DataFrame
+    baselines: pd.DataFrame
+    published: pd.DataFrame
+    reference_point: Mapping[str, float]
+    hypervolume: float
+    hypervolume_share: float
+    exact: bool
+    conditions: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def measured(self) -> list[Objective]:
+        """The objectives, then the costs that were not among them: every number column."""
+        return [*self.objectives, *(cost for cost in (FLOPS, PARAMS) if cost not in self.objectives)]
+
+
+def evaluation_table(evaluations: Sequence[Evaluation], columns: Sequence[str]) -> pd.DataFrame:
+    """One row for each evaluation: `SUBNET_COLUMNS`, then `columns`."""
+    rows = [
+        {
+            "space": evaluation.space,
+            "layers": evaluation.subnet.layers,
+            "hidden_size": evaluation.subnet.hidden_size,
+            "mlp_ratio": evaluation.subnet.mlp_ratio,
+            "heads": evaluation.subnet.heads,
+            "head_dim": evaluation.subnet.head_dim,
+            **{column: evaluation.measured[column] for column in columns},
+        }
+        for evaluation in evaluations
+    ]
+    return pd.DataFrame(rows, columns=[*SUBNET_COLUMNS, *columns])
+
+
+def minimised(table: pd.DataFrame, objectives: Sequence[Objective]) -> pareto.Values:
+    """The `(n, m)` values of `objectives` in `table`, signs turned such that lower is better."""
+    columns = [[objective.minimised(value) for value in table[objective.name]] for objective in objectives]
+    return np.array(columns, dtype=float).T.reshape(len(table), len(objectives))
+
+
+def frontier_table(evaluations: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
+    """The rows of `evaluations` that no other dominates, cheapest first, with the column `knee`."""
+    on_frontier = pareto.is_on_frontier(minimised(evaluations, objectives))
+    order = [objective.name for objective in objectives if objective.cost] or [objectives[0].name]
+    frontier = evaluations[on_frontier].sort_values([*order, *SUBNET_COLUMNS], ignore_index=True)
+    knee = pareto.knee(minimised(frontier, objectives))
+    return frontier.assign(knee=frontier.index == knee)
+
+
+def baseline_table(baselines: Sequence[Baseline], proxy: str) -> pd.DataFrame:
+    """One row for each measured baseline."""
+    rows = [
+        {
+            "name": baseline.name,
+            "layers": baseline.subnet.layers,
+            "hidden_size": baseline.subnet.hidden_size,
+            "mlp_ratio": baseline.subnet.mlp_ratio,
+            "heads": baseline.subnet.heads,
+            "head_dim": baseline.subnet.head_dim,
+            proxy: baseline.score,
+            "flops": baseline.flops,
+            "params": baseline.params,
+            "how": baseline.how,
+        }
+        for baseline in baselines
+    ]
+    return pd.DataFrame(rows, columns=["name", *SUBNET_COLUMNS[1:], proxy, "flops", "params", "how"])
+
+
+def pareto_report(
+    title: str,
+    evaluations: Sequence[Evaluation],
+    objectives: Sequence[Objective],
+    reference_point: Mapping[str, float],
+    baselines: pd.DataFrame,
+    published: pd.DataFrame,
+    exact: bool,
+    conditions: Mapping[str, Any],
+    notes: Sequence[str],
+) -> ParetoReport:
+    """Decide frontier, knee and hypervolume of `evaluations` and put them together with their surroundings."""
+    columns = [*objectives, *(cost for cost in (FLOPS, PARAMS) if cost not in objectives)]
+    table = evaluation_table(evaluations, [column.name for column in columns])
+    reference = np.array([objective.minimised(reference_point[objective.name]) for objective in objectives])
+    volume = pareto.hypervolume(minimised(table, objectives), reference)
+    return ParetoReport(
+        title=title,
+        objectives=objectives,
+        evaluations=table,
+        frontier=frontier_table(table, objectives),
+        baselines=baselines,
+        published=published,
+        reference_point=dict(reference_point),
+        hypervolume=volume,
+        hypervolume_share=volume / float(np.prod(np.abs(reference))),
+        exact=exact,
+        conditions=tuple((key, str(value)) for key, value in conditions.items()),
+        notes=tuple(notes),
+    )

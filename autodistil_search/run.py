@@ -1,0 +1,512 @@
+"""A whole run: from a `SearchConfig` to the frontier and its report, in a folder that can be stopped and continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from autodistil_search import __version__, baselines, objectives
+from autodistil_search.archive import Archive, Evaluation
+from autodistil_search.checkpoint import refuse_other_settings, write_atomically
+from autodistil_search.config import SearchConfig
+from autodistil_search.corpus import Corpus, load_corpus
+from autodistil_search.cost import flops
+from autodistil_search.device import Device, choose_device
+from autodistil_search.distill import TrainOptions, distill
+from autodistil_search.engines import ENGINES, Candidates, run_engine
+from autodistil_search.errors import InputError
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.objectives import Bound, Objective
+from autodistil_search.progress import Reporter
+from autodistil_search.proxies import RelationProxy
+from autodistil_search.report import ParetoReport, baseline_table, frontier_figure, pareto_report, write_report
+from autodistil_search.space import SearchSpace, Subnet, load_space
+from autodistil_search.teacher import Teacher, load_teacher, weights_sha256
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MARGIN = 1.01
+"""A cost's reference point lies this factor above the largest subnet's cost, so that this subnet counts too."""
+
+
+def cache_folder() -> Path:
+    """Where tokenized text and trained baselines are kept for later runs: AUTODISTIL_SEARCH_CACHE, or the user's cache."""
+    if given := os.environ.get("AUTODISTIL_SEARCH_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodistil_search"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a `SearchConfig` stands for, loaded and checked."""
+
+    config: SearchConfig
+    spaces: Sequence[SearchSpace]
+    objectives: Sequence[Objective]
+    bounds: Sequence[Bound]
+    device: Device
+    teacher: Teacher
+    corpus: Corpus | None
+    """None if no objective needs training."""
+
+    @property
+    def options(self) -> TrainOptions:
+        """How SuperLMs and baselines are trained."""
+        config = self.config
+        heads = self.spaces[0].relation_heads
+        return TrainOptions(
+            config.steps, config.batch_size, config.lr, config.seed, config.loss, config.sampling, heads
+        )
+
+    @property
+    def proxy_objective(self) -> Objective | None:
+        """The objective that must be measured on a trained SuperLM."""
+        return next((objective for objective in self.objectives if objective.cost is None), None)
+
+    def admits(self, subnet: Subnet) -> bool:
+        """Whether `subnet` keeps all bounds."""
+        return all(bound.admits(subnet, self.teacher.vocabulary) for bound in self.bounds)
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """Digests of what the flags only name: the teacher's weights, the text, the spaces' content."""
+        identity = {"teacher_weights": weights_sha256(self.teacher.model), "teacher_layer": str(self.teacher.layer)}
+        if self.corpus is not None:
+            identity["text"] = self.corpus.digest
+        identity["spaces"] = json.dumps([space.to_dict() for space in self.spaces])
+        return identity
+
+
+def resolve(config: SearchConfig) -> Inputs:
+    """Load and check all that `config` names, before anything is trained.
+
+    Raises:
+        InputError: for whatever cannot be used.
+    """
+    wanted = objectives.parse_objectives(config.objectives, config.loss)
+    limits = {objectives.FLOPS: config.max_flops, objectives.PARAMS: config.max_params}
+    amounts = {cost: objectives.parse_amount(text, f"--max-{cost.name}") for cost, text in limits.items()}
+    bounds = [Bound(cost, amount) for cost, amount in amounts.items() if amount is not None]
+    spaces = load_spaces(config.space_names)
+    device = choose_device(config.device, config.precision)
+    teacher = load_teacher(config.teacher, config.teacher_layer, device.name)
+    for space in spaces:
+        objectives.check_reachable(bounds, space, teacher.vocabulary)
+    if config.seq_len > teacher.vocabulary.positions:
+        raise InputError(
+            f"--seq-len {config.seq_len}; the teacher has positions for 8 to {teacher.vocabulary.positions}"
+        )
+    needs_text = any(objective.cost is None for objective in wanted)
+    corpus = load_corpus(config.texts, teacher.tokenizer, cache_folder()) if needs_text else None
+    if corpus is not None:
+        corpus.blocks(config.seq_len)  # too short a text is refused here
+    return Inputs(config, spaces, wanted, bounds, device, teacher, corpus)
+
+
+def load_spaces(names: Sequence[str]) -> list[SearchSpace]:
+    """The spaces of those names or paths, which must be comparable with each other.
+
+    Raises:
+        InputError: if two have one name, or other relation heads: their losses would be unlike things.
+    """
+    spaces = [load_space(name) for name in names]
+    if len({space.name for space in spaces}) < len(spaces):
+        raise InputError(f"--space names {', '.join(space.name for space in spaces)}; allowed: each space once")
+    if len({space.relation_heads for space in spaces}) > 1:
+        heads = ", ".join(f"{space.name} {space.relation_heads}" for space in spaces)
+        raise InputError(f"relation_heads are {heads}; allowed: the same in all spaces, for losses to be comparable")
+    return spaces
+
+
+def search(config: SearchConfig, reporter: Reporter | None = None) -> Run:
+    """Train the SuperLM of each space, search it, measure the baselines and write the report into `config.folder`.
+
+    A folder that holds part of the same run is continued; nothing finished is done again.
+
+    Raises:
+        InputError: for input that cannot be used, or a folder that holds another run.
+    """
+    reporter = reporter or Reporter()
+    folder = config.folder
+    with _exclusive(folder):
+        _check_folder(folder, config)
+        clock = Stopwatch(folder / "seconds.json")
+        with clock.phase("prepare"):
+            inputs = resolve(config)
+            _open_folder(folder, inputs)
+        for note in cost_notes(inputs):
+            reporter.say(note)
+        archive = Archive(folder / "archive.log", inputs.spaces, inputs.objectives)
+        scorer = Scorer(inputs, folder, clock, reporter)
+        complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
+        measured = _measure_baselines(inputs, scorer, clock, reporter)
+        with clock.phase("report"):
+            report = _report(inputs, archive, scorer, measured, exact=all(complete))
+            write_report(report, folder)
+        _write_summary(folder, report, clock)
+    return load_run(folder)
+
+
+class Scorer:
+    """Measures subnets; trains the SuperLM of a space, and runs the teacher on the held-out text, when first needed."""
+
+    def __init__(self, inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter) -> None:
+        self._inputs, self._folder, self._clock, self._reporter = inputs, folder, clock, reporter
+        self.start_notes: list[str] = []
+
+    @cached_property
+    def proxy(self) -> RelationProxy:
+        """The proxy of this run; only for runs with an objective that needs it."""
+        inputs = self._inputs
+        assert inputs.corpus is not None
+        _, held_out = inputs.corpus.blocks(inputs.config.seq_len)
+        heads, loss = inputs.options.relation_heads, inputs.config.loss
+        blocks = held_out.spread(inputs.config.eval_blocks)
+        return RelationProxy(inputs.teacher, blocks, heads, loss, inputs.device)
+
+    def superlm(self, space: SearchSpace) -> AutoDistilModel:
+        """The trained SuperLM of `space`: trained now, continued, or read from the folder."""
+        inputs = self._inputs
+        assert inputs.corpus is not None
+        torch.manual_seed(inputs.config.seed)
+        model, notes = inputs.teacher.superlm(space, inputs.config.init)
+        self.start_notes += [f"SuperLM {space.name}: {note}" for note in notes]
+        blocks, _ = inputs.corpus.blocks(inputs.config.seq_len)
+        folder = self._folder / "superlm" / space.name
+        with self._clock.phase(f"train {space.name}"):
+            title = f"training SuperLM {space.name}"
+            return distill(model, inputs.teacher, blocks, inputs.options, folder, inputs.device, self._reporter, title)
+
+    def evaluate(self, space: SearchSpace, subnet: Subnet, model: AutoDistilModel | None) -> Evaluation:
+        """All that is measured on a subnet: every cost, and the proxy if the run has one."""
+        vocabulary = self._inputs.teacher.vocabulary
+        measured: dict[str, float] = {
+            cost.name: cost.cost(subnet, vocabulary)
+            for cost in (objectives.FLOPS, objectives.PARAMS)
+            if cost.cost is not None
+        }
+        if self._inputs.proxy_objective is not None:
+            assert model is not None
+            measured[self._inputs.proxy_objective.name] = self.proxy.score(model, subnet)
+        return Evaluation(space.name, subnet, measured)
+
+
+def _search_space(
+    space: SearchSpace, inputs: Inputs, scorer: Scorer, archive: Archive, clock: Stopwatch, reporter: Reporter
+) -> bool:
+    """Search one space; whether all its admissible subnets were scored."""
+    config = inputs.config
+    candidates = Candidates(space, inputs.admits, config.seed)
+    model = scorer.superlm(space) if inputs.proxy_objective is not None else None
+    engine = ENGINES[config.engine](
+        candidates, seed=config.seed, population=config.population, objectives=len(inputs.objectives)
+    )
+    budget = min(config.evaluations, candidates.total or config.evaluations)
+    with clock.phase(f"search {space.name}"), reporter.bar(f"searching {space.name}", "subnets", budget) as bar:
+        bar.skip(min(budget, sum(evaluation.space == space.name for evaluation in archive.evaluations)))
+        scored = run_engine(
+            engine,
+            candidates,
+            lambda subnet: scorer.evaluate(space, subnet, model),
+            archive,
+            inputs.objectives,
+            budget,
+            bar,
+        )
+    return scored == candidates.total
+
+
+def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporter: Reporter) -> pd.DataFrame:
+    proxy, corpus, config = inputs.proxy_objective, inputs.corpus, inputs.config
+    if proxy is None or corpus is None or config.baselines == "none":
+        return baseline_table([], proxy.name if proxy else "relation_loss")
+    identity = {**inputs.identity, "seq_len": str(config.seq_len), "precision": inputs.device.precision}
+    del identity["spaces"]  # the baselines do not depend on them
+    with clock.phase("baselines"):
+        blocks, _ = corpus.blocks(config.seq_len)
+        results = baselines.measure(
+            inputs.teacher,
+            blocks,
+            scorer.proxy,
+            inputs.options,
+            config.init,
+            identity,
+            cache_folder(),
+            inputs.device,
+            reporter,
+        )
+    return baseline_table(results, proxy.name)
+
+
+def _report(inputs: Inputs, archive: Archive, scorer: Scorer, measured: pd.DataFrame, exact: bool) -> ParetoReport:
+    reference = {}
+    for objective in inputs.objectives:
+        if objective.cost is None:
+            reference[objective.name] = scorer.proxy.of_uniform_relations
+        else:
+            costs = [objective.cost(space.largest, inputs.teacher.vocabulary) for space in inputs.spaces]
+            reference[objective.name] = max(costs) * _MARGIN
+    return pareto_report(
+        title=", ".join(space.name for space in inputs.spaces),
+        evaluations=archive.evaluations,
+        objectives=inputs.objectives,
+        reference_point=reference,
+        baselines=measured,
+        published=baselines.published(),
+        exact=exact,
+        conditions=conditions(inputs, scorer),
+        notes=[*cost_notes(inputs), *trust_notes(inputs, exact), *scorer.start_notes],
+    )
+
+
+def cost_notes(inputs: Inputs) -> list[str]:
+    """Which subnets cost more than their teacher."""
+    limit = flops(inputs.teacher.subnet)
+    notes = []
+    for space in inputs.spaces:
+        if space.size > 100_000 or flops(space.largest) <= limit:
+            continue
+        over = sum(flops(space.decode(genome)) > limit for genome in space.genomes())
+        notes.append(
+            f"{over} of the {space.size} subnets of {space.name} cost more FLOPs than their teacher "
+            f"({limit / 1e6:,.0f}M): a larger teacher suits this space better."
+        )
+    return notes
+
+
+def trust_notes(inputs: Inputs, exact: bool) -> list[str]:
+    """Where a claim drawn from this run is weak."""
+    notes = []
+    if not exact:
+        notes.append("Not every admissible subnet was scored: a better frontier may exist.")
+    if inputs.proxy_objective is not None:
+        config = inputs.config
+        tokens = config.steps * config.batch_size * config.seq_len
+        notes.append(
+            f"Trained for {config.steps} steps, {tokens:,} tokens. Subnets share their weights and have not converged: "
+            "take the order of the frontier, not its losses, as what longer training would give, and check it."
+        )
+        notes.append("The proxy was not compared with fine-tuned accuracy in this run.")
+        notes.append("One seed: differences between neighbours on the frontier may be noise.")
+    return notes
+
+
+def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
+    """How everything was measured, for the reader of the report."""
+    config, teacher = inputs.config, inputs.teacher
+    described: dict[str, Any] = {
+        objective.name: f"{objective.label}, {objective.unit}; {objective.direction}" for objective in inputs.objectives
+    }
+    described["flops counted"] = "matrix products of the extracted student: linear layers, attention, pooler"
+    described["search spaces"] = "; ".join(f"{space.name}: {space}" for space in inputs.spaces)
+    described["engine"] = f"{config.engine}, at most {config.evaluations} subnets in each space, seed {config.seed}"
+    if inputs.bounds:
+        described["bounds"] = ", ".join(f"{bound.objective.name} <= {bound.upper:,.0f}" for bound in inputs.bounds)
+    described["teacher"] = f"{teacher.name} ({teacher.subnet}), relations of layer {teacher.layer + 1}"
+    if inputs.corpus is not None:
+        described["text"] = (
+            f"{', '.join(config.texts)}: {len(inputs.corpus.train):,} tokens to train on, "
+            f"{len(inputs.corpus.held_out):,} held out by document"
+        )
+        described["training"] = (
+            f"{config.steps} steps of {config.batch_size} x {config.seq_len} tokens, {config.sampling}, "
+            f"{config.loss} loss, AdamW, peak learning rate {config.lr:g}, start from {config.init}, seed {config.seed}"
+        )
+        described["proxy"] = (
+            f"{scorer.proxy.blocks} held-out blocks of {config.seq_len} tokens, {inputs.options.relation_heads} "
+            f"relation heads; a student that relates all tokens alike scores {scorer.proxy.of_uniform_relations:.4g}"
+        )
+    described["device"] = f"{inputs.device.name}, {inputs.device.precision}, {torch.get_num_threads()} threads"
+    described["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return described
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of what computes its numbers."""
+    packages = ("torch", "transformers", "tokenizers", "numpy", "optuna", "pymoo", "moocore")
+    found = {package: metadata.version(package) for package in packages}
+    return {"autodistil_search": __version__, "python": platform.python_version(), **found}
+
+
+class Stopwatch:
+    """Seconds spent in each phase of a run, added up over all its sessions in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside towards `name`, also if it is interrupted."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
+            if self._path.parent.is_dir():
+                write_atomically(self._path, lambda path: path.write_text(json.dumps(self.seconds, indent=2)))
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; the lock of a killed process is free again."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another search is at work in {folder}; wait for it, or name another --out") from None
+    except OSError as error:
+        raise InputError(f"--out {str(folder)!r} cannot be used as a folder: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_folder(folder: Path, config: SearchConfig) -> None:
+    """Refuse a folder with another run or with other files, before anything is loaded."""
+    path = folder / "config.yaml"
+    if path.exists():
+        refuse_other_settings(yaml.safe_load(path.read_text(encoding="utf-8")), config.to_dict(), folder)
+    elif strangers := sorted(item.name for item in folder.iterdir() if item.name not in (".lock", "seconds.json")):
+        raise InputError(
+            f"--out {str(folder)!r} holds {strangers[0]!r} but no run; allowed: a new or empty folder, or a run's"
+        )
+
+
+def _open_folder(folder: Path, inputs: Inputs) -> None:
+    """Write what was chosen and found, or check that the folder's run had the same."""
+    path = folder / "environment.json"
+    if path.exists():
+        refuse_other_settings(json.loads(path.read_text())["inputs"], inputs.identity, folder)
+        return
+    environment = {
+        "inputs": inputs.identity,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "device": inputs.device.name,
+        "precision": inputs.device.precision,
+        "threads": torch.get_num_threads(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+    config = yaml.safe_dump(inputs.config.to_dict(), sort_keys=False)
+    write_atomically(path, lambda file: file.write_text(json.dumps(environment, indent=2)))
+    write_atomically(folder / "config.yaml", lambda file: file.write_text(config, encoding="utf-8"))
+
+
+def _write_summary(folder: Path, report: ParetoReport, clock: Stopwatch) -> None:
+    summary = {
+        "title": report.title,
+        "objectives": [
+            {"name": each.name, "label": each.label, "unit": each.unit, "direction": each.direction}
+            for each in report.objectives
+        ],
+        "evaluations": {
+            str(space): int(n) for space, n in report.evaluations["space"].value_counts(sort=False).items()
+        },
+        "frontier": len(report.frontier),
+        "exact": report.exact,
+        "hypervolume": report.hypervolume,
+        "hypervolume_share": report.hypervolume_share,
+        "reference_point": report.reference_point,
+        "conditions": dict(report.conditions),
+        "notes": list(report.notes),
+        "seconds": clock.seconds,
+        "versions": versions(),
+    }
+    write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder."""
+
+    folder: Path
+    report: ParetoReport = field(repr=False)
+    summary: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def evaluations(self) -> pd.DataFrame:
+        """All scored subnets."""
+        return self.report.evaluations
+
+    @property
+    def frontier(self) -> pd.DataFrame:
+        """The subnets that no other dominates, cheapest first."""
+        return self.report.frontier
+
+    @property
+    def baselines(self) -> pd.DataFrame:
+        """The hand-designed shapes measured in this run."""
+        return self.report.baselines
+
+    @property
+    def knee(self) -> pd.Series[Any]:
+        """The frontier's balanced choice."""
+        return self.frontier[self.frontier["knee"]].iloc[0]
+
+    def plot(self) -> Figure:
+        """The figure `frontier.png`."""
+        return frontier_figure(self.report)
+
+    def student(self, row: pd.Series[Any] | None = None) -> AutoDistilModel:
+        """The model of a row of `frontier` or `evaluations`; of the knee if none is given.
+
+        Raises:
+            InputError: if the run trained no SuperLM.
+        """
+        row = self.knee if row is None else row
+        folder = self.folder / "superlm" / str(row["space"])
+        if not (folder / "model.safetensors").is_file():
+            raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
+        superlm = AutoDistilModel.from_pretrained(folder)
+        ffn_size = round(row["hidden_size"] * row["mlp_ratio"])
+        sizes = (row["layers"], row["hidden_size"], ffn_size, row["heads"], row["head_dim"])
+        return superlm.extract(Subnet(*(int(size) for size in sizes)))
+
+
+def load_run(folder: str | Path) -> Run:
+    """The finished run in `folder`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    folder = Path(folder)
+    if not (folder / "summary.json").is_file():
+        raise InputError(f"{str(folder)!r} holds no finished run; allowed: the --out folder of a search that ended")
+    summary = json.loads((folder / "summary.json").read_text())
+    known = {each.name: each for each in (*objectives.PROXIES.values(), objectives.FLOPS, objectives.PARAMS)}
+    wanted = [known[objective["name"]] for objective in summary["objectives"]]
+    measured = folder / "baselines.csv"
+    report = ParetoReport(
+        title=summary["title"],
+        objectives=wanted,
+        evaluations=pd.read_csv(folder / "evaluations.csv"),
+        frontier=pd.read_csv(folder / "frontier.csv"),
+        baselines=pd.read_csv(measured) if measured.exists() else baseline_table([], wanted[0].name),
+        published=baselines.published(),
+        reference_point=summary["reference_point"],
+        hypervolume=summary["hypervolume"],
+        hypervolume_share=summary["hypervolume_share"],
+        exact=summary["exact"],
+        conditions=tuple(summary["conditions"].items()),
+        notes=tuple(summary["notes"]),
+    )
+    return Run(folder, report, summary)

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, create_trial
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autodistil_search.objectives import Objective
 from autodistil_search.space import SearchSpace, Subnet
 
+_STUDY = "search"
 _ATTRIBUTES = "measured"
 
 
@@ -48,21 +50,17 @@ class Archive:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._objectives = list(objectives)
         self._distributions = _distributions(spaces)
-        self._study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            study_name="search",
-            directions=[objective.direction for objective in objectives],
-            load_if_exists=True,
-        )
+        self._study = _open_study(path, objectives)
         if self._study.metric_names is None:
             with warnings.catch_warnings():  # naming metrics is marked experimental; the dashboard shows the names
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 self._study.set_metric_names([objective.name for objective in objectives])
         head_dims = {space.name: space.head_dim for space in spaces}
         self._known: dict[tuple[str, Subnet], Evaluation] = {}
-        for trial in self._study.get_trials(deepcopy=False):
-            evaluation = _from_trial(trial, head_dims)
-            self._known[evaluation.space, evaluation.subnet] = evaluation
+        for trial in self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            if _ATTRIBUTES in trial.user_attrs:  # others are not ours
+                evaluation = _from_trial(trial, head_dims)
+                self._known[evaluation.space, evaluation.subnet] = evaluation
 
     def find(self, space: str, subnet: Subnet) -> Evaluation | None:
         """What was measured on `subnet`, if it was."""
@@ -92,6 +90,29 @@ class Archive:
     def evaluations(self) -> list[Evaluation]:
         """All evaluations, oldest first."""
         return list(self._known.values())
+
+
+class _ProcessLock(JournalFileOpenLock):
+    """A lock that a killed process leaves free: Optuna's own keeps the next run waiting for half a minute."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def _open_study(path: Path, objectives: Sequence[Objective]) -> optuna.Study:
+    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_ProcessLock(path)))
+    if any(study.study_name == _STUDY for study in storage.get_all_studies()):
+        return optuna.load_study(study_name=_STUDY, storage=storage)
+    directions = [objective.direction for objective in objectives]
+    return optuna.create_study(study_name=_STUDY, storage=storage, directions=directions)
 
 
 def _distributions(spaces: Sequence[SearchSpace]) -> dict[str, BaseDistribution]:

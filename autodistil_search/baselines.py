@@ -68,8 +68,7 @@ def measure(
     Trained shapes are kept under `cache`, so that a later run with the same settings only scores them. A shape that is
     the teacher's own is not trained if it starts from the teacher: it is the teacher.
 
-    Args:
-        identity: What else the weights depend on: digests of teacher, text and so on.
+    `identity` is what else the weights depend on: digests of the teacher, of the text and so on.
     """
     results = []
     for name, subnet in SHAPES.items():
@@ -84,7 +83,8 @@ def measure(
             key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
             distill(model, teacher, blocks, options, cache / "baselines" / key, device, reporter, f"baseline {name}")
         seconds = time.monotonic() - start
-        score = proxy.score(model.to(device.name).eval())
+        device.place(model)
+        score = proxy.score(model)
         costs = (flops(subnet), params(subnet, teacher.vocabulary))
         results.append(Baseline(name, subnet, how, score, *costs, seconds))
     return results

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 import docstring_parser
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 from autodistil_search import __version__
 from autodistil_search.config import SearchConfig
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class _Parser(ArgumentParser):
     """Says what is wrong in one line."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002 - the base class's
         self.exit(2, f"autodistil-search: {' '.join(str(message).split())} (see --help)\n")
 
 
@@ -86,18 +86,22 @@ def _search(config: SearchConfig) -> int:
 
 
 def print_frontier(run: Run, console: Console) -> None:
-    """The frontier as a table, and where the report lies."""
+    """The frontier as a table with the knee marked, the notes, and where the report lies."""
     from rich.table import Table
 
-    from autodistil_search.report.html import shown
+    from autodistil_search.report import shown
 
-    table = Table(title=f"Pareto frontier of {run.report.title}, {len(run.frontier)} of {len(run.evaluations)} scored")
-    for name in run.frontier.columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    report = run.report
+    title = f"Pareto frontier of {report.title}: {len(run.frontier)} of {len(run.evaluations)} scored"
+    table = Table(title=title, box=None, pad_edge=False, padding=(0, 1))
+    values = [objective.name for objective in report.measured]
+    for name in ("space", "layers", "hidden", "ratio", "heads", *values, ""):
+        table.add_column(name, justify="left" if name == "space" else "right", no_wrap=True)
     for row in run.frontier.to_dict("records"):
-        cells = [shown(str(name), value) for name, value in row.items()]
-        table.add_row(*cells, style="bold" if row["knee"] else None)
+        sizes = [str(row["space"]), *(f"{row[key]:g}" for key in ("layers", "hidden_size", "mlp_ratio", "heads"))]
+        numbers = [shown(row[name]) for name in values]
+        table.add_row(*sizes, *numbers, "knee" if row["knee"] else "", style="bold" if row["knee"] else None)
     console.print(table)
-    for note in run.report.notes:
+    for note in report.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

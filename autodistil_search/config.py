@@ -30,7 +30,7 @@ class SearchConfig:
         eval_blocks: Held-out blocks on which the proxy is measured.
         init: Start the SuperLM from slices of the teacher's weights, or at random.
         loss: kl (MiniLMv2) or mse on raw scores (the released AutoDistil code).
-        sampling: Subnets a step trains: largest-random (largest and 3 random) or sandwich (largest, smallest, 2 random).
+        sampling: Subnets a step trains: largest-random (largest, 3 random) or sandwich (largest, smallest, 2 random).
         steps: Training steps of each SuperLM and of each baseline.
         batch_size: Blocks in a step.
         lr: Peak learning rate.

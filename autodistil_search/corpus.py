@@ -11,9 +11,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -32,7 +31,7 @@ HELD_OUT_EVERY = 20
 """One document in so many is held out; the second, the 22nd, ..."""
 
 _PARAGRAPHS_AT_ONCE = 2000
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -177,11 +176,13 @@ def load_corpus(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, cache:
         InputError: for text that cannot be used.
     """
     files = text_files(names)
-    digest = _digest(files, tokenizer)
+    packaged = set(_packaged_files()) if PACKAGED in names else set()
+    digest = _digest(files, packaged, tokenizer)
     folder = cache / "text" / digest[:16]
-    if not (folder / "meta.json").is_file():
-        packaged = set(_packaged_files()) if PACKAGED in names else set()
-        _tokenize(files, packaged, tokenizer, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # a run beside this one waits for its tokens
+        if not (folder / "meta.json").is_file():
+            _tokenize(files, packaged, tokenizer, folder)
     first, last = _ends(tokenizer)
     streams = [_map(folder / f"{part}.bin") for part in ("train", "held_out")]
     return Corpus(streams[0], streams[1], digest, first, last)
@@ -193,12 +194,15 @@ def _map(path: Path) -> NDArray[np.uint32]:
     return np.memmap(path, dtype=np.uint32, mode="r")
 
 
-def _digest(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase) -> str:
+def _digest(files: Sequence[Path], packaged: set[Path], tokenizer: PreTrainedTokenizerBase) -> str:
     digest = hashlib.sha256(f"format {_FORMAT}, held out 1 in {HELD_OUT_EVERY}".encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    digest.update(f"{type(tokenizer).__name__} {rules}".encode())
+    rules = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
+    for changing in ("truncation", "padding"):  # settings of calls, which a call may leave behind
+        rules.pop(changing, None)
+    digest.update(f"{type(tokenizer).__name__} {json.dumps(rules, sort_keys=True)}".encode())
     for path in files:
+        digest.update(b"one document" if path in packaged else b"documents")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
@@ -213,25 +217,33 @@ def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def _tokenize(files: Sequence[Path], packaged: set[Path], tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the two streams of `files` into a new folder and give it its name when all is there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
-    counts = {"train": 0, "held_out": 0}
+    """Write the two streams of `files` into a new folder, and give it its name when all is there."""
+    new = folder.with_suffix(".new")
+    for left in (new, folder):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    new.mkdir()
     try:
-        with (temporary / "train.bin").open("wb") as train, (temporary / "held_out.bin").open("wb") as held_out:
-            streams = {"train": train, "held_out": held_out}
-            paragraphs = _labelled_paragraphs(files, packaged)
-            while batch := list(itertools.islice(paragraphs, _PARAGRAPHS_AT_ONCE)):
-                for part, ids in zip(*_token_ids(batch, tokenizer), strict=True):
-                    streams[part].write(np.asarray(ids, dtype=np.uint32).tobytes())
-                    counts[part] += len(ids)
+        counts = _write_streams(files, packaged, tokenizer, new)
         if not counts["held_out"]:
             raise InputError("the text is a single document: at least two are needed, one of them to hold out")
-        (temporary / "meta.json").write_text(json.dumps({"tokens": counts, "files": len(files)}))
-        if not folder.exists():  # else a run beside this one was faster
-            os.replace(temporary, folder)
+        (new / "meta.json").write_text(json.dumps({"tokens": counts, "files": len(files)}))
+        new.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _write_streams(
+    files: Sequence[Path], packaged: set[Path], tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> dict[str, int]:
+    counts = {"train": 0, "held_out": 0}
+    with (folder / "train.bin").open("wb") as train, (folder / "held_out.bin").open("wb") as held_out:
+        streams = {"train": train, "held_out": held_out}
+        paragraphs = _labelled_paragraphs(files, packaged)
+        while batch := list(itertools.islice(paragraphs, _PARAGRAPHS_AT_ONCE)):
+            for part, ids in zip(*_token_ids(batch, tokenizer), strict=True):
+                streams[part].write(np.asarray(ids, dtype=np.uint32).tobytes())
+                counts[part] += len(ids)
+    return counts
 
 
 def _labelled_paragraphs(files: Sequence[Path], packaged: set[Path]) -> Iterator[tuple[str, str]]:

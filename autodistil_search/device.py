@@ -20,6 +20,10 @@ class Device:
     name: str
     precision: str
 
+    def place(self, module: torch.nn.Module) -> None:
+        """Move `module` there."""
+        module.to(self.name)
+
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which models run."""
         if self.precision == "fp32":
@@ -49,5 +53,5 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
 
 def _has_bf16(device: str) -> bool:
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

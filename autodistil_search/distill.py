@@ -81,12 +81,14 @@ def distill(
         FloatingPointError: if the loss is not finite; names step and subnet. The last checkpoint is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(device.name).train()
+    device.place(model)
+    model.train()
     settings = asdict(options)
     with FileLock(folder / ".lock"), (reporter or Reporter()).bar(title, "steps", options.steps) as bar:
         if load_finished(folder, model, settings):
             bar.skip(options.steps)
-            return model.eval()
+            model.eval()
+            return model
         optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True)
         first = load_checkpoint(folder, model, optimizer, settings)
         bar.skip(first)
@@ -105,7 +107,8 @@ def distill(
             saver.step_done(step + 1)
             bar.advance(f"loss {losses[0]:.3f}")
         finish(folder, model, options.steps, settings)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def train_step(

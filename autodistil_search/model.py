@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,8 @@ class AutoDistilConfig(PreTrainedConfig):
 
     def resized(self, subnet: Subnet, search_space: SearchSpace | None = None) -> AutoDistilConfig:
         """The same embeddings and activation with the sizes of `subnet`."""
-        sizes = {
+        values: dict[str, Any] = {key: getattr(self, key) for key in self._shared}
+        values |= {
             "num_hidden_layers": subnet.layers,
             "hidden_size": subnet.hidden_size,
             "intermediate_size": subnet.ffn_size,
@@ -72,13 +73,13 @@ class AutoDistilConfig(PreTrainedConfig):
             "head_dim": subnet.head_dim,
             "search_space": search_space.to_dict() if search_space else None,
         }
-        return AutoDistilConfig(**{key: getattr(self, key) for key in self._shared}, **sizes)
+        return AutoDistilConfig(**values)
 
 
 class ElasticLinear(nn.Linear):
     """A linear layer of which the leading `n_out` rows and as many columns as the input has can be used."""
 
-    def forward(self, x: Tensor, n_out: int) -> Tensor:
+    def forward(self, x: Tensor, n_out: int) -> Tensor:  # type: ignore[override]
         """`(..., n_in)` to `(..., n_out)`."""
         return F.linear(x, self.weight[:n_out, : x.shape[-1]], self.bias[:n_out])
 
@@ -87,6 +88,7 @@ class ElasticLayerNorm(nn.LayerNorm):
     """Layer norm over the leading dimensions that the input has."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(..., n)` to the same shape."""
         n = x.shape[-1]
         return F.layer_norm(x, (n,), self.weight[:n], self.bias[:n], self.eps)
 
@@ -103,7 +105,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, hidden_columns: Tensor | N
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, A, T, T)
     if hidden_columns is not None:
         scores = scores.masked_fill(hidden_columns, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1).to(value.dtype) @ value
+    context: Tensor = scores.softmax(dim=-1).to(value.dtype) @ value
+    return context
 
 
 class ElasticLayer(nn.Module):
@@ -128,13 +131,14 @@ class ElasticLayer(nn.Module):
         return self.query(x, width), self.key(x, width), self.value(x, width)
 
     def forward(self, x: Tensor, subnet: Subnet, hidden_columns: Tensor | None) -> Tensor:
+        """Hidden states `(B, T, H)` to the next layer's."""
         query, key, value = (
             each.unflatten(-1, (subnet.heads, subnet.head_dim)).transpose(1, 2) for each in self.project(x, subnet)
         )  # (B, A, T, D)
         context = attend(query, key, value, hidden_columns).transpose(1, 2).flatten(2)  # (B, T, W)
         x = self.attention_norm(x + self.attention_output(context, subnet.hidden_size))  # (B, T, H)
         inner = self.activation(self.ffn_in(x, subnet.ffn_size))  # (B, T, F)
-        return self.ffn_norm(x + self.ffn_out(inner, subnet.hidden_size))  # (B, T, H)
+        return cast(Tensor, self.ffn_norm(x + self.ffn_out(inner, subnet.hidden_size)))  # (B, T, H)
 
 
 class AutoDistilModel(PreTrainedModel):
@@ -164,10 +168,12 @@ class AutoDistilModel(PreTrainedModel):
         if isinstance(module, nn.Linear | nn.LayerNorm):
             nn.init.zeros_(module.bias)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings."""
         return self.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]
+        """Replace the word embeddings."""
         self.word_embeddings = value
 
     @property
@@ -178,9 +184,13 @@ class AutoDistilModel(PreTrainedModel):
         return SearchSpace(**self.config.search_space)
 
     def _layers_of(self, subnet: Subnet) -> list[ElasticLayer]:
+        whole = self.config.subnet
+        sizes = ("layers", "hidden_size", "ffn_size", "heads")
+        if subnet.head_dim != whole.head_dim or any(getattr(subnet, key) > getattr(whole, key) for key in sizes):
+            raise ValueError(f"subnet {subnet} does not fit into {whole}")
         total = self.config.num_hidden_layers
         rule = self.space.depth if self.config.search_space else "prefix"
-        return [self.layers[i] for i in kept_layers(subnet.layers, total, rule)]
+        return [cast(ElasticLayer, self.layers[i]) for i in kept_layers(subnet.layers, total, rule)]
 
     def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None, hidden: int) -> Tensor:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -188,7 +198,8 @@ class AutoDistilModel(PreTrainedModel):
             token_type_ids = torch.zeros_like(input_ids)
         # Look-up first, slice after: the other way round the backward pass pads every table twice.
         x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)  # (B, T, largest H)
-        return self.embedding_norm((x + self.position_embeddings(positions))[..., :hidden])  # (B, T, H)
+        x = self.embedding_norm((x + self.position_embeddings(positions))[..., :hidden])  # (B, T, H)
+        return cast(Tensor, x)
 
     def last_projections(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, subnet: Subnet | None = None
@@ -234,7 +245,8 @@ class AutoDistilModel(PreTrainedModel):
             InputError: if the subnet is not in the space of this SuperLM.
         """
         self.space.encode(subnet)
-        student = AutoDistilModel(self.config.resized(subnet)).to(self.dtype)
+        student = AutoDistilModel(self.config.resized(subnet))
+        nn.Module.to(student, self.device, self.dtype)
         sources = [self.word_embeddings, self.position_embeddings, self.token_type_embeddings, self.embedding_norm]
         targets = [student.word_embeddings, student.position_embeddings, student.token_type_embeddings]
         pairs = zip(
@@ -245,7 +257,8 @@ class AutoDistilModel(PreTrainedModel):
         for source, target in pairs:
             for ours, theirs in zip(source.parameters(), target.parameters(), strict=True):
                 theirs.copy_(ours[tuple(slice(n) for n in theirs.shape)])
-        return student.to(self.device).eval()
+        student.eval()
+        return student
 
 
 def _hidden_columns(attention_mask: Tensor | None) -> Tensor | None:

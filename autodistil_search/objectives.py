@@ -40,14 +40,12 @@ FLOPS = Objective(
     "FLOPs",
     f"multiply-adds, {FLOPS_SEQ_LEN} tokens, batch 1",
     "minimize",
-    lambda subnet, vocabulary: flops(subnet),
+    lambda subnet, _: flops(subnet),
 )
 PARAMS = Objective("params", "parameters", "parameters, embeddings included", "minimize", params)
 
 PROXIES = {"kl": RELATION_LOSS, "mse": RELATION_MSE}
 """What `acc` stands for, by the distillation loss of the run."""
-
-NAMES = ("acc", "flops", "params")
 
 
 def parse_objectives(text: str, loss: str = "kl") -> list[Objective]:
@@ -80,7 +78,7 @@ def parse_amount(text: str | float | None, flag: str) -> float | None:
     if match is None:
         raise InputError(f"{flag} {text!r}; allowed: a number above 0 such as 300M, 1.5G or 8000000")
     number, exponent, suffix = match.groups()
-    amount = float(number) * 10 ** int(exponent or 0) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[suffix.upper()]
+    amount = float(f"{number}e{exponent or 0}") * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[suffix.upper()]
     if not 0 < amount < float("inf"):
         raise InputError(f"{flag} {text!r}; allowed: a number above 0 such as 300M, 1.5G or 8000000")
     return amount

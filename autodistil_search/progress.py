@@ -50,10 +50,12 @@ class ConsoleReporter(Reporter):
         self._console = console
 
     def say(self, message: str) -> None:
+        """Print one line."""
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, title: str, unit: str, total: int) -> Iterator[Bar]:
+        """A bar in a terminal, lines elsewhere."""
         if not self._console.is_terminal:
             line = _Line(self, title, unit, total)
             yield line

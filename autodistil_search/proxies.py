@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,12 +40,18 @@ class RelationProxy:
 
     @torch.no_grad()
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
-        """The loss of `subnet` of `model`, or of the whole model."""
+        """The loss of `subnet` of `model`, or of the whole model.
+
+        Raises:
+            FloatingPointError: if it is not finite.
+        """
         total = 0.0
         for batch, target in zip(self._batches, self._targets, strict=True):
             with self._device.autocast():
                 projections = model.last_projections(batch, subnet=subnet)
             total += float(relation_loss(projections, target)) * len(batch)
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the held-out loss of subnet {subnet or model.config.subnet} is {total}")
         return total / self.blocks
 
     @property

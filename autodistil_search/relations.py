@@ -47,12 +47,13 @@ def split_heads(x: Tensor, relation_heads: int) -> Tensor:
     """
     if missing := -x.shape[-1] % relation_heads:
         x = torch.nn.functional.pad(x, (0, missing))
-    return x.float().unflatten(-1, (relation_heads, -1)).transpose(1, 2)
+    heads: Tensor = x.float().unflatten(-1, (relation_heads, -1))
+    return heads.transpose(1, 2)
 
 
 def relation_scores(x: Tensor, hidden_columns: Tensor | None = None) -> Tensor:
     """X Xᵀ / √d of `(B, R, T, d)`, as `(B, R, T, T)`; padded columns get the lowest finite number."""
-    scores = (x * x.shape[-1] ** -0.5) @ x.transpose(-1, -2)
+    scores: Tensor = (x * x.shape[-1] ** -0.5) @ x.transpose(-1, -2)
     if hidden_columns is not None:
         scores.masked_fill_(hidden_columns, torch.finfo(scores.dtype).min)
     return scores
@@ -120,12 +121,13 @@ def relation_target(
         rows, hidden_columns = (attention_mask != 0).float(), (attention_mask == 0)[:, None, None, :]
     row_weight = (rows / (rows.sum() * relation_heads))[:, None, :, None]
     heads = [split_heads(each, relation_heads) for each in projections]
-    if loss == "mse":
-        tables, offset = [relation_scores(each) for each in heads], 0.0
-    else:
-        logs = [relation_scores(each, hidden_columns).log_softmax(dim=-1) for each in heads]
-        tables = [log.exp().mul_(row_weight) for log in logs]
-        offset = sum(float((table * log).sum()) for table, log in zip(tables, logs, strict=True))
+    with torch.autocast(device.type, enabled=False):
+        if loss == "mse":
+            tables, offset = [relation_scores(each) for each in heads], 0.0
+        else:
+            logs = [relation_scores(each, hidden_columns).log_softmax(dim=-1) for each in heads]
+            tables = [log.exp().mul_(row_weight) for log in logs]
+            offset = sum(float((table * log).sum()) for table, log in zip(tables, logs, strict=True))
     return RelationTarget(loss, tuple(tables), offset, row_weight, hidden_columns, relation_heads)
 
 

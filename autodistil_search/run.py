@@ -46,7 +46,7 @@ _MARGIN = 1.01
 
 
 def cache_folder() -> Path:
-    """Where tokenized text and trained baselines are kept for later runs: AUTODISTIL_SEARCH_CACHE, or the user's cache."""
+    """Where tokenized text and baselines are kept for later runs: AUTODISTIL_SEARCH_CACHE, or the user's cache."""
     if given := os.environ.get("AUTODISTIL_SEARCH_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodistil_search"

@@ -7,6 +7,7 @@ each dimension; all layers of a subnet are alike (AutoDistil, arXiv 2201.12507).
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ Genome = tuple[int, ...]
 """Index of the choice taken in each of `DIMENSIONS`; what search engines vary."""
 
 DIMENSIONS = ("layers", "hidden_size", "mlp_ratio", "heads")
+
+_LARGEST = 1_000_000
+"""No size of a module is larger; it keeps a slip of the keyboard from asking for all memory."""
 
 DepthRule = Literal["first_last", "uniform", "prefix"]
 
@@ -97,7 +101,7 @@ class SearchSpace:
         if self.depth not in get_args(DepthRule):
             raise InputError(f"space {self.name!r}: depth is {self.depth!r}; allowed: {', '.join(get_args(DepthRule))}")
         for hidden, ratio in itertools.product(self.hidden_size, self.mlp_ratio):
-            if not float(hidden * ratio).is_integer():
+            if _ffn_size(hidden, ratio) is None:
                 raise InputError(
                     f"space {self.name!r}: mlp_ratio {ratio:g} x hidden_size {hidden} gives an FFN width of "
                     f"{hidden * ratio:g}; allowed: ratios that give a whole number for every hidden_size"
@@ -142,7 +146,7 @@ class SearchSpace:
         layers, hidden, ratio, heads = (
             getattr(self, dimension)[index] for dimension, index in zip(DIMENSIONS, genome, strict=True)
         )
-        return Subnet(layers, hidden, int(hidden * ratio), heads, self.head_dim)
+        return Subnet(layers, hidden, round(hidden * ratio), heads, self.head_dim)
 
     def encode(self, subnet: Subnet) -> Genome:
         """The genome of `subnet`.
@@ -150,12 +154,17 @@ class SearchSpace:
         Raises:
             InputError: if the subnet is not in this space.
         """
+        ffn_sizes = [round(subnet.hidden_size * ratio) for ratio in self.mlp_ratio]
         try:
-            genome = tuple(getattr(self, key).index(getattr(subnet, key)) for key in DIMENSIONS)
+            genome = (
+                self.layers.index(subnet.layers),
+                self.hidden_size.index(subnet.hidden_size),
+                ffn_sizes.index(subnet.ffn_size),
+                self.heads.index(subnet.heads),
+            )
+            (self.head_dim,).index(subnet.head_dim)
         except ValueError:
-            genome = None
-        if genome is None or subnet.head_dim != self.head_dim:
-            raise InputError(f"subnet {subnet} is not in space {self.name!r}: {self}")
+            raise InputError(f"subnet {subnet} is not in space {self.name!r}: {self}") from None
         return genome
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,13 +182,19 @@ def _check_name(name: object) -> None:
 
 
 def _positive_integer(space: str, key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"space {space!r}: {key} has {value!r}; allowed: whole numbers from 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        raise InputError(f"space {space!r}: {key} has {value!r:.50}; allowed: whole numbers from 1 to {_LARGEST}")
 
 
 def _positive_number(space: str, key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise InputError(f"space {space!r}: {key} has {value!r}; allowed: numbers above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
+        raise InputError(f"space {space!r}: {key} has {value!r:.50}; allowed: numbers above 0, up to {_LARGEST}")
+
+
+def _ffn_size(hidden: int, ratio: float) -> int | None:
+    """The FFN width, or None if it is not whole; 1.1 x 50 is, though floating point gives 55.00000000000001."""
+    width = hidden * ratio
+    return round(width) if math.isclose(width, round(width), rel_tol=1e-9) else None
 
 
 def _ascending(space: str, key: str, values: object, check: Any) -> tuple[Any, ...]:
@@ -211,14 +226,18 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
         InputError: if there is none, or the file is not a valid space.
     """
     path = space_folder() / f"{name_or_path}.yaml" if str(name_or_path) in shipped_spaces() else Path(name_or_path)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # a name no file can have
+        found = False
+    if not found:
         raise InputError(
-            f"no search space {str(name_or_path)!r}; allowed: {', '.join(shipped_spaces())}, or a YAML file's path"
+            f"no search space {str(name_or_path)!r:.200}; allowed: {', '.join(shipped_spaces())}, or a YAML file's path"
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from None
     keys = [field.name for field in fields(SearchSpace)]
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {type(content).__name__}; allowed: the keys {', '.join(keys)}")

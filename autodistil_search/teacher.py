@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from autodistil_search.cost import Vocabulary
 from autodistil_search.errors import InputError
-from autodistil_search.model import AutoDistilConfig, AutoDistilModel, quiet_transformers
+from autodistil_search.model import AutoDistilConfig, AutoDistilModel, ElasticLayer, ElasticLinear, quiet_transformers
 from autodistil_search.space import SearchSpace, Subnet
 
 PACKAGED = "packaged"
@@ -106,10 +106,7 @@ class Teacher:
         self.name = name
         self.tokenizer = tokenizer
         self.model = model.eval().requires_grad_(False)
-        if model.config.model_type not in FAMILIES:
-            raise InputError(
-                f"teacher {name!r} is of type {model.config.model_type!r}; allowed: {', '.join(sorted(FAMILIES))}"
-            )
+        _check_family(name, model.config)
         self.family = FAMILIES[model.config.model_type]
         self._layers: Sequence[nn.Module] = list(self._get(model, self.family.layers))  # type: ignore[call-overload]
         if not -len(self._layers) <= layer < len(self._layers):
@@ -196,34 +193,38 @@ class Teacher:
     def copy_into(self, model: AutoDistilModel) -> list[str]:
         """Start `model` from slices of this teacher.
 
-        Layer i of L comes from layer floor(i T / L), and of each head the first rows. What the teacher does not have keeps its random start. Returns notes on that, one line each.
+        Layer i of L comes from layer floor(i T / L), and of each head the first rows. What the teacher does not have
+        keeps its random start. Returns notes on that, one line each.
         """
         self._copy_embeddings(model)
         mine, theirs = model.config.subnet, self.subnet
-        for i, layer in enumerate(model.layers):
+        for i, layer in enumerate(cast(list[ElasticLayer], model.layers)):
             source = i * theirs.layers // mine.layers
             for part in ("query", "key", "value"):
                 linear = self._linear(source, part)
-                target = getattr(layer, part)
+                target: ElasticLinear = getattr(layer, part)
                 _copy_leading(_by_head(linear.weight, theirs), _by_head(target.weight, mine))
                 _copy_leading(_by_head(linear.bias, theirs), _by_head(target.bias, mine))
-            output = self._linear(source, "attention_output")
-            _copy_leading(_by_head(output.weight.T, theirs), _by_head(layer.attention_output.weight.T, mine))
-            _copy_leading(output.bias, layer.attention_output.bias)
+            output, target = self._linear(source, "attention_output"), layer.attention_output
+            _copy_leading(_by_head(output.weight.T, theirs), _by_head(target.weight.T, mine))
+            _copy_leading(output.bias, target.bias)
             for part in ("attention_norm", "ffn_in", "ffn_out", "ffn_norm"):
                 module = self._get(self._layers[source], getattr(self.family, part))
                 _copy_module(module, getattr(layer, part))
         pooler: Any = getattr(self.model, "pooler", None)
         if pooler is not None:
             _copy_module(pooler.dense, model.pooler)
-        return _start_notes(mine, theirs, pooler is not None)
+        notes = _start_notes(mine, theirs, pooler is not None)
+        if self.model.config.model_type == "mpnet":
+            notes.append("the teacher's relative attention bias has no place in a student")
+        if getattr(self.model, "embeddings_project", None) is not None:
+            notes.append("the teacher's embeddings are narrower than its layers: their projection is folded in")
+        return notes
 
     def _copy_embeddings(self, model: AutoDistilModel) -> None:
         embeddings: Any = self.model.embeddings
-        words, positions = (
-            embeddings.word_embeddings.weight,
-            embeddings.position_embeddings.weight[self._first_position :],
-        )
+        words = embeddings.word_embeddings.weight
+        positions = embeddings.position_embeddings.weight[self._first_position :]
         types = getattr(embeddings, "token_type_embeddings", None)
         # A teacher without token types adds nothing there: so does the one row of its student.
         kinds = torch.zeros(1, words.shape[1], device=words.device) if types is None else types.weight
@@ -239,7 +240,8 @@ class Teacher:
 
 
 def _by_head(x: Tensor, sizes: Subnet) -> Tensor:
-    return x.unflatten(0, (sizes.heads, sizes.head_dim))
+    heads: Tensor = x.unflatten(0, (sizes.heads, sizes.head_dim))
+    return heads
 
 
 def _copy_leading(source: Tensor, target: Tensor) -> None:
@@ -305,17 +307,37 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
     source = str(_packaged_folder()) if name == PACKAGED else name
     with quiet_transformers():
         try:
-            model_type = AutoConfig.from_pretrained(source).model_type
-        except (OSError, ValueError, KeyError) as error:
-            _refuse(name, error)
-        if model_type not in FAMILIES:
-            raise InputError(f"teacher {name!r} is of type {model_type!r}; allowed: {', '.join(sorted(FAMILIES))}")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except Exception as error:  # the loaders raise whatever the broken part of a folder leads to
             _refuse(name, error)
+        _check_family(name, config)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            model, loading = AutoModel.from_pretrained(
+                source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+        except Exception as error:
+            _refuse(name, error)
+    _check_weights(name, model, loading["missing_keys"])
     return Teacher(model.to(device), tokenizer, name, layer)
+
+
+def _check_family(name: str, config: Any) -> None:
+    if config.model_type not in FAMILIES:
+        raise InputError(f"teacher {name!r} is of type {config.model_type!r}; allowed: {', '.join(sorted(FAMILIES))}")
+    if getattr(config, "is_decoder", False):
+        raise InputError(f"teacher {name!r} is a decoder: it sees earlier tokens only; allowed: encoders")
+
+
+def _check_weights(name: str, model: PreTrainedModel, missing: Collection[str]) -> None:
+    """Refuse a model whose folder lacks weights; a missing pooler is taken away, as transformers made one up."""
+    lacking = sorted(key for key in missing if not key.startswith("pooler."))
+    if lacking:
+        raise InputError(
+            f"teacher {name!r} lacks {len(lacking)} weights, {lacking[0]!r} first; allowed: folders with all weights"
+        )
+    if missing:
+        model.pooler = None  # type: ignore[assignment]
 
 
 def _refuse(name: str, error: Exception) -> NoReturn:

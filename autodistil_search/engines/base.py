@@ -56,12 +56,21 @@ class Candidates:
         """Mark `genome` as asked for."""
         self._taken.add(genome)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left; never known of a space too large to list."""
+        if self._listed is None:
+            return False
+        while self._listed and self._listed[-1] in self._taken:
+            self._listed.pop()
+        return not self._listed
+
     def draw(self) -> Genome | None:
         """Take a random new genome; None if there is none left (or, in a large space, none was found)."""
+        if self.exhausted:
+            return None
         if self._listed is not None:
-            while self._listed and self._listed[-1] in self._taken:
-                self._listed.pop()
-            genome = self._listed[-1] if self._listed else None
+            genome: Genome | None = self._listed[-1]
         else:
             tries = (self.space.encode(self.space.sample(self._rng)) for _ in range(_TRIES))
             genome = next(filter(self.is_new, tries), None)

@@ -19,6 +19,7 @@ class Exhaustive:
         self._order = candidates.space.genomes()
 
     def ask(self) -> list[Genome]:
+        """The next genomes; see `Engine`."""
         batch: list[Genome] = []
         for genome in self._order:
             if self._candidates.is_new(genome):

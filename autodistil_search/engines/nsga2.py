@@ -62,14 +62,18 @@ class PymooNSGA2:
         self._algorithm.setup(problem, seed=seed, termination=NoTermination())
 
     def ask(self) -> list[Genome]:
+        """A generation; see `Engine`."""
+        if self._candidates.exhausted:
+            return []
         genomes = self._offspring() if self._algorithm.is_initialized else self._corners()
         for genome in genomes:
             self._candidates.take(genome)
-        while len(genomes) < self._population and (genome := self._candidates.draw()) is not None:
-            genomes.append(genome)
+        while len(genomes) < self._population and (drawn := self._candidates.draw()) is not None:
+            genomes.append(drawn)
         return genomes
 
     def tell(self, genomes: Sequence[Genome], values: Values) -> None:
+        """Let the generation compete with the population; see `Engine`."""
         generation = Population.new("X", np.array(genomes), "F", np.asarray(values, dtype=float))
         for individual in generation:
             individual.evaluated.update({"F", "G", "H"})

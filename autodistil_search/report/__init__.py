@@ -6,17 +6,31 @@ from pathlib import Path
 
 from autodistil_search.report.data import ParetoReport, baseline_table, pareto_report
 from autodistil_search.report.figures import frontier_figure, published_figure, save_figure
-from autodistil_search.report.html import render_html
+from autodistil_search.report.html import render_html, shown
 
-__all__ = ["ParetoReport", "baseline_table", "frontier_figure", "pareto_report", "published_figure", "write_report"]
+__all__ = [
+    "ParetoReport",
+    "baseline_table",
+    "frontier_figure",
+    "pareto_report",
+    "published_figure",
+    "shown",
+    "write_report",
+]
 
 
 def write_report(report: ParetoReport, folder: Path) -> None:
-    """Write the tables, figures and page of `report` into `folder`."""
-    report.evaluations.to_csv(folder / "evaluations.csv", index=False)
-    report.frontier.to_csv(folder / "frontier.csv", index=False)
+    """Write the tables, figures and page of `report` into `folder`; each file is there whole or not at all."""
+    new = folder / ".report"
+    new.mkdir(exist_ok=True)
+    report.evaluations.to_csv(new / "evaluations.csv", index=False)
+    report.frontier.to_csv(new / "frontier.csv", index=False)
     if len(report.baselines):
-        report.baselines.to_csv(folder / "baselines.csv", index=False)
-    save_figure(frontier_figure(report), folder / "frontier.png")
-    save_figure(published_figure(report.published), folder / "published.png")
-    (folder / "report.html").write_text(render_html(report), encoding="utf-8")
+        report.baselines.to_csv(new / "baselines.csv", index=False)
+    save_figure(frontier_figure(report), new / "frontier.png")
+    save_figure(published_figure(report.published), new / "published.png")
+    figures = [(new / name).read_bytes() for name in ("frontier.png", "published.png")]
+    (new / "report.html").write_text(render_html(report, *figures), encoding="utf-8")
+    for file in new.iterdir():
+        file.replace(folder / file.name)
+    new.rmdir()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from autodistil_search import pareto
 from autodistil_search.objectives import Objective
@@ -21,6 +22,8 @@ SPACE_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 BASELINE_COLOUR = "#D55E00"
 KNEE_COLOUR = "#000000"
 _BASELINE_MARKERS = "sD^vPX"
+_WIDE = 3.0
+"""A cost that ranges over more than this ratio gets a logarithmic axis."""
 
 
 def axes_pairs(report: ParetoReport) -> list[tuple[Objective, Objective]]:
@@ -53,12 +56,22 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective) 
         if x.name in row and y.name in row:
             label = row["name"] + (" (the teacher's copy)" if row["how"].startswith("copy") else "")
             axes.scatter(row[x.name], row[y.name], marker=marker, s=48, color=BASELINE_COLOUR, zorder=5, label=label)
-    for axis, objective in ((axes.xaxis, x), (axes.yaxis, y)):
+    for axis, set_scale, objective in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):
         axis.set_label_text(_label(objective))
         if objective.cost:
-            axis.set_major_formatter(EngFormatter(sep=""))
+            _style_cost_axis(axis, set_scale)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, framealpha=0.9)
+
+
+def _style_cost_axis(axis: Axis, set_scale: Callable[[str], None]) -> None:
+    """Equal ratios are equal lengths, where costs range widely; ticks as 300M."""
+    low, high = axis.get_data_interval()
+    if high > _WIDE * low > 0:
+        set_scale("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _draw_step(axes: Axes, frontier: pd.DataFrame, x: Objective, y: Objective) -> None:
@@ -86,8 +99,8 @@ def published_figure(published: pd.DataFrame) -> Figure:
     for family, (marker, colour) in styles.items():
         rows = published[published["family"] == family]
         axes.scatter(rows["flops_g"], rows["average"], marker=marker, color=colour, s=42, label=family, zorder=3)
-    for (flops, _), rows in published.groupby(["flops_g", "family"]):
-        _annotate_column(axes, float(np.float64(flops)), rows)
+    for _, rows in published.groupby(["flops_g", "family"]):
+        _annotate_column(axes, rows)
     axes.set_xscale("log")
     axes.set_xticks([0.3, 1, 3, 10], ["0.3G", "1G", "3G", "10G"])
     axes.set_xlim(0.2, 22)
@@ -99,15 +112,15 @@ def published_figure(published: pd.DataFrame) -> Figure:
     return figure
 
 
-def _annotate_column(axes: Axes, flops: float, rows: pd.DataFrame) -> None:
+def _annotate_column(axes: Axes, rows: pd.DataFrame) -> None:
     """Names beside their points; those of one column are kept a line apart."""
-    gap, last = 0.55, np.inf
+    gap, last = 0.4, np.inf
     for _, row in rows.sort_values("average", ascending=False).iterrows():
         height = min(float(row["average"]), last - gap)
         last = height
-        axes.annotate(row["model"], (flops * 1.06, height), fontsize=7, va="center")
+        axes.annotate(row["model"], (float(row["flops_g"]) * 1.06, height), fontsize=7, va="center")
 
 
-def save_figure(figure: Figure, path: Path, **options: Any) -> None:
-    """Write `figure` for screens and documents."""
-    figure.savefig(path, dpi=150, **options)
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write `figure` as PNG, for screens and documents."""
+    figure.savefig(path, dpi=150, format="png")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import base64
-import io
-from collections.abc import Sequence
+from typing import Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
-from autodistil_search.report.data import SUBNET_COLUMNS, ParetoReport
-from autodistil_search.report.figures import axes_pairs, frontier_figure, published_figure, save_figure
+from autodistil_search.report.data import ParetoReport
+from autodistil_search.report.figures import axes_pairs
 
 
-def render_html(report: ParetoReport) -> str:
-    """The page; figures are embedded and nothing is loaded from elsewhere."""
+def render_html(report: ParetoReport, frontier_png: bytes, published_png: bytes) -> str:
+    """The page; the two figures are embedded and nothing is loaded from elsewhere."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__name__.rpartition(".")[0], "."), autoescape=True)
     panels = "; ".join(f"{y.label} against {x.label}" for x, y in axes_pairs(report))
     units = {objective.name: objective.unit for objective in report.measured}
@@ -29,21 +28,15 @@ def render_html(report: ParetoReport) -> str:
     return environment.get_template("page.html").render(
         report=report,
         tables=tables,
-        frontier_png=_png(frontier_figure(report)),
+        frontier_png=base64.b64encode(frontier_png).decode(),
         frontier_alt=f"{panels}: scored subnets, the frontier as a step line, the knee and the measured baselines",
-        published_png=_png(published_figure(report.published)),
+        published_png=base64.b64encode(published_png).decode(),
     )
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    save_figure(figure, buffer, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _table(table: pd.DataFrame, caption: str, units: dict[str, str], mark: str | None = None) -> Markup:
     """`table` as HTML, its numbers readable; the row where the column `mark` is True stands out."""
-    rows = [_row(table.columns, row, mark) for row in table.to_dict("records")]
+    rows = [_row({str(name): value for name, value in row.items()}, mark) for row in table.to_dict("records")]
     head = Markup("").join(
         Markup('<th scope="col" class="{}" title="{}">{}</th>').format(_css(table[name]), units.get(name, ""), name)
         for name in table.columns
@@ -53,25 +46,23 @@ def _table(table: pd.DataFrame, caption: str, units: dict[str, str], mark: str |
     ).format(caption, head, Markup("").join(rows))
 
 
-def _row(columns: Sequence[str], row: dict[str, object], mark: str | None) -> Markup:
+def _row(row: dict[str, object], mark: str | None) -> Markup:
     cells = Markup("").join(
-        Markup('<td class="{}">{}</td>').format("text" if isinstance(row[name], str) else "", shown(name, row[name]))
-        for name in columns
+        Markup('<td class="{}">{}</td>').format("text" if isinstance(value, str) else "", shown(value))
+        for name, value in row.items()
     )
     css = "knee" if mark is not None and row[mark] else ""
     return Markup('<tr class="{}">{}</tr>').format(css, cells)
 
 
-def _css(column: pd.Series[object]) -> str:
+def _css(column: pd.Series[Any]) -> str:
     return "" if pd.api.types.is_numeric_dtype(column) else "text"
 
 
-def shown(name: str, value: object) -> str:
-    """A number or word as tables show it."""
+def shown(value: object) -> str:
+    """A number or word as tables for people show it: four digits, thousands of millions as G."""
     if isinstance(value, bool):
         return "knee" if value else ""
-    if isinstance(value, int):
-        return f"{value:,}" if name not in SUBNET_COLUMNS else str(value)
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
-    return str(value)
+    if isinstance(value, int | float) and abs(value) >= 1e4:
+        return EngFormatter(places=2, sep="")(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,79 @@
+"""Scoring many subnets at once against scoring each on its own, in one run.
+
+    python benchmarks/scoring.py [--subnets 256] [--blocks 32]
+
+"Shared" is `RelationProxy`: the teacher runs once, its relations serve every subnet, the last layer stops at its
+projections. "Separate" makes a `RelationProxy` for each subnet, so that each has its own teacher pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+
+import torch
+
+from autodistil_search.corpus import load_corpus
+from autodistil_search.device import choose_device
+from autodistil_search.proxies import RelationProxy
+from autodistil_search.relations import relation_loss, relation_target
+from autodistil_search.run import cache_folder
+from autodistil_search.space import load_space
+from autodistil_search.teacher import load_teacher
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock seconds that `work` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subnets", type=int, default=256, help="drawn evenly from the space")
+    parser.add_argument("--blocks", type=int, default=32, help="held-out blocks of 128 tokens")
+    arguments = parser.parse_args()
+    device = choose_device()
+    teacher, space = load_teacher(device=device.name), load_space("tiny")
+    corpus = load_corpus(["packaged"], teacher.tokenizer, cache_folder())
+    blocks = corpus.blocks(128)[1].spread(arguments.blocks)
+    superlm, _ = teacher.superlm(space)
+    device.place(superlm)
+    genomes = list(space.genomes())
+    random.Random(0).shuffle(genomes)
+    subnets = [space.decode(genome) for genome in genomes[: arguments.subnets]]
+
+    def make() -> RelationProxy:
+        return RelationProxy(teacher, blocks, space.relation_heads, "kl", device)
+
+    def score_all() -> list[float]:
+        proxy = make()
+        return [proxy.score(superlm, subnet) for subnet in subnets]
+
+    make().score(superlm, space.largest)  # warm up
+    shared = seconds(score_all)
+    separate = seconds(lambda: [make().score(superlm, subnet) for subnet in subnets])
+    with torch.no_grad(), device.autocast():
+        encoder = seconds(lambda: [superlm.last_projections(blocks, subnet=subnet) for subnet in subnets])
+        teacher_pass = seconds(lambda: teacher.projections(blocks))
+        target = relation_target(teacher.projections(blocks), None, space.relation_heads)
+        students = [superlm.last_projections(blocks, subnet=subnet) for subnet in subnets[:16]]
+        loss = seconds(lambda: [relation_loss(each, target) for each in students]) * len(subnets) / len(students)
+    print(f"{len(subnets)} subnets of tiny, {len(blocks)} blocks of 128 tokens, {device.name} {device.precision}\n")
+    print("| | seconds | ratio |\n|---|---|---|")
+    for name, took in (
+        ("separate: a teacher pass for each subnet", separate),
+        ("shared: one teacher pass for all", shared),
+        ("of which encoder", encoder),
+        ("of which relation loss", loss),
+        ("of which teacher", teacher_pass),
+    ):
+        print(f"| {name} | {took:.1f} | {took / separate:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Toys that the tests share: a word vocabulary, random encoders of a few thousand weights, a text, a small space."""
+
+import os
+
+# Both are read once, at import. Threads that wait without spinning make toys 50 times faster on a busy machine.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ["OMP_NUM_THREADS"] = "1"  # likewise torch; toys gain nothing from threads, and lose on a busy machine
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, BertTokenizerFast, PreTrainedModel
+
+from autodistil_search.config import SearchConfig
+from autodistil_search.device import Device
+from autodistil_search.model import AutoDistilModel, quiet_transformers
+from autodistil_search.space import SearchSpace, load_space
+from autodistil_search.teacher import Teacher
+
+settings.register_profile("toys", deadline=None, max_examples=25, database=None, derandomize=True)
+settings.load_profile("toys")
+
+WORDS = [f"w{i}" for i in range(90)]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def cpu() -> Device:
+    return Device("cpu", "fp32")
+
+
+@pytest.fixture
+def debug_space() -> SearchSpace:
+    return load_space("debug")
+
+
+@pytest.fixture
+def tokenizer() -> BertTokenizerFast:
+    """One token a word; "w0" is token 5."""
+    return BertTokenizerFast(vocab={word: i for i, word in enumerate(VOCABULARY)})
+
+
+@pytest.fixture(scope="session")
+def randomised() -> Callable[..., nn.Module]:
+    """Gives every weight of a model, norms and biases too, a random value: defaults of 0 and 1 hide mistakes."""
+
+    @torch.no_grad()
+    def fill(model: nn.Module, seed: int = 0) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator))
+            if "norm" in name.lower() and name.endswith("weight"):
+                parameter += 1
+        return model.eval()
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def toy_encoder(randomised: Callable[..., nn.Module]) -> Callable[..., PreTrainedModel]:
+    """A random Hugging Face encoder of a type; sizes by BERT's names."""
+
+    def make(model_type: str = "bert", seed: int = 0, **sizes: int) -> PreTrainedModel:
+        given = {
+            "vocab_size": len(VOCABULARY),
+            "hidden_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "intermediate_size": 96,
+            "max_position_embeddings": 40,
+        } | sizes
+        if model_type == "distilbert":
+            given["hidden_dim"] = given.pop("intermediate_size")
+        if model_type == "electra":
+            given.setdefault("embedding_size", given["hidden_size"])
+        return randomised(AutoModel.from_config(AutoConfig.for_model(model_type, **given)), seed)
+
+    return make
+
+
+@pytest.fixture
+def teacher_folder(
+    tmp_path: Path, toy_encoder: Callable[..., PreTrainedModel], tokenizer: BertTokenizerFast
+) -> Callable[..., Path]:
+    """A folder with a toy encoder and its tokenizer, as `save_pretrained` writes it."""
+
+    def save(model_type: str = "bert", **sizes: int) -> Path:
+        folder = tmp_path / f"toy-{model_type}"
+        with quiet_transformers():
+            toy_encoder(model_type, **sizes).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def toy_teacher(toy_encoder: Callable[..., PreTrainedModel], tokenizer: BertTokenizerFast) -> Callable[..., Teacher]:
+    """A teacher from `toy_encoder`, without files."""
+
+    def make(model_type: str = "bert", layer: int = -1, **sizes: int) -> Teacher:
+        return Teacher(toy_encoder(model_type, **sizes), tokenizer, f"toy {model_type}", layer)
+
+    return make
+
+
+@pytest.fixture
+def debug_superlm(
+    debug_space: SearchSpace, toy_teacher: Callable[..., Teacher], randomised: Callable[..., AutoDistilModel]
+) -> Callable[..., AutoDistilModel]:
+    """A SuperLM of the debug space with the toy vocabulary and random weights."""
+
+    def make(seed: int = 0) -> AutoDistilModel:
+        return randomised(AutoDistilModel(toy_teacher().student_config(debug_space.largest, debug_space)), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_batch() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Token ids `(B, T)` of words, and a mask that leaves each row one token fewer than the row before."""
+
+    def make(rows: int = 3, tokens: int = 9, seed: int = 0) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(5, len(VOCABULARY), (rows, tokens), generator=generator)
+        mask = (torch.arange(tokens)[None] < tokens - torch.arange(rows)[:, None]).long()
+        return ids, mask
+
+    return make
+
+
+@pytest.fixture
+def toy_text(tmp_path: Path) -> Callable[..., Path]:
+    """A text file of random words in documents of two paragraphs."""
+
+    def write(documents: int = 60, seed: int = 0, name: str = "toy.txt") -> Path:
+        rng = random.Random(seed)
+        paragraphs = [" ".join(rng.choices(WORDS, k=20)) for _ in range(2 * documents)]
+        path = tmp_path / name
+        path.write_text("\n\n".join("\n".join(paragraphs[i : i + 2]) for i in range(0, len(paragraphs), 2)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def toy_config(teacher_folder: Callable[..., Path], toy_text: Callable[..., Path], tmp_path: Path) -> SearchConfig:
+    """A whole run on the debug space that takes about a second."""
+    return SearchConfig(
+        space="debug",
+        teacher=str(teacher_folder()),
+        text=[str(toy_text())],
+        seq_len=16,
+        steps=3,
+        batch_size=2,
+        eval_blocks=4,
+        evaluations=8,
+        population=4,
+        baselines="none",
+        out=str(tmp_path / "run"),
+    )

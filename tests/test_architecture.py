@@ -1,0 +1,115 @@
+"""The import contract: a module imports only from the layers below its own."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autodistil_search
+from autodistil_search import config
+
+PACKAGE = Path(autodistil_search.__file__).parent
+LAYERS = [
+    {"errors"},
+    {"space", "pareto"},
+    {"cost", "model", "relations", "corpus", "progress", "config", "device"},
+    {"teacher", "objectives", "checkpoint"},
+    {"archive"},
+    {"distill", "proxies", "engines"},
+    {"baselines"},
+    {"report"},
+    {"run"},
+    {"cli"},
+]
+LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+ENTRY_POINTS = {"__init__", "__main__"}
+USERS_OF_CONFIG = {"run", "cli"}
+
+
+def dotted(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for i, part in enumerate(parts) if part != "__init__" or i == 0)
+
+
+SOURCES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path):
+    """Our modules that a file imports, at its top or inside functions, dotted below the package."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno} has a relative import"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        ours = [name.removeprefix("autodistil_search.") for name in names if name.startswith("autodistil_search.")]
+        found |= {name for name in ours if name in SOURCES}
+    return found
+
+
+def component(module):
+    return module.partition(".")[0]
+
+
+COMPONENTS = {component(module) for module in SOURCES} - ENTRY_POINTS
+
+
+def test_every_module_has_a_layer():
+    assert set(LAYER) == COMPONENTS
+
+
+@pytest.mark.parametrize("module", [module for module in SOURCES if component(module) not in ENTRY_POINTS])
+def test_a_module_imports_only_from_lower_layers(module):
+    own = component(module)
+    others = {component(name) for name in imports(SOURCES[module])} - {own}
+    assert not others & ENTRY_POINTS
+    assert {name for name in others if LAYER[name] >= LAYER[own]} == set()
+
+
+def test_nothing_imports_the_entry_points_and_only_run_and_cli_the_config():
+    users = {component(module) for module, path in SOURCES.items() if "config" in imports(path)}
+    assert users - ENTRY_POINTS == USERS_OF_CONFIG
+
+
+def test_parts_of_a_package_do_not_import_each_other_in_a_circle():
+    graph = {module: imports(path) - {module} for module, path in SOURCES.items() if module not in ENTRY_POINTS}
+    while ready := {module for module, used in graph.items() if not used & graph.keys()}:
+        graph = {module: used for module, used in graph.items() if module not in ready}
+    assert graph == {}
+
+
+@pytest.mark.parametrize("module", ["", ".errors", ".space", ".pareto", ".cost", ".config", ".objectives", ".cli"])
+def test_a_light_module_imports_neither_torch_nor_transformers(module):
+    script = f"import sys, autodistil_search{module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_public_names_are_those_of_their_modules():
+    assert {name: getattr(autodistil_search, name).__name__ for name in autodistil_search._HOMES} == {
+        name: name for name in autodistil_search._HOMES
+    }
+    assert set(autodistil_search.__all__) == {*autodistil_search._HOMES, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        autodistil_search.nothing  # noqa: B018
+
+
+def test_the_words_a_setting_allows_are_those_the_code_knows():
+    from autodistil_search.device import DEVICES, PRECISIONS
+    from autodistil_search.distill import SAMPLINGS
+    from autodistil_search.engines import ENGINES
+    from autodistil_search.objectives import PROXIES
+    from autodistil_search.relations import LOSSES
+
+    choices = config.choices()
+    assert set(choices) == {"engine", "init", "loss", "sampling", "device", "precision", "baselines"}
+    assert set(choices["engine"]) == set(ENGINES)
+    assert set(choices["sampling"]) == set(SAMPLINGS)
+    assert set(choices["loss"]) == set(LOSSES) == set(PROXIES)
+    assert choices["device"] == DEVICES
+    assert choices["precision"] == PRECISIONS

@@ -1,0 +1,125 @@
+"""The command line: what it prints, where its flags go, and how it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autodistil_search import SearchConfig, load_run
+from autodistil_search.cli import main, make_parser
+
+ROOT = Path(__file__).parent.parent
+
+
+def arguments(config: SearchConfig) -> list[str]:
+    values = {key: value for key, value in config.to_dict().items() if value is not None and key != "text"}
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
+    return [*flags, f"--out={config.out}", "--text", *config.texts]
+
+
+def test_a_search_prints_the_frontier_and_where_the_report_lies(toy_config, capsys):
+    assert main(["search", *arguments(toy_config)]) == 0
+    printed = capsys.readouterr().out
+    run = load_run(toy_config.out)
+    assert "training SuperLM debug: 3/3 steps" in printed
+    assert "searching debug: 8/8 subnets" in printed
+    assert f"Pareto frontier of debug: {len(run.frontier)} of 8 scored" in printed
+    assert printed.count("knee") == 1
+    assert f"report: {run.folder / 'report.html'}" in printed
+
+
+@pytest.mark.parametrize("command", [["search.py"], ["-m", "autodistil_search", "search"]])
+def test_every_way_in_is_the_same_command(command, toy_config):
+    outcome = subprocess.run(
+        [sys.executable, *command, *arguments(toy_config)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stderr == ""
+    assert len(load_run(toy_config.out).evaluations) == 8
+
+
+@pytest.mark.parametrize("setting", [field.name for field in fields(SearchConfig)])
+def test_every_setting_has_a_flag_with_help_and_the_default(setting):
+    parser = make_parser()
+    command = next(action for action in parser._actions if action.dest == "command").choices["search"]
+    action = next(action for action in command._actions if action.dest == setting)
+    assert f"--{setting.replace('_', '-')}" in action.option_strings
+    assert action.help
+    assert action.default == SearchConfig.__dataclass_fields__[setting].default
+
+
+def test_a_config_file_gives_the_settings_and_flags_override_it(toy_config, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump({**toy_config.to_dict(), "out": toy_config.out}))
+    assert main(["search", "--config", str(path), "--evaluations", "5"]) == 0
+    run = load_run(toy_config.out)
+    assert len(run.evaluations) == 5
+    assert yaml.safe_load((run.folder / "config.yaml").read_text()) == replace(toy_config, evaluations=5).to_dict()
+
+
+def test_the_config_a_run_leaves_repeats_it(toy_config, tmp_path):
+    assert main(["search", *arguments(toy_config)]) == 0
+    again = str(tmp_path / "again")
+    assert main(["search", "--config", str(Path(toy_config.out) / "config.yaml"), "--out", again]) == 0
+    assert load_run(again).evaluations.equals(load_run(toy_config.out).evaluations)
+
+
+@pytest.mark.parametrize(
+    ("flags", "got", "allowed"),
+    [
+        (["--objectives", "acc,speed"], "speed", "acc, flops, params"),
+        (["--objectives", ""], "''", "acc, flops, params"),
+        (["--space", "huge"], "huge", "base, debug, small, tiny"),
+        (["--space", "debug,debug"], "debug, debug", "each space once"),
+        (["--engine", "annealing"], "annealing", "nsga2"),
+        (["--evaluations", "0"], "0", "from 1"),
+        (["--evaluations", "many"], "many", "int"),
+        (["--steps", "-3"], "-3", "from 1"),
+        (["--lr", "0"], "0", "above 0"),
+        (["--lr", "nan"], "nan", "float"),
+        (["--seed", "-1"], "-1", "from 0"),
+        (["--max-flops", "lots"], "lots", "300M"),
+        (["--max-params", "1K"], "1,000", "smallest subnet"),
+        (["--seq-len", "4"], "4", "from 8"),
+        (["--seq-len", "4000"], "4000", "8 to 40"),
+        (["--teacher-layer", "9"], "9", "0 to 2"),
+        (["--text", "missing.txt"], "missing.txt", ".txt.gz"),
+        (["--teacher", "/no/such/folder"], "/no/such/folder", "safetensors"),
+        (["--device", "tpu"], "tpu", "cuda"),
+        (["--no-such-flag"], "--no-such-flag", "--help"),
+        (["--config", "missing.yaml"], "missing.yaml", ""),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(flags, got, allowed, toy_config, capsys):
+    try:
+        code = main(["search", *arguments(toy_config), *flags])
+    except SystemExit as stop:
+        code = stop.code
+    printed = capsys.readouterr()
+    assert code == 2
+    assert got in printed.err
+    assert allowed in printed.err
+    assert printed.err.count("\n") == 1
+    assert not (Path(toy_config.out) / "superlm").exists()
+
+
+def test_an_interrupted_search_says_how_to_go_on(toy_config):
+    config = replace(toy_config, steps=100_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "autodistil_search", "search", *arguments(config)], stderr=subprocess.PIPE, text=True
+    )
+    log = Path(config.out) / "superlm" / "debug" / "training.csv"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size > 200) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "autodistil-search: stopped; the same command goes on from here\n"
+    assert (Path(config.out) / "superlm" / "debug" / "trainer.safetensors").exists()

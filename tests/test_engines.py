@@ -1,0 +1,346 @@
+"""What every engine must do, written once and run for each name in ENGINES; then what only NSGA-II must."""
+
+import random
+from statistics import mean
+
+import numpy as np
+import pytest
+
+from autodistil_search.archive import Archive, Evaluation
+from autodistil_search.engines import ENGINES, Candidates, run_engine
+from autodistil_search.objectives import Objective
+from autodistil_search.pareto import hypervolume, is_on_frontier
+from autodistil_search.progress import Reporter
+from autodistil_search.space import SearchSpace
+
+ERROR = Objective("error", "error", "", "minimize")
+SIZE = Objective("size", "size", "", "minimize")
+SPEED = Objective("speed", "speed", "", "maximize")
+OBJECTIVES = [ERROR, SIZE, SPEED]
+ENOUGH = 10**6
+
+
+def make_space(layers, hidden_size, mlp_ratio, heads):
+    """A space with so many choices in each dimension."""
+    hidden = tuple(8 * n for n in range(1, hidden_size + 1))
+    counts = (tuple(range(1, n + 1)) for n in (mlp_ratio, heads))
+    return SearchSpace("toy", tuple(range(1, layers + 1)), hidden, *counts, head_dim=4, relation_heads=2)
+
+
+SPACE = make_space(3, 4, 2, 4)
+POINT = make_space(1, 1, 1, 1)
+LINE = make_space(1, 9, 1, 1)
+LARGE = make_space(20, 20, 20, 20)
+
+
+def measure(space, subnet):
+    """A closed form with a trade-off in each dimension: larger is better, dearer and slower, but not evenly so."""
+    layers, hidden, ratio, heads = (
+        (index + 1) / choices for index, choices in zip(space.encode(subnet), space.choices, strict=True)
+    )
+    error = (1 - layers) ** 2 + (1 - hidden) ** 2 + 0.3 * (ratio - 0.5) ** 2 + 0.1 * (heads - 0.7) ** 2
+    size = layers * hidden * (1 + ratio) + 0.2 * heads
+    speed = 1 / (layers + 0.05 * heads)
+    return Evaluation(space.name, subnet, {"error": error, "size": size, "speed": speed})
+
+
+def minimised(space, subnet, objectives):
+    measured = measure(space, subnet).measured
+    return [objective.minimised(measured[objective.name]) for objective in objectives]
+
+
+def admit_all(subnet):
+    return True
+
+
+class Asking:
+    """An engine of that name, questioned without an archive."""
+
+    def __init__(self, name, space, admits=admit_all, seed=0, population=6, objectives=2):
+        self.space, self.objectives = space, OBJECTIVES[:objectives]
+        candidates = Candidates(space, admits, seed)
+        self.engine = ENGINES[name](candidates, seed=seed, population=population, objectives=objectives)
+
+    def rounds(self, most=ENOUGH):
+        """The lists of genomes asked for, until there are no more or `most` were asked."""
+        asked = 0
+        while asked < most and (genomes := self.engine.ask()):
+            values = [minimised(self.space, self.space.decode(genome), self.objectives) for genome in genomes]
+            self.engine.tell(genomes, np.array(values))
+            asked += len(genomes)
+            yield genomes
+
+    def all(self, most=ENOUGH):
+        return [genome for genomes in self.rounds(most) for genome in genomes]
+
+
+class StoppedError(Exception):
+    """The process was killed."""
+
+
+class Advances:
+    """A bar that counts."""
+
+    def __init__(self):
+        self.units = 0
+
+    def advance(self, note=""):
+        self.units += 1
+
+    def skip(self, units):
+        pass
+
+
+def search(name, path, budget, space=SPACE, admits=admit_all, stop_after=ENOUGH, seed=3, population=6, objectives=2):
+    """A session of a search: new engine, archive from disk. Returns the archive, what was evaluated and how many."""
+    wanted = OBJECTIVES[:objectives]
+    archive = Archive(path, [space], wanted)
+    candidates = Candidates(space, admits, seed)
+    engine = ENGINES[name](candidates, seed=seed, population=population, objectives=objectives)
+    evaluated = []
+
+    def evaluate(subnet):
+        if len(evaluated) == stop_after:
+            raise StoppedError
+        evaluated.append(subnet)
+        return measure(space, subnet)
+
+    with Reporter().bar("search", "subnets", budget) as bar:
+        try:
+            scored = run_engine(engine, candidates, evaluate, archive, wanted, budget, bar)
+        except StoppedError:
+            scored = None
+    return archive, evaluated, scored
+
+
+every_engine = pytest.mark.parametrize("name", ENGINES)
+every_number_of_objectives = pytest.mark.parametrize("objectives", [1, 2, 3])
+
+
+@every_engine
+@every_number_of_objectives
+def test_each_genome_of_the_space_is_asked_for_once(name, objectives):
+    asked = Asking(name, SPACE, objectives=objectives).all()
+    assert sorted(asked) == list(SPACE.genomes())
+
+
+@every_engine
+def test_an_engine_that_has_asked_for_all_stays_silent(name):
+    asking = Asking(name, SPACE)
+    asking.all()
+    assert [asking.engine.ask() for _ in range(3)] == [[], [], []]
+
+
+@every_engine
+def test_genomes_are_tuples_of_plain_integers(name):
+    for genome in Asking(name, SPACE).all(30):
+        assert type(genome) is tuple
+        assert {type(index) for index in genome} == {int}
+
+
+@every_engine
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.7])
+def test_only_and_all_subnets_within_the_bounds_are_asked_for(name, share):
+    size_of = {genome: measure(SPACE, SPACE.decode(genome)).measured["size"] for genome in SPACE.genomes()}
+    upper = sorted(size_of.values())[int(share * len(size_of))]
+
+    def admits(subnet):
+        return measure(SPACE, subnet).measured["size"] <= upper
+
+    asked = Asking(name, SPACE, admits).all()
+    assert sorted(asked) == sorted(genome for genome, size in size_of.items() if size <= upper)
+
+
+@every_engine
+def test_where_nothing_keeps_the_bounds_nothing_is_asked_for(name):
+    assert Asking(name, SPACE, lambda subnet: False).all() == []
+
+
+@every_engine
+@every_number_of_objectives
+def test_the_same_seed_asks_the_same_questions(name, objectives):
+    first, second = (list(Asking(name, SPACE, seed=5, objectives=objectives).rounds(60)) for _ in range(2))
+    assert first == second
+
+
+@every_engine
+def test_questions_do_not_depend_on_the_state_of_global_generators(name):
+    asked = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        asked.append(Asking(name, SPACE).all(40))
+    assert asked[0] == asked[1]
+
+
+@every_engine
+def test_asking_leaves_global_generators_alone(name):
+    random.seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    Asking(name, SPACE).all(40)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+
+
+@every_engine
+@pytest.mark.parametrize("space", [POINT, LINE, make_space(1, 2, 1, 3), make_space(2, 1, 1, 1)])
+@every_number_of_objectives
+def test_a_space_with_single_choices_is_searched_whole(name, space, objectives):
+    assert sorted(Asking(name, space, objectives=objectives).all()) == list(space.genomes())
+
+
+@every_engine
+@pytest.mark.parametrize("population", [2, 3, 100])
+def test_any_population_searches_the_space_whole(name, population):
+    space = make_space(3, 2, 3, 2)
+    assert sorted(Asking(name, space, population=population).all()) == list(space.genomes())
+
+
+@every_engine
+@every_number_of_objectives
+def test_with_the_whole_budget_the_frontier_is_the_exact_one(name, objectives, tmp_path):
+    wanted = OBJECTIVES[:objectives]
+    archive, _, scored = search(name, tmp_path / "archive.log", ENOUGH, objectives=objectives)
+    assert scored == SPACE.size
+
+    def frontier(subnets):
+        values = np.array([minimised(SPACE, subnet, wanted) for subnet in subnets])
+        return {subnet for subnet, on in zip(subnets, is_on_frontier(values), strict=True) if on}
+
+    exact = frontier([SPACE.decode(genome) for genome in SPACE.genomes()])
+    assert frontier([evaluation.subnet for evaluation in archive.evaluations]) == exact
+    assert len(exact) < SPACE.size
+
+
+@every_engine
+@pytest.mark.parametrize("budget", [1, 5, 6, 7, 16, 17, 50, SPACE.size, SPACE.size + 1])
+def test_the_budget_is_kept_to_the_subnet(name, budget, tmp_path):
+    archive, evaluated, scored = search(name, tmp_path / "archive.log", budget)
+    expected = min(budget, SPACE.size)
+    assert len(set(evaluated)) == len(evaluated) == len(archive.evaluations) == scored == expected
+
+
+@every_engine
+def test_what_was_measured_is_recorded_as_it_is_whatever_the_direction(name, tmp_path):
+    archive, evaluated, _ = search(name, tmp_path / "archive.log", 20, objectives=3)
+    assert archive.evaluations == [measure(SPACE, subnet) for subnet in evaluated]
+
+
+@every_engine
+@pytest.mark.parametrize("every", [1, 4, 7])
+@every_number_of_objectives
+def test_a_search_stopped_again_and_again_ends_as_one_never_stopped(name, every, objectives, tmp_path):
+    budget = 33
+    whole, _, _ = search(name, tmp_path / "whole.log", budget, objectives=objectives)
+    evaluated, scored, sessions = [], None, 0
+    while scored is None:
+        archive, new, scored = search(name, tmp_path / "parts.log", budget, stop_after=every, objectives=objectives)
+        evaluated += new
+        sessions += 1
+    assert sessions >= budget // every
+    assert scored == budget
+    assert len(set(evaluated)) == len(evaluated) == budget
+    assert archive.evaluations == whole.evaluations
+
+
+@every_engine
+def test_a_larger_budget_goes_on_from_a_smaller_one(name, tmp_path):
+    whole, _, _ = search(name, tmp_path / "whole.log", 60)
+    search(name, tmp_path / "parts.log", 15)
+    archive, evaluated, scored = search(name, tmp_path / "parts.log", 60)
+    assert archive.evaluations == whole.evaluations
+    assert (len(evaluated), scored) == (45, 60)
+
+
+@every_engine
+def test_the_bar_advances_by_what_was_evaluated_now(name, tmp_path):
+    search(name, tmp_path / "archive.log", 10)
+    candidates = Candidates(SPACE, admit_all, 3)
+    engine = ENGINES[name](candidates, seed=3, population=6, objectives=2)
+    archive, bar = Archive(tmp_path / "archive.log", [SPACE], OBJECTIVES[:2]), Advances()
+    run_engine(engine, candidates, lambda subnet: measure(SPACE, subnet), archive, OBJECTIVES[:2], 25, bar)
+    assert bar.units == 15
+
+
+@every_engine
+def test_a_space_too_large_to_list_is_searched_within_the_budget(name, tmp_path):
+    assert LARGE.size == 160_000
+    _, evaluated, scored = search(name, tmp_path / "archive.log", 40, space=LARGE, population=8)
+    assert len(set(evaluated)) == scored == 40
+
+
+@every_engine
+@pytest.mark.parametrize("seed", [0, 3])
+def test_most_of_the_few_subnets_of_a_large_space_that_keep_a_bound_are_found(name, seed):
+    """One in 10,000 keeps it, so that most are found as neighbours of others; nothing promises all of them."""
+    few = {genome for genome in LARGE.genomes() if sum(genome) <= 2}
+    assert len(few) == 15
+    asked = Asking(name, LARGE, lambda subnet: LARGE.encode(subnet) in few, seed).all()
+    assert len(set(asked)) == len(asked)
+    assert set(asked) <= few
+    assert len(asked) >= 12
+
+
+def test_candidates_of_a_listed_space_are_counted():
+    assert Candidates(SPACE, admit_all, 0).total == SPACE.size
+    assert Candidates(SPACE, lambda subnet: subnet.heads == 1, 0).total == SPACE.size // 4
+    assert Candidates(LARGE, admit_all, 0).total is None
+
+
+def test_candidates_are_drawn_once_each_in_an_order_that_the_seed_sets():
+    def drawn(seed):
+        candidates = Candidates(SPACE, admit_all, seed)
+        return list(iter(candidates.draw, None))
+
+    assert sorted(drawn(0)) == list(SPACE.genomes())
+    assert drawn(0) == drawn(0) != drawn(1)
+
+
+def test_a_taken_candidate_is_neither_new_nor_drawn():
+    candidates = Candidates(SPACE, admit_all, 0)
+    taken = (1, 2, 0, 3)
+    assert candidates.is_new(taken)
+    candidates.take(taken)
+    assert not candidates.is_new(taken)
+    assert sorted([taken, *iter(candidates.draw, None)]) == list(SPACE.genomes())
+
+
+def test_exhaustive_asks_in_the_order_of_genomes():
+    assert Asking("exhaustive", SPACE).all() == list(SPACE.genomes())
+
+
+def test_another_seed_asks_nsga2_other_questions():
+    assert Asking("nsga2", SPACE, seed=0).all(30) != Asking("nsga2", SPACE, seed=1).all(30)
+
+
+def test_nsga2_starts_with_both_corners_and_a_full_population():
+    first = next(Asking("nsga2", SPACE, population=8).rounds())
+    assert first[:2] == [SPACE.encode(SPACE.smallest), SPACE.encode(SPACE.largest)]
+    assert len(first) == 8
+
+
+def test_nsga2_asks_for_whole_generations_while_there_are_enough_left():
+    sizes = [len(genomes) for genomes in Asking("nsga2", SPACE, population=8).rounds()]
+    assert sizes == [8] * (SPACE.size // 8)
+
+
+def volume_of(genomes, space, objectives):
+    values = np.array([minimised(space, space.decode(genome), objectives) for genome in genomes])
+    corners = np.array([minimised(space, corner, objectives) for corner in (space.smallest, space.largest)])
+    return hypervolume(values, corners.max(axis=0) * 1.01)
+
+
+def test_nsga2_encloses_more_than_random_search_of_equal_budget():
+    space, budget, seeds = make_space(10, 10, 10, 10), 160, range(6)
+    wanted = OBJECTIVES[:2]
+
+    def at_random(seed):
+        candidates = Candidates(space, admit_all, seed)
+        return [candidates.draw() for _ in range(budget)]
+
+    evolved = [volume_of(Asking("nsga2", space, seed=seed, population=16).all(budget), space, wanted) for seed in seeds]
+    drawn = [volume_of(at_random(seed), space, wanted) for seed in seeds]
+    exact = volume_of(list(space.genomes()), space, wanted)
+    assert mean(drawn) < mean(evolved) <= exact
+    missed, missed_at_random = exact - mean(evolved), exact - mean(drawn)
+    assert missed < 0.5 * missed_at_random

@@ -1,0 +1,256 @@
+"""The SuperLM sliced, extracted, reloaded, and as transformers' own BERT computes it: always the same numbers."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import AutoModel, BertConfig, BertModel
+
+from autodistil_search.errors import InputError
+from autodistil_search.model import AutoDistilConfig, AutoDistilModel, quiet_transformers
+from autodistil_search.space import SearchSpace, Subnet, load_space
+from autodistil_search.teacher import FAMILIES
+
+OTHER = SearchSpace("other", (1, 2, 4), (16, 40), (1.0, 2.5), (1, 3), head_dim=16, relation_heads=4)
+SPACES = {"debug": load_space("debug"), "other": OTHER}
+
+
+def _superlm(space: SearchSpace, randomised: Callable[..., AutoDistilModel]) -> AutoDistilModel:
+    config = AutoDistilConfig(vocab_size=95, max_position_embeddings=24)
+    return randomised(AutoDistilModel(config.resized(space.largest, space)))
+
+
+def _subnets(space: SearchSpace) -> Iterator[Subnet]:
+    return (space.decode(genome) for genome in space.genomes())
+
+
+def _reloaded(model: AutoDistilModel, folder: Path) -> AutoDistilModel:
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        assert (folder / "model.safetensors").exists()
+        return AutoModel.from_pretrained(folder)
+
+
+@pytest.fixture(params=SPACES)
+def superlm(request: pytest.FixtureRequest, randomised: Callable[..., AutoDistilModel]) -> AutoDistilModel:
+    return _superlm(SPACES[request.param], randomised)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_each_subnet_computes_what_its_extracted_and_its_reloaded_student_compute(
+    superlm: AutoDistilModel, toy_batch: Callable[..., tuple[Tensor, Tensor]], tmp_path: Path, padded: bool
+) -> None:
+    ids, mask = toy_batch()
+    kinds = torch.arange(ids.numel()).reshape(ids.shape) % 2
+    inputs = {"input_ids": ids, "attention_mask": mask if padded else None}
+    with torch.no_grad():
+        for subnet in _subnets(superlm.space):
+            student = superlm.extract(subnet)
+            sliced = superlm(**inputs, token_type_ids=kinds, subnet=subnet)
+            assert sliced.last_hidden_state.shape == (*ids.shape, subnet.hidden_size)
+            for model in (student, _reloaded(student, tmp_path / "student")):
+                assert model.config.subnet == subnet
+                found = model(**inputs, token_type_ids=kinds)
+                assert_close(found.last_hidden_state, sliced.last_hidden_state, atol=1e-5, rtol=0)
+                assert_close(found.pooler_output, sliced.pooler_output, atol=1e-5, rtol=0)
+                assert_close(
+                    model.last_projections(**inputs),
+                    superlm.last_projections(**inputs, subnet=subnet),
+                    atol=1e-5,
+                    rtol=0,
+                )
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_last_projections_are_those_the_full_forward_pass_computes(
+    superlm: AutoDistilModel, toy_batch: Callable[..., tuple[Tensor, Tensor]], padded: bool
+) -> None:
+    ids, mask = toy_batch()
+    last, seen = superlm.layers[-1], []
+    for part in (last.query, last.key, last.value):
+        part.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        for subnet in _subnets(superlm.space):
+            superlm(ids, mask if padded else None, subnet=subnet)
+            expected = tuple(seen)
+            seen.clear()
+            found = superlm.last_projections(ids, mask if padded else None, subnet=subnet)
+            seen.clear()
+            assert_close(found, expected, atol=0, rtol=0)
+
+
+def _as_bert(model: AutoDistilModel) -> BertModel:
+    """Transformers' BERT with the weights of `model`, part by part."""
+    config, family = model.config, FAMILIES["bert"]
+    bert = BertModel(
+        BertConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_position_embeddings,
+            hidden_act=config.hidden_act,
+        )
+    ).eval()
+    for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
+        getattr(bert.embeddings, name).load_state_dict(getattr(model, name).state_dict())
+    bert.embeddings.LayerNorm.load_state_dict(model.embedding_norm.state_dict())
+    bert.pooler.dense.load_state_dict(model.pooler.state_dict())
+    parts = ("query", "key", "value", "attention_output", "attention_norm", "ffn_in", "ffn_out", "ffn_norm")
+    for mine, theirs in zip(model.layers, bert.get_submodule(family.layers), strict=True):
+        for part in parts:
+            theirs.get_submodule(getattr(family, part)).load_state_dict(getattr(mine, part).state_dict())
+    return bert
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_model_with_heads_as_wide_as_its_hidden_size_is_bert(
+    randomised: Callable[..., AutoDistilModel],
+    toy_batch: Callable[..., tuple[Tensor, Tensor]],
+    padded: bool,
+    activation: str,
+) -> None:
+    config = AutoDistilConfig(vocab_size=95, max_position_embeddings=24, hidden_act=activation)
+    model = randomised(AutoDistilModel(config.resized(Subnet(3, 48, 96, 6, 8))))
+    bert = _as_bert(model)
+    ids, mask = toy_batch()
+    kinds = torch.arange(ids.numel()).reshape(ids.shape) % 2
+    inputs = {"input_ids": ids, "attention_mask": mask if padded else None, "token_type_ids": kinds}
+    with torch.no_grad():
+        expected, found = bert(**inputs), model(**inputs)
+    assert_close(found.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=0)
+    assert_close(found.pooler_output, expected.pooler_output, atol=1e-5, rtol=0)
+
+
+def test_tokens_under_the_mask_do_not_influence_the_others(
+    superlm: AutoDistilModel, toy_batch: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    ids, mask = toy_batch()
+    others = torch.where(mask == 0, 5 + (ids + 1) % 90, ids)
+    assert not others.equal(ids)
+    with torch.no_grad():
+        before, after = superlm(ids, mask).last_hidden_state, superlm(others, mask).last_hidden_state
+        alone = superlm(ids[2:, :7]).last_hidden_state
+    assert_close(after[mask == 1], before[mask == 1], atol=1e-6, rtol=0)
+    assert_close(before[2:, :7], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("rule", "used"), [("first_last", [0, 3]), ("uniform", [0, 2]), ("prefix", [0, 1])])
+def test_the_depth_rule_says_which_layers_run_and_which_are_extracted(
+    randomised: Callable[..., AutoDistilModel],
+    toy_batch: Callable[..., tuple[Tensor, Tensor]],
+    rule: str,
+    used: list[int],
+) -> None:
+    space = SearchSpace("depths", (2, 4), (16,), (2.0,), (2,), head_dim=8, relation_heads=4, depth=rule)
+    model, ran = _superlm(space, randomised), []
+    for index, layer in enumerate(model.layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    model(toy_batch()[0], subnet=space.smallest)
+    assert ran == used
+    student = model.extract(space.smallest)
+    for mine, index in zip(student.layers, used, strict=True):
+        assert_close(mine.state_dict(), model.layers[index].state_dict(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "outside", [Subnet(1, 32, 48, 2, 8), Subnet(2, 40, 60, 2, 8), Subnet(2, 32, 40, 2, 8), Subnet(2, 32, 48, 2, 16)]
+)
+def test_extract_refuses_a_subnet_outside_of_the_space(
+    debug_superlm: Callable[..., AutoDistilModel], outside: Subnet
+) -> None:
+    with pytest.raises(InputError, match=r"is not in space 'debug'.*layers \[2, 3\]"):
+        debug_superlm().extract(outside)
+
+
+def test_a_student_has_no_space_to_extract_from(debug_superlm: Callable[..., AutoDistilModel]) -> None:
+    superlm = debug_superlm()
+    student = superlm.extract(superlm.space.largest)
+    assert student.config.search_space is None
+    with pytest.raises(ValueError, match="student"):
+        student.extract(superlm.space.smallest)
+
+
+def test_an_extracted_student_shares_no_weights_with_the_superlm(debug_superlm: Callable[..., AutoDistilModel]) -> None:
+    superlm = debug_superlm()
+    before = {name: tensor.clone() for name, tensor in superlm.state_dict().items()}
+    student = superlm.extract(superlm.space.largest)
+    assert not student.training
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.fill_(7)
+    assert_close(superlm.state_dict(), before, atol=0, rtol=0)
+
+
+def _loss(model: AutoDistilModel, ids: Tensor, mask: Tensor, subnet: Subnet | None = None) -> Tensor:
+    output = model(ids, mask, subnet=subnet)
+    weights = torch.linspace(-1, 1, output.last_hidden_state.numel()).view_as(output.last_hidden_state)
+    return (output.last_hidden_state * weights).sum() + output.pooler_output.square().sum()
+
+
+def test_the_gradient_of_a_subnet_is_its_students_and_zero_outside_of_its_slices(
+    debug_superlm: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    superlm, (ids, mask) = debug_superlm(), toy_batch()
+    subnet = superlm.space.smallest
+    student = superlm.extract(subnet)
+    _loss(superlm, ids, mask, subnet).backward()
+    _loss(student, ids, mask).backward()
+    gradients = {name: parameter.grad for name, parameter in superlm.named_parameters()}
+    for name, parameter in student.named_parameters():
+        own = gradients.pop(name.replace("layers.1", "layers.2"))  # two of three layers: the first and the last
+        inside = tuple(slice(n) for n in parameter.shape)
+        assert parameter.grad.abs().max() > 0 or name.endswith("key.bias")  # adds alike to all scores of a row
+        assert_close(own[inside], parameter.grad, atol=1e-4, rtol=1e-4)
+        own[inside] = 0
+        assert own.count_nonzero() == 0
+    assert set(gradients) == {name for name in superlm.state_dict() if name.startswith("layers.1.")}
+    assert all(gradient is None for gradient in gradients.values())
+
+
+def test_a_superlm_saved_here_is_the_same_in_a_fresh_process(
+    debug_superlm: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]], tmp_path: Path
+) -> None:
+    superlm, (ids, mask) = debug_superlm(), toy_batch()
+    with quiet_transformers():
+        superlm.save_pretrained(tmp_path / "superlm")
+    script = (
+        "import sys, torch, autodistil_search.model\n"
+        "from transformers import AutoModel\n"
+        "model = AutoModel.from_pretrained(sys.argv[1] + '/superlm')\n"
+        "ids, mask = torch.load(sys.argv[1] + '/batch.pt')\n"
+        "torch.save(model(ids, mask, subnet=model.space.smallest).last_hidden_state, sys.argv[1] + '/found.pt')\n"
+    )
+    torch.save((ids, mask), tmp_path / "batch.pt")
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, timeout=120)
+    expected = superlm(ids, mask, subnet=superlm.space.smallest).last_hidden_state
+    assert_close(torch.load(tmp_path / "found.pt"), expected, atol=1e-5, rtol=0)
+
+
+def test_bfloat16_autocast_stays_close_to_float32(
+    superlm: AutoDistilModel, toy_batch: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    ids, mask = toy_batch()
+    with torch.no_grad():
+        exact = superlm(ids, mask).last_hidden_state
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = superlm(ids, mask).last_hidden_state
+            projections = superlm.last_projections(ids, mask)
+    assert [each.dtype for each in projections] == [torch.bfloat16] * 3
+    error = (rough.float() - exact).norm() / exact.norm()
+    assert 0 < error < 0.03
+
+
+def test_a_model_told_to_return_a_tuple_returns_states_and_pooled(
+    debug_superlm: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    superlm, (ids, mask) = debug_superlm(), toy_batch()
+    output = superlm(ids, mask)
+    assert_close(superlm(ids, mask, return_dict=False), (output.last_hidden_state, output.pooler_output))

@@ -1,0 +1,206 @@
+"""The relation losses against a plain float64 implementation that never sees a padded token."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from autodistil_search.relations import relation_loss, relation_scores, relation_target, split_heads, uniform_loss
+
+Projections = list[Tensor]
+
+
+def _projections(width: int, seed: int, shape: tuple[int, int] = (3, 7), scale: float = 1.0) -> Projections:
+    generator = torch.Generator().manual_seed(seed)
+    return [scale * torch.randn(*shape, width, generator=generator) for _ in range(3)]
+
+
+def _mask(shape: tuple[int, int] = (3, 7)) -> Tensor:
+    rows, tokens = shape
+    return (torch.arange(tokens)[None] < tokens - 2 * torch.arange(rows)[:, None]).long()
+
+
+def _plain_heads(x: Tensor, heads: int) -> list[Tensor]:
+    """The `(T, d)` pieces of a `(T, width)` matrix, the last one filled with zeros."""
+    d = math.ceil(x.shape[1] / heads)
+    full = torch.cat([x, x.new_zeros(x.shape[0], heads * d - x.shape[1])], dim=1)
+    return [full[:, i * d : (i + 1) * d] for i in range(heads)]
+
+
+def _plain_loss(student: Projections, teacher: Projections, mask: Tensor | None, heads: int, loss: str) -> Tensor:
+    mask = torch.ones(student[0].shape[:2]) if mask is None else mask
+    total = torch.zeros((), dtype=torch.float64)
+    for mine, theirs in zip(student, teacher, strict=True):
+        for b, real in enumerate(mask.bool()):
+            pairs = zip(
+                _plain_heads(mine[b, real].double(), heads), _plain_heads(theirs[b, real].double(), heads), strict=True
+            )
+            for x, y in pairs:
+                s, t = x @ x.T / math.sqrt(x.shape[1]), y @ y.T / math.sqrt(y.shape[1])
+                if loss == "kl":
+                    p, q = torch.softmax(t, -1), torch.softmax(s, -1)
+                    total = total + (p * (p.log() - q.log())).sum()
+                else:
+                    total = total + ((s - t) ** 2).mean(-1).sum()
+    return total / (mask.sum() * heads)
+
+
+@pytest.mark.parametrize("heads", [1, 4, 5])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_value_and_gradient_are_those_of_the_plain_implementation(loss: str, padded: bool, heads: int) -> None:
+    teacher, mask = _projections(24, seed=1), _mask() if padded else None
+    student = [x.requires_grad_() for x in _projections(20, seed=2)]  # 4 heads divide 20 and 24; 5 do not divide 24
+    doubles = [x.detach().double().requires_grad_() for x in student]
+
+    found = relation_loss(student, relation_target(teacher, mask, heads, loss))
+    expected = _plain_loss(doubles, teacher, mask, heads, loss)
+    assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+    (3 * found).backward()  # a factor, as a mean over subnets has one
+    (3 * expected).backward()
+    for mine, plain in zip(student, doubles, strict=True):
+        assert plain.grad.abs().max() > 1e-4
+        assert_close(mine.grad.double(), plain.grad, rtol=1e-4, atol=1e-6)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 3),
+    tokens=st.integers(1, 6),
+    widths=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    heads=st.integers(1, 4),
+    scale=st.sampled_from([0.1, 1.0, 4.0]),
+    loss=st.sampled_from(["kl", "mse"]),
+)
+def test_any_sizes_give_the_plain_loss_and_never_less_than_zero(
+    seed: int, rows: int, tokens: int, widths: tuple[int, int], heads: int, scale: float, loss: str
+) -> None:
+    teacher = _projections(widths[0], seed, (rows, tokens), scale)
+    student = _projections(widths[1], seed + 1, (rows, tokens), scale)
+    real = torch.rand(rows, tokens, generator=torch.Generator().manual_seed(seed)) < 0.7
+    real[0, 0] = True  # others may be wholly padding
+    value = relation_loss(student, relation_target(teacher, real.long(), heads, loss))
+    assert_close(value.double(), _plain_loss(student, teacher, real, heads, loss), rtol=1e-4, atol=1e-4)
+    assert value > -1e-4
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_what_stands_at_padded_positions_has_no_effect_and_no_gradient(loss: str) -> None:
+    mask = _mask()
+    teacher, student = _projections(24, seed=1), _projections(16, seed=2)
+    before = relation_loss(student, relation_target(teacher, mask, 4, loss))
+    noise = 100 * (mask == 0)[..., None]
+    student = [(x + noise).requires_grad_() for x in student]
+    after = relation_loss(student, relation_target([x - noise for x in teacher], mask, 4, loss))
+    after.backward()
+    assert_close(after, before, rtol=1e-6, atol=1e-6)
+    for x in student:
+        assert x.grad[mask == 0].count_nonzero() == 0
+        assert x.grad[mask == 1].count_nonzero() > 0
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_a_sequence_of_padding_only_counts_for_nothing(loss: str) -> None:
+    mask = _mask()
+    teacher, student = _projections(24, seed=1), _projections(16, seed=2)
+    mask[2] = 0
+    whole = relation_loss(student, relation_target(teacher, mask, 4, loss))
+    rest = relation_loss([x[:2] for x in student], relation_target([x[:2] for x in teacher], mask[:2], 4, loss))
+    assert_close(whole, rest, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_a_student_equal_to_the_teacher_has_loss_zero_and_no_gradient(loss: str, padded: bool) -> None:
+    teacher = _projections(24, seed=3)
+    student = [x.clone().requires_grad_() for x in teacher]
+    value = relation_loss(student, relation_target(teacher, _mask() if padded else None, 4, loss))
+    value.backward()
+    assert abs(value.item()) < 1e-6
+    assert max(x.grad.abs().max() for x in student) < 1e-6
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_permuting_the_tokens_of_both_leaves_the_loss(loss: str) -> None:
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
+    teacher, student, mask = _projections(24, seed=1), _projections(16, seed=2), _mask()
+    before = relation_loss(student, relation_target(teacher, mask, 4, loss))
+    target = relation_target([x[:, order] for x in teacher], mask[:, order], 4, loss)
+    assert_close(relation_loss([x[:, order] for x in student], target), before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_uniform_loss_of_kl_is_log_of_the_tokens_less_the_teachers_entropy(padded: bool) -> None:
+    teacher, mask = _projections(24, seed=1), _mask() if padded else torch.ones(3, 7).long()
+    expected = 0.0
+    for x in teacher:
+        for b, real in enumerate(mask.bool()):
+            for y in _plain_heads(x[b, real].double(), 4):
+                p = torch.softmax(y @ y.T / math.sqrt(y.shape[1]), -1)
+                expected += float((math.log(len(y)) + (p * p.log()).sum(-1)).sum())
+    target = relation_target(teacher, mask if padded else None, 4)
+    assert uniform_loss(target) == pytest.approx(expected / (float(mask.sum()) * 4), rel=1e-5)
+
+
+def test_uniform_loss_of_mse_is_the_mean_square_of_the_teachers_scores() -> None:
+    teacher = _projections(24, seed=1)
+    squares = [relation_scores(split_heads(x, 4)).double().square().mean() for x in teacher]
+    assert uniform_loss(relation_target(teacher, None, 4, "mse")) == pytest.approx(float(sum(squares)), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_under_autocast_relations_are_those_of_float32(loss: str) -> None:
+    teacher, student = _projections(24, seed=1), _projections(16, seed=2)
+    exact = relation_target(teacher, None, 4, loss)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        target = relation_target(teacher, None, 4, loss)
+        value = relation_loss(student, target)
+    assert [table.dtype for table in target.tables] == [torch.float32] * 3
+    assert_close(target.tables, exact.tables, atol=0, rtol=0)
+    assert_close(value, relation_loss(student, exact), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_bfloat16_projections_are_related_in_float32(loss: str) -> None:
+    teacher, student = ([x.bfloat16() for x in _projections(16, seed)] for seed in (1, 2))
+    value = relation_loss(student, relation_target(teacher, None, 4, loss))
+    assert value.dtype == torch.float32
+    assert_close(value.double(), _plain_loss(student, teacher, None, 4, loss), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_scoring_without_gradients_gives_the_same_value(loss: str) -> None:
+    target = relation_target(_projections(24, seed=1), _mask(), 4, loss)
+    student = [x.requires_grad_() for x in _projections(16, seed=2)]
+    with torch.no_grad():
+        without = relation_loss(student, target)
+    assert not without.requires_grad
+    assert_close(without, relation_loss(student, target).detach(), atol=0, rtol=0)
+
+
+def test_one_target_serves_many_students() -> None:
+    target = relation_target(_projections(24, seed=1), _mask(), 4)
+    before = [table.clone() for table in target.tables]
+    students = [[x.requires_grad_() for x in _projections(16, seed)] for seed in (2, 3)]
+    first = relation_loss(students[0], target)
+    first.backward()
+    relation_loss(students[1], target).backward()
+    assert_close(list(target.tables), before, atol=0, rtol=0)
+    assert_close(relation_loss(students[0], target), first, atol=0, rtol=0)
+
+
+def test_the_backward_pass_of_kl_keeps_nothing_of_size_tokens_by_tokens() -> None:
+    rows, tokens, width, heads = 2, 64, 16, 4
+    target = relation_target(_projections(24, 1, (rows, tokens)), None, heads)
+    student = [x.requires_grad_() for x in _projections(width, 2, (rows, tokens))]
+    kept: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        relation_loss(student, target)
+    assert kept.count(torch.Size([rows, heads, tokens, width // heads])) == 3
+    assert all(shape.numel() <= rows * tokens * width for shape in kept)
+    assert not any(shape[-2:] == (tokens, tokens) for shape in kept)

@@ -1,0 +1,322 @@
+"""Whole runs on toy inputs: what a folder holds, how it is continued, what is refused."""
+
+import json
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from autodistil_search import InputError, SearchConfig, load_run, search
+from autodistil_search.baselines import SHAPES
+from autodistil_search.cost import flops, params
+from autodistil_search.run import cache_folder
+from autodistil_search.space import Subnet, load_space
+from autodistil_search.teacher import load_teacher
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_run_leaves_everything_that_the_readme_names(toy_config):
+    run = search(replace(toy_config, baselines="measured"))
+    expected = {
+        "archive.log",
+        "baselines.csv",
+        "config.yaml",
+        "environment.json",
+        "evaluations.csv",
+        "frontier.csv",
+        "frontier.png",
+        "published.png",
+        "report.html",
+        "seconds.json",
+        "summary.json",
+        "superlm",
+    }
+    assert expected == {path.name for path in run.folder.iterdir() if not path.name.startswith(".")}
+    superlm = {path.name for path in (run.folder / "superlm" / "debug").iterdir() if not path.name.startswith(".")}
+    assert superlm == {"config.json", "model.safetensors", "trainer_state.json", "training.csv"}
+
+
+def test_tables_hold_sizes_then_what_was_measured(toy_config):
+    run = search(toy_config)
+    sizes = ["space", "layers", "hidden_size", "mlp_ratio", "heads", "head_dim"]
+    assert list(run.evaluations.columns) == [*sizes, "relation_loss", "flops", "params"]
+    assert list(run.frontier.columns) == [*sizes, "relation_loss", "flops", "params", "knee"]
+    assert len(run.evaluations) == 8
+    assert run.frontier["knee"].sum() == 1
+    vocabulary = load_teacher(toy_config.teacher).vocabulary
+    for row in run.evaluations.to_dict("records"):
+        ffn_size = round(row["hidden_size"] * row["mlp_ratio"])
+        subnet = Subnet(row["layers"], row["hidden_size"], ffn_size, row["heads"], row["head_dim"])
+        assert (row["flops"], row["params"]) == (flops(subnet), params(subnet, vocabulary))
+
+
+def test_the_frontier_is_what_no_other_row_dominates(toy_config):
+    run = search(replace(toy_config, engine="exhaustive", evaluations=16))
+    assert run.summary["exact"]
+    table = run.evaluations
+    for row in table.itertuples():
+        no_worse = (table.relation_loss <= row.relation_loss) & (table.flops <= row.flops)
+        better = (table.relation_loss < row.relation_loss) | (table.flops < row.flops)
+        match = (run.frontier[list(table.columns)] == table.loc[row.Index]).all(axis=1).any()
+        assert match == (not (no_worse & better).any())
+
+
+def test_nsga2_with_the_whole_budget_finds_the_exact_frontier(toy_config):
+    exact = search(replace(toy_config, engine="exhaustive", evaluations=16, out=toy_config.out + "-exact"))
+    nsga2 = search(replace(toy_config, evaluations=100))
+    assert nsga2.summary["exact"]
+    pd.testing.assert_frame_equal(nsga2.frontier, exact.frontier)
+
+
+def test_the_same_settings_give_the_same_tables(toy_config):
+    first = search(toy_config)
+    second = search(replace(toy_config, out=toy_config.out + "-again"))
+    for name in ("evaluations.csv", "frontier.csv"):
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+
+
+def test_another_seed_gives_other_weights_and_questions(toy_config):
+    first = search(toy_config).evaluations
+    second = search(replace(toy_config, seed=1, out=toy_config.out + "-again")).evaluations
+    assert not first.equals(second)
+
+
+def test_a_finished_run_is_not_done_again(toy_config):
+    run = search(toy_config)
+    before = files(run.folder)
+    search(toy_config)
+    after = files(run.folder)
+    for name in ("archive.log", "evaluations.csv", "superlm/debug/model.safetensors", "superlm/debug/training.csv"):
+        assert before[name][1] == after[name][1]
+    assert before["superlm/debug/model.safetensors"][0] == after["superlm/debug/model.safetensors"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": 4}, "steps was 3 and is now 4"),
+        ({"objectives": "acc,params"}, "objectives was 'acc,flops' and is now 'acc,params'"),
+        ({"max_flops": "300M"}, "max_flops was None and is now '300M'"),
+    ],
+)
+def test_a_folder_with_other_settings_is_refused_untouched(toy_config, change, named):
+    run = search(toy_config)
+    before = files(run.folder)
+    with pytest.raises(InputError, match=named):
+        search(replace(toy_config, **change))
+    assert files(run.folder) == before
+
+
+def test_a_text_that_changed_since_is_refused(toy_config, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(Path(toy_config.text[0]).read_text())
+    toy_config = replace(toy_config, text=[str(text)])
+    search(toy_config)
+    text.write_text(text.read_text() + "\n\none more document\n")
+    with pytest.raises(InputError, match="text was"):
+        search(toy_config)
+
+
+def test_a_space_that_changed_since_is_refused(toy_config, tmp_path):
+    path = tmp_path / "mine.yaml"
+    content = load_space("debug").to_dict() | {"name": "mine"}
+    path.write_text(yaml.safe_dump(content))
+    toy_config = replace(toy_config, space=str(path))
+    search(toy_config)
+    path.write_text(yaml.safe_dump(content | {"layers": [2]}))
+    with pytest.raises(InputError, match="spaces was"):
+        search(toy_config)
+
+
+def test_a_folder_with_other_files_is_refused(toy_config):
+    Path(toy_config.out).mkdir()
+    (Path(toy_config.out) / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"holds 'thesis.tex' but no run"):
+        search(toy_config)
+
+
+def test_a_folder_in_use_is_refused(toy_config):
+    folder = Path(toy_config.out)
+    folder.mkdir()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import filelock\nwith filelock.FileLock({str(folder / '.lock')!r}):\n print('held', flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another search is at work"):
+            search(toy_config)
+        holder.kill()
+
+
+def test_costs_alone_need_no_training(toy_config):
+    run = search(replace(toy_config, objectives="flops,params", text=["does-not-exist.txt"], evaluations=16))
+    assert list(run.evaluations.columns)[-2:] == ["flops", "params"]
+    assert not (run.folder / "superlm").exists()
+    assert len(run.frontier) == 1  # the smallest subnet is cheapest in both
+    with pytest.raises(InputError, match="no SuperLM"):
+        run.student()
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [("params,acc", ["relation_loss", "params"]), ("acc", ["relation_loss"]), ("flops,acc,params", None)],
+)
+def test_objectives_in_any_number_and_order(toy_config, names, columns):
+    run = search(replace(toy_config, objectives=names))
+    table, wanted = run.evaluations, columns or ["relation_loss", "flops", "params"]
+    best = run.frontier[wanted].min()
+    assert (best == table[wanted].min()).all()
+    assert [each["name"] for each in run.summary["objectives"]] == [
+        {"acc": "relation_loss"}.get(name, name) for name in names.split(",")
+    ]
+
+
+def test_the_mse_loss_is_reported_under_its_own_name(toy_config):
+    run = search(replace(toy_config, loss="mse"))
+    assert "relation_mse" in run.evaluations.columns
+    assert "relation_loss" not in run.evaluations.columns
+
+
+def test_several_spaces_give_one_frontier(toy_config, tmp_path):
+    path = tmp_path / "wider.yaml"
+    path.write_text(yaml.safe_dump(load_space("debug").to_dict() | {"name": "wider", "hidden_size": [64]}))
+    run = search(replace(toy_config, space=f"debug,{path}", engine="exhaustive", evaluations=16))
+    assert run.evaluations["space"].value_counts().to_dict() == {"debug": 16, "wider": 8}
+    values = run.evaluations[["relation_loss", "flops"]].to_numpy()
+    on_frontier = [not ((values <= row).all(1) & (values < row).any(1)).any() for row in values]
+    assert len(run.frontier) == sum(on_frontier)
+
+
+def test_spaces_with_other_relation_heads_are_not_compared(toy_config, tmp_path):
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump(load_space("debug").to_dict() | {"name": "other", "relation_heads": 2}))
+    with pytest.raises(InputError, match="relation_heads are debug 4, other 2"):
+        search(replace(toy_config, space=f"debug,{path}"))
+
+
+def test_bounds_hold_for_all_that_is_scored(toy_config):
+    free = search(replace(toy_config, engine="exhaustive", evaluations=16, out=toy_config.out + "-free")).evaluations
+    limit = int(free["flops"].median())
+    run = search(replace(toy_config, max_flops=str(limit), evaluations=16))
+    assert len(run.evaluations) == (free["flops"] <= limit).sum()
+    assert run.summary["exact"]
+
+
+def test_an_unreachable_bound_says_what_the_smallest_subnet_costs(toy_config):
+    least = flops(load_space("debug").smallest)
+    with pytest.raises(InputError, match=rf"--max-flops 1,000 cannot be reached.*{least:,} flops"):
+        search(replace(toy_config, max_flops="1K"))
+    assert not (Path(toy_config.out) / "superlm").exists()
+
+
+def test_a_student_is_the_subnet_that_was_scored(toy_config, tmp_path):
+    run = search(toy_config)
+    student = run.student()
+    assert student.num_parameters() == run.knee["params"]
+    row = run.evaluations.iloc[0]
+    student = run.student(row)
+    assert student.num_parameters() == row["params"]
+    assert student.config.num_hidden_layers == row["layers"]
+
+
+def test_a_run_is_read_back_as_it_was(toy_config):
+    run = search(toy_config)
+    again = load_run(run.folder)
+    pd.testing.assert_frame_equal(run.frontier, again.frontier)
+    assert run.summary == again.summary
+    with pytest.raises(InputError, match="no finished run"):
+        load_run(run.folder / "superlm")
+
+
+def test_baselines_are_measured_alike_and_kept(toy_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
+    run = search(replace(toy_config, baselines="measured"))
+    assert list(run.baselines["name"]) == list(SHAPES)
+    vocabulary = load_teacher(toy_config.teacher).vocabulary
+    for row, subnet in zip(run.baselines.to_dict("records"), SHAPES.values(), strict=True):
+        assert (row["flops"], row["params"]) == (flops(subnet), params(subnet, vocabulary))
+    trained = files(cache_folder() / "baselines")
+    again = search(
+        replace(toy_config, baselines="measured", space="debug", seed=0, engine="exhaustive", out=toy_config.out + "2")
+    )
+    pd.testing.assert_frame_equal(run.baselines, again.baselines)
+    assert {name: stamp for name, (stamp, _) in trained.items()} == {
+        name: stamp for name, (stamp, _) in files(cache_folder() / "baselines").items()
+    }
+
+
+def test_config_yaml_repeats_the_run(toy_config):
+    run = search(toy_config)
+    content = yaml.safe_load((run.folder / "config.yaml").read_text())
+    again = search(SearchConfig.from_dict({**content, "out": toy_config.out + "-again"}))
+    pd.testing.assert_frame_equal(run.evaluations, again.evaluations)
+
+
+def test_the_summary_states_what_a_reader_needs(toy_config):
+    summary = json.loads((search(toy_config).folder / "summary.json").read_text())
+    loss, cost = summary["objectives"]
+    assert (loss["name"], loss["direction"]) == ("relation_loss", "minimize")
+    assert cost["unit"] == "multiply-adds, 128 tokens, batch 1"
+    assert summary["evaluations"] == {"debug": 8}
+    assert 0 <= summary["hypervolume_share"] <= 1
+    assert set(summary["reference_point"]) == {"relation_loss", "flops"}
+    assert set(summary["seconds"]) == {"prepare", "train debug", "search debug", "baselines", "report"} - (
+        {"baselines"} if "baselines" not in summary["seconds"] else set()
+    )
+    assert summary["versions"]["torch"]
+
+
+def run_in_child(settings: dict) -> None:
+    search(SearchConfig.from_dict(settings))
+
+
+def kill_when(seen: set, paths: list[Path], settings: dict) -> bool:
+    """Run in a child that is killed as soon as the sizes of `paths` are new; whether it was."""
+    context = multiprocessing.get_context("forkserver")  # it imports torch once, for all children
+    context.set_forkserver_preload(["autodistil_search.run"])
+    process = context.Process(target=run_in_child, args=(settings,))
+    process.start()
+    while process.is_alive():
+        state = tuple(path.stat().st_size if path.exists() else 0 for path in paths)
+        if state not in seen and any(state):
+            seen.add(state)
+            process.kill()
+        time.sleep(0.001)
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def test_a_run_killed_at_any_moment_ends_as_one_never_stopped(toy_config):
+    whole = search(replace(toy_config, steps=6))
+    killed = replace(toy_config, steps=6, out=toy_config.out + "-killed")
+    folder = Path(killed.out)
+    watched = [
+        folder / name for name in ("superlm/debug/training.csv", "superlm/debug/trainer_state.json", "archive.log")
+    ]
+    seen: set = set()
+    while kill_when(seen, watched, {**killed.to_dict(), "out": killed.out}):
+        pass
+    assert len(seen) >= 6
+    for name in ("evaluations.csv", "frontier.csv", "superlm/debug/model.safetensors", "superlm/debug/training.csv"):
+        assert (folder / name).read_bytes() == (whole.folder / name).read_bytes(), name

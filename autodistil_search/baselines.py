@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -71,6 +71,7 @@ def measure(
     `identity` is what else the weights depend on: digests of the teacher, of the text and so on.
     """
     results = []
+    options = replace(options, sampling="largest-random")  # a student trains itself, whatever the SuperLM's sampling
     for name, subnet in SHAPES.items():
         torch.manual_seed(options.seed)
         model = AutoDistilModel(teacher.student_config(subnet))

@@ -56,9 +56,9 @@ class SearchConfig:
     init: Literal["teacher", "random"] = "teacher"
     loss: Literal["kl", "mse"] = "kl"
     sampling: Literal["largest-random", "sandwich"] = "largest-random"
-    steps: int = 100
-    batch_size: int = 8
-    lr: float = 1e-3
+    steps: int = 180
+    batch_size: int = 4
+    lr: float = 4e-3
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"

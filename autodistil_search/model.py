@@ -96,8 +96,8 @@ class ElasticLayerNorm(nn.LayerNorm):
 def attend(query: Tensor, key: Tensor, value: Tensor, hidden_columns: Tensor | None) -> Tensor:
     """Softmax attention of `(B, A, T, D)` tensors; `hidden_columns` is True where a key must not be seen.
 
-    On CPU the plain products are faster than the fused kernel, forward and backward (benchmarks/attention.py);
-    on CUDA the fused kernel is.
+    On CUDA the fused kernel. On CPU plain products, which every FLOP counter sees; there the fused kernel is somewhat
+    faster in float32 and slower in bfloat16 (benchmarks/attention.py, docs/benchmarks.md).
     """
     if query.is_cuda:
         seen = None if hidden_columns is None else ~hidden_columns

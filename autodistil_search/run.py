@@ -148,6 +148,7 @@ def search(config: SearchConfig, reporter: Reporter | None = None) -> Run:
         _check_folder(folder, config)
         clock = Stopwatch(folder / "seconds.json")
         with clock.phase("prepare"):
+            reporter.say("loading the teacher; tokenizing the text, if that was not done before")
             inputs = resolve(config)
             _open_folder(folder, inputs)
         for note in cost_notes(inputs):

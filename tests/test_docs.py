@@ -1,0 +1,78 @@
+"""README, docs and notebook say what is so: their code runs as written."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbclient import NotebookClient
+
+from autodistil_search import search
+from autodistil_search.cli import make_parser
+from autodistil_search.space import SearchSpace
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of README in a language, without indentation."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
+
+
+def test_the_python_of_readme_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    names: dict = {}
+    exec(code, names)
+    assert names["again"].frontier.equals(names["run"].frontier)
+    assert names["student"].num_parameters() == names["run"].knee["params"]
+    assert Path("student/model.safetensors").exists()
+    assert Path("frontier.png").stat().st_size > 10_000
+
+
+def test_the_space_of_readme_is_valid():
+    (text,) = blocks("yaml")
+    assert SearchSpace(name="mine", **yaml.safe_load(text)).size == 81
+
+
+def test_the_command_of_readme_is_accepted(tmp_path):
+    (text,) = blocks("console")
+    words = text.replace("\\\n", " ").split()
+    assert words[:3] == ["$", "autodistil-search", "search"]
+    parsed = make_parser().parse_args(words[2:])
+    assert parsed.search.objectives == "acc,flops,params"
+    assert parsed.search.text == ["wiki/*.txt.gz", "books.txt"]
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_links_between_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    for link in links:
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+
+
+def test_every_flag_named_in_readme_and_docs_exists():
+    command = next(action for action in make_parser()._actions if action.dest == "command").choices["search"]
+    known = {flag for action in command._actions for flag in action.option_strings}
+    for page in (ROOT / "README.md", ROOT / "docs" / "design.md"):
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text()))
+        assert named <= known, named - known
+
+
+def test_the_notebook_runs_from_top_to_bottom(toy_config, monkeypatch):
+    run = search(toy_config)
+    monkeypatch.setenv("AUTODISTIL_RUN", str(run.folder))
+    notebook = nbformat.read(ROOT / "notebooks" / "pareto_exploration.ipynb", as_version=4)
+    stored = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    assert any(stored), "the notebook is stored without the outputs of a real run"
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+    shown = "".join(str(cell.get("outputs", "")) for cell in notebook.cells)
+    assert "image/png" in shown
+    (counted, stated) = re.search(r"([\d,]+) parameters; the table says ([\d,]+)", shown).groups()
+    assert counted == stated

@@ -1,0 +1,53 @@
+"""What is shown while a long piece of work goes on."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from autodistil_search import progress
+from autodistil_search.progress import ConsoleReporter, Reporter
+
+
+class Clock:
+    """Time that passes only when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+
+
+def written(terminal: bool) -> tuple[ConsoleReporter, io.StringIO]:
+    file = io.StringIO()
+    return ConsoleReporter(Console(file=file, force_terminal=terminal, width=140)), file
+
+
+def test_a_log_gets_a_line_now_and_then_with_rate_and_remaining_time(monkeypatch):
+    clock = Clock(monkeypatch)
+    reporter, file = written(terminal=False)
+    with reporter.bar("training", "steps", 100) as bar:
+        bar.skip(40)
+        for _ in range(20):
+            clock.now += 1.0
+            bar.advance("loss 1.5")
+    assert file.getvalue().splitlines() == [
+        "training: 55/100 steps, 1.00 steps/s, 45 s left, loss 1.5",
+        "training: 60/100 steps, 1.00 steps/s, took 20.0 s, loss 1.5",
+    ]
+
+
+def test_a_terminal_gets_a_bar_with_count_rate_and_note():
+    reporter, file = written(terminal=True)
+    with reporter.bar("training", "steps", 4) as bar:
+        bar.skip(2)
+        bar.advance("loss 1.5")
+    shown = file.getvalue()
+    assert all(part in shown for part in ("training", "3/4", "steps/s", "left", "loss 1.5"))
+
+
+def test_in_python_nothing_is_shown(capsys):
+    with Reporter().bar("training", "steps", 2) as bar:
+        bar.advance()
+        bar.skip(1)
+    Reporter().say("something")
+    assert capsys.readouterr().out == ""

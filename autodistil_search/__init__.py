@@ -18,16 +18,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from autodistil_search.config import SearchConfig
     from autodistil_search.errors import InputError
-    from autodistil_search.run import Run, load_run, search
+    from autodistil_search.results import Run, load_run
+    from autodistil_search.run import search
     from autodistil_search.space import SearchSpace, Subnet, load_space
 
 _HOMES = {
     "InputError": "errors",
-    "Run": "run",
+    "Run": "results",
     "SearchConfig": "config",
     "SearchSpace": "space",
     "Subnet": "space",
-    "load_run": "run",
+    "load_run": "results",
     "load_space": "space",
     "search": "run",
 }

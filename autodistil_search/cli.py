@@ -17,7 +17,7 @@ from autodistil_search.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from autodistil_search.run import Run
+    from autodistil_search.results import Run
 
 
 class _Parser(ArgumentParser):

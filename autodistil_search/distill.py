@@ -10,11 +10,13 @@ import csv
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autodistil_search.checkpoint import Saver, finish, load_checkpoint, load_finished
@@ -141,11 +143,12 @@ def subnets_of_step(model: AutoDistilModel, options: TrainOptions, step: int) ->
 def block_indices(count: int, options: TrainOptions, step: int) -> list[int]:
     """The blocks of a step: each epoch is a permutation of all blocks that follows from seed and epoch."""
     positions = range(step * options.batch_size, (step + 1) * options.batch_size)
-    orders = {
-        epoch: np.random.default_rng([options.seed, epoch]).permutation(count)
-        for epoch in {position // count for position in positions}
-    }
-    return [int(orders[position // count][position % count]) for position in positions]
+    return [int(_order(count, options.seed, position // count)[position % count]) for position in positions]
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, step: int) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -24,114 +22,20 @@ from autodistil_search import __version__, baselines, objectives
 from autodistil_search.archive import Archive, Evaluation
 from autodistil_search.checkpoint import refuse_other_settings, write_atomically
 from autodistil_search.config import SearchConfig
-from autodistil_search.corpus import Corpus, load_corpus
 from autodistil_search.cost import flops
-from autodistil_search.device import Device, choose_device
-from autodistil_search.distill import TrainOptions, distill
+from autodistil_search.distill import distill
 from autodistil_search.engines import ENGINES, Candidates, run_engine
 from autodistil_search.errors import InputError
+from autodistil_search.inputs import Inputs, cache_folder, resolve
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.objectives import Bound, Objective
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import RelationProxy
-from autodistil_search.report import ParetoReport, baseline_table, frontier_figure, pareto_report, write_report
-from autodistil_search.space import SearchSpace, Subnet, load_space
-from autodistil_search.teacher import Teacher, load_teacher, weights_sha256
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from autodistil_search.report import ParetoReport, baseline_table, pareto_report
+from autodistil_search.results import Run, load_run, write_results
+from autodistil_search.space import SearchSpace, Subnet
 
 _MARGIN = 1.01
 """A cost's reference point lies this factor above the largest subnet's cost, so that this subnet counts too."""
-
-
-def cache_folder() -> Path:
-    """Where tokenized text and baselines are kept for later runs: AUTODISTIL_SEARCH_CACHE, or the user's cache."""
-    if given := os.environ.get("AUTODISTIL_SEARCH_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodistil_search"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a `SearchConfig` stands for, loaded and checked."""
-
-    config: SearchConfig
-    spaces: Sequence[SearchSpace]
-    objectives: Sequence[Objective]
-    bounds: Sequence[Bound]
-    device: Device
-    teacher: Teacher
-    corpus: Corpus | None
-    """None if no objective needs training."""
-
-    @property
-    def options(self) -> TrainOptions:
-        """How SuperLMs and baselines are trained."""
-        config = self.config
-        heads = self.spaces[0].relation_heads
-        return TrainOptions(
-            config.steps, config.batch_size, config.lr, config.seed, config.loss, config.sampling, heads
-        )
-
-    @property
-    def proxy_objective(self) -> Objective | None:
-        """The objective that must be measured on a trained SuperLM."""
-        return next((objective for objective in self.objectives if objective.cost is None), None)
-
-    def admits(self, subnet: Subnet) -> bool:
-        """Whether `subnet` keeps all bounds."""
-        return all(bound.admits(subnet, self.teacher.vocabulary) for bound in self.bounds)
-
-    @cached_property
-    def identity(self) -> dict[str, str]:
-        """Digests of what the flags only name: the teacher's weights, the text, the spaces' content."""
-        identity = {"teacher_weights": weights_sha256(self.teacher.model), "teacher_layer": str(self.teacher.layer)}
-        if self.corpus is not None:
-            identity["text"] = self.corpus.digest
-        identity["spaces"] = json.dumps([space.to_dict() for space in self.spaces])
-        return identity
-
-
-def resolve(config: SearchConfig) -> Inputs:
-    """Load and check all that `config` names, before anything is trained.
-
-    Raises:
-        InputError: for whatever cannot be used.
-    """
-    wanted = objectives.parse_objectives(config.objectives, config.loss)
-    limits = {objectives.FLOPS: config.max_flops, objectives.PARAMS: config.max_params}
-    amounts = {cost: objectives.parse_amount(text, f"--max-{cost.name}") for cost, text in limits.items()}
-    bounds = [Bound(cost, amount) for cost, amount in amounts.items() if amount is not None]
-    spaces = load_spaces(config.space_names)
-    device = choose_device(config.device, config.precision)
-    teacher = load_teacher(config.teacher, config.teacher_layer, device.name)
-    for space in spaces:
-        objectives.check_reachable(bounds, space, teacher.vocabulary)
-    if config.seq_len > teacher.vocabulary.positions:
-        raise InputError(
-            f"--seq-len {config.seq_len}; the teacher has positions for 8 to {teacher.vocabulary.positions}"
-        )
-    needs_text = any(objective.cost is None for objective in wanted)
-    corpus = load_corpus(config.texts, teacher.tokenizer, cache_folder()) if needs_text else None
-    if corpus is not None:
-        corpus.blocks(config.seq_len)  # too short a text is refused here
-    return Inputs(config, spaces, wanted, bounds, device, teacher, corpus)
-
-
-def load_spaces(names: Sequence[str]) -> list[SearchSpace]:
-    """The spaces of those names or paths, which must be comparable with each other.
-
-    Raises:
-        InputError: if two have one name, or other relation heads: their losses would be unlike things.
-    """
-    spaces = [load_space(name) for name in names]
-    if len({space.name for space in spaces}) < len(spaces):
-        raise InputError(f"--space names {', '.join(space.name for space in spaces)}; allowed: each space once")
-    if len({space.relation_heads for space in spaces}) > 1:
-        heads = ", ".join(f"{space.name} {space.relation_heads}" for space in spaces)
-        raise InputError(f"relation_heads are {heads}; allowed: the same in all spaces, for losses to be comparable")
-    return spaces
 
 
 def search(config: SearchConfig, reporter: Reporter | None = None) -> Run:
@@ -159,8 +63,7 @@ def search(config: SearchConfig, reporter: Reporter | None = None) -> Run:
         measured = _measure_baselines(inputs, scorer, clock, reporter)
         with clock.phase("report"):
             report = _report(inputs, archive, scorer, measured, exact=all(complete))
-            write_report(report, folder)
-        _write_summary(folder, report, clock)
+            write_results(folder, report, clock.seconds, versions())
     return load_run(folder)
 
 
@@ -300,8 +203,8 @@ def trust_notes(inputs: Inputs, exact: bool) -> list[str]:
         config = inputs.config
         tokens = config.steps * config.batch_size * config.seq_len
         notes.append(
-            f"Trained for {config.steps} steps, {tokens:,} tokens. Subnets share their weights and have not converged: "
-            "take the order of the frontier, not its losses, as what longer training would give, and check it."
+            f"Trained for {config.steps} steps, {tokens:,} tokens. With more --steps losses fall further, and subnets "
+            "that are close to each other here may change places."
         )
         notes.append("The proxy was not compared with fine-tuned accuracy in this run.")
         notes.append("One seed: differences between neighbours on the frontier may be noise.")
@@ -410,104 +313,3 @@ def _open_folder(folder: Path, inputs: Inputs) -> None:
     config = yaml.safe_dump(inputs.config.to_dict(), sort_keys=False)
     write_atomically(path, lambda file: file.write_text(json.dumps(environment, indent=2)))
     write_atomically(folder / "config.yaml", lambda file: file.write_text(config, encoding="utf-8"))
-
-
-def _write_summary(folder: Path, report: ParetoReport, clock: Stopwatch) -> None:
-    summary = {
-        "title": report.title,
-        "objectives": [
-            {"name": each.name, "label": each.label, "unit": each.unit, "direction": each.direction}
-            for each in report.objectives
-        ],
-        "evaluations": {
-            str(space): int(n) for space, n in report.evaluations["space"].value_counts(sort=False).items()
-        },
-        "frontier": len(report.frontier),
-        "exact": report.exact,
-        "hypervolume": report.hypervolume,
-        "hypervolume_share": report.hypervolume_share,
-        "reference_point": report.reference_point,
-        "conditions": dict(report.conditions),
-        "notes": list(report.notes),
-        "seconds": clock.seconds,
-        "versions": versions(),
-    }
-    write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2)))
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, read from its folder."""
-
-    folder: Path
-    report: ParetoReport = field(repr=False)
-    summary: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def evaluations(self) -> pd.DataFrame:
-        """All scored subnets."""
-        return self.report.evaluations
-
-    @property
-    def frontier(self) -> pd.DataFrame:
-        """The subnets that no other dominates, cheapest first."""
-        return self.report.frontier
-
-    @property
-    def baselines(self) -> pd.DataFrame:
-        """The hand-designed shapes measured in this run."""
-        return self.report.baselines
-
-    @property
-    def knee(self) -> pd.Series[Any]:
-        """The frontier's balanced choice."""
-        return self.frontier[self.frontier["knee"]].iloc[0]
-
-    def plot(self) -> Figure:
-        """The figure `frontier.png`."""
-        return frontier_figure(self.report)
-
-    def student(self, row: pd.Series[Any] | None = None) -> AutoDistilModel:
-        """The model of a row of `frontier` or `evaluations`; of the knee if none is given.
-
-        Raises:
-            InputError: if the run trained no SuperLM.
-        """
-        row = self.knee if row is None else row
-        folder = self.folder / "superlm" / str(row["space"])
-        if not (folder / "model.safetensors").is_file():
-            raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
-        superlm = AutoDistilModel.from_pretrained(folder)
-        ffn_size = round(row["hidden_size"] * row["mlp_ratio"])
-        sizes = (row["layers"], row["hidden_size"], ffn_size, row["heads"], row["head_dim"])
-        return superlm.extract(Subnet(*(int(size) for size in sizes)))
-
-
-def load_run(folder: str | Path) -> Run:
-    """The finished run in `folder`.
-
-    Raises:
-        InputError: if there is none.
-    """
-    folder = Path(folder)
-    if not (folder / "summary.json").is_file():
-        raise InputError(f"{str(folder)!r} holds no finished run; allowed: the --out folder of a search that ended")
-    summary = json.loads((folder / "summary.json").read_text())
-    known = {each.name: each for each in (*objectives.PROXIES.values(), objectives.FLOPS, objectives.PARAMS)}
-    wanted = [known[objective["name"]] for objective in summary["objectives"]]
-    measured = folder / "baselines.csv"
-    report = ParetoReport(
-        title=summary["title"],
-        objectives=wanted,
-        evaluations=pd.read_csv(folder / "evaluations.csv"),
-        frontier=pd.read_csv(folder / "frontier.csv"),
-        baselines=pd.read_csv(measured) if measured.exists() else baseline_table([], wanted[0].name),
-        published=baselines.published(),
-        reference_point=summary["reference_point"],
-        hypervolume=summary["hypervolume"],
-        hypervolume_share=summary["hypervolume_share"],
-        exact=summary["exact"],
-        conditions=tuple(summary["conditions"].items()),
-        notes=tuple(summary["notes"]),
-    )
-    return Run(folder, report, summary)

@@ -17,9 +17,9 @@ import torch
 
 from autodistil_search.corpus import load_corpus
 from autodistil_search.device import choose_device
+from autodistil_search.inputs import cache_folder
 from autodistil_search.proxies import RelationProxy
 from autodistil_search.relations import relation_loss, relation_target
-from autodistil_search.run import cache_folder
 from autodistil_search.space import load_space
 from autodistil_search.teacher import load_teacher
 

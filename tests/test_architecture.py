@@ -18,14 +18,15 @@ LAYERS = [
     {"teacher", "objectives", "checkpoint"},
     {"archive"},
     {"distill", "proxies", "engines"},
-    {"baselines"},
+    {"baselines", "inputs"},
     {"report"},
+    {"results"},
     {"run"},
     {"cli"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 ENTRY_POINTS = {"__init__", "__main__"}
-USERS_OF_CONFIG = {"run", "cli"}
+USERS_OF_CONFIG = {"inputs", "run", "cli"}
 
 
 def dotted(path):

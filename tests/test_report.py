@@ -71,7 +71,7 @@ def test_axes_name_what_was_measured_its_unit_and_direction(report):
     axes = frontier_figure(report).axes[0]
     assert axes.get_ylabel() == "held-out relation loss (nats, sum of QQ, KK and VV)\nlower is better"
     assert axes.get_xlabel() == "FLOPs (multiply-adds, 128 tokens, batch 1)\nlower is better"
-    labels = {text.get_text() for text in axes.get_legend().get_texts()}
+    labels = {text.get_text() for text in axes.figure.legends[0].get_texts()}
     assert labels == {"scored, toy", "frontier", "knee", "hand-made <b>"}
 
 
@@ -150,6 +150,7 @@ def test_the_page_shows_every_frontier_row_and_note(report, tmp_path):
         (True, "knee"),
         (False, ""),
         ("x", "x"),
+        (1.5, "1.500"),
     ],
 )
 def test_numbers_are_shown_for_people(value, expected):

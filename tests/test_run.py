@@ -16,7 +16,7 @@ import yaml
 from autodistil_search import InputError, SearchConfig, load_run, search
 from autodistil_search.baselines import SHAPES
 from autodistil_search.cost import flops, params
-from autodistil_search.run import cache_folder
+from autodistil_search.inputs import cache_folder
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.teacher import load_teacher
 

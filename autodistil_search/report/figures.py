@@ -37,10 +37,12 @@ def axes_pairs(report: ParetoReport) -> list[tuple[Objective, Objective]]:
 def frontier_figure(report: ParetoReport) -> Figure:
     """The scored subnets, the frontier as a step line, the knee and the measured baselines, a panel for each pair."""
     pairs = axes_pairs(report)
-    figure = Figure(figsize=(7.2, 4.6 * len(pairs)), layout="constrained")
+    figure = Figure(figsize=(7.2, 0.6 + 4.2 * len(pairs)), layout="constrained")
     for axes, (x, y) in zip(figure.subplots(len(pairs), squeeze=False)[:, 0], pairs, strict=True):
         draw_frontier(axes, report, x, y)
     figure.suptitle(f"Pareto frontier of {report.title}", fontsize=11)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
@@ -57,11 +59,10 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective) 
             label = row["name"] + (" (the teacher's copy)" if row["how"].startswith("copy") else "")
             axes.scatter(row[x.name], row[y.name], marker=marker, s=48, color=BASELINE_COLOUR, zorder=5, label=label)
     for axis, set_scale, objective in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):
-        axis.set_label_text(_label(objective))
+        axis.set_label_text(_label(objective), fontsize=9)
         if objective.cost:
             _style_cost_axis(axis, set_scale)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, framealpha=0.9)
 
 
 def _style_cost_axis(axis: Axis, set_scale: Callable[[str], None]) -> None:

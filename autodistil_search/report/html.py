@@ -65,4 +65,4 @@ def shown(value: object) -> str:
         return "knee" if value else ""
     if isinstance(value, int | float) and abs(value) >= 1e4:
         return EngFormatter(places=2, sep="")(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:#.4g}" if isinstance(value, float) else str(value)

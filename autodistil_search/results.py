@@ -1,0 +1,126 @@
+"""What a finished run left in its folder: written at its end, read back for pandas and notebooks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from autodistil_search import baselines, objectives
+from autodistil_search.checkpoint import write_atomically
+from autodistil_search.errors import InputError
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.report import ParetoReport, baseline_table, frontier_figure, write_report
+from autodistil_search.space import Subnet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_results(
+    folder: Path, report: ParetoReport, seconds: Mapping[str, float], versions: Mapping[str, str]
+) -> None:
+    """Write the report, then `summary.json`, which says that the run is finished."""
+    write_report(report, folder)
+    summary = {
+        "title": report.title,
+        "objectives": [
+            {"name": each.name, "label": each.label, "unit": each.unit, "direction": each.direction}
+            for each in report.objectives
+        ],
+        "evaluations": {
+            str(space): int(n) for space, n in report.evaluations["space"].value_counts(sort=False).items()
+        },
+        "frontier": len(report.frontier),
+        "exact": report.exact,
+        "hypervolume": report.hypervolume,
+        "hypervolume_share": report.hypervolume_share,
+        "reference_point": report.reference_point,
+        "conditions": dict(report.conditions),
+        "notes": list(report.notes),
+        "seconds": dict(seconds),
+        "versions": dict(versions),
+    }
+    write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder."""
+
+    folder: Path
+    report: ParetoReport = field(repr=False)
+    summary: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def evaluations(self) -> pd.DataFrame:
+        """All scored subnets."""
+        return self.report.evaluations
+
+    @property
+    def frontier(self) -> pd.DataFrame:
+        """The subnets that no other dominates, cheapest first."""
+        return self.report.frontier
+
+    @property
+    def baselines(self) -> pd.DataFrame:
+        """The hand-designed shapes measured in this run."""
+        return self.report.baselines
+
+    @property
+    def knee(self) -> pd.Series[Any]:
+        """The frontier's balanced choice."""
+        return self.frontier[self.frontier["knee"]].iloc[0]
+
+    def plot(self) -> Figure:
+        """The figure `frontier.png`."""
+        return frontier_figure(self.report)
+
+    def student(self, row: pd.Series[Any] | None = None) -> AutoDistilModel:
+        """The model of a row of `frontier` or `evaluations`; of the knee if none is given.
+
+        Raises:
+            InputError: if the run trained no SuperLM.
+        """
+        row = self.knee if row is None else row
+        folder = self.folder / "superlm" / str(row["space"])
+        if not (folder / "model.safetensors").is_file():
+            raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
+        superlm = AutoDistilModel.from_pretrained(folder)
+        ffn_size = round(row["hidden_size"] * row["mlp_ratio"])
+        sizes = (row["layers"], row["hidden_size"], ffn_size, row["heads"], row["head_dim"])
+        return superlm.extract(Subnet(*(int(size) for size in sizes)))
+
+
+def load_run(folder: str | Path) -> Run:
+    """The finished run in `folder`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    folder = Path(folder)
+    if not (folder / "summary.json").is_file():
+        raise InputError(f"{str(folder)!r} holds no finished run; allowed: the --out folder of a search that ended")
+    summary = json.loads((folder / "summary.json").read_text())
+    known = {each.name: each for each in (*objectives.PROXIES.values(), objectives.FLOPS, objectives.PARAMS)}
+    wanted = [known[objective["name"]] for objective in summary["objectives"]]
+    measured = folder / "baselines.csv"
+    report = ParetoReport(
+        title=summary["title"],
+        objectives=wanted,
+        evaluations=pd.read_csv(folder / "evaluations.csv"),
+        frontier=pd.read_csv(folder / "frontier.csv"),
+        baselines=pd.read_csv(measured) if measured.exists() else baseline_table([], wanted[0].name),
+        published=baselines.published(),
+        reference_point=summary["reference_point"],
+        hypervolume=summary["hypervolume"],
+        hypervolume_share=summary["hypervolume_share"],
+        exact=summary["exact"],
+        conditions=tuple(summary["conditions"].items()),
+        notes=tuple(summary["notes"]),
+    )
+    return Run(folder, report, summary)

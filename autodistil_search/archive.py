@@ -20,6 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from autodistil_search.files import readable
 from autodistil_search.objectives import Objective
 from autodistil_search.space import SearchSpace, Subnet
 
@@ -46,17 +47,21 @@ class Archive:
     """
 
     def __init__(self, path: Path, spaces: Sequence[SearchSpace], objectives: Sequence[Objective]) -> None:
-        _drop_torn_line(path)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._objectives = list(objectives)
         self._distributions = _distributions(spaces)
-        self._study = _open_study(path, objectives)
+        head_dims = {space.name: space.head_dim for space in spaces}
+        self._known: dict[tuple[str, Subnet], Evaluation] = {}
+        with readable(path):
+            _drop_torn_line(path)
+            self._study = _open_study(path, objectives)
+            self._read(head_dims)
         if self._study.metric_names is None:
             with warnings.catch_warnings():  # naming metrics is marked experimental; the dashboard shows the names
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 self._study.set_metric_names([objective.name for objective in objectives])
-        head_dims = {space.name: space.head_dim for space in spaces}
-        self._known: dict[tuple[str, Subnet], Evaluation] = {}
+
+    def _read(self, head_dims: Mapping[str, int]) -> None:
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
             if _ATTRIBUTES in trial.user_attrs:  # others are not ours
                 evaluation = _from_trial(trial, head_dims)

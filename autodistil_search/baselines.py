@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from autodistil_search import __version__
 from autodistil_search.corpus import Blocks
 from autodistil_search.cost import flops, params
 from autodistil_search.device import Device
-from autodistil_search.distill import TrainOptions, distill
+from autodistil_search.distill import TrainOptions, distill, seeded
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import RelationProxy
@@ -43,8 +41,6 @@ class Baseline:
     score: float
     flops: int
     params: int
-    seconds: float
-    """Spent on it in this run; next to nothing if it was trained in an earlier one."""
 
 
 def published() -> pd.DataFrame:
@@ -73,19 +69,18 @@ def measure(
     results = []
     options = replace(options, sampling="largest-random")  # a student trains itself, whatever the SuperLM's sampling
     for name, subnet in SHAPES.items():
-        torch.manual_seed(options.seed)
-        model = AutoDistilModel(teacher.student_config(subnet))
+        with seeded(options.seed):
+            model = AutoDistilModel(teacher.student_config(subnet))
         if init == "teacher":
             teacher.copy_into(model)
-        how, start = COPY, time.monotonic()
+        how = COPY
         if init != "teacher" or subnet != teacher.subnet or teacher.layer != subnet.layers - 1:
             how = DISTILLED
             settings = {**identity, **asdict(options), **asdict(subnet), "init": init, "version": __version__}
             key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
             distill(model, teacher, blocks, options, cache / "baselines" / key, device, reporter, f"baseline {name}")
-        seconds = time.monotonic() - start
         device.place(model)
         score = proxy.score(model)
         costs = (flops(subnet), params(subnet, teacher.vocabulary))
-        results.append(Baseline(name, subnet, how, score, *costs, seconds))
+        results.append(Baseline(name, subnet, how, score, *costs))
     return results

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from autodistil_search.errors import InputError
+from autodistil_search.files import (
+    Settings,
+    move_into_place,
+    read_json,
+    readable,
+    refuse_other_settings,
+    write_atomically,
+)
 from autodistil_search.model import AutoDistilModel, quiet_transformers
-
-Settings = Mapping[str, Any]
-"""What the weights depend on, as JSON holds it; a checkpoint made with other settings is refused."""
 
 _CHECKPOINT = "trainer.safetensors"
 _FINISHED = "trainer_state.json"
@@ -66,7 +67,7 @@ def load_checkpoint(folder: Path, model: AutoDistilModel, optimizer: torch.optim
     path = folder / _CHECKPOINT
     if not path.exists():
         return 0
-    with safe_open(path, framework="pt") as file:
+    with readable(path), safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         refuse_other_settings(json.loads(metadata["settings"]), settings, folder)
         names = set(file.keys())
@@ -76,16 +77,19 @@ def load_checkpoint(folder: Path, model: AutoDistilModel, optimizer: torch.optim
                 optimizer.state[parameter] = {
                     key: file.get_tensor(f"{key}.{name}").to(parameter.device) for key in _MOMENTS
                 }
-    return int(metadata["step"])
+        return int(metadata["step"])
 
 
 def finish(folder: Path, model: AutoDistilModel, steps: int, settings: Settings) -> None:
     """Write the model as `save_pretrained` does, then the file that says it is complete; drop the checkpoint."""
     temporary = folder / ".final"
     with quiet_transformers():
-        model.save_pretrained(temporary)
+        try:
+            model.save_pretrained(temporary)
+        except SafetensorError as error:
+            raise OSError(f"{folder} cannot be written: {error}") from None
     for file in temporary.iterdir():
-        os.replace(file, folder / file.name)
+        move_into_place(file, folder / file.name)
     temporary.rmdir()
     state = {"step": steps, "settings": dict(settings)}
     write_atomically(folder / _FINISHED, lambda path: path.write_text(json.dumps(state, indent=2)))
@@ -100,23 +104,8 @@ def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> b
     """
     if not (folder / _FINISHED).exists() or not (folder / "model.safetensors").exists():
         return False
-    refuse_other_settings(json.loads((folder / _FINISHED).read_text())["settings"], settings, folder)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    with readable(folder / _FINISHED):
+        refuse_other_settings(read_json(folder / _FINISHED)["settings"], settings, folder)
+    with readable(folder / "model.safetensors"):
+        model.load_state_dict(load_file(folder / "model.safetensors"))
     return True
-
-
-def refuse_other_settings(before: Settings, now: Settings, folder: Path) -> None:
-    """Raises InputError, naming what differs, unless both settings are equal."""
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if keys:
-        details = "; ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in keys)
-        raise InputError(f"{folder} holds a run with other settings: {details}. Use those, or another --out")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, on disk, then give it that name."""
-    temporary = path.with_name(f".{path.name}.new")
-    write(temporary)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

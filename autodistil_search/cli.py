@@ -56,7 +56,11 @@ def _add_settings(parser: ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    parsed = make_parser().parse_args(sys.argv[1:] if argv is None else list(argv))
+    try:
+        parsed = make_parser().parse_args(sys.argv[1:] if argv is None else list(argv))
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"autodistil-search: --config cannot be read: {error}", file=sys.stderr)
+        return 2
     settings: dict[str, Any] = parsed[parsed.command].as_dict()
     settings.pop("config", None)
     try:
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"autodistil-search: {error}", file=sys.stderr)
         return 2
-    except (FloatingPointError, OSError) as error:
+    except (FloatingPointError, OSError, MemoryError) as error:
         print(f"autodistil-search: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from autodistil_search.errors import InputError
+
+_LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class SearchConfig:
         teacher_layer: Layer whose relations are distilled, from 0; -1 is the last.
         text: Files (.txt, .txt.gz, one paragraph a line, blank lines between documents), or "packaged".
         seq_len: Tokens in a block of text.
-        eval_blocks: Held-out blocks on which the proxy is measured.
+        eval_blocks: Held-out blocks on which the proxy is measured; each keeps about 3 MB of memory.
         init: Start the SuperLM from slices of the teacher's weights, or at random.
         loss: kl (MiniLMv2) or mse on raw scores (the released AutoDistil code).
         sampling: Subnets a step trains: largest-random (largest, 3 random) or sandwich (largest, smallest, 2 random).
@@ -46,8 +48,8 @@ class SearchConfig:
     engine: Literal["nsga2", "exhaustive"] = "nsga2"
     evaluations: int = 128
     population: int = 16
-    max_flops: str | None = None
-    max_params: str | None = None
+    max_flops: str | float | None = None
+    max_params: str | float | None = None
     teacher: str = "packaged"
     teacher_layer: int = -1
     text: list[str] | None = None
@@ -66,9 +68,15 @@ class SearchConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
+        defaults = {setting.name: setting.default for setting in fields(self)}
         for name, allowed in choices().items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{_flag(name)} {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        for name in ("objectives", "space", "teacher"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{_flag(name)} {getattr(self, name)!r}; allowed: text, such as {defaults[name]!r}")
+        if isinstance(self.text, str):
+            object.__setattr__(self, "text", [self.text])
         least = {
             "evaluations": 1,
             "population": 2,
@@ -82,10 +90,18 @@ class SearchConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise InputError(f"{_flag(name)} {value!r}; allowed: whole numbers from {lowest}")
-        if not isinstance(self.lr, int | float) or not 0 < self.lr < float("inf"):
+        if self.seed > _LARGEST_SEED:
+            raise InputError(f"--seed {self.seed}; allowed: whole numbers from 0 to {_LARGEST_SEED}")
+        if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < float("inf"):
             raise InputError(f"--lr {self.lr!r}; allowed: numbers above 0")
         if not self.space_names:
             raise InputError(f"--space {self.space!r}; allowed: one or more spaces, separated by commas")
+
+    def absolute(self) -> SearchConfig:
+        """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
+        spaces = ",".join(_absolute(name) if name.endswith((".yaml", ".yml")) else name for name in self.space_names)
+        texts = None if self.text is None else [name if name == "packaged" else _absolute(name) for name in self.text]
+        return replace(self, space=spaces, text=texts, teacher=_absolute(self.teacher))
 
     @property
     def space_names(self) -> list[str]:
@@ -123,6 +139,14 @@ def choices() -> dict[str, tuple[str, ...]]:
     """The allowed words of each setting that has a closed list."""
     hints = get_type_hints(SearchConfig)
     return {name: get_args(hint) for name, hint in hints.items() if getattr(hint, "__origin__", None) is Literal}
+
+
+def _absolute(name: str) -> str:
+    """The absolute path of what exists, and any other name as it is."""
+    try:
+        return str(Path(name).resolve()) if Path(name).exists() else name
+    except (OSError, ValueError):  # a name no file can have
+        return name
 
 
 def _flag(name: str) -> str:

@@ -31,6 +31,8 @@ HELD_OUT_EVERY = 20
 """One document in so many is held out; the second, the 22nd, ..."""
 
 _PARAGRAPHS_AT_ONCE = 2000
+_MOST_UNKNOWN = 0.5
+"""Text with a larger share of unknown tokens teaches nothing."""
 _FORMAT = 2
 
 
@@ -104,12 +106,23 @@ def text_files(names: Sequence[str]) -> list[Path]:
             files += _packaged_files()
             continue
         path = Path(name)
-        if not path.is_file():
-            raise InputError(f"no text file {name!r}; allowed: paths of .txt or .txt.gz files, or {PACKAGED!r}")
+        if not _exists(path):
+            raise InputError(f"no text file {name!r:.200}; allowed: paths of .txt or .txt.gz files, or {PACKAGED!r}")
         if not path.name.endswith((".txt", ".txt.gz")):
             raise InputError(f"text file {name!r}; allowed: .txt or .txt.gz, one paragraph a line")
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise InputError(f"text file {name!r} cannot be read: {error.strerror}") from None
         files.append(path)
     return files
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name no file can have, or a folder that may not be entered
+        return False
 
 
 def _packaged_files() -> list[Path]:
@@ -179,13 +192,33 @@ def load_corpus(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, cache:
     packaged = set(_packaged_files()) if PACKAGED in names else set()
     digest = _digest(files, packaged, tokenizer)
     folder = cache / "text" / digest[:16]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # a run beside this one waits for its tokens
-        if not (folder / "meta.json").is_file():
-            _tokenize(files, packaged, tokenizer, folder)
+    if not _is_whole(folder):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder.with_suffix(".lock"))
+            lock.acquire()  # a run beside this one waits for its tokens
+        except OSError as error:
+            raise InputError(
+                f"the cache {str(cache)!r} cannot be written: {error.strerror}; name another in AUTODISTIL_SEARCH_CACHE"
+            ) from None
+        try:
+            if not _is_whole(folder):
+                _tokenize(files, packaged, tokenizer, folder)
+        finally:
+            lock.release()
     first, last = _ends(tokenizer)
     streams = [_map(folder / f"{part}.bin") for part in ("train", "held_out")]
     return Corpus(streams[0], streams[1], digest, first, last)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all tokens that were counted when they were written are there."""
+    try:
+        counts = json.loads((folder / "meta.json").read_text())["tokens"]
+        sizes = {part: (folder / f"{part}.bin").stat().st_size for part in counts}
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return sizes == {part: count * np.dtype(np.uint32).itemsize for part, count in counts.items()}
 
 
 def _map(path: Path) -> NDArray[np.uint32]:
@@ -223,9 +256,14 @@ def _tokenize(files: Sequence[Path], packaged: set[Path], tokenizer: PreTrainedT
         shutil.rmtree(left, ignore_errors=True)
     new.mkdir()
     try:
-        counts = _write_streams(files, packaged, tokenizer, new)
+        counts, unknown = _write_streams(files, packaged, tokenizer, new)
         if not counts["held_out"]:
             raise InputError("the text is a single document: at least two are needed, one of them to hold out")
+        if unknown > _MOST_UNKNOWN * sum(counts.values()):
+            raise InputError(
+                f"{unknown:,} of the text's {sum(counts.values()):,} tokens are unknown to the teacher's tokenizer; "
+                f"allowed: at most {_MOST_UNKNOWN:.0%}. Is it text in the teacher's language?"
+            )
         (new / "meta.json").write_text(json.dumps({"tokens": counts, "files": len(files)}))
         new.rename(folder)
     finally:
@@ -234,8 +272,8 @@ def _tokenize(files: Sequence[Path], packaged: set[Path], tokenizer: PreTrainedT
 
 def _write_streams(
     files: Sequence[Path], packaged: set[Path], tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> dict[str, int]:
-    counts = {"train": 0, "held_out": 0}
+) -> tuple[dict[str, int], int]:
+    counts, unknown = {"train": 0, "held_out": 0}, 0
     with (folder / "train.bin").open("wb") as train, (folder / "held_out.bin").open("wb") as held_out:
         streams = {"train": train, "held_out": held_out}
         paragraphs = _labelled_paragraphs(files, packaged)
@@ -243,7 +281,8 @@ def _write_streams(
             for part, ids in zip(*_token_ids(batch, tokenizer), strict=True):
                 streams[part].write(np.asarray(ids, dtype=np.uint32).tobytes())
                 counts[part] += len(ids)
-    return counts
+                unknown += ids.count(tokenizer.unk_token_id)
+    return counts, unknown
 
 
 def _labelled_paragraphs(files: Sequence[Path], packaged: set[Path]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from autodistil_search.checkpoint import Saver, finish, load_checkpoint, load_finished
 from autodistil_search.corpus import Blocks
 from autodistil_search.device import Device
+from autodistil_search.files import readable
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.progress import Reporter
 from autodistil_search.relations import relation_loss, relation_target
@@ -102,7 +104,8 @@ def distill(
             set_learning_rate(optimizer, options, step)
             losses = train_step(model, teacher, input_ids, subnets, options, device)
             check_finite(losses, subnets, step)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+            check_finite([norm.item()], [subnets[0]], step, "norm of the gradients")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             log.write(step, subnets, losses)
@@ -111,6 +114,14 @@ def distill(
         finish(folder, model, options.steps, settings)
     model.eval()
     return model
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random starts inside follow from `seed`; the caller's own random numbers go on as if nothing had happened."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def train_step(
@@ -159,13 +170,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, s
         group["lr"] = options.lr * factor
 
 
-def check_finite(losses: list[float], subnets: list[Subnet], step: int) -> None:
-    """Raises FloatingPointError, naming step and subnet, if a loss is not finite."""
-    for loss, subnet in zip(losses, subnets, strict=True):
-        if not np.isfinite(loss):
+def check_finite(values: list[float], subnets: list[Subnet], step: int, what: str = "loss") -> None:
+    """Raises FloatingPointError, naming step and subnet, if a value is not finite."""
+    for value, subnet in zip(values, subnets, strict=True):
+        if not np.isfinite(value):
             raise FloatingPointError(
-                f"the loss is {loss} at step {step + 1} for subnet {subnet}; the last checkpoint is kept. "
-                "Try a lower --lr"
+                f"the {what} is {value} at step {step + 1} for subnet {subnet}; the last checkpoint is kept. "
+                "Try a lower --lr, in another --out"
             )
 
 
@@ -178,7 +189,7 @@ class TrainingLog:
         self._path = path
         kept = []
         if path.exists():
-            with path.open(newline="") as file:
+            with readable(path), path.open(newline="") as file:
                 kept = [
                     row for row in list(csv.reader(file))[1:] if len(row) == len(self.COLUMNS) and int(row[0]) <= first
                 ]

@@ -12,12 +12,13 @@ from pathlib import Path
 from autodistil_search import objectives
 from autodistil_search.config import SearchConfig
 from autodistil_search.corpus import Corpus, load_corpus
+from autodistil_search.cost import params
 from autodistil_search.device import Device, choose_device
 from autodistil_search.distill import TrainOptions
 from autodistil_search.errors import InputError
 from autodistil_search.objectives import Bound, Objective
 from autodistil_search.space import SearchSpace, Subnet, load_space
-from autodistil_search.teacher import Teacher, load_teacher, weights_sha256
+from autodistil_search.teacher import Teacher, load_teacher, model_sha256
 
 
 def cache_folder() -> Path:
@@ -61,7 +62,11 @@ class Inputs:
     @cached_property
     def identity(self) -> dict[str, str]:
         """Digests of what the flags only name: the teacher's weights, the text, the spaces' content."""
-        identity = {"teacher_weights": weights_sha256(self.teacher.model), "teacher_layer": str(self.teacher.layer)}
+        identity = {
+            "teacher_model": model_sha256(self.teacher.model),
+            "teacher_layer": str(self.teacher.layer),
+            "computed_in": f"{self.device.precision} on {self.device.name}",
+        }
         if self.corpus is not None:
             identity["text"] = self.corpus.digest
         identity["spaces"] = json.dumps([space.to_dict() for space in self.spaces])
@@ -83,6 +88,7 @@ def resolve(config: SearchConfig) -> Inputs:
     teacher = load_teacher(config.teacher, config.teacher_layer, device.name)
     for space in spaces:
         objectives.check_reachable(bounds, space, teacher.vocabulary)
+        _check_memory(space, teacher)
     if config.seq_len > teacher.vocabulary.positions:
         raise InputError(
             f"--seq-len {config.seq_len}; the teacher has positions for 8 to {teacher.vocabulary.positions}"
@@ -92,6 +98,19 @@ def resolve(config: SearchConfig) -> Inputs:
     if corpus is not None:
         corpus.blocks(config.seq_len)  # too short a text is refused here
     return Inputs(config, spaces, wanted, bounds, device, teacher, corpus)
+
+
+def _check_memory(space: SearchSpace, teacher: Teacher) -> None:
+    """Refuse a SuperLM whose weights, gradients and AdamW moments (float32) are more than this machine's memory."""
+    needed = 16 * params(space.largest, teacher.vocabulary)
+    if not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise InputError(
+            f"the SuperLM of space {space.name!r} ({space.largest}) needs {needed / 1e9:,.1f} GB for weights and "
+            f"optimizer; this machine has {memory / 1e9:,.1f} GB"
+        )
 
 
 def load_spaces(names: Sequence[str]) -> list[SearchSpace]:

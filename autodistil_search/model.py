@@ -93,18 +93,18 @@ class ElasticLayerNorm(nn.LayerNorm):
         return F.layer_norm(x, (n,), self.weight[:n], self.bias[:n], self.eps)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, hidden_columns: Tensor | None) -> Tensor:
-    """Softmax attention of `(B, A, T, D)` tensors; `hidden_columns` is True where a key must not be seen.
+def attend(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> Tensor:
+    """Softmax attention of `(B, A, T, D)` tensors; `padding` is True where a key is padding.
 
-    On CUDA the fused kernel. On CPU plain products, which every FLOP counter sees; there the fused kernel is somewhat
-    faster in float32 and slower in bfloat16 (benchmarks/attention.py, docs/benchmarks.md).
+    On CUDA the fused kernel. On CPU plain products, which every FLOP counter sees, though the fused kernel measures
+    faster there in float32 (docs/benchmarks.md).
     """
     if query.is_cuda:
-        seen = None if hidden_columns is None else ~hidden_columns
+        seen = None if padding is None else ~padding
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, A, T, T)
-    if hidden_columns is not None:
-        scores = scores.masked_fill(hidden_columns, torch.finfo(scores.dtype).min)
+    if padding is not None:
+        scores = scores.masked_fill(padding, torch.finfo(scores.dtype).min)
     context: Tensor = scores.softmax(dim=-1).to(value.dtype) @ value
     return context
 
@@ -130,12 +130,12 @@ class ElasticLayer(nn.Module):
         width = subnet.attention_width
         return self.query(x, width), self.key(x, width), self.value(x, width)
 
-    def forward(self, x: Tensor, subnet: Subnet, hidden_columns: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, subnet: Subnet, padding: Tensor | None) -> Tensor:
         """Hidden states `(B, T, H)` to the next layer's."""
         query, key, value = (
             each.unflatten(-1, (subnet.heads, subnet.head_dim)).transpose(1, 2) for each in self.project(x, subnet)
         )  # (B, A, T, D)
-        context = attend(query, key, value, hidden_columns).transpose(1, 2).flatten(2)  # (B, T, W)
+        context = attend(query, key, value, padding).transpose(1, 2).flatten(2)  # (B, T, W)
         x = self.attention_norm(x + self.attention_output(context, subnet.hidden_size))  # (B, T, H)
         inner = self.activation(self.ffn_in(x, subnet.ffn_size))  # (B, T, F)
         return cast(Tensor, self.ffn_norm(x + self.ffn_out(inner, subnet.hidden_size)))  # (B, T, H)
@@ -212,7 +212,7 @@ class AutoDistilModel(PreTrainedModel):
         *body, last = self._layers_of(subnet)
         x = self._embed(input_ids, None, subnet.hidden_size)
         for layer in body:
-            x = layer(x, subnet, _hidden_columns(attention_mask))
+            x = layer(x, subnet, _padding(attention_mask))
         return last.project(x, subnet)
 
     def forward(
@@ -231,7 +231,7 @@ class AutoDistilModel(PreTrainedModel):
         subnet = subnet or self.config.subnet
         x = self._embed(input_ids, token_type_ids, subnet.hidden_size)
         for layer in self._layers_of(subnet):
-            x = layer(x, subnet, _hidden_columns(attention_mask))
+            x = layer(x, subnet, _padding(attention_mask))
         pooled = torch.tanh(self.pooler(x[:, 0], subnet.hidden_size))
         if return_dict is False:
             return x, pooled
@@ -261,7 +261,7 @@ class AutoDistilModel(PreTrainedModel):
         return student
 
 
-def _hidden_columns(attention_mask: Tensor | None) -> Tensor | None:
+def _padding(attention_mask: Tensor | None) -> Tensor | None:
     return None if attention_mask is None else (attention_mask == 0)[:, None, None, :]  # (B, 1, 1, T)
 
 

@@ -16,26 +16,23 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-RELATIONS = ("qq", "kk", "vv")
-"""The three relations, in the order of the projections (queries, keys, values)."""
-
 
 @dataclass(frozen=True)
 class RelationTarget:
     """What the student must match, computed once from the teacher and used for any number of students.
 
-    tables: for each of `RELATIONS` a `(B, R, T, T)` float32 tensor: softmaxed scores times their row's weight
+    tables: for QQ, KK and VV a `(B, R, T, T)` float32 tensor: softmaxed scores times their row's weight
         for `kl`, raw scores for `mse`.
     offset: what the fixed table alone adds to the `kl` loss (minus the weighted entropy); 0 for `mse`.
     row_weight: `(B, 1, T, 1)`, zero for padding; sums to 1 / R over all rows.
-    hidden_columns: `(B, 1, 1, T)`, True for padding; None if there is none.
+    padding: `(B, 1, 1, T)`, True for padding; None if there is none.
     """
 
     loss: str
     tables: tuple[Tensor, ...]
     offset: float
     row_weight: Tensor
-    hidden_columns: Tensor | None
+    padding: Tensor | None
     relation_heads: int
 
 
@@ -51,11 +48,11 @@ def split_heads(x: Tensor, relation_heads: int) -> Tensor:
     return heads.transpose(1, 2)
 
 
-def relation_scores(x: Tensor, hidden_columns: Tensor | None = None) -> Tensor:
+def relation_scores(x: Tensor, padding: Tensor | None = None) -> Tensor:
     """X Xᵀ / √d of `(B, R, T, d)`, as `(B, R, T, T)`; padded columns get the lowest finite number."""
     scores: Tensor = (x * x.shape[-1] ** -0.5) @ x.transpose(-1, -2)
-    if hidden_columns is not None:
-        scores.masked_fill_(hidden_columns, torch.finfo(scores.dtype).min)
+    if padding is not None:
+        scores.masked_fill_(padding, torch.finfo(scores.dtype).min)
     return scores
 
 
@@ -68,8 +65,8 @@ class _FusedKL(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weighted_p: Tensor, row_weight: Tensor, hidden_columns: Tensor | None) -> Tensor:
-        scores = relation_scores(x, hidden_columns)
+    def forward(ctx: Any, x: Tensor, weighted_p: Tensor, row_weight: Tensor, padding: Tensor | None) -> Tensor:
+        scores = relation_scores(x, padding)
         log_sum = scores.logsumexp(dim=-1, keepdim=True)
         value = (log_sum * row_weight).sum() - torch.dot(weighted_p.flatten(), scores.flatten())
         if ctx.needs_input_grad[0]:
@@ -85,15 +82,15 @@ class _FusedKL(Function):
 
 
 def _kl(x: Tensor, table: Tensor, target: RelationTarget) -> Tensor:
-    value: Tensor = _FusedKL.apply(x, table, target.row_weight, target.hidden_columns)
+    value: Tensor = _FusedKL.apply(x, table, target.row_weight, target.padding)
     return value
 
 
 def _mse(x: Tensor, table: Tensor, target: RelationTarget) -> Tensor:
     squares = (relation_scores(x) - table).square_()
-    if target.hidden_columns is None:
+    if target.padding is None:
         return (squares.mean(dim=-1, keepdim=True) * target.row_weight).sum()
-    shown = ~target.hidden_columns
+    shown = ~target.padding
     means = (squares * shown).sum(dim=-1, keepdim=True) / shown.sum(dim=-1, keepdim=True).clamp(min=1)
     return (means * target.row_weight).sum()
 
@@ -116,19 +113,19 @@ def relation_target(
     batch, tokens, _ = projections[0].shape
     device = projections[0].device
     if attention_mask is None:
-        rows, hidden_columns = torch.ones(batch, tokens, device=device), None
+        rows, padding = torch.ones(batch, tokens, device=device), None
     else:
-        rows, hidden_columns = (attention_mask != 0).float(), (attention_mask == 0)[:, None, None, :]
+        rows, padding = (attention_mask != 0).float(), (attention_mask == 0)[:, None, None, :]
     row_weight = (rows / (rows.sum() * relation_heads))[:, None, :, None]
     heads = [split_heads(each, relation_heads) for each in projections]
     with torch.autocast(device.type, enabled=False):
         if loss == "mse":
             tables, offset = [relation_scores(each) for each in heads], 0.0
         else:
-            logs = [relation_scores(each, hidden_columns).log_softmax(dim=-1) for each in heads]
+            logs = [relation_scores(each, padding).log_softmax(dim=-1) for each in heads]
             tables = [log.exp().mul_(row_weight) for log in logs]
             offset = sum(float((table * log).sum()) for table, log in zip(tables, logs, strict=True))
-    return RelationTarget(loss, tuple(tables), offset, row_weight, hidden_columns, relation_heads)
+    return RelationTarget(loss, tuple(tables), offset, row_weight, padding, relation_heads)
 
 
 def relation_loss(projections: Sequence[Tensor], target: RelationTarget) -> Tensor:

@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from autodistil_search import baselines, objectives
-from autodistil_search.checkpoint import write_atomically
 from autodistil_search.errors import InputError
-from autodistil_search.model import AutoDistilModel
-from autodistil_search.report import ParetoReport, baseline_table, frontier_figure, write_report
+from autodistil_search.files import read_json, readable, write_atomically
+from autodistil_search.model import AutoDistilModel, quiet_transformers
+from autodistil_search.report import REPORT_FILES, ParetoReport, frontier_figure
 from autodistil_search.space import Subnet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_results(
+def is_finished(folder: Path) -> bool:
+    """Whether all that a run writes at its end is there."""
+    return all((folder / name).is_file() for name in (*REPORT_FILES, "summary.json"))
+
+
+def write_summary(
     folder: Path, report: ParetoReport, seconds: Mapping[str, float], versions: Mapping[str, str]
 ) -> None:
-    """Write the report, then `summary.json`, which says that the run is finished."""
-    write_report(report, folder)
+    """Write `summary.json`, the last file of a run."""
     summary = {
         "title": report.title,
         "objectives": [
@@ -90,7 +94,8 @@ class Run:
         folder = self.folder / "superlm" / str(row["space"])
         if not (folder / "model.safetensors").is_file():
             raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
-        superlm = AutoDistilModel.from_pretrained(folder)
+        with readable(folder / "model.safetensors"), quiet_transformers():
+            superlm = AutoDistilModel.from_pretrained(folder)
         ffn_size = round(row["hidden_size"] * row["mlp_ratio"])
         sizes = (row["layers"], row["hidden_size"], ffn_size, row["heads"], row["head_dim"])
         return superlm.extract(Subnet(*(int(size) for size in sizes)))
@@ -105,16 +110,19 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / "summary.json").is_file():
         raise InputError(f"{str(folder)!r} holds no finished run; allowed: the --out folder of a search that ended")
-    summary = json.loads((folder / "summary.json").read_text())
+    with readable(folder):
+        return _read(folder, read_json(folder / "summary.json"))
+
+
+def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
     known = {each.name: each for each in (*objectives.PROXIES.values(), objectives.FLOPS, objectives.PARAMS)}
     wanted = [known[objective["name"]] for objective in summary["objectives"]]
-    measured = folder / "baselines.csv"
     report = ParetoReport(
         title=summary["title"],
         objectives=wanted,
         evaluations=pd.read_csv(folder / "evaluations.csv"),
         frontier=pd.read_csv(folder / "frontier.csv"),
-        baselines=pd.read_csv(measured) if measured.exists() else baseline_table([], wanted[0].name),
+        baselines=pd.read_csv(folder / "baselines.csv"),
         published=baselines.published(),
         reference_point=summary["reference_point"],
         hypervolume=summary["hypervolume"],

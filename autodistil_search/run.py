@@ -20,18 +20,18 @@ from filelock import FileLock, Timeout
 
 from autodistil_search import __version__, baselines, objectives
 from autodistil_search.archive import Archive, Evaluation
-from autodistil_search.checkpoint import refuse_other_settings, write_atomically
 from autodistil_search.config import SearchConfig
 from autodistil_search.cost import flops
-from autodistil_search.distill import distill
+from autodistil_search.distill import distill, seeded
 from autodistil_search.engines import ENGINES, Candidates, run_engine
 from autodistil_search.errors import InputError
+from autodistil_search.files import read_json, readable, refuse_other_settings, write_atomically
 from autodistil_search.inputs import Inputs, cache_folder, resolve
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import RelationProxy
-from autodistil_search.report import ParetoReport, baseline_table, pareto_report
-from autodistil_search.results import Run, load_run, write_results
+from autodistil_search.report import ParetoReport, baseline_table, pareto_report, write_report
+from autodistil_search.results import Run, is_finished, load_run, write_summary
 from autodistil_search.space import SearchSpace, Subnet
 
 _MARGIN = 1.01
@@ -47,24 +47,29 @@ def search(config: SearchConfig, reporter: Reporter | None = None) -> Run:
         InputError: for input that cannot be used, or a folder that holds another run.
     """
     reporter = reporter or Reporter()
+    config = config.absolute()
     folder = config.folder
+    _check_folder(folder, config)
+    clock = Stopwatch()
+    with clock.phase("prepare"):
+        reporter.say("loading the teacher; tokenizing the text, if that was not done before")
+        inputs = resolve(config)
+    for note in cost_notes(inputs):
+        reporter.say(note)
     with _exclusive(folder):
-        _check_folder(folder, config)
-        clock = Stopwatch(folder / "seconds.json")
-        with clock.phase("prepare"):
-            reporter.say("loading the teacher; tokenizing the text, if that was not done before")
-            inputs = resolve(config)
-            _open_folder(folder, inputs)
-        for note in cost_notes(inputs):
-            reporter.say(note)
+        _open_folder(folder, inputs)
+        if is_finished(folder):
+            return load_run(folder)
+        clock.go_on_from(folder / "seconds.json")
         archive = Archive(folder / "archive.log", inputs.spaces, inputs.objectives)
         scorer = Scorer(inputs, folder, clock, reporter)
         complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
         measured = _measure_baselines(inputs, scorer, clock, reporter)
         with clock.phase("report"):
             report = _report(inputs, archive, scorer, measured, exact=all(complete))
-            write_results(folder, report, clock.seconds, versions())
-    return load_run(folder)
+            write_report(report, folder)
+        write_summary(folder, report, clock.seconds, versions())
+        return load_run(folder)
 
 
 class Scorer:
@@ -88,9 +93,11 @@ class Scorer:
         """The trained SuperLM of `space`: trained now, continued, or read from the folder."""
         inputs = self._inputs
         assert inputs.corpus is not None
-        torch.manual_seed(inputs.config.seed)
-        model, notes = inputs.teacher.superlm(space, inputs.config.init)
-        self.start_notes += [f"SuperLM {space.name}: {note}" for note in notes]
+        with seeded(inputs.config.seed):
+            model, notes = inputs.teacher.superlm(space, inputs.config.init)
+        for note in notes:
+            self.start_notes.append(f"SuperLM {space.name}: {note}")
+            self._reporter.say(self.start_notes[-1])
         blocks, _ = inputs.corpus.blocks(inputs.config.seq_len)
         folder = self._folder / "superlm" / space.name
         with self._clock.phase(f"train {space.name}"):
@@ -140,7 +147,7 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
     proxy, corpus, config = inputs.proxy_objective, inputs.corpus, inputs.config
     if proxy is None or corpus is None or config.baselines == "none":
         return baseline_table([], proxy.name if proxy else "relation_loss")
-    identity = {**inputs.identity, "seq_len": str(config.seq_len), "precision": inputs.device.precision}
+    identity = {**inputs.identity, "seq_len": str(config.seq_len)}
     del identity["spaces"]  # the baselines do not depend on them
     with clock.phase("baselines"):
         blocks, _ = corpus.blocks(config.seq_len)
@@ -222,7 +229,9 @@ def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
     described["engine"] = f"{config.engine}, at most {config.evaluations} subnets in each space, seed {config.seed}"
     if inputs.bounds:
         described["bounds"] = ", ".join(f"{bound.objective.name} <= {bound.upper:,.0f}" for bound in inputs.bounds)
-    described["teacher"] = f"{teacher.name} ({teacher.subnet}), relations of layer {teacher.layer + 1}"
+    described["teacher"] = (
+        f"{teacher.name} ({teacher.subnet}), relations of layer {teacher.layer} of 0 to {teacher.subnet.layers - 1}"
+    )
     if inputs.corpus is not None:
         described["text"] = (
             f"{', '.join(config.texts)}: {len(inputs.corpus.train):,} tokens to train on, "
@@ -249,11 +258,17 @@ def versions() -> dict[str, str]:
 
 
 class Stopwatch:
-    """Seconds spent in each phase of a run, added up over all its sessions in a file."""
+    """Seconds spent in each phase of a run, added up over all its sessions once there is a file for them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self.seconds: dict[str, float] = {}
+
+    def go_on_from(self, path: Path) -> None:
+        """Add what earlier sessions took, and keep the sums in `path` from now on."""
         self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        for name, seconds in (read_json(path) if path.exists() else {}).items():
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + float(seconds), 2)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -263,7 +278,7 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
-            if self._path.parent.is_dir():
+            if self._path is not None:
                 write_atomically(self._path, lambda path: path.write_text(json.dumps(self.seconds, indent=2)))
 
 
@@ -271,25 +286,40 @@ class Stopwatch:
 def _exclusive(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; the lock of a killed process is free again."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
+        with _usable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock", timeout=0)
+            lock.acquire()
     except Timeout:
         raise InputError(f"another search is at work in {folder}; wait for it, or name another --out") from None
-    except OSError as error:
-        raise InputError(f"--out {str(folder)!r} cannot be used as a folder: {error.strerror}") from None
     try:
         yield
     finally:
         lock.release()
 
 
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:
+        raise
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--out {str(folder)!r} cannot be used as a folder: {reason}") from None
+
+
 def _check_folder(folder: Path, config: SearchConfig) -> None:
-    """Refuse a folder with another run or with other files, before anything is loaded."""
+    """Refuse a folder with another run or with other files; changes nothing."""
     path = folder / "config.yaml"
-    if path.exists():
-        refuse_other_settings(yaml.safe_load(path.read_text(encoding="utf-8")), config.to_dict(), folder)
-    elif strangers := sorted(item.name for item in folder.iterdir() if item.name not in (".lock", "seconds.json")):
+    with _usable(folder):
+        names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
+    if path.name in names:
+        with readable(path):
+            refuse_other_settings(yaml.safe_load(path.read_text(encoding="utf-8")), config.to_dict(), folder)
+    elif strangers := [name for name in names if not name.startswith(".")]:
         raise InputError(
             f"--out {str(folder)!r} holds {strangers[0]!r} but no run; allowed: a new or empty folder, or a run's"
         )
@@ -297,9 +327,11 @@ def _check_folder(folder: Path, config: SearchConfig) -> None:
 
 def _open_folder(folder: Path, inputs: Inputs) -> None:
     """Write what was chosen and found, or check that the folder's run had the same."""
+    _check_folder(folder, inputs.config)  # once more: another process may have been here meanwhile
     path = folder / "environment.json"
     if path.exists():
-        refuse_other_settings(json.loads(path.read_text())["inputs"], inputs.identity, folder)
+        with readable(path):
+            refuse_other_settings(read_json(path)["inputs"], inputs.identity, folder)
         return
     environment = {
         "inputs": inputs.identity,
@@ -311,5 +343,5 @@ def _open_folder(folder: Path, inputs: Inputs) -> None:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
     config = yaml.safe_dump(inputs.config.to_dict(), sort_keys=False)
-    write_atomically(path, lambda file: file.write_text(json.dumps(environment, indent=2)))
     write_atomically(folder / "config.yaml", lambda file: file.write_text(config, encoding="utf-8"))
+    write_atomically(path, lambda file: file.write_text(json.dumps(environment, indent=2)))

@@ -106,6 +106,12 @@ class SearchSpace:
                     f"space {self.name!r}: mlp_ratio {ratio:g} x hidden_size {hidden} gives an FFN width of "
                     f"{hidden * ratio:g}; allowed: ratios that give a whole number for every hidden_size"
                 )
+        for hidden in self.hidden_size:
+            if len({_ffn_size(hidden, ratio) for ratio in self.mlp_ratio}) < len(self.mlp_ratio):
+                raise InputError(
+                    f"space {self.name!r}: mlp_ratio {list(self.mlp_ratio)} gives hidden_size {hidden} the same FFN "
+                    "width twice; allowed: ratios that give different widths"
+                )
         for heads in self.heads:
             if heads * self.head_dim % self.relation_heads:
                 raise InputError(
@@ -177,8 +183,10 @@ class SearchSpace:
 
 
 def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise InputError(f"space name {name!r}; allowed: letters, digits, '_', '-' and '.', as it names folders")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise InputError(
+            f"space name {name!r}; allowed: up to 64 letters, digits, '_', '-' and '.', as it names folders"
+        )
 
 
 def _positive_integer(space: str, key: str, value: object) -> None:
@@ -236,8 +244,8 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())[:300]}") from None
     keys = [field.name for field in fields(SearchSpace)]
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {type(content).__name__}; allowed: the keys {', '.join(keys)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -87,6 +88,10 @@ _FIRST_POSITION_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 """Families that number positions from `pad_token_id + 1`: the rows before that stand for no position."""
 
 
+_NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version")
+"""Entries of a configuration that change nothing in what the model computes."""
+
+
 class _Captured(Exception):  # noqa: N818 - not an error: it ends a forward pass that has nothing left to give
     pass
 
@@ -108,16 +113,12 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         _check_family(name, model.config)
         self.family = FAMILIES[model.config.model_type]
-        self._layers: Sequence[nn.Module] = list(self._get(model, self.family.layers))  # type: ignore[call-overload]
+        self._layers: Sequence[nn.Module] = list(model.get_submodule(self.family.layers))  # type: ignore[call-overload]
         if not -len(self._layers) <= layer < len(self._layers):
             raise InputError(
                 f"teacher layer {layer}; {name!r} has layers 0 to {len(self._layers) - 1} (or -1 for the last)"
             )
         self.layer = layer % len(self._layers)
-
-    @staticmethod
-    def _get(module: nn.Module, path: str) -> nn.Module:
-        return module.get_submodule(path)
 
     @property
     def subnet(self) -> Subnet:
@@ -128,7 +129,7 @@ class Teacher:
         return Subnet(len(self._layers), query.in_features, ffn, heads, query.out_features // heads)
 
     def _linear(self, layer: int, part: str) -> nn.Linear:
-        module = self._get(self._layers[layer], getattr(self.family, part))
+        module = self._layers[layer].get_submodule(getattr(self.family, part))
         assert isinstance(module, nn.Linear)
         return module
 
@@ -142,8 +143,10 @@ class Teacher:
 
     @property
     def _first_position(self) -> int:
-        config = self.model.config
-        return config.pad_token_id + 1 if config.model_type in _FIRST_POSITION_AFTER_PADDING else 0
+        if self.model.config.model_type not in _FIRST_POSITION_AFTER_PADDING:
+            return 0
+        padding: int | None = cast(Any, self.model.embeddings).padding_idx
+        return 0 if padding is None else padding + 1
 
     @torch.no_grad()
     def projections(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,7 +212,7 @@ class Teacher:
             _copy_leading(_by_head(output.weight.T, theirs), _by_head(target.weight.T, mine))
             _copy_leading(output.bias, target.bias)
             for part in ("attention_norm", "ffn_in", "ffn_out", "ffn_norm"):
-                module = self._get(self._layers[source], getattr(self.family, part))
+                module = self._layers[source].get_submodule(getattr(self.family, part))
                 _copy_module(module, getattr(layer, part))
         pooler: Any = getattr(self.model, "pooler", None)
         if pooler is not None:
@@ -287,9 +290,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """Hex digest of a model's weights, whatever file they came from."""
-    digest = hashlib.sha256()
+def model_sha256(model: PreTrainedModel) -> str:
+    """Hex digest of a model's weights and configuration, whatever files they came from."""
+    told = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_OF_THE_MODEL}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -319,7 +323,13 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
         except Exception as error:
             _refuse(name, error)
     _check_weights(name, model, loading["missing_keys"])
-    return Teacher(model.to(device), tokenizer, name, layer)
+    teacher = Teacher(model.to(device), tokenizer, name, layer)
+    if not teacher.vocabulary.tokens / 2 <= len(tokenizer) <= teacher.vocabulary.tokens:
+        raise InputError(
+            f"teacher {name!r} has {teacher.vocabulary.tokens:,} embeddings and its tokenizer {len(tokenizer):,} "
+            "tokens; allowed: a model with the tokenizer it was trained with"
+        )
+    return teacher
 
 
 def _check_family(name: str, config: Any) -> None:

@@ -13,7 +13,7 @@ from autodistil_search import config
 PACKAGE = Path(autodistil_search.__file__).parent
 LAYERS = [
     {"errors"},
-    {"space", "pareto"},
+    {"space", "pareto", "files"},
     {"cost", "model", "relations", "corpus", "progress", "config", "device"},
     {"teacher", "objectives", "checkpoint"},
     {"archive"},

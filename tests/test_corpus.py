@@ -251,6 +251,21 @@ def test_a_cached_text_without_its_last_file_is_tokenized_again(
     assert load(path).train.tolist() == expected
 
 
+def test_cached_tokens_that_were_cut_are_made_again(
+    load: Callable[..., Corpus], toy_text: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = toy_text()
+    expected = load(path).train.tolist()
+    stream = next((tmp_path / "cache" / "text").glob("*/train.bin"))
+    stream.write_bytes(stream.read_bytes()[: stream.stat().st_size // 2 + 1])
+    assert load(path).train.tolist() == expected
+
+
+def test_text_of_unknown_tokens_is_refused(load: Callable[..., Corpus]) -> None:
+    with pytest.raises(InputError, match="unknown to the teacher's tokenizer"):
+        load("\n".join(["foreign words only"] * 50))
+
+
 def test_a_paragraph_of_any_length_is_kept_whole(load: Callable[..., Corpus]) -> None:
     numbers = [i % 90 for i in range(30_000)]
     corpus = load(f"{_words(*numbers)}\n{_words(1, 2)}")

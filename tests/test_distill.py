@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from autodistil_search import checkpoint
+from autodistil_search import checkpoint, files
 from autodistil_search.corpus import Blocks, load_corpus
 from autodistil_search.device import Device
 from autodistil_search.distill import (
@@ -225,7 +225,7 @@ def test_a_run_stopped_while_it_writes_the_final_model_finishes_the_next_time(
         replace_file(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", stopped)
+        patch.setattr(files.os, "replace", stopped)
         with pytest.raises(KeyboardInterrupt):
             train("run")
     assert _same(train("run"), train("never-stopped"))

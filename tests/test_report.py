@@ -34,7 +34,7 @@ def evaluation(loss: float, cost: float, space: str = "toy") -> Evaluation:
 
 @pytest.fixture
 def report():
-    measured = [Baseline("hand-made <b>", Subnet(4, 312, 1200, 12, 26), "distilled alone", 0.7, 300, 3000, 1.0)]
+    measured = [Baseline("hand-made <b>", Subnet(4, 312, 1200, 12, 26), "distilled alone", 0.7, 300, 3000)]
     return pareto_report(
         title="toy <i>",
         evaluations=[evaluation(*point) for point in DOMINATED + FRONT[::-1]],

@@ -258,11 +258,11 @@ def test_a_missing_key_is_named(tmp_path, key):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("layers: [2, 3", "is not YAML"),
-        ("a: b: c", "is not YAML"),
-        ("\x00", "is not YAML"),
-        ("{[1]: 2}: 3", "is not YAML"),
-        ("name: 2020-13-45", "is not YAML"),
+        ("layers: [2, 3", "cannot be read as YAML"),
+        ("a: b: c", "cannot be read as YAML"),
+        ("\x00", "cannot be read as YAML"),
+        ("{[1]: 2}: 3", "cannot be read as YAML"),
+        ("name: 2020-13-45", "cannot be read as YAML"),
         ("", "holds NoneType; allowed: the keys name, layers"),
         ("- layers", "holds list; allowed: the keys name, layers"),
         ("tiny", "holds str; allowed: the keys name, layers"),
@@ -277,7 +277,7 @@ def test_a_file_that_is_no_yaml_mapping_is_refused(tmp_path, content, message):
 def test_a_binary_file_is_refused(tmp_path):
     path = tmp_path / "binary.yaml"
     path.write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(InputError, match="is not YAML"):
+    with pytest.raises(InputError, match="cannot be read as YAML"):
         load_space(path)
 
 
@@ -298,7 +298,7 @@ def test_a_space_that_is_not_there_is_refused_listing_the_shipped_ones(tmp_path,
 )
 def test_python_tags_are_refused_and_not_run(tmp_path, tag):
     trace = tmp_path / "trace"
-    with pytest.raises(InputError, match="is not YAML"):
+    with pytest.raises(InputError, match="cannot be read as YAML"):
         load_space(write(tmp_path, f"layers: {tag.format(trace)}"))
     assert not trace.exists()
 

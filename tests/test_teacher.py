@@ -19,7 +19,7 @@ from autodistil_search import teacher as teacher_module
 from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.space import SearchSpace, Subnet
-from autodistil_search.teacher import FAMILIES, PACKAGED_SHA256, Teacher, file_sha256, load_teacher, weights_sha256
+from autodistil_search.teacher import FAMILIES, PACKAGED_SHA256, Teacher, file_sha256, load_teacher, model_sha256
 
 KINDS = [
     ("bert", {}),
@@ -259,7 +259,7 @@ def test_a_folder_without_a_pooler_gives_the_same_teacher_each_time(teacher_fold
     first = load_teacher(str(folder))
     torch.manual_seed(2)
     second = load_teacher(str(folder))
-    assert weights_sha256(first.model) == weights_sha256(second.model)
+    assert model_sha256(first.model) == model_sha256(second.model)
     student = AutoDistilModel(first.student_config(first.subnet))
     assert first.copy_into(student) == ["the teacher has no pooler: it starts at random"]
 
@@ -316,6 +316,20 @@ def test_without_the_packaged_teacher_the_message_says_how_to_get_it(monkeypatch
 
 def test_the_digest_of_weights_tells_one_changed_weight(toy_teacher: Callable[..., Teacher]) -> None:
     first, second = toy_teacher().model, toy_teacher().model
-    assert weights_sha256(first) == weights_sha256(second)
+    assert model_sha256(first) == model_sha256(second)
     second.pooler.dense.bias[3] += 1e-6
-    assert weights_sha256(first) != weights_sha256(second)
+    assert model_sha256(first) != model_sha256(second)
+
+
+def test_a_folder_without_its_tokenizer_is_refused(teacher_folder: Callable[..., Path]) -> None:
+    folder = teacher_folder()
+    for path in folder.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            path.unlink()
+    with pytest.raises(InputError, match="tokenizer"):
+        load_teacher(str(folder))
+
+
+def test_a_model_with_a_larger_tokenizer_than_embeddings_is_refused(teacher_folder: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match="has 60 embeddings and its tokenizer 95 tokens"):
+        load_teacher(str(teacher_folder(vocab_size=60)))

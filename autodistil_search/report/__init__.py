@@ -8,7 +8,19 @@ from autodistil_search.report.data import ParetoReport, baseline_table, pareto_r
 from autodistil_search.report.figures import frontier_figure, published_figure, save_figure
 from autodistil_search.report.html import render_html, shown
 
+REPORT_FILES = (
+    "baselines.csv",
+    "evaluations.csv",
+    "frontier.csv",
+    "frontier.png",
+    "published.csv",
+    "published.png",
+    "report.html",
+)
+"""What `write_report` writes."""
+
 __all__ = [
+    "REPORT_FILES",
     "ParetoReport",
     "baseline_table",
     "frontier_figure",
@@ -23,10 +35,10 @@ def write_report(report: ParetoReport, folder: Path) -> None:
     """Write the tables, figures and page of `report` into `folder`; each file is there whole or not at all."""
     new = folder / ".report"
     new.mkdir(exist_ok=True)
+    report.published.to_csv(new / "published.csv", index=False)
     report.evaluations.to_csv(new / "evaluations.csv", index=False)
     report.frontier.to_csv(new / "frontier.csv", index=False)
-    if len(report.baselines):
-        report.baselines.to_csv(new / "baselines.csv", index=False)
+    report.baselines.to_csv(new / "baselines.csv", index=False)
     save_figure(frontier_figure(report), new / "frontier.png")
     save_figure(published_figure(report.published), new / "published.png")
     figures = [(new / name).read_bytes() for name in ("frontier.png", "published.png")]

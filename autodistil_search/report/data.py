@@ -101,10 +101,11 @@ def baseline_table(baselines: Sequence[Baseline], proxy: str) -> pd.DataFrame:
             "flops": baseline.flops,
             "params": baseline.params,
             "how": baseline.how,
+            "source": "measured in this run",
         }
         for baseline in baselines
     ]
-    return pd.DataFrame(rows, columns=["name", *SUBNET_COLUMNS[1:], proxy, "flops", "params", "how"])
+    return pd.DataFrame(rows, columns=["name", *SUBNET_COLUMNS[1:], proxy, "flops", "params", "how", "source"])
 
 
 def pareto_report(

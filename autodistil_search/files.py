@@ -1,0 +1,68 @@
+"""Files of a run folder: written whole or not at all, and read with a clear word when they are damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+
+from autodistil_search.errors import InputError
+
+Settings = Mapping[str, Any]
+"""What the content of a folder depends on, as JSON holds it; a folder made with other settings is refused."""
+
+_SIGNS_OF_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError, yaml.YAMLError)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, on disk, then give it that name: a reader sees the old or the new."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        write(temporary)
+    except SafetensorError as error:  # a full disk, say
+        raise OSError(f"{path} cannot be written: {error}") from None
+    move_into_place(temporary, path)
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, once its content is on disk."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raises InputError, naming `path`, for whatever a damaged or foreign file leads to inside."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (*_SIGNS_OF_DAMAGE, OSError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{path} is damaged or not of this run ({reason}); delete it, or name another --out") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: if there is none.
+    """
+    with readable(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {**content}
+
+
+def refuse_other_settings(before: Settings, now: Settings, folder: Path) -> None:
+    """Raises InputError, naming what differs, unless both settings are equal."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if keys:
+        details = "; ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in keys)
+        raise InputError(f"{folder} holds a run with other settings: {details}. Use those, or another --out")

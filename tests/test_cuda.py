@@ -1,0 +1,55 @@
+"""The same on a GPU; skipped where torch sees none."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from autodistil_search import search
+from autodistil_search.device import Device, choose_device
+from autodistil_search.relations import relation_loss, relation_target
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_cuda_is_chosen_where_there_is_one():
+    assert choose_device() == Device("cuda", "bf16" if torch.cuda.is_bf16_supported() else "fp32")
+
+
+def test_the_fused_attention_of_cuda_computes_what_the_plain_one_does(debug_superlm, debug_space, toy_batch):
+    superlm = debug_superlm()
+    ids, mask = toy_batch()
+    subnet = debug_space.largest
+    expected = superlm(ids, attention_mask=mask, subnet=subnet)
+    found = superlm.cuda()(ids.cuda(), attention_mask=mask.cuda(), subnet=subnet)
+    seen = mask.bool()
+    torch.testing.assert_close(
+        found.last_hidden_state.cpu()[seen], expected.last_hidden_state[seen], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_relation_losses_and_gradients_on_cuda_are_those_of_the_cpu():
+    teacher = [torch.randn(2, 9, 24) for _ in range(3)]
+    student = [torch.randn(2, 9, 16) for _ in range(3)]
+    found = {}
+    for device in ("cpu", "cuda"):
+        inputs = [each.to(device).requires_grad_() for each in student]
+        loss = relation_loss(inputs, relation_target([each.to(device) for each in teacher], None, 4))
+        loss.backward()
+        found[device] = [loss.item(), *(each.grad.cpu() for each in inputs)]
+    torch.testing.assert_close(found["cuda"], found["cpu"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_whole_run_on_cuda_agrees_with_the_cpu(toy_config, precision):
+    config = replace(toy_config, engine="exhaustive", evaluations=16)
+    on_cuda = search(replace(config, device="cuda", precision=precision, out=toy_config.out + "-cuda"))
+    on_cpu = search(replace(config, device="cpu", precision="fp32"))
+    tolerance = {"fp32": 1e-3, "bf16": 5e-2}[precision]
+    assert on_cuda.evaluations["flops"].tolist() == on_cpu.evaluations["flops"].tolist()
+    assert on_cuda.evaluations["relation_loss"].tolist() == pytest.approx(
+        on_cpu.evaluations["relation_loss"].tolist(), rel=tolerance
+    )

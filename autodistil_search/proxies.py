@@ -13,7 +13,7 @@ from autodistil_search.relations import relation_loss, relation_target, uniform_
 from autodistil_search.space import Subnet
 from autodistil_search.teacher import Teacher
 
-_BLOCKS_AT_ONCE = 16
+BLOCKS_AT_ONCE = 16
 
 
 class RelationProxy:
@@ -31,7 +31,7 @@ class RelationProxy:
 
     def __init__(self, teacher: Teacher, held_out: Tensor, relation_heads: int, loss: str, device: Device) -> None:
         self._device = device
-        self._batches = [batch.to(device.name) for batch in held_out.split(_BLOCKS_AT_ONCE)]
+        self._batches = [batch.to(device.name) for batch in held_out.split(BLOCKS_AT_ONCE)]
         with torch.no_grad(), device.autocast():
             self._targets = [
                 relation_target(teacher.projections(batch), None, relation_heads, loss) for batch in self._batches

@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py
 
-On the shapes of `tiny` and of its teacher: batch 8, 128 tokens.
+On shapes of `tiny` and `base`: batch 8, 128 tokens.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def test_the_batch_size_inside_changes_nothing(
 ) -> None:
     model, scores = debug_superlm(), []
     for size in (1, 5, 16, 100):
-        monkeypatch.setattr(proxies, "_BLOCKS_AT_ONCE", size)
+        monkeypatch.setattr(proxies, "BLOCKS_AT_ONCE", size)
         proxy = RelationProxy(toy_teacher(), held_out, 4, "kl", cpu)
         scores.append((proxy.score(model), proxy.of_uniform_relations))
     for score in scores[1:]:

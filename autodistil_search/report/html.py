@@ -19,9 +19,10 @@ def render_html(report: ParetoReport, frontier_png: bytes, published_png: bytes)
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__name__.rpartition(".")[0], "."), autoescape=True)
     panels = "; ".join(f"{y.label} against {x.label}" for x, y in axes_pairs(report))
     units = {objective.name: objective.unit for objective in report.measured}
+    measured = report.baselines.drop(columns="source")  # the heading says it
     tables = {
         "frontier": _table(report.frontier, "Frontier", units, mark="knee"),
-        "baselines": _table(report.baselines, "Baselines", units) if len(report.baselines) else "",
+        "baselines": _table(measured, "Baselines", units) if len(measured) else "",
         "published": _table(report.published, "Published results", {}),
         "evaluations": _table(report.evaluations, "All scored subnets", units),
     }

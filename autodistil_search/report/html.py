@@ -49,7 +49,9 @@ def _table(table: pd.DataFrame, caption: str, units: dict[str, str], mark: str |
 
 def _row(row: dict[str, object], mark: str | None) -> Markup:
     cells = Markup("").join(
-        Markup('<td class="{}">{}</td>').format("text" if isinstance(value, str) else "", shown(value))
+        Markup('<td class="{}">{}</td>').format(
+            "text" if isinstance(value, str) else "", f"{value:g}" if name == "mlp_ratio" else shown(value)
+        )
         for name, value in row.items()
     )
     css = "knee" if mark is not None and row[mark] else ""

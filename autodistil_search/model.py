@@ -97,10 +97,11 @@ class ElasticLayerNorm(nn.LayerNorm):
 def attend(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> Tensor:
     """Softmax attention of `(B, A, T, D)` tensors; `padding` is True where a key is padding.
 
-    On CUDA the fused kernel. On CPU plain products, which every FLOP counter sees, though the fused kernel measures
-    faster there in float32 (docs/benchmarks.md).
+    The fused kernel where it measures faster (docs/benchmarks.md): on CUDA, and on a CPU in float32. Plain products in
+    bfloat16 on a CPU, and while being traced: FLOP counters that trace a model do not look into the kernel.
     """
-    if query.is_cuda:
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if not traced and (query.is_cuda or query.dtype == torch.float32):
         seen = None if padding is None else ~padding
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, A, T, T)
@@ -193,25 +194,45 @@ class AutoDistilModel(PreTrainedModel):
         rule = self.space.depth if self.config.search_space else "prefix"
         return [cast(ElasticLayer, self.layers[i]) for i in kept_layers(subnet.layers, total, rule)]
 
-    def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None, hidden: int) -> Tensor:
+    def _embed(
+        self, input_ids: Tensor, token_type_ids: Tensor | None, hidden: int, words: Tensor | None = None
+    ) -> Tensor:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         # Look-up first, slice after: the other way round the backward pass pads every table twice.
-        x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)  # (B, T, largest H)
+        words = self.word_embeddings(input_ids) if words is None else words  # (B, T, largest H)
+        x = words + self.token_type_embeddings(token_type_ids)
         x = self.embedding_norm((x + self.position_embeddings(positions))[..., :hidden])  # (B, T, H)
         return cast(Tensor, x)
 
+    @contextmanager
+    def shared_words(self, input_ids: Tensor) -> Iterator[Tensor]:
+        """The word embeddings of a batch that several subnets train on, for `last_projections`.
+
+        Each backward pass inside adds to their gradient, which is `(B, T, largest H)`; on leaving it goes on to the
+        table, whose own gradient has a row for every word: made once, not once for each subnet.
+        """
+        words = self.word_embeddings(input_ids)
+        shared = words.detach().requires_grad_()
+        yield shared
+        words.backward(shared.grad)
+
     def last_projections(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, subnet: Subnet | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        subnet: Subnet | None = None,
+        words: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the last layer, each `(B, T, W)`: all that relation distillation needs.
 
-        The rest of the last layer is not computed.
+        The rest of the last layer is not computed. words: the word embeddings of `input_ids`, if they were looked up
+        before (`shared_words`).
         """
         subnet = subnet or self.config.subnet
         *body, last = self._layers_of(subnet)
-        x = self._embed(input_ids, None, subnet.hidden_size)
+        x = self._embed(input_ids, None, subnet.hidden_size, words)
         for layer in body:
             x = layer(x, subnet, _padding(attention_mask))
         return last.project(x, subnet)

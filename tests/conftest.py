@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # likewise torch; toys gain nothing from th
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,8 +74,8 @@ def randomised() -> Callable[..., nn.Module]:
 def toy_encoder(randomised: Callable[..., nn.Module]) -> Callable[..., PreTrainedModel]:
     """A random Hugging Face encoder of a type; sizes by BERT's names."""
 
-    def make(model_type: str = "bert", seed: int = 0, **sizes: int) -> PreTrainedModel:
-        given = {
+    def make(model_type: str = "bert", seed: int = 0, **sizes: Any) -> PreTrainedModel:
+        given: dict[str, Any] = {
             "vocab_size": len(VOCABULARY),
             "hidden_size": 48,
             "num_hidden_layers": 3,
@@ -86,6 +87,8 @@ def toy_encoder(randomised: Callable[..., nn.Module]) -> Callable[..., PreTraine
             given["hidden_dim"] = given.pop("intermediate_size")
         if model_type == "electra":
             given.setdefault("embedding_size", given["hidden_size"])
+        if model_type == "modernbert":  # its own lie beyond a toy vocabulary
+            given |= {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
         return randomised(AutoModel.from_config(AutoConfig.for_model(model_type, **given)), seed)
 
     return make
@@ -97,7 +100,7 @@ def teacher_folder(
 ) -> Callable[..., Path]:
     """A folder with a toy encoder and its tokenizer, as `save_pretrained` writes it."""
 
-    def save(model_type: str = "bert", **sizes: int) -> Path:
+    def save(model_type: str = "bert", **sizes: Any) -> Path:
         folder = tmp_path / f"toy-{model_type}"
         with quiet_transformers():
             toy_encoder(model_type, **sizes).save_pretrained(folder)
@@ -111,7 +114,7 @@ def teacher_folder(
 def toy_teacher(toy_encoder: Callable[..., PreTrainedModel], tokenizer: BertTokenizerFast) -> Callable[..., Teacher]:
     """A teacher from `toy_encoder`, without files."""
 
-    def make(model_type: str = "bert", layer: int = -1, **sizes: int) -> Teacher:
+    def make(model_type: str = "bert", layer: int = -1, **sizes: Any) -> Teacher:
         return Teacher(toy_encoder(model_type, **sizes), tokenizer, f"toy {model_type}", layer)
 
     return make
@@ -170,5 +173,6 @@ def toy_config(teacher_folder: Callable[..., Path], toy_text: Callable[..., Path
         evaluations=8,
         population=4,
         baselines="none",
+        held_out_every=0,
         out=str(tmp_path / "run"),
     )

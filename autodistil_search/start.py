@@ -1,0 +1,282 @@
+"""How a SuperLM or a student starts: from slices of its teacher, which may first be turned so that what matters leads.
+
+A slice takes the first hidden dimensions, heads, dimensions of each head and FFN neurons, and a subnet's slice is the
+first part of that slice again: the order decides what is kept. So a copy of the teacher is rewritten before it is
+sliced, by averages over a sample of training text; the teacher itself, which gives the targets, stays as it is.
+Letters: H hidden size, A heads, D head_dim, W = A D, F FFN width, R relation heads, G groups of dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autodistil_search.errors import InputError
+from autodistil_search.model import AutoDistilModel, ElasticLayer
+from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.teacher import Teacher
+
+STARTS = ("pca", "slices", "random")
+"""Every way to start a model, the best first: see `start_from`."""
+
+SAMPLE_BLOCKS = 64
+"""How many blocks of training text to take the averages over: 8,192 tokens at 128 a block."""
+
+_BLOCKS_AT_ONCE = 16
+_KNOWN_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet")
+"""Post-norm families whose layers have the parts that are rewritten here."""
+
+_SMALLEST_VARIANCE = 1e-6
+"""Share of the largest variance that every direction is taken to have at least: its inverse stays finite."""
+
+_Watched = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]
+
+
+def superlm(
+    teacher: Teacher, space: SearchSpace, init: str, sample_ids: Tensor | None = None
+) -> tuple[AutoDistilModel, list[str]]:
+    """A SuperLM for `space` with the teacher's vocabulary, and notes on its start; see `start_from`."""
+    model = AutoDistilModel(teacher.student_config(space.largest, space))
+    return model, start_from(model, teacher, init, sample_ids, space.relation_heads)
+
+
+@torch.no_grad()
+def start_from(
+    model: AutoDistilModel, teacher: Teacher, init: str, sample_ids: Tensor | None, relation_heads: int
+) -> list[str]:
+    """Give `model`, a SuperLM or a student, its first weights; returns notes on what did not come from the teacher.
+
+    Args:
+        model: What starts.
+        teacher: Whose weights it gets.
+        init: One of `STARTS`. "random" leaves the model as it is; "slices" copies slices of the teacher; "pca" does so
+            after turning its hidden dimensions, heads and relation heads, so that the first dimensions carry most.
+            What is not cut off is not turned: a model of the teacher's own shape is its copy either way.
+        sample_ids: `(N, T)` token ids of training text; only "pca" looks at them.
+        relation_heads: Into how many heads the loss splits Q, K and V.
+
+    Raises:
+        InputError: for another `init`.
+    """
+    if init not in STARTS:
+        raise InputError(f"init {init!r}; allowed: {', '.join(STARTS)}")
+    if init == "random":
+        return ["starts wholly at random"]
+    if init == "slices":
+        return teacher.copy_into(model)
+    family = teacher.model.config.model_type
+    if family not in _KNOWN_FAMILIES:
+        return [f"init {init} does not know teachers of type {family!r}: slices instead", *teacher.copy_into(model)]
+    assert sample_ids is not None
+    turned = Teacher(copy.deepcopy(teacher.model), teacher.tokenizer, teacher.name, teacher.layer)
+    _turn_heads(turned, teacher, sample_ids, model.config.subnet)
+    widths = model.space.hidden_size if model.config.search_space else (model.config.hidden_size,)
+    turn = _turn_hidden(turned, teacher, sample_ids, widths)
+    notes = turned.copy_into(model)
+    _align_relations(model, teacher, sample_ids, turn, relation_heads)
+    return notes
+
+
+def _turn_heads(turned: Teacher, teacher: Teacher, sample_ids: Tensor, mine: Subnet) -> None:
+    """Inside each head, dimensions that carry Q Kᵀ and W_o V best come first.
+
+    Exact but for a factor: Q and K are scaled so that scores, divided by √D, keep their size when D changes. With the
+    square roots of the second moments, S_q and S_k, and S_q S_k = U s Vᵀ, the turned q is √s Uᵀ S_q⁻¹ q and k alike:
+    their product is unchanged, and its first terms are the best approximation by so few. V and W_o likewise.
+    """
+    theirs = teacher.subnet
+    if mine.head_dim >= theirs.head_dim or mine.attention_width >= theirs.attention_width:
+        return
+    watched: list[_Watched] = []
+    for layer in range(theirs.layers):
+        watched += [
+            (_linear(teacher, layer, "query"), lambda _, y: _moments(y, theirs.heads)),
+            (_linear(teacher, layer, "key"), lambda _, y: _moments(y, theirs.heads)),
+            (_linear(teacher, layer, "attention_output"), lambda x, _: _moments(x, theirs.heads)),
+        ]
+    moments = iter(_averages(teacher, sample_ids, watched))
+    scale = (mine.head_dim / theirs.head_dim) ** 0.25
+    for layer, *of_layer in zip(range(theirs.layers), moments, moments, moments, strict=True):
+        (root_q, inverse_q), (root_k, inverse_k), (root_v, inverse_v) = (_roots(moment) for moment in of_layer)
+        u, s, vh = torch.linalg.svd(root_q @ root_k)  # (A, D, D), (A, D), (A, D, D)
+        _mix_rows(_linear(turned, layer, "query"), scale * s.sqrt()[..., None] * u.mT @ inverse_q)
+        _mix_rows(_linear(turned, layer, "key"), scale * s.sqrt()[..., None] * vh @ inverse_k)
+        output = _linear(teacher, layer, "attention_output").weight.double()
+        output = output.unflatten(1, (theirs.heads, -1)).transpose(0, 1) @ root_v  # (A, H, D)
+        components = torch.stack([_principal(each) for each in output.mT @ output])  # (A, D, D)
+        size = (output @ components).norm(dim=1).clamp(min=_SMALLEST_VARIANCE).sqrt()[:, None]  # (A, 1, D)
+        _mix_rows(_linear(turned, layer, "value"), (components * size).mT @ inverse_v)
+        _mix_columns(_linear(turned, layer, "attention_output"), root_v @ (components / size))
+
+
+def _turn_hidden(turned: Teacher, teacher: Teacher, sample_ids: Tensor, widths: Sequence[int]) -> Tensor:
+    """Hidden dimensions become the principal components of the hidden states, averaged over all layers.
+
+    As SliceGPT (arXiv 2401.15024), but with one rotation for all layers, as a student has no place for one in between.
+    Not exact: a layer norm subtracts the mean of, and weighs, the dimensions that it finds. Its weights are fitted by
+    least squares to the turned hidden states, over the widths that the student may have.
+
+    Returns the rotation, `(H, H)`: the identity if none of the widths is less than the teacher's.
+    """
+    hidden = teacher.subnet.hidden_size
+    norms = _norms(teacher)
+    if min(widths) >= hidden:
+        return torch.eye(hidden, dtype=torch.double, device=teacher.model.device)
+    moments = _averages(teacher, sample_ids, [(norm, lambda _, y: y.mT @ y) for norm in norms])
+    turn = _principal(torch.stack(moments).sum(0))
+
+    def sums(x: Tensor, y: Tensor) -> Tensor:
+        return _norm_sums(x.double() @ turn, y.double() @ turn, [min(width, hidden) for width in widths])
+
+    fits = _averages(teacher, sample_ids, [(norm, sums) for norm in norms])
+    for norm, fit in zip(_norms(turned), fits, strict=True):
+        n, n_n, y, n_y = fit[1:] / fit[0].clamp(min=1)  # beyond all widths there is nothing to fit
+        weight = (n_y - n * y) / (n_n - n.square()).clamp(min=_SMALLEST_VARIANCE)
+        norm.weight.copy_(weight)
+        norm.bias.copy_(y - weight * n)
+    _turn_embeddings(turned, turn)
+    for layer in range(teacher.subnet.layers):
+        for part in ("query", "key", "value", "ffn_in"):
+            _mix_columns(_linear(turned, layer, part), turn[None])
+        for part in ("attention_output", "ffn_out"):
+            _mix_rows(_linear(turned, layer, part), turn.mT[None])
+    pooler: Any = getattr(turned.model, "pooler", None)
+    if pooler is not None:
+        _mix_columns(pooler.dense, turn[None])
+    return turn
+
+
+def _align_relations(
+    model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor, turn: Tensor, relation_heads: int
+) -> None:
+    """In the last layer, relation head by relation head, the whole model gets the teacher's principal components.
+
+    The components are orthogonal, so all of them together have the teacher's relations; Q and K share theirs. Their
+    scale keeps the scores' size when the width changes. Attention's own heads are not kept apart: the loss sees the
+    relation heads only.
+
+    turn: What the hidden states were turned by, `(H, H)`.
+    """
+    mine, theirs = model.config.subnet, teacher.subnet
+    width, hidden = mine.attention_width, min(mine.hidden_size, theirs.hidden_size)
+    if width >= theirs.attention_width:
+        return
+    source = (mine.layers - 1) * theirs.layers // mine.layers  # as `Teacher.copy_into` maps layers
+    query, key, value, output = (
+        _linear(teacher, source, part) for part in ("query", "key", "value", "attention_output")
+    )
+    q, k, v = _averages(teacher, sample_ids, [(each, lambda _, y: y.mT @ y) for each in (query, key, value)])
+    mine_each, theirs_each = (-(-each // relation_heads) for each in (width, theirs.attention_width))
+    groups = torch.arange(theirs.attention_width, device=q.device).split(theirs_each)
+    order = torch.cat([*(group[:mine_each] for group in groups), *(group[mine_each:] for group in groups)])[:width]
+    scale = (mine_each / theirs_each) ** 0.25
+    last = cast(ElasticLayer, model.layers[-1])
+    both = q / q.trace() + k / k.trace()
+    for linear, target, moment in ((query, last.query, both), (key, last.key, both), (value, last.value, v)):
+        components = torch.block_diag(*(_principal(moment[group][:, group]).mT for group in groups))[
+            order
+        ]  # (width, W)
+        target.weight[:, :hidden].copy_((scale * components @ linear.weight.double() @ turn)[:, :hidden])
+        target.bias.copy_(scale * components @ linear.bias.double())
+    turned_output = turn.mT @ output.weight.double() @ components.mT / scale  # of V, the last one
+    last.attention_output.weight[:hidden].copy_(turned_output[:hidden])
+
+
+def _norm_sums(x: Tensor, y: Tensor, widths: Sequence[int]) -> Tensor:
+    """What least squares needs to fit y ≈ weight n + bias with n the norm of x's leading dimensions: `(5, H)` sums.
+
+    Of 1, n, n², y and n y; each dimension over the widths that have it.
+    """
+    sums = x.new_zeros(5, x.shape[-1])
+    for width in widths:
+        n = F.layer_norm(x[:, :width], (width,))
+        target = y[:, :width]
+        terms = (torch.ones_like(n), n, n.square(), target, n * target)
+        sums[:, :width] += torch.stack([term.sum(0) for term in terms])
+    return sums
+
+
+def _linear(teacher: Teacher, layer: int, part: str) -> nn.Linear:
+    module = teacher.module(layer, part)
+    assert isinstance(module, nn.Linear)
+    return module
+
+
+def _norms(teacher: Teacher) -> list[Any]:
+    """The layer norms that write hidden states, in order; that of narrow embeddings (ELECTRA) is before projection."""
+    narrow = getattr(teacher.model, "embeddings_project", None) is not None
+    embeddings: Any = teacher.model.embeddings
+    norms = [
+        teacher.module(layer, part) for layer in range(teacher.subnet.layers) for part in ("attention_norm", "ffn_norm")
+    ]
+    return norms if narrow else [embeddings.LayerNorm, *norms]
+
+
+def _turn_embeddings(turned: Teacher, turn: Tensor) -> None:
+    projection: Any = getattr(turned.model, "embeddings_project", None)
+    if projection is not None:
+        _mix_rows(projection, turn.mT[None])
+        return
+    embeddings: Any = turned.model.embeddings
+    for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
+        table = getattr(embeddings, name, None)
+        if table is not None:
+            table.weight.copy_(table.weight @ turn.to(table.weight))
+
+
+def _averages(teacher: Teacher, sample_ids: Tensor, watched: Sequence[_Watched]) -> list[Tensor]:
+    """Averages over the sample's tokens of what is summed of watched modules' inputs and outputs, `(tokens, n)`."""
+    sums: list[Tensor | float] = [0.0] * len(watched)
+
+    def add(index: int, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        sums[index] = sums[index] + watched[index][1](inputs[0].flatten(0, -2), output.flatten(0, -2))
+
+    handles = [module.register_forward_hook(partial(add, index)) for index, (module, _) in enumerate(watched)]
+    try:
+        for batch in sample_ids.to(teacher.model.device).split(_BLOCKS_AT_ONCE):
+            teacher.model(input_ids=batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [each / sample_ids.numel() for each in sums]  # type: ignore[misc]
+
+
+def _moments(x: Tensor, groups: int) -> Tensor:
+    """Sums of x xᵀ inside each of so many groups of dimensions: `(tokens, n)` to `(G, n / G, n / G)`."""
+    grouped = x.unflatten(-1, (groups, -1)).transpose(0, 1)  # (G, tokens, n / G)
+    moments: Tensor = grouped.mT @ grouped
+    return moments
+
+
+def _principal(moment: Tensor) -> Tensor:
+    """Principal components as columns, the largest first; `(n, n)`, in double precision."""
+    components: Tensor = torch.linalg.eigh(moment.double())[1].flip(-1)
+    return components
+
+
+def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """The symmetric square roots of second moments `(G, n, n)`, and their inverses."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    values = values.clamp(min=_SMALLEST_VARIANCE * float(values.max()))
+    roots = values.sqrt()[:, None]  # (G, 1, n)
+    return (vectors * roots) @ vectors.mT, (vectors / roots) @ vectors.mT
+
+
+def _mix_rows(linear: nn.Linear, blocks: Tensor) -> None:
+    """Let the outputs of each group be its block `(n, n)` of `blocks` `(G, n, n)` times what they were."""
+    weight = linear.weight.double().unflatten(0, (len(blocks), -1))  # (G, n, in)
+    bias = linear.bias.double().unflatten(0, (len(blocks), -1, 1))  # (G, n, 1)
+    linear.weight.copy_((blocks @ weight).flatten(0, 1))
+    linear.bias.copy_((blocks @ bias).flatten())
+
+
+def _mix_columns(linear: nn.Linear, blocks: Tensor) -> None:
+    """Let inputs x of each group do what its block of `blocks` `(G, n, n)` times x did."""
+    weight = linear.weight.double().unflatten(1, (len(blocks), -1)).transpose(0, 1)  # (G, out, n)
+    linear.weight.copy_((weight @ blocks).transpose(0, 1).flatten(1))

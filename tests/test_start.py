@@ -1,0 +1,134 @@
+"""Starts: what carries nothing is what a turned teacher loses, and the teacher itself is left alone."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from autodistil_search import start
+from autodistil_search.device import Device
+from autodistil_search.errors import InputError
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.proxies import RelationProxy
+from autodistil_search.relations import relation_loss, relation_target
+from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.teacher import Teacher, model_sha256
+
+FAMILIES = ["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"]
+SPACE = SearchSpace("half", (3,), (32,), (1.5,), (4,), head_dim=4, relation_heads=4)
+"""Everything but the depth cut from the toy teachers: 48 wide, FFN 96, 6 heads of 8."""
+
+
+@pytest.fixture
+def sample(toy_batch: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+    return toy_batch(rows=40, tokens=12, seed=1)[0]
+
+
+def started(teacher: Teacher, subnet: Subnet, init: str, sample: Tensor) -> AutoDistilModel:
+    torch.manual_seed(0)
+    model = AutoDistilModel(teacher.student_config(subnet)).eval()
+    start.start_from(model, teacher, init, sample, SPACE.relation_heads)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_of_the_teachers_shape_starts_as_its_copy(
+    toy_teacher: Callable[..., Teacher], sample: Tensor, family: str
+) -> None:
+    teacher = toy_teacher(family)
+    copied, turned = (started(teacher, teacher.subnet, init, sample) for init in ("slices", "pca"))
+    assert model_sha256(turned) == model_sha256(copied)
+
+
+def silence_leading_dimensions(teacher: Teacher) -> None:
+    for norm in start._norms(teacher):
+        norm.weight[:20] *= 0.01
+        norm.bias[:20] = 0
+
+
+def loss(teacher: Teacher, model: AutoDistilModel, cpu: Device, sample: Tensor) -> float:
+    return RelationProxy(teacher, sample, SPACE.relation_heads, "kl", cpu).score(model)
+
+
+@pytest.mark.parametrize(("family", "layers"), [*((family, 3) for family in FAMILIES), ("bert", 6)])
+def test_heads_of_half_rank_lose_nothing_when_their_width_is_halved(
+    toy_teacher: Callable[..., Teacher], sample: Tensor, family: str, layers: int
+) -> None:
+    teacher = toy_teacher(family)
+    for layer in range(3):
+        for part in ("query", "key", "value"):
+            linear = teacher.module(layer, part)
+            linear.weight[::2] = 0
+            linear.bias[::2] = 0
+    whole, narrow = Subnet(layers, 48, 96, 6, 8), Subnet(layers, 48, 96, 6, 4)
+    copied, cut, turned = (
+        started(teacher, subnet, init, sample)
+        for subnet, init in ((whole, "slices"), (narrow, "slices"), (narrow, "pca"))
+    )
+    with torch.no_grad():
+        target = relation_target(copied.last_projections(sample), None, SPACE.relation_heads)
+        assert relation_loss(cut.last_projections(sample), target) > 0.1
+        assert relation_loss(turned.last_projections(sample), target) < 1e-4
+    through = [last.attention_output.weight @ last.value.weight for last in (turned.layers[-1], copied.layers[-1])]
+    assert_close(*through, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"), [*((family, {}) for family in FAMILIES), ("electra", {"embedding_size": 32})]
+)
+def test_hidden_dimensions_that_matter_are_kept_wherever_they_are(
+    toy_teacher: Callable[..., Teacher], cpu: Device, sample: Tensor, family: str, sizes: dict[str, int]
+) -> None:
+    teacher = toy_teacher(family, **sizes)
+    silence_leading_dimensions(teacher)
+    narrow = Subnet(3, 28, 96, 6, 8)
+    cut, turned = (loss(teacher, started(teacher, narrow, init, sample), cpu, sample) for init in ("slices", "pca"))
+    assert turned < 0.5 * cut
+
+
+def test_a_superlm_as_wide_as_its_teacher_is_turned_for_its_narrower_subnets(
+    toy_teacher: Callable[..., Teacher], cpu: Device, sample: Tensor
+) -> None:
+    teacher = toy_teacher()
+    silence_leading_dimensions(teacher)
+    space = SearchSpace("two", (3,), (28, 48), (2.0,), (6,), head_dim=8, relation_heads=4)
+    proxy = RelationProxy(teacher, sample, space.relation_heads, "kl", cpu)
+    turned, sliced = (start.superlm(teacher, space, init, sample)[0] for init in ("pca", "slices"))
+    assert proxy.score(turned, space.smallest) < 0.5 * proxy.score(sliced, space.smallest)
+
+
+def test_a_start_is_the_same_each_time_and_leaves_the_teacher_alone(
+    toy_teacher: Callable[..., Teacher], sample: Tensor
+) -> None:
+    teacher = toy_teacher()
+    before = model_sha256(teacher.model)
+    first, second = (started(teacher, SPACE.largest, "pca", sample) for _ in range(2))
+    assert model_sha256(first) == model_sha256(second)
+    assert model_sha256(teacher.model) == before
+    other = started(teacher, SPACE.largest, "pca", sample.flip(1)[:9])
+    assert model_sha256(first) != model_sha256(other)
+
+
+def test_a_family_that_cannot_be_turned_starts_from_slices_and_says_so(
+    toy_teacher: Callable[..., Teacher], sample: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "_KNOWN_FAMILIES", ("roberta",))
+    teacher = toy_teacher()
+    model, notes = start.superlm(teacher, SPACE, "pca", sample)
+    assert notes == ["init pca does not know teachers of type 'bert': slices instead"]
+    assert model.layers[0].query.weight.equal(start.superlm(teacher, SPACE, "slices", sample)[0].layers[0].query.weight)
+
+
+def test_a_random_start_takes_nothing_and_an_unknown_one_is_refused(
+    toy_teacher: Callable[..., Teacher], sample: Tensor
+) -> None:
+    torch.manual_seed(3)
+    model, notes = start.superlm(toy_teacher(), SPACE, "random", sample)
+    assert notes == ["starts wholly at random"]
+    torch.manual_seed(3)
+    untouched = AutoDistilModel(toy_teacher().student_config(SPACE.largest, SPACE))
+    assert model_sha256(model) == model_sha256(untouched)
+    with pytest.raises(InputError, match=r"init 'teacher'; allowed: pca, "):
+        start.superlm(toy_teacher(), SPACE, "teacher", sample)

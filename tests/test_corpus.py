@@ -1,19 +1,30 @@
 """From text to blocks: nothing lost, nothing leaked, nothing tokenized twice, and bad text refused by name."""
 
 import gzip
+import itertools
+import json
+import math
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
 from autodistil_search import corpus as corpus_module
-from autodistil_search.corpus import Blocks, Corpus, documents, load_corpus, text_files
+from autodistil_search import sources as sources_module
+from autodistil_search.corpus import Blocks, Corpus, StreamedBlocks, load_corpus, open_stream, shuffled
 from autodistil_search.errors import InputError
+from autodistil_search.sources import documents, find_sources
 
 CLS, SEP = 2, 3
 
@@ -121,8 +132,8 @@ def test_a_file_that_is_one_document_keeps_its_paragraphs_together(tmp_path: Pat
         ("plain.txt.gz", b"no gzip at all", "cannot be read as UTF-8"),
         ("cut.txt.gz", gzip.compress(random.Random(0).randbytes(4000).hex().encode())[:-2000], "cannot be read"),
         ("damaged.txt.gz", gzip.compress(b"some text\n\nmore")[:12] + b"\xff" * 20, "cannot be read"),
-        ("table.csv", b"a,b", r"allowed: \.txt or \.txt\.gz"),
-        ("upper.TXT", b"a\n\nb", r"allowed: \.txt or \.txt\.gz"),
+        ("table.tsv", b"a\tb", r"allowed: \.txt, \.txt\.gz"),
+        ("upper.TXT", b"a\n\nb", r"allowed: \.txt, \.txt\.gz"),
     ],
 )
 def test_what_is_not_text_is_refused_by_its_name(
@@ -138,7 +149,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
     for name in ("absent.txt", "folder.txt"):
         with pytest.raises(InputError, match=f"no text file .*{name}"):
-            text_files([str(tmp_path / name)])
+            find_sources([str(tmp_path / name)])
 
 
 def test_a_single_document_is_refused(load: Callable[..., Corpus]) -> None:
@@ -212,28 +223,30 @@ def test_the_same_files_named_and_packaged_are_parted_each_in_their_own_way(
     files = [tmp_path / f"{n}.txt" for n in range(2)]
     for number, path in enumerate(files):
         path.write_text(f"{_words(10 * number)}\n\n{_words(10 * number + 1)}\n")
-    monkeypatch.setattr(corpus_module, "_packaged_files", lambda: files)
+    monkeypatch.setattr(sources_module, "packaged_files", lambda: files)
     packaged = load_corpus(["packaged"], tokenizer, tmp_path / "cache")
     assert packaged.held_out.tolist() == _ids(10, 11)
     assert load(*files).held_out.tolist() == _ids(1)
 
 
 def test_text_whose_tokenizing_was_broken_off_is_tokenized_whole_the_next_time(
-    load: Callable[..., Corpus], toy_text: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Callable[..., Corpus],
+    toy_text: Callable[..., Path],
+    tokenizer: BertTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path, calls, tokenize = toy_text(), [], corpus_module._token_ids
+    path, done = toy_text(), []
 
-    def broken_off(*arguments: object) -> object:
-        calls.append(arguments)
-        if len(calls) == 3:
+    def broken_off(documents: int) -> None:
+        done.append(documents)
+        if len(done) == 3:
             raise KeyboardInterrupt
-        return tokenize(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_module, "_PARAGRAPHS_AT_ONCE", 10)
-        patch.setattr(corpus_module, "_token_ids", broken_off)
+        patch.setattr(corpus_module, "_CHARACTERS_AT_ONCE", 500)
         with pytest.raises(KeyboardInterrupt):
-            load(path)
+            load_corpus([str(path)], tokenizer, tmp_path / "cache", progress=broken_off)
     assert _stored(tmp_path) == []
     leftover = tmp_path / "cache" / "text" / ".new-killed"  # what a process leaves that could not clean up
     leftover.mkdir(parents=True)
@@ -272,15 +285,320 @@ def test_a_paragraph_of_any_length_is_kept_whole(load: Callable[..., Corpus]) ->
     assert corpus.train.tolist() == _ids(*numbers)
 
 
-def test_many_documents_of_one_line_are_read_in_order(load: Callable[..., Corpus]) -> None:
-    count = 2 * corpus_module._PARAGRAPHS_AT_ONCE + 1
-    corpus = load("\n".join(_words(n % 90) for n in range(count)))
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_any_number_of_workers_writes_the_same_tokens_in_order(
+    tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(corpus_module, "_CHARACTERS_AT_ONCE", 100)
+    path, count, done = tmp_path / "many.txt", 1000, []
+    path.write_text("\n".join(_words(n % 90) for n in range(count)))
+    corpus = load_corpus([str(path)], tokenizer, tmp_path / "cache", workers, done.append)
     held_out = range(1, count, 20)
     assert corpus.held_out.tolist() == _ids(*(n % 90 for n in held_out))
     assert corpus.train.tolist() == _ids(*(n % 90 for n in range(count) if n % 20 != 1))
+    assert sum(done) == count
+    assert len(done) > 20
 
 
 def test_the_packaged_text_has_one_document_a_file(tmp_path: Path) -> None:
-    files = text_files(["packaged"])
-    assert len(files) > 200
-    assert sum(1 for path in files[:5] for _ in documents(path, one_per_file=True)) == 5
+    (source,) = find_sources(["packaged"])
+    assert len(source.shards) > 200
+    assert sum(1 for shard in source.shards[:5] for _ in shard.read()) == 5
+
+
+@given(count=st.integers(1, 400), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 2**40))
+def test_each_epoch_of_shuffled_positions_is_a_permutation(count: int, seed: int, epoch: int) -> None:
+    found = shuffled(np.arange(epoch * count, (epoch + 1) * count), count, seed)
+    assert sorted(found.tolist()) == list(range(count))
+
+
+@given(count=st.integers(1, 2**40), position=st.integers(0, 2**60), seed=st.integers(0, 2**32))
+def test_a_shuffled_position_does_not_depend_on_its_batch(count: int, position: int, seed: int) -> None:
+    positions = position + np.arange(50)
+    together = shuffled(positions, count, seed)
+    assert [int(shuffled(positions[i : i + 1], count, seed)[0]) for i in (0, 7, 49)] == together[[0, 7, 49]].tolist()
+    assert (together >= 0).all()
+    assert (together < count).all()
+    whole_epoch_apart = len(set(together[positions // count == positions[0] // count].tolist()))
+    assert whole_epoch_apart == (positions // count == positions[0] // count).sum()
+
+
+def test_every_permutation_of_few_is_drawn_about_as_often_over_seeds_and_epochs() -> None:
+    for count, orders in ((2, 2), (3, 6), (4, 24)):
+        draws = 60 * orders
+        by_seed = [shuffled(np.arange(count), count, seed) for seed in range(draws)]
+        by_epoch = shuffled(np.arange(draws * count), count, 0).reshape(draws, count)
+        for drawn in (by_seed, by_epoch):
+            frequency = Counter(tuple(order) for order in drawn)
+            chi_square = sum((frequency[order] - 60) ** 2 / 60 for order in itertools.permutations(range(count)))
+            assert chi_square < orders + 4 * math.sqrt(2 * orders)
+
+
+@pytest.mark.parametrize("count", [97, 1000, 4096, 1_000_003])
+def test_a_shuffled_order_is_like_a_random_one(count: int) -> None:
+    n = min(count, 20_000)
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        found = shuffled(epoch * count + np.arange(n), count, seed) / count
+        bound = 4 / math.sqrt(n)
+        assert abs(np.corrcoef(found, np.arange(n))[0, 1]) < bound  # with the place
+        assert abs(np.corrcoef(found[1:], found[:-1])[0, 1]) < bound  # with the one before
+        assert abs(np.corrcoef(found, shuffled((epoch + 1) * count + np.arange(n), count, seed))[0, 1]) < bound
+        assert abs(np.corrcoef(found, shuffled(epoch * count + np.arange(n), count, seed + 1))[0, 1]) < bound
+        parts = np.histogram(found, bins=20, range=(0, 1))[0]
+        assert ((parts - n / 20) ** 2 / (n / 20)).sum() < 19 + 4 * math.sqrt(2 * 19)
+
+
+def test_ranks_take_their_rows_of_one_batch_that_does_not_depend_on_them() -> None:
+    blocks = Blocks(np.arange(3 * 50, dtype=np.uint32), seq_len=5, first=998, last=999)
+    for step in (0, 3, 20):
+        whole = blocks.rows(step, 12, 7, slice(None))
+        assert whole.shape == (12, 5)
+        for world in (2, 3):
+            shares = [blocks.rows(step, 12, 7, slice(r * 12 // world, (r + 1) * 12 // world)) for r in range(world)]
+            assert torch.cat(shares).equal(whole)
+    epoch = torch.cat([blocks.rows(step, 10, 7, slice(None)) for step in range(5)])
+    assert sorted(epoch[:, 1].tolist()) == list(range(0, 150, 3))
+    assert not blocks.rows(0, 12, 8, slice(None)).equal(blocks.rows(0, 12, 7, slice(None)))
+    blocks.restore(json.loads(json.dumps(blocks.state())))
+    with pytest.raises(InputError, match="streamed text"):
+        blocks.restore({"step": 1})
+
+
+def _write(path: Path, documents: Sequence[str]) -> Path:
+    """The documents in the format that the name's ending tells; tables have other columns, too."""
+    rows = [{"id": i, "text": text, "meta": {"a": i} if i % 2 else "b"} for i, text in enumerate(documents)]
+    table = pa.table({"id": [row["id"] for row in rows], "text": list(documents)})
+    if path.suffix == ".txt":
+        path.write_text("\n\n".join(documents) + "\n")
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    elif path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=7)
+    elif path.suffix == ".csv":
+        table.to_pandas().to_csv(path, index=False)
+    else:
+        bars_shown = datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+        datasets.Dataset(table).save_to_disk(path, num_shards=2)
+        if not bars_shown:
+            datasets.enable_progress_bars()
+    return path
+
+
+FORMATS = ["text.txt", "rows [1]*.jsonl", "rows.jsonl.gz", "rows.parquet", "rows.csv", "saved"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_same_documents_give_the_same_tokens_from_every_format(
+    load: Callable[..., Corpus], tmp_path: Path, name: str
+) -> None:
+    documents = [f"{_words(n % 90)}\n{_words(n % 7, n % 13)}" for n in range(45)]
+    corpus = load(_write(tmp_path / name, documents))
+    expected = [_ids(n % 90, n % 7, n % 13) for n in range(45)]
+    assert corpus.train.tolist() == [token for n in range(45) if n % 20 != 1 for token in expected[n]]
+    assert corpus.held_out.tolist() == [token for n in (1, 21, 41) for token in expected[n]]
+
+
+def test_empty_and_missing_rows_are_no_documents_and_words_for_missing_are_text(
+    load: Callable[..., Corpus], tokenizer: BertTokenizerFast, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(map(json.dumps, [{"text": None}, {"text": "w1"}, {"text": " \n"}, {"text": "w2"}]))
+    )
+    assert (load(tmp_path / "a.jsonl").train.tolist(), load(tmp_path / "a.jsonl").held_out.tolist()) == (
+        _ids(1),
+        _ids(2),
+    )
+    (tmp_path / "a.csv").write_text("text,other\n,w5\nnull,1\nw2,\n")
+    tokenizer.add_tokens(["null"])
+    corpus = load(tmp_path / "a.csv")
+    assert (corpus.train.tolist(), corpus.held_out.tolist()) == ([len(tokenizer) - 1], _ids(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"body": "w1"}\n{"body": "w2"}', "columns body; needed: 'text'"),
+        ("a.jsonl", b'{"text": 3}\n{"text": 4}', "int in column 'text'; allowed: text"),
+        ("a.jsonl", b"no json\n", "cannot be (loaded|read)"),
+        ("a.jsonl", b"", "cannot be (loaded|read)|single document|empty"),
+        ("a.csv", b"body\nw1\n", "cannot be read: .*text"),
+        ("a.parquet", b"no parquet", "cannot be (loaded|read)"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_by_its_name(
+    load: Callable[..., Corpus], tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}.*({message})") as caught:
+        load(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf:", "hf:a b", "hf:a/b/c", "hf:a:b:train[:10%]", "hf:a:b:c:d:e", "hf:../a", "hf:a/", "hf:.."]
+)
+def test_a_hub_name_of_another_form_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"allowed: hf:NAME\[:CONFIG\[:SPLIT\[:COLUMN\]\]\]"):
+        find_sources([name])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_data_set_out_of_reach_is_one_line(stream: bool) -> None:
+    with pytest.raises(InputError, match=r"hf:nobody/nothing:c:train:text.*Couldn't reach.*allowed") as caught:
+        find_sources(["hf:nobody/nothing:c:train:text"], stream)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_parts_of_a_hub_name_reach_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(*arguments: object, **options: object) -> datasets.Dataset:
+        asked.append((arguments, options))
+        return datasets.load_from_disk(str(_write(tmp_path / f"saved{len(asked)}", [_words(1), _words(2)])))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for name in ("hf:plain", "hf:user/name:config-1.0:validation", "hf:user/name::train:id"):
+        with suppress(InputError):  # the column id holds numbers, so nothing else is read of it here
+            find_sources([name])
+    assert asked == [
+        (("plain", None), {"split": "train", "streaming": False}),
+        (("user/name", "config-1.0"), {"split": "validation", "streaming": False}),
+        (("user/name", None), {"split": "train", "streaming": False}),
+    ]
+
+
+SEQ_LEN = 9
+
+
+@pytest.fixture
+def stream(
+    tmp_path: Path, tokenizer: BertTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[StreamedBlocks, Blocks]]:
+    """Opens a stream of 60 documents of 10 words each, over three files of a format, in windows of 8 blocks."""
+    monkeypatch.setattr(corpus_module, "_WINDOW", 8)
+    monkeypatch.setattr(corpus_module, "_CHARACTERS_AT_ONCE", 150)
+    rng = random.Random(0)
+    written: dict[str, list[str]] = {}
+
+    def open_(name: str = "text.txt", rank: int = 0, world: int = 1, files: int = 3) -> tuple[StreamedBlocks, Blocks]:
+        if name not in written:
+            documents = ["\n".join(_words(*rng.choices(range(90), k=5)) for _ in range(2)) for _ in range(60)]
+            parts = [documents[i::files] for i in range(files)]
+            written[name] = [str(_write(tmp_path / f"{i} {name}", part)) for i, part in enumerate(parts)]
+        return open_stream(written[name], tokenizer, SEQ_LEN, held_out_documents=3, rank=rank, world=world)
+
+    return open_
+
+
+def _steps(blocks: StreamedBlocks, steps: range, seed: int = 5) -> list[list[list[int]]]:
+    return [blocks.rows(step, 6, seed, slice(0, 3)).tolist() for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("name", "world"),  # three files: shared out whole, row by row, one each
+    [("text.txt", 1), ("text.txt", 2), ("text.txt", 3), ("a.jsonl", 1), ("a.parquet", 2), ("a.csv", 3), ("saved", 1)],
+)
+def test_a_resumed_stream_gives_the_blocks_of_one_never_stopped(
+    stream: Callable[..., tuple[StreamedBlocks, Blocks]], name: str, world: int
+) -> None:
+    rank = world - 1
+    expected = _steps(stream(name, rank, world)[0], range(40))  # more than an epoch
+    for stop in (0, 7, 8, 30):
+        before, after = stream(name, rank, world)[0], stream(name, rank, world)[0]
+        assert _steps(before, range(stop)) == expected[:stop]
+        after.restore(json.loads(json.dumps(before.state())))
+        again = after.state()
+        assert again == before.state()
+        assert _steps(after, range(stop, 40)) == expected[stop:]
+
+
+def test_a_stream_has_each_training_document_once_an_epoch_and_no_held_out_one(
+    stream: Callable[..., tuple[StreamedBlocks, Blocks]],
+) -> None:
+    blocks, held_out = stream()
+    documents = [d for shard in blocks._shards for d in shard.read()]
+    kept_out = [d for d in documents if corpus_module._is_held_out(d)]
+    assert 0 < len(kept_out) < 20
+
+    def ids(some: Sequence[Sequence[str]]) -> list[int]:
+        return [5 + int(word[1:]) for document in some for paragraph in document for word in paragraph.split()]
+
+    assert held_out.tokens.tolist() == ids(kept_out[:3])
+    reader = corpus_module._Documents(blocks._shards, 5, 0, 1, None)
+    read = [reader.take(1) for _ in range(len(documents) - len(kept_out))]
+    assert sorted(read) == sorted(d for d in documents if d not in kept_out)
+    given = [t for step in _steps(blocks, range(8 * 4)) for row in step for t in row[1:-1]]
+    for window in range(9):  # each is the next 8 blocks in reading order, shuffled
+        part = slice(window * 56, (window + 1) * 56)
+        assert sorted(given[part]) == sorted(ids(read)[part])
+        assert given[part] != ids(read)[part]
+    for row in (row for step in _steps(stream()[0], range(10)) for row in step):
+        assert (row[0], row[-1], len(row)) == (CLS, SEP, SEQ_LEN)
+
+
+@pytest.mark.parametrize(("files", "world"), [(4, 2), (3, 2), (1, 3)])
+def test_ranks_of_a_stream_share_out_its_documents(
+    stream: Callable[..., tuple[StreamedBlocks, Blocks]], files: int, world: int
+) -> None:
+    name = f"{files}{world}.txt"
+    stream(name, files=files)
+    taken = []
+    for rank in range(world):
+        blocks = stream(name, rank, world)[0]
+        reader = corpus_module._Documents(blocks._shards, 5, rank, world, None)
+        mine = []
+        while reader.state()["epoch"] == 0:
+            mine.append("\n".join(reader.take(1)))
+        taken += mine[:-1]  # the last is of the next epoch
+    whole = [d for shard in stream(name)[0]._shards for d in shard.read() if not corpus_module._is_held_out(d)]
+    assert sorted(taken) == sorted("\n".join(d) for d in whole)
+
+
+def test_a_stream_is_in_another_order_with_another_seed_and_in_the_next_epoch(
+    stream: Callable[..., tuple[StreamedBlocks, Blocks]],
+) -> None:
+    first, other = (_steps(stream()[0], range(10), seed) for seed in (5, 6))
+    assert first != other
+    reader = corpus_module._Documents(stream()[0]._shards, 5, 0, 1, None)
+    epochs = [[], [], []]
+    for _ in range(300):
+        (epochs[e] if (e := reader.state()["epoch"]) < 3 else []).append(reader.take(1))
+    assert epochs[1] != epochs[2]
+    assert epochs[0] != epochs[1] or epochs[0] != epochs[2]
+
+
+def test_a_stream_goes_from_step_to_step_and_knows_its_own_state(
+    stream: Callable[..., tuple[StreamedBlocks, Blocks]],
+) -> None:
+    blocks = stream(world=2)[0]
+    for step, seed, is_next in ((1, 6, False), (0, 5, True), (0, 5, False), (1, 6, False), (2, 5, False), (1, 5, True)):
+        if is_next:
+            assert blocks.rows(step, 6, seed, slice(3)).shape == (3, SEQ_LEN)
+            continue
+        with pytest.raises(ValueError, match="one step after another"):
+            blocks.rows(step, 6, seed, slice(3))
+    with pytest.raises(InputError, match="rank 0, now 1"):
+        stream(rank=1, world=2)[0].restore(blocks.state())
+    with pytest.raises(InputError, match="world 2, now 1"):
+        stream()[0].restore(blocks.state())
+    with pytest.raises(InputError, match="another stream"):
+        stream()[0].restore({})
+
+
+def test_a_stream_without_documents_for_a_rank_or_to_hold_out_is_refused(
+    stream: Callable[..., tuple[StreamedBlocks, Blocks]], tmp_path: Path, tokenizer: BertTokenizerFast
+) -> None:
+    with pytest.raises(InputError, match="no document for process 200 of 201"):
+        _steps(stream(rank=199, world=201)[0], range(1))
+    (tmp_path / "one.txt").write_text(_words(1))
+    with pytest.raises(InputError, match="no document to hold out"):
+        open_stream([str(tmp_path / "one.txt")], tokenizer, SEQ_LEN)
+
+
+def test_a_long_document_is_cut_between_paragraphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources_module, "LONGEST_DOCUMENT", 6)
+    (tmp_path / "a.txt").write_text("abc\ndef\nghi\n\njkl\n")
+    assert list(documents(tmp_path / "a.txt")) == [["abc", "def"], ["ghi"], ["jkl"]]

@@ -65,7 +65,7 @@ def test_a_shipped_sub_space_holds_the_256_subnets_of_the_paper(name, layers, hi
 
 def test_the_debug_space_is_tiny():
     assert load_space("debug").size <= 16
-    assert shipped_spaces() == ["base", "debug", "small", "tiny"]
+    assert shipped_spaces() == ["base", "debug", "oneshot", "small", "tiny"]
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base"])
@@ -284,7 +284,9 @@ def test_a_binary_file_is_refused(tmp_path):
 @pytest.mark.parametrize("missing", ["nothing", "nothing.yaml", "", ".", "tiny.yml"])
 def test_a_space_that_is_not_there_is_refused_listing_the_shipped_ones(tmp_path, monkeypatch, missing):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"no search space '.*'; allowed: base, debug, small, tiny, or a YAML file"):
+    with pytest.raises(
+        InputError, match=r"no search space '.*'; allowed: base, debug, oneshot, small, tiny, or a YAML file"
+    ):
         load_space(missing)
 
 

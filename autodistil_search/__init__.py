@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from autodistil_search.config import SearchConfig
+    from autodistil_search.config import SearchConfig, TrainConfig
     from autodistil_search.errors import InputError
     from autodistil_search.results import Run, load_run
     from autodistil_search.run import search
     from autodistil_search.space import SearchSpace, Subnet, load_space
+    from autodistil_search.training import train
 
 _HOMES = {
     "InputError": "errors",
@@ -28,9 +29,11 @@ _HOMES = {
     "SearchConfig": "config",
     "SearchSpace": "space",
     "Subnet": "space",
+    "TrainConfig": "config",
     "load_run": "results",
     "load_space": "space",
     "search": "run",
+    "train": "training",
 }
 
 __all__ = [
@@ -39,10 +42,12 @@ __all__ = [
     "SearchConfig",
     "SearchSpace",
     "Subnet",
+    "TrainConfig",
     "__version__",
     "load_run",
     "load_space",
     "search",
+    "train",
 ]
 
 

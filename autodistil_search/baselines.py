@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
 
 from autodistil_search import __version__
-from autodistil_search.corpus import Blocks
+from autodistil_search.corpus import TrainingText
 from autodistil_search.cost import flops, params
 from autodistil_search.device import Device
 from autodistil_search.distill import TrainOptions, distill, seeded
@@ -18,6 +20,7 @@ from autodistil_search.model import AutoDistilModel
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import RelationProxy
 from autodistil_search.space import Subnet
+from autodistil_search.start import start_from
 from autodistil_search.teacher import Teacher
 
 SHAPES = {
@@ -50,10 +53,11 @@ def published() -> pd.DataFrame:
 
 def measure(
     teacher: Teacher,
-    blocks: Blocks,
+    begin_text: Callable[[], TrainingText],
     proxy: RelationProxy,
     options: TrainOptions,
     init: str,
+    sample_ids: Tensor,
     identity: dict[str, str],
     cache: Path,
     device: Device,
@@ -62,23 +66,26 @@ def measure(
     """Distil each of `SHAPES` for the same steps, text, start and loss as the SuperLM, and score it the same way.
 
     Trained shapes are kept under `cache`, so that a later run with the same settings only scores them. A shape that is
-    the teacher's own is not trained if it starts from the teacher: it is the teacher.
+    the teacher's own is not trained if it starts from the teacher and has a place for all of it: it is the teacher.
 
     `identity` is what else the weights depend on: digests of the teacher, of the text and so on.
     """
     results = []
-    options = replace(options, sampling="largest-random")  # a student trains itself, whatever the SuperLM's sampling
+    # A student trains itself, however the subnets of a SuperLM are chosen and weighed.
+    options = replace(options, sampling="largest-random", random_subnets=None, subnet_weights="", in_place=0.0)
     for name, subnet in SHAPES.items():
         with seeded(options.seed):
             model = AutoDistilModel(teacher.student_config(subnet))
-        if init == "teacher":
-            teacher.copy_into(model)
+        start_from(model, teacher, init, sample_ids, options.relation_heads)
         how = COPY
-        if init != "teacher" or subnet != teacher.subnet or teacher.layer != subnet.layers - 1:
+        is_copy = init != "random" and subnet == teacher.subnet and teacher.copies_exactly
+        if not is_copy or teacher.layer != subnet.layers - 1:
             how = DISTILLED
             settings = {**identity, **asdict(options), **asdict(subnet), "init": init, "version": __version__}
             key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-            distill(model, teacher, blocks, options, cache / "baselines" / key, device, reporter, f"baseline {name}")
+            distill(
+                model, teacher, begin_text(), options, cache / "baselines" / key, device, reporter, f"baseline {name}"
+            )
         device.place(model)
         score = proxy.score(model)
         costs = (flops(subnet), params(subnet, teacher.vocabulary))

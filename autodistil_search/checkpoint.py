@@ -1,17 +1,29 @@
-"""Checkpoints of a training run: a reader finds the old one or the new one, never a part of one."""
+"""Checkpoints of a training run: checksummed, the last few kept, and never a part of one taken for a whole.
+
+`checkpoint-<step>.safetensors` holds weights and AdamW's moments; `checkpoint-<step>.json`, written after it, its
+SHA-256 and whatever else training goes on from. A checkpoint that lacks the second or has another sum is none.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from autodistil_search.errors import InputError
 from autodistil_search.files import (
     Settings,
+    file_sha256,
     move_into_place,
     read_json,
     readable,
@@ -20,69 +32,137 @@ from autodistil_search.files import (
 )
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 
-_CHECKPOINT = "trainer.safetensors"
+_NAME = "checkpoint-{:08d}"
 _FINISHED = "trainer_state.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _SHARE_OF_TIME = 0.05
 """Saving may take this share of the time; so a killed run loses at most 20 times as long as a checkpoint takes."""
 
 
-class Saver:
-    """Saves as often as it stays cheap, and after the last step."""
+@dataclass
+class Checkpoints:
+    """The checkpoints of one model in training.
 
-    def __init__(
-        self, folder: Path, model: AutoDistilModel, optimizer: torch.optim.Optimizer, settings: Settings
-    ) -> None:
-        self._folder, self._model, self._optimizer, self._settings = folder, model, optimizer, settings
-        self._last, self._took = time.monotonic(), 0.0
+    Args:
+        folder: Where they lie.
+        model: What is trained.
+        optimizer: The AdamW that trains it.
+        scaler: Its gradient scaler; an idle one has no state.
+        settings: What the weights depend on; checkpoints made with others are refused.
+        keep: How many are kept.
+    """
 
-    def step_done(self, step: int) -> None:
-        """Save after `step` steps, if it is time."""
+    folder: Path
+    model: AutoDistilModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    settings: Settings
+    keep: int = 2
+    _last: float = field(default_factory=lambda: time.monotonic())
+    _took: float = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether saving now stays cheap."""
+        return self._took <= _SHARE_OF_TIME * (time.monotonic() - self._last)
+
+    def save(self, step: int, text: Sequence[Mapping[str, Any]]) -> None:
+        """Write the state after `step` steps, then drop all but the last `keep`. text: each process's position.
+
+        Raises:
+            OSError: if it cannot be written; the checkpoints before are left as they are.
+        """
         start = time.monotonic()
-        if self._took > _SHARE_OF_TIME * (start - self._last):
-            return
-        save_checkpoint(self._folder, self._model, self._optimizer, self._settings, step)
+        path = self.folder / f"{_NAME.format(step)}.safetensors"
+        try:
+            write_atomically(path, lambda file: save_file(self._tensors(), file))
+            state = {
+                "step": step,
+                "sha256": file_sha256(path),
+                "settings": dict(self.settings),
+                "scaler": self.scaler.state_dict(),
+                "text": list(text),
+            }
+            write_atomically(path.with_suffix(".json"), lambda file: file.write_text(json.dumps(state)))
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"the checkpoint of step {step} cannot be written: {reason}; the last one is kept") from None
+        for old in _steps(self.folder)[: -self.keep]:
+            _remove(self.folder, old)
         self._last = time.monotonic()
         self._took = self._last - start
 
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            tensors |= {f"{key}.{name}": tensor for key, tensor in self.optimizer.state.get(parameter, {}).items()}
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
-def save_checkpoint(
-    folder: Path, model: AutoDistilModel, optimizer: torch.optim.Optimizer, settings: Settings, step: int
-) -> None:
-    """Write weights, AdamW's moments and the number of steps done to one file."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"{key}.{name}": tensor for key, tensor in optimizer.state.get(parameter, {}).items()}
-    metadata = {"step": str(step), "settings": json.dumps(dict(settings))}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomically(folder / _CHECKPOINT, lambda path: save_file(contiguous, path, metadata=metadata))
+    def restore(self) -> tuple[int, list[dict[str, Any]]]:
+        """Go back to the last good checkpoint: its number of steps and each process's position in the text.
+
+        Without any it is 0 steps and no position.
+
+        One that is damaged is passed over with a warning.
+
+        Raises:
+            InputError: if it was made with other settings, which are named, or if all there are are damaged.
+        """
+        steps = _steps(self.folder)
+        for leftover in self.folder.glob("checkpoint-*.safetensors"):  # of a save that was killed
+            if not leftover.with_suffix(".json").exists():
+                leftover.unlink()
+        for step in reversed(steps):
+            path = self.folder / f"{_NAME.format(step)}.safetensors"
+            state = _whole(path)
+            if state is not None:
+                refuse_other_settings(state["settings"], self.settings, self.folder)
+                self._load(path, state)
+                for damaged in (later for later in steps if later > step):
+                    _remove(self.folder, damaged)
+                return int(state["step"]), list(state["text"])
+            warnings.warn(f"{path} is damaged and passed over; going on from the one before", stacklevel=2)
+        if steps:
+            raise InputError(f"all {len(steps)} checkpoints in {self.folder} are damaged; delete them to start anew")
+        return 0, []
+
+    def _load(self, path: Path, state: Mapping[str, Any]) -> None:
+        with readable(path), safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            self.model.load_state_dict({name: file.get_tensor(f"model.{name}") for name in self.model.state_dict()})
+            for name, parameter in self.model.named_parameters():
+                if f"exp_avg.{name}" in names:  # a parameter that no subnet used yet has no moments
+                    self.optimizer.state[parameter] = {
+                        key: file.get_tensor(f"{key}.{name}").to(parameter.device) for key in _MOMENTS
+                    }
+        if state["scaler"]:
+            self.scaler.load_state_dict(dict(state["scaler"]))
 
 
-def load_checkpoint(folder: Path, model: AutoDistilModel, optimizer: torch.optim.Optimizer, settings: Settings) -> int:
-    """Restore what `save_checkpoint` wrote; returns the number of steps done, 0 if there is no checkpoint.
+def _steps(folder: Path) -> list[int]:
+    """The steps of all checkpoints that were once complete, ascending."""
+    found = (re.fullmatch(r"checkpoint-(\d+)\.json", path.name) for path in folder.glob("checkpoint-*.json"))
+    return sorted(int(match[1]) for match in found if match)
 
-    Raises:
-        InputError: if it was made with other settings; names them.
-    """
-    path = folder / _CHECKPOINT
-    if not path.exists():
-        return 0
-    with readable(path), safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        refuse_other_settings(json.loads(metadata["settings"]), settings, folder)
-        names = set(file.keys())
-        model.load_state_dict({name: file.get_tensor(f"model.{name}") for name in model.state_dict()})
-        for name, parameter in model.named_parameters():
-            if f"exp_avg.{name}" in names:  # a parameter that no subnet used yet has no moments
-                optimizer.state[parameter] = {
-                    key: file.get_tensor(f"{key}.{name}").to(parameter.device) for key in _MOMENTS
-                }
-        return int(metadata["step"])
+
+def _remove(folder: Path, step: int) -> None:
+    for suffix in (".json", ".safetensors"):  # first the one without which the other counts for nothing
+        (folder / f"{_NAME.format(step)}{suffix}").unlink(missing_ok=True)
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """What is written beside a checkpoint, if it is the file that was written; None if not."""
+    try:
+        state = read_json(path.with_suffix(".json"))
+        return state if file_sha256(path) == state["sha256"] else None
+    except (InputError, OSError, LookupError):
+        return None
 
 
 def finish(folder: Path, model: AutoDistilModel, steps: int, settings: Settings) -> None:
-    """Write the model as `save_pretrained` does, then the file that says it is complete; drop the checkpoint."""
+    """Write the model as `save_pretrained` does, then the file that says it is complete; drop the checkpoints."""
     temporary = folder / ".final"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
     with quiet_transformers():
         try:
             model.save_pretrained(temporary)
@@ -91,21 +171,26 @@ def finish(folder: Path, model: AutoDistilModel, steps: int, settings: Settings)
     for file in temporary.iterdir():
         move_into_place(file, folder / file.name)
     temporary.rmdir()
-    state = {"step": steps, "settings": dict(settings)}
+    state = {"step": steps, "sha256": file_sha256(folder / "model.safetensors"), "settings": dict(settings)}
     write_atomically(folder / _FINISHED, lambda path: path.write_text(json.dumps(state, indent=2)))
-    (folder / _CHECKPOINT).unlink(missing_ok=True)
+    for step in _steps(folder):
+        _remove(folder, step)
 
 
 def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> bool:
     """Load the finished model of `folder` into `model`; False if there is none.
 
     Raises:
-        InputError: if it was made with other settings; names them.
+        InputError: if it was made with other settings, which are named, or is not the file that was written.
     """
-    if not (folder / _FINISHED).exists() or not (folder / "model.safetensors").exists():
+    path = folder / "model.safetensors"
+    if not (folder / _FINISHED).exists() or not path.exists():
         return False
     with readable(folder / _FINISHED):
-        refuse_other_settings(read_json(folder / _FINISHED)["settings"], settings, folder)
-    with readable(folder / "model.safetensors"):
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        state = read_json(folder / _FINISHED)
+        refuse_other_settings(state["settings"], settings, folder)
+        if file_sha256(path) != state["sha256"]:
+            raise InputError(f"{path} is not the file that training wrote; delete it and {_FINISHED} to train anew")
+    with readable(path):
+        model.load_state_dict(load_file(path))
     return True

@@ -1,23 +1,24 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 1 failed, 2 input that cannot be used, 130 interrupted."""
+"""The command line: parse, call, print. Exit codes: 0 done, 1 failed, 2 input that cannot be used,
+130 interrupted, 143 terminated.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+import warnings
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 from autodistil_search import __version__
-from autodistil_search.config import SearchConfig
-from autodistil_search.errors import InputError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from autodistil_search.results import Run
+from autodistil_search.config import SearchConfig, TrainConfig, flag
+from autodistil_search.errors import InputError, Terminated
+from autodistil_search.objectives import parse_amount
+from autodistil_search.processes import is_main
 
 
 class _Parser(ArgumentParser):
@@ -35,23 +36,56 @@ def make_parser() -> ArgumentParser:
         version=__version__,
     )
     commands = parser.add_subcommands(required=True, dest="command")
-    command = _Parser(description="Train the SuperLM of each space, search it, and report the Pareto frontier.")
-    command.add_argument("--config", action=ActionConfigFile, help="A YAML file with any of these settings.")
-    _add_settings(command)
-    commands.add_subcommand("search", command, help="train, search and report")
+    search = _Parser(description="Train the SuperLM of each space, search it, and report the Pareto frontier.")
+    _add_settings(search, SearchConfig)
+    commands.add_subcommand("search", search, help="train, search and report")
+    train = _Parser(
+        description="Train the SuperLM of each space, for searches to come. As several processes, on one machine or "
+        "many, it is started by `accelerate launch -m autodistil_search train ...` or `torchrun -m ...`."
+    )
+    _add_settings(train, TrainConfig)
+    commands.add_subcommand("train", train, help="train SuperLMs only; search them later with search --superlm")
+    plan = _Parser(description="What training a SuperLM will take: steps, hours, device memory, checkpoints.")
+    plan.add_argument("--tokens", type=str, required=True, help="Tokens to train on, such as 26B.")
+    plan.add_argument("--devices", type=int, default=1, help="Devices that share each step.")
+    plan.add_argument("--batch-size", type=int | None, help="Blocks in a step of all devices; 4 for each.")
+    plan.add_argument(
+        "--flops-per-second", type=str | None, help="What a device sustains, such as 100T; else it is measured here."
+    )
+    _add_settings(plan, TrainConfig, _PLANNED)
+    commands.add_subcommand("plan", plan, help="what training will take")
+    partition = _Parser(description="Split a search space into K sub-spaces of neighbouring cost, each a YAML file.")
+    partition.add_argument("space", type=str, help="Search space: a shipped one's name, or the path of a YAML file.")
+    partition.add_argument("--k", type=int, required=True, help="Number of sub-spaces.")
+    partition.add_argument("--to", type=str, default=".", help="Folder for the YAML files.")
+    commands.add_subcommand("partition", partition, help="split a search space into K")
     return parser
 
 
-def _add_settings(parser: ArgumentParser) -> None:
-    """A flag for each field of `SearchConfig`, its type, default and help taken from there."""
-    types = get_type_hints(SearchConfig)
-    helps = {entry.arg_name: entry.description for entry in docstring_parser.parse(SearchConfig.__doc__ or "").params}
-    for setting in fields(SearchConfig):
-        flag = "--" + setting.name.replace("_", "-")
+_PLANNED = (
+    *("space", "depth", "teacher", "teacher_layer", "seq_len", "loss", "relations", "relation_heads", "sampling"),
+    *("random_subnets", "subnet_weights", "in_place", "seed", "device", "precision", "keep"),
+)
+"""Settings that a plan depends on."""
+
+
+def _add_settings(parser: ArgumentParser, config: type[TrainConfig], names: Container[str] | None = None) -> None:
+    """A flag for each field of `config`, or those of `names`: its type, default and help taken from there."""
+    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file with any of these settings.")
+    types = get_type_hints(config)
+    documented = [entry for each in config.__mro__ for entry in docstring_parser.parse(each.__doc__ or "").params]
+    helps = {entry.arg_name: entry.description for entry in documented}
+    for setting in fields(config):
+        if names is not None and setting.name not in names:
+            continue
         if setting.name == "text":  # several files behind one flag, as a shell's *.txt gives them
-            parser.add_argument(flag, type=str, nargs="+", help=helps[setting.name])
+            parser.add_argument(flag(setting.name), type=str, nargs="+", help=helps[setting.name])
+        elif types[setting.name] is bool:
+            parser.add_argument(flag(setting.name), action="store_true", help=helps[setting.name])
         else:
-            parser.add_argument(flag, type=types[setting.name], default=setting.default, help=helps[setting.name])
+            parser.add_argument(
+                flag(setting.name), type=types[setting.name], default=setting.default, help=helps[setting.name]
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,29 +93,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parsed = make_parser().parse_args(sys.argv[1:] if argv is None else list(argv))
     except (OSError, UnicodeDecodeError) as error:
-        print(f"autodistil-search: --config cannot be read: {error}", file=sys.stderr)
+        _complain(f"--config cannot be read: {error}")
         return 2
     settings: dict[str, Any] = parsed[parsed.command].as_dict()
     settings.pop("config", None)
     try:
-        return _search(SearchConfig.from_dict(settings))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
+            return _COMMANDS[parsed.command](settings)
     except InputError as error:
-        print(f"autodistil-search: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except (FloatingPointError, OSError, MemoryError) as error:
-        print(f"autodistil-search: {error}", file=sys.stderr)
+        _complain(error)
         return 1
     except KeyboardInterrupt:
-        print("autodistil-search: stopped; the same command goes on from here", file=sys.stderr)
+        _complain("stopped; the same command goes on from here")
         return 130
+    except Terminated as error:
+        _complain(error)
+        return 143
 
 
-def _search(config: SearchConfig) -> int:
+def _complain(message: object) -> None:
+    """One line on standard error, from one of the processes that were started together."""
+    if is_main():
+        print(f"autodistil-search: {message}", file=sys.stderr)
+
+
+def _search(settings: Mapping[str, Any]) -> int:
     from rich.console import Console
 
     from autodistil_search.progress import ConsoleReporter
     from autodistil_search.run import search
+    from autodistil_search.tables import print_frontier
 
+    config = SearchConfig.from_dict(settings)
     console = Console()
     reporter = ConsoleReporter(console)
     reporter.say(f"searching {config.space} for {config.objectives}; results go to {config.folder}")
@@ -89,23 +136,66 @@ def _search(config: SearchConfig) -> int:
     return 0
 
 
-def print_frontier(run: Run, console: Console) -> None:
-    """The frontier as a table with the knee marked, the notes, and where the report lies."""
-    from rich.table import Table
+def _train(settings: Mapping[str, Any]) -> int:
+    from rich.console import Console
 
-    from autodistil_search.report import shown
+    from autodistil_search.progress import ConsoleReporter, Reporter
+    from autodistil_search.training import train
 
-    report = run.report
-    title = f"Pareto frontier of {report.title}: {len(run.frontier)} of {len(run.evaluations)} scored"
-    table = Table(title=title, box=None, pad_edge=False, padding=(0, 1))
-    values = [objective.name for objective in report.measured]
-    for name in ("space", "layers", "hidden", "ratio", "heads", *values, ""):
-        table.add_column(name, justify="left" if name == "space" else "right", no_wrap=True)
-    for row in run.frontier.to_dict("records"):
-        sizes = [str(row["space"]), *(f"{row[key]:g}" for key in ("layers", "hidden_size", "mlp_ratio", "heads"))]
-        numbers = [shown(row[name]) for name in values]
-        table.add_row(*sizes, *numbers, "knee" if row["knee"] else "", style="bold" if row["knee"] else None)
-    console.print(table)
-    for note in report.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    config = TrainConfig.from_dict(settings)
+    reporter = ConsoleReporter(Console()) if is_main() else Reporter()
+    reporter.say(f"training SuperLMs of {config.space}; they go to {config.folder}")
+    folder = train(config, reporter)
+    reporter.say(f"search them: autodistil-search search --space {config.space} --superlm {folder}")
+    return 0
+
+
+def _partition(settings: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from autodistil_search.partition import partition, write_spaces
+    from autodistil_search.space import load_space
+    from autodistil_search.tables import print_partition
+
+    parent = load_space(settings["space"])
+    parts = partition(parent, settings["k"])
+    paths = write_spaces(parts, parent, Path(settings["to"]))
+    print_partition(parent, parts, paths, Console())
+    return 0
+
+
+def _plan(settings: Mapping[str, Any]) -> int:
+    own = ("tokens", "devices", "batch_size", "flops_per_second")
+    tokens_text, devices, batch_size, speed_text = (settings[name] for name in own)
+    tokens = parse_amount(tokens_text, "--tokens")
+    speed = parse_amount(speed_text, "--flops-per-second")
+    if devices < 1:
+        raise InputError(f"--devices {devices}; allowed: whole numbers from 1")
+    others = {name: value for name, value in settings.items() if name not in own}
+    if batch_size is None:
+        batch_size = TrainConfig.batch_size * devices
+    config = TrainConfig.from_dict({**others, "batch_size": batch_size})
+    if config.batch_size < devices:
+        raise InputError(f"--batch-size {config.batch_size}; allowed: at least one block for each of {devices} devices")
+    assert tokens is not None
+
+    from rich.console import Console
+
+    from autodistil_search.inputs import resolve_training
+    from autodistil_search.plan import make_plan, steps_for
+    from autodistil_search.progress import ConsoleReporter
+    from autodistil_search.tables import print_plans
+
+    console = Console()
+    config = replace(config, steps=steps_for(tokens, config.batch_size, config.seq_len))
+    found, reporter = resolve_training(config, needs_text=False), ConsoleReporter(console)
+    plans = [
+        make_plan(space, found.teacher, found.options, config.seq_len, found.device, devices, speed, reporter)
+        for space in found.spaces
+    ]
+    where = f"measured here, {found.device.name} {found.device.precision}"
+    print_plans(plans, where if speed is None else "as stated", config.keep, console)
+    return 0
+
+
+_COMMANDS = {"search": _search, "train": _train, "plan": _plan, "partition": _partition}

@@ -1,103 +1,148 @@
-"""Everything a search can be told, as one typed record: Python API, command-line flags and YAML file alike."""
+"""Everything a training or a search can be told, as typed records: Python API, flags and YAML file alike."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from autodistil_search.errors import InputError
 
 _LARGEST_SEED = 2**32 - 1
+_WORDS = ("objectives", "space", "teacher", "relations", "subnet_weights")
+_LEAST = {
+    "evaluations": 1,
+    "population": 2,
+    "seq_len": 8,
+    "eval_blocks": 1,
+    "relation_heads": 1,
+    "random_subnets": 0,
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "held_out_every": 0,
+    "keep": 1,
+    "seed": 0,
+}
+_CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard")
+"""Settings that leave every number as it is, but for rounding: a run may be continued with others."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """What to search, from which teacher and text, and with what effort.
+class TrainConfig:
+    """Which SuperLMs to train, from which teacher and text, and how.
 
     Args:
-        objectives: What to minimise, separated by commas: acc (the accuracy proxy: relation loss on held-out text),
-            flops (multiply-adds at 128 tokens, batch 1), params.
-        space: Search spaces, separated by commas: tiny, small, base, debug, or the path of a YAML file.
-        engine: Search engine.
-        evaluations: Subnets to score in each space, at most.
-        population: Subnets in a generation of nsga2.
-        max_flops: Upper bound on FLOPs, such as 300M.
-        max_params: Upper bound on parameters, such as 8M.
+        space: Search spaces, separated by commas: tiny, small, base, oneshot, debug, or the path of a YAML file.
+        depth: Which layers a subnet with fewer keeps: first_last, uniform (the released AutoDistil code) or prefix;
+            that of the space if not given.
         teacher: Hugging Face id or folder of the teacher, or "packaged" for the one in the quickstart extra.
         teacher_layer: Layer whose relations are distilled, from 0; -1 is the last.
-        text: Files (.txt, .txt.gz, one paragraph a line, blank lines between documents), or "packaged".
+        text: Files (.txt, .txt.gz, one paragraph a line, blank lines between documents; .jsonl, .csv, .parquet with a
+            column "text"), folders of datasets, hf:NAME[:CONFIG[:SPLIT[:COLUMN]]], or "packaged".
+        stream: Read and tokenize the text as it is needed, for what does not fit on the disk.
         seq_len: Tokens in a block of text.
-        eval_blocks: Held-out blocks on which the proxy is measured; each keeps about 3 MB of memory.
-        init: Start the SuperLM from slices of the teacher's weights, or at random.
+        init: Start from slices of the teacher's weights, turned by PCA so that what matters leads (pca) or as they are
+            (slices), or at random.
         loss: kl (MiniLMv2) or mse on raw scores (the released AutoDistil code).
-        sampling: Subnets a step trains: largest-random (largest, 3 random) or sandwich (largest, smallest, 2 random).
+        relations: Relations of the loss, with weights: of qq, kk, vv, qk (the first MiniLM's attention), such as
+            qq,kk,vv:0.5.
+        relation_heads: Heads of the relations; those of the space if not given.
+        sampling: Subnets a step trains: largest-random, sandwich (largest, smallest and random), random, largest.
+        random_subnets: How many are drawn at random; by default 1 of largest-random, 2 of sandwich, 4 of random.
+        subnet_weights: How much the loss of each counts, such as largest:2,random:1; all alike if not given.
+        in_place: Share of a subnet's loss taken against the largest subnet's relations instead of the teacher's.
         steps: Training steps of each SuperLM and of each baseline.
-        batch_size: Blocks in a step.
+        batch_size: Blocks in a step, over all processes.
+        accumulate: Parts that each process divides its blocks into, one in memory at a time.
         lr: Peak learning rate.
         seed: Fixes initial weights, the order of text, the subnets of each step and the search.
         device: Where to compute; auto takes CUDA if there is one.
-        precision: auto takes bf16 where the hardware has it.
-        baselines: Whether to measure the shapes of TinyBERT and MiniLM on equal terms.
-        out: Folder of the run; runs/<space names> if not given.
+        precision: auto takes bf16 where the hardware has it; fp16 scales the loss.
+        compile: Run layers through torch.compile.
+        held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
+        keep: Checkpoints kept while training.
+        tensorboard: Log for TensorBoard, too (extra "tracking").
+        out: Folder of the result; if not given, superlms/<space names> of train and runs/<space names> of search.
     """
 
-    objectives: str = "acc,flops"
     space: str = "tiny"
-    engine: Literal["nsga2", "exhaustive"] = "nsga2"
-    evaluations: int = 128
-    population: int = 16
-    max_flops: str | float | None = None
-    max_params: str | float | None = None
+    depth: Literal["first_last", "uniform", "prefix"] | None = None
     teacher: str = "packaged"
     teacher_layer: int = -1
     text: list[str] | None = None
+    stream: bool = False
     seq_len: int = 128
-    eval_blocks: int = 32
-    init: Literal["teacher", "random"] = "teacher"
+    init: Literal["pca", "slices", "random"] = "pca"
     loss: Literal["kl", "mse"] = "kl"
-    sampling: Literal["largest-random", "sandwich"] = "largest-random"
-    steps: int = 180
+    relations: str = "qq,kk,vv"
+    relation_heads: int | None = None
+    sampling: Literal["largest-random", "sandwich", "random", "largest"] = "largest-random"
+    random_subnets: int | None = None
+    subnet_weights: str = ""
+    in_place: float = 0.0
+    steps: int = 200
     batch_size: int = 4
+    accumulate: int = 1
     lr: float = 4e-3
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    baselines: Literal["measured", "none"] = "measured"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    held_out_every: int | None = None
+    keep: int = 2
+    tensorboard: bool = False
     out: str | None = None
+
+    _parent: ClassVar[str] = "superlms"
 
     def __post_init__(self) -> None:
         defaults = {setting.name: setting.default for setting in fields(self)}
-        for name, allowed in choices().items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{_flag(name)} {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        for name in ("objectives", "space", "teacher"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"{_flag(name)} {getattr(self, name)!r}; allowed: text, such as {defaults[name]!r}")
+        for name, allowed in choices(type(self)).items():
+            value = getattr(self, name)
+            if value not in allowed and not (value is None and defaults[name] is None):
+                raise InputError(f"{flag(name)} {value!r}; allowed: {', '.join(allowed)}")
+        for name in _WORDS:
+            if hasattr(self, name) and not isinstance(getattr(self, name), str):
+                raise InputError(f"{flag(name)} {getattr(self, name)!r}; allowed: text, such as {defaults[name]!r}")
+        for name in ("compile", "stream", "tensorboard"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{flag(name)} {getattr(self, name)!r}; allowed: true or false")
         if isinstance(self.text, str):
             object.__setattr__(self, "text", [self.text])
-        least = {
-            "evaluations": 1,
-            "population": 2,
-            "seq_len": 8,
-            "eval_blocks": 1,
-            "steps": 1,
-            "batch_size": 1,
-            "seed": 0,
-        }
-        for name, lowest in least.items():
-            value = getattr(self, name)
+        for name, lowest in _LEAST.items():
+            value = getattr(self, name, lowest)
+            if value is None and defaults[name] is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise InputError(f"{_flag(name)} {value!r}; allowed: whole numbers from {lowest}")
+                raise InputError(f"{flag(name)} {value!r}; allowed: whole numbers from {lowest}")
         if self.seed > _LARGEST_SEED:
             raise InputError(f"--seed {self.seed}; allowed: whole numbers from 0 to {_LARGEST_SEED}")
         if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < float("inf"):
             raise InputError(f"--lr {self.lr!r}; allowed: numbers above 0")
         if not self.space_names:
             raise InputError(f"--space {self.space!r}; allowed: one or more spaces, separated by commas")
+        if self.batch_size < self.accumulate:
+            raise InputError(
+                f"--accumulate {self.accumulate} with --batch-size {self.batch_size}; allowed: at most one part a block"
+            )
+        self._check_subnets()
 
-    def absolute(self) -> SearchConfig:
+    def _check_subnets(self) -> None:
+        share = self.in_place
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise InputError(f"--in-place {share!r}; allowed: numbers from 0 to 1")
+        if share and self.sampling == "random":
+            raise InputError("--in-place with --sampling random; allowed: a sampling that trains the largest subnet")
+        if self.sampling == "largest" and self.random_subnets:
+            raise InputError(
+                f"--random-subnets {self.random_subnets} with --sampling largest; allowed: --sampling largest-random"
+            )
+        if self.sampling == "random" and self.random_subnets == 0:
+            raise InputError("--random-subnets 0 with --sampling random; allowed: 1 or more, or another sampling")
+
+    def absolute(self) -> Self:
         """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
         spaces = ",".join(_absolute(name) if name.endswith((".yaml", ".yml")) else name for name in self.space_names)
         texts = None if self.text is None else [name if name == "packaged" else _absolute(name) for name in self.text]
@@ -110,8 +155,8 @@ class SearchConfig:
 
     @property
     def folder(self) -> Path:
-        """The folder of the run."""
-        return Path(self.out or Path("runs") / "-".join(Path(name).stem for name in self.space_names))
+        """The folder of the result."""
+        return Path(self.out or Path(self._parent) / "-".join(Path(name).stem for name in self.space_names))
 
     @property
     def texts(self) -> list[str]:
@@ -119,11 +164,11 @@ class SearchConfig:
         return self.text or ["packaged"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `config.yaml` holds it: all that was chosen, except where the run lies."""
-        return {key: value for key, value in asdict(self).items() if key != "out"}
+        """As `config.yaml` holds it: all that was chosen and can change a number."""
+        return {key: value for key, value in asdict(self).items() if key not in _CHANGES_NOTHING}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> SearchConfig:
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`.
 
         Raises:
@@ -135,10 +180,72 @@ class SearchConfig:
         return cls(**content)
 
 
-def choices() -> dict[str, tuple[str, ...]]:
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(TrainConfig):
+    """What to search, and with what effort; how the SuperLMs are trained, or where trained ones lie.
+
+    Args:
+        objectives: What to minimise, separated by commas: acc (the accuracy proxy: relation loss on held-out text),
+            flops (multiply-adds at 128 tokens, batch 1), params.
+        superlm: Folder of an earlier train, whose SuperLMs are searched; they are trained first if not given.
+        engine: Search engine.
+        evaluations: Subnets to score in each space, at most.
+        population: Subnets in a generation of nsga2.
+        max_flops: Upper bound on FLOPs, such as 300M.
+        max_params: Upper bound on parameters, such as 8M.
+        eval_blocks: Held-out blocks on which the proxy is measured; each keeps about 3 MB of memory.
+        baselines: Whether to measure the shapes of TinyBERT and MiniLM on equal terms.
+    """
+
+    objectives: str = "acc,flops"
+    superlm: str | None = None
+    engine: Literal["nsga2", "exhaustive"] = "nsga2"
+    evaluations: int = 128
+    population: int = 16
+    max_flops: str | float | None = None
+    max_params: str | float | None = None
+    eval_blocks: int = 32
+    baselines: Literal["measured", "none"] = "measured"
+
+    _parent: ClassVar[str] = "runs"
+
+    def absolute(self) -> Self:
+        """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
+        superlm = None if self.superlm is None else _absolute(self.superlm)
+        return replace(super().absolute(), superlm=superlm)
+
+    def trained_as(self, trained: TrainConfig) -> Self:
+        """The same with the training of `trained`, whose SuperLMs are to be searched.
+
+        Raises:
+            InputError: if another training was asked for, too, or a space that was not trained.
+        """
+        if lacking := [name for name in self.space_names if name not in trained.space_names]:
+            raise InputError(
+                f"--space {', '.join(lacking)}, but --superlm {self.superlm} has {', '.join(trained.space_names)}"
+            )
+        chosen = {}
+        for setting in fields(TrainConfig):
+            if setting.name in (*_CHANGES_NOTHING, "space", "device", "precision"):
+                continue
+            own, theirs = getattr(self, setting.name), getattr(trained, setting.name)
+            if own not in (setting.default, theirs):
+                raise InputError(
+                    f"{flag(setting.name)} {own!r}, but --superlm {self.superlm} was trained with {theirs!r}; "
+                    "allowed: that, or to leave it out"
+                )
+            chosen[setting.name] = theirs
+        return replace(self, **chosen)
+
+
+def choices(config: type[TrainConfig] = SearchConfig) -> dict[str, tuple[str, ...]]:
     """The allowed words of each setting that has a closed list."""
-    hints = get_type_hints(SearchConfig)
-    return {name: get_args(hint) for name, hint in hints.items() if getattr(hint, "__origin__", None) is Literal}
+    found = {}
+    for name, hint in get_type_hints(config).items():
+        for part in (hint, *get_args(hint)):
+            if get_origin(part) is Literal:
+                found[name] = get_args(part)
+    return found
 
 
 def _absolute(name: str) -> str:
@@ -149,5 +256,6 @@ def _absolute(name: str) -> str:
         return name
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
     return "--" + name.replace("_", "-")

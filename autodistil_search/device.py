@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -10,7 +11,9 @@ import torch
 from autodistil_search.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,11 @@ class Device:
     name: str
     precision: str
 
+    @property
+    def type(self) -> str:
+        """The kind, whichever of several GPUs it is: cpu or cuda."""
+        return self.name.partition(":")[0]
+
     def place(self, module: torch.nn.Module) -> None:
         """Move `module` there."""
         module.to(self.name)
@@ -28,13 +36,18 @@ class Device:
         """The context in which models run."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.name, dtype=torch.bfloat16)
+        return torch.autocast(self.type, dtype=_HALVES[self.precision])
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss so that gradients are not lost below what float16 can hold; idle in other precisions."""
+        return torch.amp.GradScaler(self.type, enabled=self.precision == "fp16")
 
 
 def choose_device(device: str = "auto", precision: str = "auto") -> Device:
     """The device and precision for those words; "auto" takes CUDA if there is one, and bf16 where the hardware has it.
 
-    A CPU without bfloat16 instructions emulates them many times slower than float32: it gets fp32.
+    `accelerate launch --mixed_precision` says what "auto" means, too. A CPU without bfloat16 instructions emulates
+    them many times slower than float32: it gets fp32. Of several GPUs each launched process takes its own.
 
     Raises:
         InputError: for an unknown word, or for cuda where there is none.
@@ -47,7 +60,10 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
         raise InputError("--device cuda, but torch sees no CUDA device here; allowed: auto, cpu")
     name = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if precision == "auto":
-        precision = "bf16" if _has_bf16(name) else "fp32"
+        launched_with = os.environ.get("ACCELERATE_MIXED_PRECISION")
+        precision = str(launched_with) if launched_with in _HALVES else "bf16" if _has_bf16(name) else "fp32"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     return Device(name, precision)
 
 

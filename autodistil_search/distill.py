@@ -1,48 +1,43 @@
 """Relation distillation of a SuperLM (several subnets a step) or of one student (only itself).
 
 Everything a step does follows from the seed and the step's number: which subnets, which blocks, which learning
-rate. So a run that is killed and resumed from its last checkpoint ends with the weights of one never stopped.
+rate. So a run that is killed and resumed from its last checkpoint ends with the weights of one never stopped, and
+processes that train together need to exchange gradients only.
 """
 
 from __future__ import annotations
 
-import csv
+import math
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
 from filelock import FileLock
-from numpy.typing import NDArray
 from torch import Tensor
 
-from autodistil_search.checkpoint import Saver, finish, load_checkpoint, load_finished
-from autodistil_search.corpus import Blocks
+from autodistil_search.checkpoint import Checkpoints, finish, load_finished
+from autodistil_search.corpus import TrainingText
 from autodistil_search.device import Device
-from autodistil_search.files import readable
+from autodistil_search.errors import InputError, Terminated
 from autodistil_search.model import AutoDistilModel
+from autodistil_search.processes import Processes, processes
 from autodistil_search.progress import Reporter
-from autodistil_search.relations import relation_loss, relation_target
-from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.relations import (
+    RelationTarget,
+    relation_loss,
+    relation_target,
+)
+from autodistil_search.sampling import Drawn, draw
+from autodistil_search.space import Subnet
 from autodistil_search.teacher import Teacher
-
-Sampling = Callable[[SearchSpace, random.Random], list[Subnet]]
-
-
-def _largest_and_random(space: SearchSpace, rng: random.Random) -> list[Subnet]:
-    return [space.largest, *(space.sample(rng) for _ in range(3))]
-
-
-def _sandwich(space: SearchSpace, rng: random.Random) -> list[Subnet]:
-    return [space.largest, space.smallest, *(space.sample(rng) for _ in range(2))]
-
-
-SAMPLINGS: dict[str, Sampling] = {"largest-random": _largest_and_random, "sandwich": _sandwich}
-"""Which subnets a step trains. `sandwich` is the paper's rule; it over-trains the smallest subnet (docs/design.md)."""
+from autodistil_search.traininglog import TrainingLog
+from autodistil_search.weights import parse_relations
 
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises from 0; it then falls to 0 linearly."""
@@ -53,7 +48,13 @@ WEIGHT_DECAY = 0.01
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train. loss: one of `relations.LOSSES`; sampling: one of `SAMPLINGS`."""
+    """What the weights depend on, besides model, teacher and text.
+
+    batch_size: blocks in a step, over all processes. loss: one of `relations.LOSSES`; relations: see
+    `weights.parse_relations`. sampling, random_subnets, subnet_weights: see `sampling.draw`. in_place: the share of
+    a subnet's loss that is taken against the relations of the largest subnet instead of the teacher's (in-place
+    distillation, Yu and Huang, arXiv 1903.05134); it needs a sampling that trains the largest.
+    """
 
     steps: int
     batch_size: int
@@ -62,58 +63,206 @@ class TrainOptions:
     loss: str = "kl"
     sampling: str = "largest-random"
     relation_heads: int = 16
+    relations: str = "qq,kk,vv"
+    random_subnets: int | None = None
+    subnet_weights: str = ""
+    in_place: float = 0.0
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training runs; its result stays the same but for rounding.
+
+    accumulate: parts that each process divides its rows of a batch into, one in memory at a time. compile: whether
+    layers run through `torch.compile`. keep: checkpoints kept. tensorboard: whether to log for TensorBoard, too.
+    """
+
+    accumulate: int = 1
+    compile: bool = False
+    keep: int = 2
+    tensorboard: bool = False
+
+
+class HeldOut(Protocol):
+    """Measures a model in training on text that is not trained on."""
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether to measure after `step` of `steps` steps."""
+
+    def measure(self, model: AutoDistilModel) -> Sequence[tuple[str, Subnet, float]]:
+        """Role, sizes and loss of some subnets."""
 
 
 def distill(
     model: AutoDistilModel,
     teacher: Teacher,
-    blocks: Blocks,
+    text: TrainingText,
     options: TrainOptions,
     folder: Path,
     device: Device,
     reporter: Reporter | None = None,
     title: str = "training",
+    execution: Execution | None = None,
+    held_out: HeldOut | None = None,
 ) -> AutoDistilModel:
-    """Train `model` in place to the end, going on from the checkpoint in `folder` if there is one.
+    """Train `model` in place to the end, going on from the last good checkpoint in `folder` if there is one.
 
     A SuperLM trains the subnets of its space that `options.sampling` draws for each step; a student trains itself.
-    `folder` holds `trainer.safetensors` (weights, optimizer, step) while it trains, `training.csv`, and at the end the
-    model and `trainer_state.json`. A model that was finished before is read from there.
+    `folder` holds checkpoints while it trains, `training.csv` and `held_out.csv`, and at the end the model and
+    `trainer_state.json`. A model that was finished before is read from there. Launched as several processes, each
+    works on its rows of every batch, and the first alone writes.
 
     Raises:
         InputError: if what is in `folder` was made with other options.
         FloatingPointError: if the loss is not finite; names step and subnet. The last checkpoint is kept.
+        Terminated: after SIGTERM, when all is saved.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    execution, reporter = execution or Execution(), reporter or Reporter()
+    group, settings = processes(device.type == "cpu"), asdict(options)
     device.place(model)
     model.train()
-    settings = asdict(options)
-    with FileLock(folder / ".lock"), (reporter or Reporter()).bar(title, "steps", options.steps) as bar:
-        if load_finished(folder, model, settings):
+    with _lock(folder, group), reporter.bar(title, "steps", options.steps) as bar, _sigterm() as asked_to_stop:
+        if group.from_main(group.main and load_finished(folder, model, settings)):
+            group.copy_from_main(model.state_dict().values())
             bar.skip(options.steps)
             model.eval()
             return model
-        optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True)
-        first = load_checkpoint(folder, model, optimizer, settings)
+        training = _Training(model, teacher, text, options, execution, device, group)
+        checkpoints = Checkpoints(folder, model, training.optimizer, training.scaler, settings, execution.keep)
+        first = training.go_on_from(checkpoints)
         bar.skip(first)
-        log = TrainingLog(folder / "training.csv", first)
-        saver = Saver(folder, model, optimizer, settings)
-        for step in range(first, options.steps):
-            subnets = subnets_of_step(model, options, step)
-            input_ids = blocks[block_indices(len(blocks), options, step)].to(device.name)
-            set_learning_rate(optimizer, options, step)
-            losses = train_step(model, teacher, input_ids, subnets, options, device)
-            check_finite(losses, subnets, step)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-            check_finite([norm.item()], [subnets[0]], step, "norm of the gradients")
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            log.write(step, subnets, losses)
-            saver.step_done(step + 1)
-            bar.advance(f"loss {losses[0]:.3f}")
-        finish(folder, model, options.steps, settings)
+        log = TrainingLog(folder, first, execution.tensorboard) if group.main else None
+        with _compiled(model) if execution.compile else nullcontext():
+            for step in range(first, options.steps):
+                drawn, losses, (stop, save) = training.step(step, lambda: (asked_to_stop(), checkpoints.due))
+                if log is not None:
+                    bar.advance(log.write(step + 1, drawn, losses, training.tokens_in_a_step, training.lr))
+                    if held_out is not None and held_out.due(step + 1, options.steps):
+                        log.write_held_out(step + 1, held_out.measure(model))
+                if save or stop:
+                    training.save(checkpoints, step + 1)
+                if stop and step + 1 < options.steps:
+                    raise Terminated(f"stopped after step {step + 1}, which is saved; the same command goes on")
+        if log is not None:
+            log.close()
+            finish(folder, model, options.steps, settings)
     model.eval()
     return model
+
+
+@dataclass
+class _Training:
+    """A model in training: all that a step needs, on this process."""
+
+    model: AutoDistilModel
+    teacher: Teacher
+    text: TrainingText
+    options: TrainOptions
+    execution: Execution
+    device: Device
+    group: Processes
+
+    def __post_init__(self) -> None:
+        options, parts = self.options, self.execution.accumulate * self.group.count
+        if options.batch_size < parts:
+            raise InputError(
+                f"--batch-size {options.batch_size} for {self.group.count} processes with --accumulate "
+                f"{self.execution.accumulate}; allowed: at least one block for each part of a step, {parts} or more"
+            )
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True
+        )
+        self.scaler = self.device.scaler()
+        self.tokens_in_a_step = 0
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, step: int, flags: Callable[[], Sequence[bool]]) -> tuple[list[Drawn], list[float], list[bool]]:
+        """Take one step; returns its subnets, their losses, and which of two `flags` are set on any process by now."""
+        drawn = subnets_of_step(self.model, self.options, step)
+        own = self._gradients(step, drawn)
+        *losses, first, second = self.group.add_up(self.model.parameters(), [*own, *map(float, flags())])
+        check_finite(losses, drawn, step)
+        set_learning_rate(self.optimizer, self.options, step)
+        self._update(drawn, step)
+        return drawn, losses, [first > 0, second > 0]
+
+    def _gradients(self, step: int, drawn: Sequence[Drawn]) -> list[float]:
+        """The part of the step's gradients and losses that is this process's."""
+        size = self.options.batch_size
+        rows = self.text.rows(step, size, self.options.seed, self.group.share(size))
+        self.tokens_in_a_step = size * rows.shape[1]
+        losses = [0.0] * len(drawn)
+        for part in rows.tensor_split(self.execution.accumulate):
+            share = len(part) / size
+            found = train_step(
+                self.model,
+                self.teacher,
+                part.to(self.device.name),
+                drawn,
+                self.options,
+                self.device,
+                share,
+                self.scaler,
+            )
+            losses = [loss + share * more for loss, more in zip(losses, found, strict=True)]
+        return losses
+
+    def _update(self, drawn: Sequence[Drawn], step: int) -> None:
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM).item()
+        if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+            # In float16 such a step is left out and the scale lowered; below 1 the fault is not the scale's.
+            check_finite([norm], drawn[:1], step, "norm of the gradients")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def save(self, checkpoints: Checkpoints, step: int) -> None:
+        """Save the state after `step` steps."""
+        positions = self.group.gather(self.text.state())
+        if self.group.main:
+            checkpoints.save(step, positions)
+
+    def go_on_from(self, checkpoints: Checkpoints) -> int:
+        """Restore the last good checkpoint on every process; returns how many steps were done."""
+        found = checkpoints.restore() if self.group.main else None
+        step, positions = self.group.from_main(found)
+        if positions:
+            self.text.restore(positions[self.group.rank % len(positions)])
+        self._copy_from_main()
+        return int(step)
+
+    def _copy_from_main(self) -> None:
+        if self.group.count == 1:
+            return
+        self.group.copy_from_main(self.model.state_dict().values())
+        names = dict(self.model.named_parameters())
+        state = self.optimizer.state
+        begun = self.group.from_main([name for name, parameter in names.items() if state.get(parameter)])
+        for name in begun:
+            parameter = names[name]
+            if not state.get(parameter):
+                moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+                state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+            self.group.copy_from_main(state[parameter].values())
+        self.scaler.load_state_dict(self.group.from_main(self.scaler.state_dict()))
+
+
+@contextmanager
+def _compiled(model: AutoDistilModel) -> Iterator[None]:
+    """Run the layers through `torch.compile` inside: once for all subnets, as sizes are symbols (dynamic shapes)."""
+    layers = list(model.layers)
+    for layer in layers:
+        layer.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
 
 
 @contextmanager
@@ -128,38 +277,47 @@ def train_step(
     model: AutoDistilModel,
     teacher: Teacher,
     input_ids: Tensor,
-    subnets: list[Subnet],
+    drawn: Sequence[Drawn],
     options: TrainOptions,
     device: Device,
+    share: float = 1.0,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> list[float]:
-    """Add up the gradients of the mean loss of `subnets` on one batch `(B, T)`; returns each one's loss."""
+    """Add up the gradients of the weighted losses of the `drawn` subnets on one batch `(B, T)`.
+
+    share: of the step's batch that this batch is. scaler: scales what gradients are computed of, if it is enabled.
+    Returns each subnet's loss against the teacher.
+    """
     losses = []
+    relations = parse_relations(options.relations)
+
+    def target_of(projections: Sequence[Tensor]) -> RelationTarget:
+        return relation_target(projections, None, options.relation_heads, options.loss, relations)
+
     with device.autocast():
-        target = relation_target(teacher.projections(input_ids), None, options.relation_heads, options.loss)
-    for subnet in subnets:
-        with device.autocast():
-            loss = relation_loss(model.last_projections(input_ids, subnet=subnet), target)
-        (loss / len(subnets)).backward()
-        losses.append(loss.item())
+        target = target_of(teacher.projections(input_ids))
+    second: RelationTarget | None = None
+    with model.shared_words(input_ids) as words:
+        for subnet, role, weight in drawn:
+            with device.autocast():
+                projections = model.last_projections(input_ids, subnet=subnet, words=words)
+            loss = relation_loss(projections, target)
+            losses.append(loss.item())
+            if second is not None:
+                loss = (1 - options.in_place) * loss + options.in_place * relation_loss(projections, second)
+            elif options.in_place and role == "largest":
+                second = target_of([each.detach() for each in projections])
+            loss = loss * (weight * share)
+            (loss if scaler is None else scaler.scale(loss)).backward()
     return losses
 
 
-def subnets_of_step(model: AutoDistilModel, options: TrainOptions, step: int) -> list[Subnet]:
-    """The subnets that step trains; the same on every process and after every restart."""
+def subnets_of_step(model: AutoDistilModel, options: TrainOptions, step: int) -> list[Drawn]:
+    """What that step trains; the same on every process and after every restart."""
     if model.config.search_space is None:
-        return [model.config.subnet]
-    return SAMPLINGS[options.sampling](model.space, random.Random(f"{options.seed}-{step}"))
-
-
-def block_indices(count: int, options: TrainOptions, step: int) -> list[int]:
-    """The blocks of a step: each epoch is a permutation of all blocks that follows from seed and epoch."""
-    positions = range(step * options.batch_size, (step + 1) * options.batch_size)
-    return [int(_order(count, options.seed, position // count)[position % count]) for position in positions]
-
-
-@lru_cache(maxsize=2)
-def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+        return [Drawn(model.config.subnet, "student", 1.0)]
+    rng = random.Random(f"{options.seed}-{step}")
+    return draw(model.space, options.sampling, options.random_subnets, options.subnet_weights, rng)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, step: int) -> None:
@@ -170,36 +328,33 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, s
         group["lr"] = options.lr * factor
 
 
-def check_finite(values: list[float], subnets: list[Subnet], step: int, what: str = "loss") -> None:
+def check_finite(values: Sequence[float], drawn: Sequence[Drawn], step: int, what: str = "loss") -> None:
     """Raises FloatingPointError, naming step and subnet, if a value is not finite."""
-    for value, subnet in zip(values, subnets, strict=True):
-        if not np.isfinite(value):
+    for value, each in zip(values, drawn, strict=True):
+        if not math.isfinite(value):
             raise FloatingPointError(
-                f"the {what} is {value} at step {step + 1} for subnet {subnet}; the last checkpoint is kept. "
+                f"the {what} is {value} at step {step + 1} for subnet {each.subnet}; the last checkpoint is kept. "
                 "Try a lower --lr, in another --out"
             )
 
 
-class TrainingLog:
-    """`training.csv`: a row for each subnet of each step. Rows at or after the step resumed from are dropped."""
+def _lock(folder: Path, group: Processes) -> AbstractContextManager[object]:
+    """Keep other runs out of `folder`; one process holds it for all."""
+    if not group.main:
+        return nullcontext()
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".lock")
 
-    COLUMNS = ("step", "layers", "hidden_size", "mlp_ratio", "heads", "loss")
 
-    def __init__(self, path: Path, first: int) -> None:
-        self._path = path
-        kept = []
-        if path.exists():
-            with readable(path), path.open(newline="") as file:
-                kept = [
-                    row for row in list(csv.reader(file))[1:] if len(row) == len(self.COLUMNS) and int(row[0]) <= first
-                ]
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([self.COLUMNS, *kept])
-
-    def write(self, step: int, subnets: list[Subnet], losses: list[float]) -> None:
-        """Append what the step with that index (from 0) gave."""
-        with self._path.open("a", newline="") as file:
-            csv.writer(file).writerows(
-                (step + 1, s.layers, s.hidden_size, f"{s.mlp_ratio:g}", s.heads, f"{loss:.6f}")
-                for s, loss in zip(subnets, losses, strict=True)
-            )
+@contextmanager
+def _sigterm() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM came: inside, it no longer kills. Only the main thread may listen; elsewhere it is as ever."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

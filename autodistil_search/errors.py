@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints it and exits with code 2. Nothing done before it is lost.
     """
+
+
+class Terminated(Exception):  # noqa: N818 - not an error: somebody asked for it
+    """SIGTERM came, and what was done is saved; the same command goes on from there."""

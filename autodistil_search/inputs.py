@@ -1,24 +1,31 @@
-"""What a `SearchConfig` stands for: spaces, objectives, teacher and text, loaded and checked before any training."""
+"""What a configuration stands for: spaces, objectives, teacher and text, loaded and checked before any training."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from autodistil_search import objectives
-from autodistil_search.config import SearchConfig
-from autodistil_search.corpus import Corpus, load_corpus
+from autodistil_search.config import SearchConfig, TrainConfig
+from autodistil_search.corpus import Blocks, StreamedBlocks, TrainingText, load_corpus, open_stream
 from autodistil_search.cost import params
 from autodistil_search.device import Device, choose_device
-from autodistil_search.distill import TrainOptions
+from autodistil_search.distill import Execution, TrainOptions
 from autodistil_search.errors import InputError
 from autodistil_search.objectives import Bound, Objective
+from autodistil_search.processes import processes
+from autodistil_search.progress import Reporter
 from autodistil_search.space import SearchSpace, Subnet, load_space
+from autodistil_search.start import SAMPLE_BLOCKS
 from autodistil_search.teacher import Teacher, load_teacher, model_sha256
+from autodistil_search.weights import parse_relations, parse_subnet_weights
 
 
 def cache_folder() -> Path:
@@ -29,26 +36,73 @@ def cache_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a `SearchConfig` stands for, loaded and checked."""
+class Text:
+    """What is trained on and what is held out of it.
 
-    config: SearchConfig
+    begin: gives the training text from its start; held_out: blocks that are not in it; digest: of all they follow
+    from; description: how much there is, in words.
+    """
+
+    begin: Callable[[], TrainingText]
+    held_out: Blocks
+    digest: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a `TrainConfig` stands for, loaded and checked."""
+
+    config: TrainConfig
     spaces: Sequence[SearchSpace]
-    objectives: Sequence[Objective]
-    bounds: Sequence[Bound]
     device: Device
     teacher: Teacher
-    corpus: Corpus | None
-    """None if no objective needs training."""
+    text: Text | None
+    """None if nothing is trained."""
 
     @property
     def options(self) -> TrainOptions:
         """How SuperLMs and baselines are trained."""
-        config = self.config
-        heads = self.spaces[0].relation_heads
-        return TrainOptions(
-            config.steps, config.batch_size, config.lr, config.seed, config.loss, config.sampling, heads
-        )
+        chosen = {field.name: getattr(self.config, field.name) for field in fields(TrainOptions)}
+        return TrainOptions(**{**chosen, "relation_heads": self.spaces[0].relation_heads})
+
+    @property
+    def execution(self) -> Execution:
+        """How their training runs here."""
+        return Execution(**{field.name: getattr(self.config, field.name) for field in fields(Execution)})
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """Digests of what the flags only name: the teacher's weights, the text, the spaces' content."""
+        identity = {
+            "teacher_model": model_sha256(self.teacher.model),
+            "teacher_layer": str(self.teacher.layer),
+            "computed_in": f"{self.device.precision} on {self.device.type}",
+        }
+        if self.text is not None:
+            identity["text"] = self.text.digest
+        identity["spaces"] = json.dumps([space.to_dict() for space in self.spaces])
+        return identity
+
+    @cached_property
+    def sample_ids(self) -> Tensor:
+        """The first blocks of the training text, to start from."""
+        assert self.text is not None
+        return self.text.begin().rows(0, SAMPLE_BLOCKS, self.config.seed, slice(None))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What `environment.json` says of them."""
+        return {"inputs": self.identity, "device": self.device.name, "precision": self.device.precision}
+
+
+@dataclass(frozen=True)
+class Inputs(Materials):
+    """What a `SearchConfig` stands for, loaded and checked."""
+
+    config: SearchConfig
+    objectives: Sequence[Objective]
+    bounds: Sequence[Bound]
 
     @property
     def proxy_objective(self) -> Objective | None:
@@ -59,45 +113,59 @@ class Inputs:
         """Whether `subnet` keeps all bounds."""
         return all(bound.admits(subnet, self.teacher.vocabulary) for bound in self.bounds)
 
-    @cached_property
-    def identity(self) -> dict[str, str]:
-        """Digests of what the flags only name: the teacher's weights, the text, the spaces' content."""
-        identity = {
-            "teacher_model": model_sha256(self.teacher.model),
-            "teacher_layer": str(self.teacher.layer),
-            "computed_in": f"{self.device.precision} on {self.device.name}",
-        }
-        if self.corpus is not None:
-            identity["text"] = self.corpus.digest
-        identity["spaces"] = json.dumps([space.to_dict() for space in self.spaces])
-        return identity
 
-
-def resolve(config: SearchConfig) -> Inputs:
+def resolve(config: SearchConfig, reporter: Reporter | None = None) -> Inputs:
     """Load and check all that `config` names, before anything is trained.
 
     Raises:
         InputError: for whatever cannot be used.
     """
-    wanted = objectives.parse_objectives(config.objectives, config.loss)
+    wanted = objectives.parse_objectives(config.objectives, config.loss, config.relations)
     limits = {objectives.FLOPS: config.max_flops, objectives.PARAMS: config.max_params}
     amounts = {cost: objectives.parse_amount(text, f"--max-{cost.name}") for cost, text in limits.items()}
     bounds = [Bound(cost, amount) for cost, amount in amounts.items() if amount is not None]
-    spaces = load_spaces(config.space_names)
+    found = resolve_training(config, reporter, any(objective.cost is None for objective in wanted))
+    for space in found.spaces:
+        objectives.check_reachable(bounds, space, found.teacher.vocabulary)
+    return Inputs(config, found.spaces, found.device, found.teacher, found.text, wanted, bounds)
+
+
+def resolve_training(config: TrainConfig, reporter: Reporter | None = None, needs_text: bool = True) -> Materials:
+    """Load and check all that training needs.
+
+    Raises:
+        InputError: for whatever cannot be used.
+    """
+    parse_relations(config.relations)
+    parse_subnet_weights(config.subnet_weights)
+    spaces = load_spaces(config.space_names, config.depth, config.relation_heads)
     device = choose_device(config.device, config.precision)
     teacher = load_teacher(config.teacher, config.teacher_layer, device.name)
     for space in spaces:
-        objectives.check_reachable(bounds, space, teacher.vocabulary)
         _check_memory(space, teacher)
     if config.seq_len > teacher.vocabulary.positions:
         raise InputError(
             f"--seq-len {config.seq_len}; the teacher has positions for 8 to {teacher.vocabulary.positions}"
         )
-    needs_text = any(objective.cost is None for objective in wanted)
-    corpus = load_corpus(config.texts, teacher.tokenizer, cache_folder()) if needs_text else None
-    if corpus is not None:
-        corpus.blocks(config.seq_len)  # too short a text is refused here
-    return Inputs(config, spaces, wanted, bounds, device, teacher, corpus)
+    text = _open_text(config, teacher, device, reporter or Reporter()) if needs_text else None
+    return Materials(config, spaces, device, teacher, text)
+
+
+def _open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: Reporter) -> Text:
+    if config.stream:
+        group = processes(device.type == "cpu")
+
+        def begin() -> tuple[StreamedBlocks, Blocks]:
+            return open_stream(config.texts, teacher.tokenizer, config.seq_len, rank=group.rank, world=group.count)
+
+        stream, held_out = begin()
+        about = f"streamed, {len(held_out.tokens):,} tokens held out by document"
+        return Text(lambda: begin()[0], held_out, stream.digest, about)
+    with reporter.bar("tokenizing", "documents", None) as bar:
+        corpus = load_corpus(config.texts, teacher.tokenizer, cache_folder(), progress=bar.advance_by)
+    train, held_out = corpus.blocks(config.seq_len)  # too short a text is refused here
+    about = f"{len(corpus.train):,} tokens to train on, {len(corpus.held_out):,} held out by document"
+    return Text(lambda: train, held_out, corpus.digest, about)
 
 
 def _check_memory(space: SearchSpace, teacher: Teacher) -> None:
@@ -113,13 +181,17 @@ def _check_memory(space: SearchSpace, teacher: Teacher) -> None:
         )
 
 
-def load_spaces(names: Sequence[str]) -> list[SearchSpace]:
+def load_spaces(names: Sequence[str], depth: str | None = None, relation_heads: int | None = None) -> list[SearchSpace]:
     """The spaces of those names or paths, which must be comparable with each other.
+
+    depth, relation_heads: instead of the spaces' own, if given.
 
     Raises:
         InputError: if two have one name, or other relation heads: their losses would be unlike things.
     """
-    spaces = [load_space(name) for name in names]
+    changes = {"depth": depth, "relation_heads": relation_heads}
+    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    spaces = [replace(load_space(name), **given) for name in names]
     if len({space.name for space in spaces}) < len(spaces):
         raise InputError(f"--space names {', '.join(space.name for space in spaces)}; allowed: each space once")
     if len({space.relation_heads for space in spaces}) > 1:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from autodistil_search.cost import FLOPS_SEQ_LEN, Vocabulary, flops, params
 from autodistil_search.errors import InputError
 from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.weights import parse_relations
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,26 @@ class Objective:
         return value if self.direction == "minimize" else -value
 
 
-RELATION_LOSS = Objective("relation_loss", "held-out relation loss", "nats, sum of QQ, KK and VV", "minimize")
-RELATION_MSE = Objective("relation_mse", "held-out relation MSE", "squared scores, sum of QQ, KK and VV", "minimize")
+_PROXIES = {
+    "kl": Objective("relation_loss", "held-out relation loss", "nats", "minimize"),
+    "mse": Objective("relation_mse", "held-out relation MSE", "squared scores", "minimize"),
+}
+
+
+def proxy_objective(loss: str, relations: str) -> Objective:
+    """What `acc` stands for: the distillation loss of the run, on held-out text; its unit says of which relations.
+
+    loss: one of `relations.LOSSES`; relations: see `weights.parse_relations`.
+    """
+    words = [
+        name.upper() if weight == 1 else f"{weight:g} {name.upper()}" for name, weight in parse_relations(relations)
+    ]
+    parts = words[0] if len(words) == 1 else f"sum of {', '.join(words[:-1])} and {words[-1]}"
+    return replace(_PROXIES[loss], unit=f"{_PROXIES[loss].unit}, {parts}")
+
+
+RELATION_LOSS = proxy_objective("kl", "qq,kk,vv")
+RELATION_MSE = proxy_objective("mse", "qq,kk,vv")
 FLOPS = Objective(
     "flops",
     "FLOPs",
@@ -44,19 +63,19 @@ FLOPS = Objective(
 )
 PARAMS = Objective("params", "parameters", "parameters, embeddings included", "minimize", params)
 
-PROXIES = {"kl": RELATION_LOSS, "mse": RELATION_MSE}
-"""What `acc` stands for, by the distillation loss of the run."""
+KNOWN = (RELATION_LOSS, RELATION_MSE, FLOPS, PARAMS)
+"""Every column that a run can have."""
 
 
-def parse_objectives(text: str, loss: str = "kl") -> list[Objective]:
+def parse_objectives(text: str, loss: str = "kl", relations: str = "qq,kk,vv") -> list[Objective]:
     """The objectives of a comma-separated list, in its order.
 
-    loss: the distillation loss of the run, which says what `acc` measures.
+    loss, relations: those of the distillation, which say what `acc` measures.
 
     Raises:
         InputError: for an unknown or repeated name; it lists those allowed.
     """
-    known = {"acc": PROXIES[loss], "flops": FLOPS, "params": PARAMS}
+    known = {"acc": proxy_objective(loss, relations), "flops": FLOPS, "params": PARAMS}
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
@@ -66,19 +85,22 @@ def parse_objectives(text: str, loss: str = "kl") -> list[Objective]:
     return [known[name] for name in names]
 
 
+_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+
+
 def parse_amount(text: str | float | None, flag: str) -> float | None:
-    """A positive number, with K, M or G behind it for thousands, millions and thousands of millions.
+    """A positive number, with K, M, G (or B) or T behind it for 1e3, 1e6, 1e9 or 1e12.
 
     Raises:
         InputError: for anything else; it names `flag`.
     """
     if text is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)(?:[eE]\+?(\d+))?\s*([KMGkmg]?)\s*", str(text))
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)(?:[eE]\+?(\d+))?\s*([KMGBTkmgbt]?)\s*", str(text))
     if match is None:
         raise InputError(f"{flag} {text!r}; allowed: a number above 0 such as 300M, 1.5G or 8000000")
     number, exponent, suffix = match.groups()
-    amount = float(f"{number}e{exponent or 0}") * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[suffix.upper()]
+    amount = float(f"{number}e{exponent or 0}") * _SUFFIXES[suffix.upper()]
     if not 0 < amount < float("inf"):
         raise InputError(f"{flag} {text!r}; allowed: a number above 0 such as 300M, 1.5G or 8000000")
     return amount

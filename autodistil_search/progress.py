@@ -19,6 +19,9 @@ class Bar(Protocol):
     def advance(self, note: str = "") -> None:
         """One unit is done; `note` says how it went."""
 
+    def advance_by(self, units: int) -> None:
+        """So many more units are done."""
+
     def skip(self, units: int) -> None:
         """So many units were done in an earlier run."""
 
@@ -27,8 +30,8 @@ class Reporter:
     """Shows nothing; the default in Python code."""
 
     @contextmanager
-    def bar(self, title: str, unit: str, total: int) -> Iterator[Bar]:
-        """A bar for `total` units."""
+    def bar(self, title: str, unit: str, total: int | None) -> Iterator[Bar]:
+        """A bar for `total` units, or for an unknown number of them."""
         yield _Silent()
 
     def say(self, message: str) -> None:
@@ -37,6 +40,9 @@ class Reporter:
 
 class _Silent:
     def advance(self, note: str = "") -> None:
+        pass
+
+    def advance_by(self, units: int) -> None:
         pass
 
     def skip(self, units: int) -> None:
@@ -54,7 +60,7 @@ class ConsoleReporter(Reporter):
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, title: str, unit: str, total: int) -> Iterator[Bar]:
+    def bar(self, title: str, unit: str, total: int | None) -> Iterator[Bar]:
         """A bar in a terminal, lines elsewhere."""
         if not self._console.is_terminal:
             line = _Line(self, title, unit, total)
@@ -76,7 +82,7 @@ class ConsoleReporter(Reporter):
 
 
 class _Pace:
-    def __init__(self, unit: str, total: int) -> None:
+    def __init__(self, unit: str, total: int | None) -> None:
         self.unit, self.total, self.done, self.skipped = unit, total, 0, 0
         self._start = time.monotonic()
 
@@ -93,18 +99,28 @@ class _Pace:
         return f"{self._fresh / max(self.seconds, 1e-9):.2f} {self.unit}/s" if self._fresh else ""
 
     @property
-    def left(self) -> float:
-        return (self.total - self.done) * self.seconds / self._fresh if self._fresh else 0.0
+    def left(self) -> str:
+        if self.total is None:
+            return ""
+        return f"{(self.total - self.done) * self.seconds / self._fresh if self._fresh else 0.0:.0f} s left"
+
+    @property
+    def count(self) -> str:
+        return f"{self.done:,}" if self.total is None else f"{self.done}/{self.total}"
 
 
 class _Terminal:
-    def __init__(self, progress: Progress, title: str, unit: str, total: int) -> None:
+    def __init__(self, progress: Progress, title: str, unit: str, total: int | None) -> None:
         self._progress, self._pace = progress, _Pace(unit, total)
         self._task = progress.add_task(title, total=total, rate="", note="")
 
     def advance(self, note: str = "") -> None:
         self._pace.done += 1
         self._progress.update(self._task, advance=1, rate=self._pace.rate, note=note)
+
+    def advance_by(self, units: int) -> None:
+        self._pace.done += units
+        self._progress.update(self._task, advance=units, rate=self._pace.rate)
 
     def skip(self, units: int) -> None:
         self._pace.done += units
@@ -113,25 +129,30 @@ class _Terminal:
 
 
 class _Line:
-    def __init__(self, reporter: Reporter, title: str, unit: str, total: int) -> None:
+    def __init__(self, reporter: Reporter, title: str, unit: str, total: int | None) -> None:
         self._reporter, self._title, self._pace = reporter, title, _Pace(unit, total)
         self._shown, self._note = time.monotonic(), ""
 
     def advance(self, note: str = "") -> None:
-        self._pace.done += 1
         self._note = note
+        self.advance_by(1)
+
+    def advance_by(self, units: int) -> None:
+        self._pace.done += units
         if time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
-            self._show(f"{self._pace.left:.0f} s left")
+            self._show(self._pace.left)
 
     def skip(self, units: int) -> None:
         self._pace.done += units
         self._pace.skipped += units
 
     def close(self) -> None:
+        if self._pace.total is None and not self._pace.done:
+            return  # there was nothing to do
         self._show(f"took {self._pace.seconds:.1f} s")
 
     def _show(self, time_text: str) -> None:
         pace = self._pace
-        parts = [f"{self._title}: {pace.done}/{pace.total} {pace.unit}", pace.rate, time_text, self._note]
+        parts = [f"{self._title}: {pace.count} {pace.unit}", pace.rate, time_text, self._note]
         self._reporter.say(", ".join(part for part in parts if part))
         self._shown = time.monotonic()

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from autodistil_search.device import Device
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.relations import relation_loss, relation_target, uniform_loss
+from autodistil_search.relations import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
 from autodistil_search.space import Subnet
 from autodistil_search.teacher import Teacher
+from autodistil_search.weights import Weights
 
 BLOCKS_AT_ONCE = 16
 
@@ -27,14 +28,24 @@ class RelationProxy:
         relation_heads: Heads of the relations.
         loss: One of `relations.LOSSES`.
         device: Where to compute.
+        relations: Of which relations, with weights.
     """
 
-    def __init__(self, teacher: Teacher, held_out: Tensor, relation_heads: int, loss: str, device: Device) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        held_out: Tensor,
+        relation_heads: int,
+        loss: str,
+        device: Device,
+        relations: Weights = DEFAULT_RELATIONS,
+    ) -> None:
         self._device = device
         self._batches = [batch.to(device.name) for batch in held_out.split(BLOCKS_AT_ONCE)]
         with torch.no_grad(), device.autocast():
             self._targets = [
-                relation_target(teacher.projections(batch), None, relation_heads, loss) for batch in self._batches
+                relation_target(teacher.projections(batch), None, relation_heads, loss, relations)
+                for batch in self._batches
             ]
         self.blocks = len(held_out)
 

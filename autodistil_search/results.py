@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,8 +115,8 @@ def load_run(folder: str | Path) -> Run:
 
 
 def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
-    known = {each.name: each for each in (*objectives.PROXIES.values(), objectives.FLOPS, objectives.PARAMS)}
-    wanted = [known[objective["name"]] for objective in summary["objectives"]]
+    known = {each.name: each for each in objectives.KNOWN}
+    wanted = [replace(known[each["name"]], label=each["label"], unit=each["unit"]) for each in summary["objectives"]]
     report = ParetoReport(
         title=summary["title"],
         objectives=wanted,

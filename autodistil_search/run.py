@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import yaml
-from filelock import FileLock, Timeout
 
-from autodistil_search import __version__, baselines, objectives
+from autodistil_search import baselines, objectives
 from autodistil_search.archive import Archive, Evaluation
 from autodistil_search.config import SearchConfig
 from autodistil_search.cost import flops
-from autodistil_search.distill import distill, seeded
 from autodistil_search.engines import ENGINES, Candidates, run_engine
 from autodistil_search.errors import InputError
-from autodistil_search.files import read_json, readable, refuse_other_settings, write_atomically
 from autodistil_search.inputs import Inputs, cache_folder, resolve
 from autodistil_search.model import AutoDistilModel
+from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import RelationProxy
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, write_report
 from autodistil_search.results import Run, is_finished, load_run, write_summary
+from autodistil_search.runfolder import SEARCH_CONFIG, Stopwatch, check_folder, exclusive, open_folder, versions
 from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.training import relation_proxy, take_superlm, train_superlm, trained_config
 
 _MARGIN = 1.01
 """A cost's reference point lies this factor above the largest subnet's cost, so that this subnet counts too."""
@@ -46,65 +39,66 @@ def search(config: SearchConfig, reporter: Reporter | None = None) -> Run:
     Raises:
         InputError: for input that cannot be used, or a folder that holds another run.
     """
+    if launched() > 1:
+        raise InputError(
+            f"search was started as {launched()} processes; allowed: one. Train with several, then search --superlm"
+        )
     reporter = reporter or Reporter()
     config = config.absolute()
     folder = config.folder
-    _check_folder(folder, config)
+    if config.superlm is not None:
+        config = config.trained_as(trained_config(Path(config.superlm)))
+    check_folder(folder, SEARCH_CONFIG, config.to_dict())
     clock = Stopwatch()
     with clock.phase("prepare"):
-        reporter.say("loading the teacher; tokenizing the text, if that was not done before")
-        inputs = resolve(config)
+        reporter.say("loading the teacher and the text")
+        inputs = resolve(config, reporter)
     for note in cost_notes(inputs):
         reporter.say(note)
-    with _exclusive(folder):
-        _open_folder(folder, inputs)
+    with exclusive(folder):
+        open_folder(folder, SEARCH_CONFIG, config.to_dict(), inputs.environment)
         if is_finished(folder):
             return load_run(folder)
         clock.go_on_from(folder / "seconds.json")
         archive = Archive(folder / "archive.log", inputs.spaces, inputs.objectives)
-        scorer = Scorer(inputs, folder, clock, reporter)
+        superlms, notes = _superlms(inputs, folder, clock, reporter)
+        scorer = Scorer(inputs, superlms)
         complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
         measured = _measure_baselines(inputs, scorer, clock, reporter)
         with clock.phase("report"):
-            report = _report(inputs, archive, scorer, measured, exact=all(complete))
+            report = _report(inputs, archive, scorer, measured, exact=all(complete), start_notes=notes)
             write_report(report, folder)
         write_summary(folder, report, clock.seconds, versions())
         return load_run(folder)
 
 
-class Scorer:
-    """Measures subnets; trains the SuperLM of a space, and runs the teacher on the held-out text, when first needed."""
+def _superlms(
+    inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter
+) -> tuple[dict[str, AutoDistilModel], list[str]]:
+    """The trained SuperLM of each space by its name, if an objective needs them, and notes on how they started."""
+    superlms, notes = {}, []
+    for space in inputs.spaces if inputs.proxy_objective is not None else []:
+        own = folder / "superlm" / space.name
+        if inputs.config.superlm is not None:
+            take_superlm(inputs, Path(inputs.config.superlm), space, own)
+        with clock.phase(f"train {space.name}"):
+            superlms[space.name], new = train_superlm(inputs, space, own, reporter)
+        notes += new
+    return superlms, notes
 
-    def __init__(self, inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter) -> None:
-        self._inputs, self._folder, self._clock, self._reporter = inputs, folder, clock, reporter
-        self.start_notes: list[str] = []
+
+class Scorer:
+    """Measures subnets; runs the teacher on the held-out text when first needed."""
+
+    def __init__(self, inputs: Inputs, superlms: Mapping[str, AutoDistilModel]) -> None:
+        self._inputs, self._superlms = inputs, superlms
 
     @cached_property
     def proxy(self) -> RelationProxy:
         """The proxy of this run; only for runs with an objective that needs it."""
-        inputs = self._inputs
-        assert inputs.corpus is not None
-        _, held_out = inputs.corpus.blocks(inputs.config.seq_len)
-        heads, loss = inputs.options.relation_heads, inputs.config.loss
-        blocks = held_out.spread(inputs.config.eval_blocks)
-        return RelationProxy(inputs.teacher, blocks, heads, loss, inputs.device)
+        return relation_proxy(self._inputs, self._inputs.config.eval_blocks)
 
-    def superlm(self, space: SearchSpace) -> AutoDistilModel:
-        """The trained SuperLM of `space`: trained now, continued, or read from the folder."""
-        inputs = self._inputs
-        assert inputs.corpus is not None
-        with seeded(inputs.config.seed):
-            model, notes = inputs.teacher.superlm(space, inputs.config.init)
-        for note in notes:
-            self.start_notes.append(f"SuperLM {space.name}: {note}")
-            self._reporter.say(self.start_notes[-1])
-        blocks, _ = inputs.corpus.blocks(inputs.config.seq_len)
-        folder = self._folder / "superlm" / space.name
-        with self._clock.phase(f"train {space.name}"):
-            title = f"training SuperLM {space.name}"
-            return distill(model, inputs.teacher, blocks, inputs.options, folder, inputs.device, self._reporter, title)
-
-    def evaluate(self, space: SearchSpace, subnet: Subnet, model: AutoDistilModel | None) -> Evaluation:
+    def evaluate(self, space: SearchSpace, subnet: Subnet) -> Evaluation:
         """All that is measured on a subnet: every cost, and the proxy if the run has one."""
         vocabulary = self._inputs.teacher.vocabulary
         measured: dict[str, float] = {
@@ -113,8 +107,7 @@ class Scorer:
             if cost.cost is not None
         }
         if self._inputs.proxy_objective is not None:
-            assert model is not None
-            measured[self._inputs.proxy_objective.name] = self.proxy.score(model, subnet)
+            measured[self._inputs.proxy_objective.name] = self.proxy.score(self._superlms[space.name], subnet)
         return Evaluation(space.name, subnet, measured)
 
 
@@ -124,7 +117,6 @@ def _search_space(
     """Search one space; whether all its admissible subnets were scored."""
     config = inputs.config
     candidates = Candidates(space, inputs.admits, config.seed)
-    model = scorer.superlm(space) if inputs.proxy_objective is not None else None
     engine = ENGINES[config.engine](
         candidates, seed=config.seed, population=config.population, objectives=len(inputs.objectives)
     )
@@ -134,7 +126,7 @@ def _search_space(
         scored = run_engine(
             engine,
             candidates,
-            lambda subnet: scorer.evaluate(space, subnet, model),
+            lambda subnet: scorer.evaluate(space, subnet),
             archive,
             inputs.objectives,
             budget,
@@ -144,19 +136,19 @@ def _search_space(
 
 
 def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporter: Reporter) -> pd.DataFrame:
-    proxy, corpus, config = inputs.proxy_objective, inputs.corpus, inputs.config
-    if proxy is None or corpus is None or config.baselines == "none":
+    proxy, text, config = inputs.proxy_objective, inputs.text, inputs.config
+    if proxy is None or text is None or config.baselines == "none":
         return baseline_table([], proxy.name if proxy else "relation_loss")
     identity = {**inputs.identity, "seq_len": str(config.seq_len)}
     del identity["spaces"]  # the baselines do not depend on them
     with clock.phase("baselines"):
-        blocks, _ = corpus.blocks(config.seq_len)
         results = baselines.measure(
             inputs.teacher,
-            blocks,
+            text.begin,
             scorer.proxy,
             inputs.options,
             config.init,
+            inputs.sample_ids,
             identity,
             cache_folder(),
             inputs.device,
@@ -165,7 +157,14 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
     return baseline_table(results, proxy.name)
 
 
-def _report(inputs: Inputs, archive: Archive, scorer: Scorer, measured: pd.DataFrame, exact: bool) -> ParetoReport:
+def _report(
+    inputs: Inputs,
+    archive: Archive,
+    scorer: Scorer,
+    measured: pd.DataFrame,
+    exact: bool,
+    start_notes: Sequence[str],
+) -> ParetoReport:
     reference = {}
     for objective in inputs.objectives:
         if objective.cost is None:
@@ -182,7 +181,7 @@ def _report(inputs: Inputs, archive: Archive, scorer: Scorer, measured: pd.DataF
         published=baselines.published(),
         exact=exact,
         conditions=conditions(inputs, scorer),
-        notes=[*cost_notes(inputs), *trust_notes(inputs, exact), *scorer.start_notes],
+        notes=[*cost_notes(inputs), *trust_notes(inputs, exact), *start_notes],
     )
 
 
@@ -218,6 +217,18 @@ def trust_notes(inputs: Inputs, exact: bool) -> list[str]:
     return notes
 
 
+def _sampling(config: SearchConfig) -> str:
+    """How the subnets of a step were chosen and weighed, in words."""
+    words: list[str] = [config.sampling]
+    if config.random_subnets is not None:
+        words.append(f"{config.random_subnets} random")
+    if config.subnet_weights:
+        words.append(f"weights {config.subnet_weights}")
+    if config.in_place:
+        words.append(f"{config.in_place:g} in place")
+    return ", ".join(words)
+
+
 def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
     """How everything was measured, for the reader of the report."""
     config, teacher = inputs.config, inputs.teacher
@@ -232,14 +243,12 @@ def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
     described["teacher"] = (
         f"{teacher.name} ({teacher.subnet}), relations of layer {teacher.layer} of 0 to {teacher.subnet.layers - 1}"
     )
-    if inputs.corpus is not None:
-        described["text"] = (
-            f"{', '.join(config.texts)}: {len(inputs.corpus.train):,} tokens to train on, "
-            f"{len(inputs.corpus.held_out):,} held out by document"
-        )
+    if inputs.text is not None:
+        described["text"] = f"{', '.join(config.texts)}: {inputs.text.description}"
         described["training"] = (
-            f"{config.steps} steps of {config.batch_size} x {config.seq_len} tokens, {config.sampling}, "
-            f"{config.loss} loss, AdamW, peak learning rate {config.lr:g}, start from {config.init}, seed {config.seed}"
+            f"{config.steps} steps of {config.batch_size} x {config.seq_len} tokens, {_sampling(config)}, "
+            f"{config.loss} loss of {config.relations}, AdamW, peak learning rate {config.lr:g}, start from "
+            f"{config.init}, seed {config.seed}"
         )
         described["proxy"] = (
             f"{scorer.proxy.blocks} held-out blocks of {config.seq_len} tokens, {inputs.options.relation_heads} "
@@ -248,100 +257,3 @@ def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
     described["device"] = f"{inputs.device.name}, {inputs.device.precision}, {torch.get_num_threads()} threads"
     described["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
     return described
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and of what computes its numbers."""
-    packages = ("torch", "transformers", "tokenizers", "numpy", "optuna", "pymoo", "moocore")
-    found = {package: metadata.version(package) for package in packages}
-    return {"autodistil_search": __version__, "python": platform.python_version(), **found}
-
-
-class Stopwatch:
-    """Seconds spent in each phase of a run, added up over all its sessions once there is a file for them."""
-
-    def __init__(self) -> None:
-        self._path: Path | None = None
-        self.seconds: dict[str, float] = {}
-
-    def go_on_from(self, path: Path) -> None:
-        """Add what earlier sessions took, and keep the sums in `path` from now on."""
-        self._path = path
-        for name, seconds in (read_json(path) if path.exists() else {}).items():
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + float(seconds), 2)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside towards `name`, also if it is interrupted."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
-            if self._path is not None:
-                write_atomically(self._path, lambda path: path.write_text(json.dumps(self.seconds, indent=2)))
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; the lock of a killed process is free again."""
-    try:
-        with _usable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock", timeout=0)
-            lock.acquire()
-    except Timeout:
-        raise InputError(f"another search is at work in {folder}; wait for it, or name another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _usable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Timeout:
-        raise
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--out {str(folder)!r} cannot be used as a folder: {reason}") from None
-
-
-def _check_folder(folder: Path, config: SearchConfig) -> None:
-    """Refuse a folder with another run or with other files; changes nothing."""
-    path = folder / "config.yaml"
-    with _usable(folder):
-        names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
-    if path.name in names:
-        with readable(path):
-            refuse_other_settings(yaml.safe_load(path.read_text(encoding="utf-8")), config.to_dict(), folder)
-    elif strangers := [name for name in names if not name.startswith(".")]:
-        raise InputError(
-            f"--out {str(folder)!r} holds {strangers[0]!r} but no run; allowed: a new or empty folder, or a run's"
-        )
-
-
-def _open_folder(folder: Path, inputs: Inputs) -> None:
-    """Write what was chosen and found, or check that the folder's run had the same."""
-    _check_folder(folder, inputs.config)  # once more: another process may have been here meanwhile
-    path = folder / "environment.json"
-    if path.exists():
-        with readable(path):
-            refuse_other_settings(read_json(path)["inputs"], inputs.identity, folder)
-        return
-    environment = {
-        "inputs": inputs.identity,
-        "versions": versions(),
-        "platform": platform.platform(),
-        "device": inputs.device.name,
-        "precision": inputs.device.precision,
-        "threads": torch.get_num_threads(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-    config = yaml.safe_dump(inputs.config.to_dict(), sort_keys=False)
-    write_atomically(folder / "config.yaml", lambda file: file.write_text(config, encoding="utf-8"))
-    write_atomically(path, lambda file: file.write_text(json.dumps(environment, indent=2)))

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 
+from autodistil_search import start
 from autodistil_search.corpus import load_corpus
 from autodistil_search.device import choose_device
 from autodistil_search.inputs import cache_folder
@@ -40,7 +41,7 @@ def main() -> None:
     teacher, space = load_teacher(device=device.name), load_space("tiny")
     corpus = load_corpus(["packaged"], teacher.tokenizer, cache_folder())
     blocks = corpus.blocks(128)[1].spread(arguments.blocks)
-    superlm, _ = teacher.superlm(space)
+    superlm, _ = start.superlm(teacher, space, "slices")
     device.place(superlm)
     genomes = list(space.genomes())
     random.Random(0).shuffle(genomes)

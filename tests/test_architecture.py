@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -13,20 +14,20 @@ from autodistil_search import config
 PACKAGE = Path(autodistil_search.__file__).parent
 LAYERS = [
     {"errors"},
-    {"space", "pareto", "files"},
-    {"cost", "model", "relations", "corpus", "progress", "config", "device"},
-    {"teacher", "objectives", "checkpoint"},
-    {"archive"},
+    {"space", "pareto", "files", "sources", "weights", "processes", "progress"},
+    {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling"},
+    {"teacher", "objectives", "checkpoint", "traininglog", "partition"},
+    {"start", "archive"},
     {"distill", "proxies", "engines"},
     {"baselines", "inputs"},
-    {"report"},
-    {"results"},
-    {"run"},
+    {"report", "runfolder", "plan"},
+    {"results", "training"},
+    {"run", "tables"},
     {"cli"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 ENTRY_POINTS = {"__init__", "__main__"}
-USERS_OF_CONFIG = {"inputs", "run", "cli"}
+USERS_OF_CONFIG = {"inputs", "training", "run", "cli"}
 
 
 def dotted(path):
@@ -72,7 +73,7 @@ def test_a_module_imports_only_from_lower_layers(module):
     assert {name for name in others if LAYER[name] >= LAYER[own]} == set()
 
 
-def test_nothing_imports_the_entry_points_and_only_run_and_cli_the_config():
+def test_nothing_imports_the_entry_points_and_only_the_upper_layers_the_config():
     users = {component(module) for module, path in SOURCES.items() if "config" in imports(path)}
     assert users - ENTRY_POINTS == USERS_OF_CONFIG
 
@@ -84,7 +85,9 @@ def test_parts_of_a_package_do_not_import_each_other_in_a_circle():
     assert graph == {}
 
 
-@pytest.mark.parametrize("module", ["", ".errors", ".space", ".pareto", ".cost", ".config", ".objectives", ".cli"])
+@pytest.mark.parametrize(
+    "module", ["", ".errors", ".space", ".pareto", ".cost", ".config", ".objectives", ".partition", ".cli"]
+)
 def test_a_light_module_imports_neither_torch_nor_transformers(module):
     script = f"import sys, autodistil_search{module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -102,15 +105,18 @@ def test_the_public_names_are_those_of_their_modules():
 
 def test_the_words_a_setting_allows_are_those_the_code_knows():
     from autodistil_search.device import DEVICES, PRECISIONS
-    from autodistil_search.distill import SAMPLINGS
     from autodistil_search.engines import ENGINES
-    from autodistil_search.objectives import PROXIES
     from autodistil_search.relations import LOSSES
+    from autodistil_search.sampling import SAMPLINGS
+    from autodistil_search.space import DepthRule
+    from autodistil_search.start import STARTS
 
     choices = config.choices()
-    assert set(choices) == {"engine", "init", "loss", "sampling", "device", "precision", "baselines"}
+    assert set(choices) == {"engine", "depth", "init", "loss", "sampling", "device", "precision", "baselines"}
     assert set(choices["engine"]) == set(ENGINES)
     assert set(choices["sampling"]) == set(SAMPLINGS)
-    assert set(choices["loss"]) == set(LOSSES) == set(PROXIES)
+    assert set(choices["loss"]) == set(LOSSES)
+    assert choices["init"] == STARTS
+    assert choices["depth"] == get_args(DepthRule)
     assert choices["device"] == DEVICES
     assert choices["precision"] == PRECISIONS

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autodistil_search import SearchConfig, load_run
+from autodistil_search import SearchConfig, TrainConfig, load_run
 from autodistil_search.cli import main, make_parser
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 
 def arguments(config: SearchConfig) -> list[str]:
     values = {key: value for key, value in config.to_dict().items() if value is not None and key != "text"}
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
+    switches = {key for key, value in values.items() if isinstance(value, bool)}
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in values.items() if key not in switches]
+    flags += [f"--{key}" for key in switches if values[key]]
     return [*flags, f"--out={config.out}", "--text", *config.texts]
 
 
@@ -44,10 +46,16 @@ def test_every_way_in_is_the_same_command(command, toy_config):
     assert len(load_run(toy_config.out).evaluations) == 8
 
 
-@pytest.mark.parametrize("setting", [field.name for field in fields(SearchConfig)])
-def test_every_setting_has_a_flag_with_help_and_the_default(setting):
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        *(("search", field.name) for field in fields(SearchConfig)),
+        *(("train", field.name) for field in fields(TrainConfig)),
+    ],
+)
+def test_every_setting_has_a_flag_with_help_and_the_default(name, setting):
     parser = make_parser()
-    command = next(action for action in parser._actions if action.dest == "command").choices["search"]
+    command = next(action for action in parser._actions if action.dest == "command").choices[name]
     action = next(action for action in command._actions if action.dest == setting)
     assert f"--{setting.replace('_', '-')}" in action.option_strings
     assert action.help
@@ -75,7 +83,7 @@ def test_the_config_a_run_leaves_repeats_it(toy_config, tmp_path):
     [
         (["--objectives", "acc,speed"], "speed", "acc, flops, params"),
         (["--objectives", ""], "''", "acc, flops, params"),
-        (["--space", "huge"], "huge", "base, debug, small, tiny"),
+        (["--space", "huge"], "huge", "base, debug, oneshot, small, tiny"),
         (["--space", "debug,debug"], "debug, debug", "each space once"),
         (["--engine", "annealing"], "annealing", "nsga2"),
         (["--evaluations", "0"], "0", "from 1"),
@@ -95,6 +103,21 @@ def test_the_config_a_run_leaves_repeats_it(toy_config, tmp_path):
         (["--text", "missing.txt"], "missing.txt", ".txt.gz"),
         (["--teacher", "/no/such/folder"], "/no/such/folder", "safetensors"),
         (["--device", "tpu"], "tpu", "cuda"),
+        (["--precision", "fp8"], "fp8", "fp16"),
+        (["--sampling", "smallest"], "smallest", "sandwich"),
+        (["--depth", "top"], "top", "first_last"),
+        (["--relations", "qv"], "qv", "qq, kk, vv, qk"),
+        (["--relation-heads", "3"], "3", "multiple"),
+        (["--subnet-weights", "tallest:2"], "tallest", "largest, smallest, random"),
+        (["--random-subnets", "-1"], "-1", "from 0"),
+        (["--sampling", "random", "--random-subnets", "0"], "--random-subnets 0", "1 or more"),
+        (["--sampling", "largest", "--random-subnets", "2"], "--random-subnets 2", "largest-random"),
+        (["--in-place", "1.5"], "1.5", "from 0 to 1"),
+        (["--in-place", "0.5", "--sampling", "random"], "--in-place", "trains the largest"),
+        (["--accumulate", "0"], "0", "from 1"),
+        (["--accumulate", "3"], "--accumulate 3", "one part a block"),
+        (["--keep", "0"], "0", "from 1"),
+        (["--superlm", "/no/such/folder"], "/no/such/folder", "train"),
         (["--no-such-flag"], "--no-such-flag", "--help"),
         (["--config", "missing.yaml"], "missing.yaml", ""),
     ],
@@ -115,7 +138,10 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, got, allowed, toy_config
 def test_an_interrupted_search_says_how_to_go_on(toy_config):
     config = replace(toy_config, steps=100_000)
     process = subprocess.Popen(
-        [sys.executable, "-m", "autodistil_search", "search", *arguments(config)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "autodistil_search", "search", *arguments(config)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     log = Path(config.out) / "superlm" / "debug" / "training.csv"
     deadline = time.monotonic() + 120
@@ -125,4 +151,4 @@ def test_an_interrupted_search_says_how_to_go_on(toy_config):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "autodistil-search: stopped; the same command goes on from here\n"
-    assert (Path(config.out) / "superlm" / "debug" / "trainer.safetensors").exists()
+    assert list((Path(config.out) / "superlm" / "debug").glob("checkpoint-*.json"))

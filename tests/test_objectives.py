@@ -12,8 +12,8 @@ from autodistil_search.cost import Vocabulary
 from autodistil_search.errors import InputError
 from autodistil_search.objectives import (
     FLOPS,
+    KNOWN,
     PARAMS,
-    PROXIES,
     RELATION_LOSS,
     RELATION_MSE,
     Bound,
@@ -39,7 +39,21 @@ def test_spaces_around_a_name_do_not_matter():
 
 
 def test_acc_stands_for_what_the_loss_of_the_run_measures():
-    assert {loss: parse_objectives("acc", loss) for loss in PROXIES} == {"kl": [RELATION_LOSS], "mse": [RELATION_MSE]}
+    assert parse_objectives("acc", "kl") == [RELATION_LOSS]
+    assert parse_objectives("acc", "mse") == [RELATION_MSE]
+
+
+@pytest.mark.parametrize(
+    ("relations", "parts"),
+    [
+        ("qq,kk,vv", "sum of QQ, KK and VV"),
+        ("vv", "VV"),
+        ("qk,vv:0.5", "sum of QK and 0.5 VV"),
+    ],
+)
+def test_the_unit_of_a_relation_loss_says_which_relations_it_sums(relations, parts):
+    assert parse_objectives("acc", "kl", relations)[0].unit == f"nats, {parts}"
+    assert parse_objectives("acc", "mse", relations)[0].unit == f"squared scores, {parts}"
 
 
 @pytest.mark.parametrize("text", ["", " ", ",", "acc,acc", "flops,acc,flops", "params, params"])
@@ -54,10 +68,9 @@ def test_an_unknown_objective_is_refused_listing_the_known(text):
         parse_objectives(text)
 
 
-@pytest.mark.parametrize(("loss", "objective"), [("kl", RELATION_LOSS), ("mse", RELATION_MSE)])
-def test_losses_are_lower_when_better_and_costs_too(loss, objective):
-    assert {each.direction for each in (PROXIES[loss], FLOPS, PARAMS)} == {"minimize"}
-    assert objective.cost is None
+def test_losses_are_lower_when_better_and_costs_too():
+    assert {each.direction for each in KNOWN} == {"minimize"}
+    assert [each.name for each in KNOWN if each.cost is None] == ["relation_loss", "relation_mse"]
 
 
 @settings(deadline=None, max_examples=30)
@@ -86,6 +99,8 @@ def test_costs_of_objectives_are_those_of_the_formulas():
         ("1.5e3K", 1.5e6),
         (".5g", 5e8),
         ("12k", 12e3),
+        ("26B", 26e9),
+        ("1.5t", 1.5e12),
         (" 7 m ", 7e6),
         ("0.25", 0.25),
         (300, 300.0),

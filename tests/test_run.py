@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from autodistil_search import InputError, SearchConfig, load_run, search
-from autodistil_search.baselines import SHAPES
+from autodistil_search import InputError, SearchConfig, baselines, load_run, search
+from autodistil_search.baselines import COPY, DISTILLED, SHAPES
 from autodistil_search.cost import flops, params
 from autodistil_search.inputs import cache_folder
 from autodistil_search.space import Subnet, load_space
@@ -50,7 +50,14 @@ def test_a_run_leaves_everything_that_the_readme_names(toy_config):
     }
     assert expected == {path.name for path in run.folder.iterdir() if not path.name.startswith(".")}
     superlm = {path.name for path in (run.folder / "superlm" / "debug").iterdir() if not path.name.startswith(".")}
-    assert superlm == {"config.json", "model.safetensors", "trainer_state.json", "training.csv"}
+    assert superlm == {
+        "config.json",
+        "held_out.csv",
+        "model.safetensors",
+        "trainer_state.json",
+        "training.csv",
+        "training.png",
+    }
 
 
 def test_tables_hold_sizes_then_what_was_measured(toy_config):
@@ -157,7 +164,7 @@ def test_a_space_that_changed_since_is_refused(toy_config, tmp_path):
 def test_a_folder_with_other_files_is_refused(toy_config):
     Path(toy_config.out).mkdir()
     (Path(toy_config.out) / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match=r"holds 'thesis.tex' but no run"):
+    with pytest.raises(InputError, match=r"holds 'thesis.tex' but no such run"):
         search(toy_config)
 
 
@@ -175,7 +182,7 @@ def test_a_folder_in_use_is_refused(toy_config):
     )
     with holder:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="another search is at work"):
+        with pytest.raises(InputError, match="another process is at work"):
             search(toy_config)
         holder.kill()
 
@@ -208,9 +215,12 @@ def test_a_damaged_file_is_named_in_one_line(toy_config, name, content):
         return
     with pytest.raises(InputError) as refusal:
         search(toy_config)
-    assert re.match(
-        rf"^[^\n]*({re.escape(path.name)} is damaged|holds a run with other settings)[^\n]*$", str(refusal.value)
+    told = (
+        f"{re.escape(path.name)} is damaged",
+        f"{re.escape(path.name)} is not the file",
+        "a run with other settings",
     )
+    assert re.match(rf"^[^\n]*({'|'.join(told)})[^\n]*$", str(refusal.value))
 
 
 @pytest.mark.parametrize("line", [b"[]", b"{}", b"\xff\xfe\x00", b"no journal"])
@@ -229,8 +239,23 @@ def test_a_damaged_checkpoint_is_named_in_one_line(toy_config):
     run = search(toy_config)
     (run.folder / "report.html").unlink()
     (folder / "trainer_state.json").unlink()
-    (folder / "trainer.safetensors").write_bytes(b"garbage")
-    with pytest.raises(InputError, match=r"trainer\.safetensors is damaged"):
+    (folder / "checkpoint-00000003.safetensors").write_bytes(b"garbage")
+    (folder / "checkpoint-00000003.json").write_text("{}")
+    with (
+        pytest.warns(UserWarning, match=r"checkpoint-00000003\.safetensors is damaged"),
+        pytest.raises(InputError, match=r"^all 1 checkpoints in [^\n]* are damaged"),
+    ):
+        search(toy_config)
+
+
+def test_a_superlm_that_is_not_the_one_trained_is_refused(toy_config):
+    run = search(toy_config)
+    (run.folder / "report.html").unlink()
+    path = run.folder / "superlm" / "debug" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"^[^\n]*model\.safetensors is not the file that training wrote[^\n]*$"):
         search(toy_config)
 
 
@@ -373,6 +398,17 @@ def test_baselines_are_measured_alike_and_kept(toy_config, monkeypatch, tmp_path
     assert {name: stamp for name, (stamp, _) in trained.items()} == {
         name: stamp for name, (stamp, _) in files(cache_folder() / "baselines").items()
     }
+
+
+@pytest.mark.parametrize(("model_type", "how"), [("bert", COPY), ("mpnet", DISTILLED)])
+def test_only_a_teacher_without_parts_of_its_own_stands_in_for_its_shape(
+    toy_config, teacher_folder, monkeypatch, model_type, how
+):
+    monkeypatch.setattr(baselines, "SHAPES", {"own": Subnet(3, 48, 96, 6, 8)})
+    run = search(replace(toy_config, teacher=str(teacher_folder(model_type)), baselines="measured"))
+    (row,) = run.baselines.to_dict("records")
+    assert row["how"] == how
+    assert (row["relation_loss"] < 1e-5) == (how == COPY)
 
 
 def test_config_yaml_repeats_the_run(toy_config):

@@ -7,6 +7,7 @@ from pathlib import Path
 from autodistil_search.report.data import ParetoReport, baseline_table, pareto_report
 from autodistil_search.report.figures import frontier_figure, published_figure, save_figure
 from autodistil_search.report.html import render_html, shown
+from autodistil_search.report.training import write_training_figure
 
 REPORT_FILES = (
     "baselines.csv",
@@ -28,6 +29,7 @@ __all__ = [
     "published_figure",
     "shown",
     "write_report",
+    "write_training_figure",
 ]
 
 

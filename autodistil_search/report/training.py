@@ -1,0 +1,58 @@
+"""How a training went, drawn from its two CSV files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from autodistil_search.report.figures import BASELINE_COLOUR, SPACE_COLOURS, save_figure
+
+_COLOURS = {
+    "largest": SPACE_COLOURS[0],
+    "random": SPACE_COLOURS[1],
+    "smallest": BASELINE_COLOUR,
+    "student": SPACE_COLOURS[0],
+}
+_POINTS = 200
+"""Longer trainings are drawn as means over so many stretches."""
+
+
+def training_figure(training: pd.DataFrame, held_out: pd.DataFrame, title: str) -> Figure:
+    """Loss against steps by a subnet's role: lines as trained, points as measured on held-out text.
+
+    training, held_out: columns `step`, `role` and `loss`, among others.
+    """
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for role, rows in training.groupby("role", sort=False):
+        losses = rows.groupby("step")["loss"].mean()
+        stretch = -(-len(losses) // _POINTS)
+        means = losses.groupby(np.arange(len(losses)) // stretch).mean()
+        steps = losses.index.to_series().groupby(np.arange(len(losses)) // stretch).max()
+        axes.plot(steps, means, color=_COLOURS[str(role)], lw=1.2, label=f"{role}, trained on")
+    for role, rows in held_out.groupby("role", sort=False):
+        losses = rows.groupby("step")["loss"].mean()
+        axes.plot(
+            losses.index, losses, "o", ms=5, mec="white", color=_COLOURS[str(role)], label=f"{role}, held out", zorder=3
+        )
+    axes.set_xlabel("step")
+    axes.set_ylabel("relation loss\nlower is better")
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def write_training_figure(folder: Path, title: str) -> None:
+    """Draw `training.png` from `training.csv` and `held_out.csv` in `folder`, if anything was trained yet."""
+    paths = [folder / name for name in ("training.csv", "held_out.csv")]
+    if not all(path.exists() for path in paths):
+        return
+    training, held_out = map(pd.read_csv, paths)
+    if len(training):
+        new = folder / ".training.png.new"
+        save_figure(training_figure(training, held_out, title), new)
+        new.replace(folder / "training.png")

@@ -1,0 +1,132 @@
+"""The folder of a run: held by one process, checked before anything is written, continued but never mixed."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from autodistil_search import __version__
+from autodistil_search.errors import InputError
+from autodistil_search.files import Settings, read_json, readable, refuse_other_settings, write_atomically
+
+SEARCH_CONFIG = "config.yaml"
+TRAIN_CONFIG = "train.yaml"
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of what computes its numbers."""
+    packages = ("torch", "transformers", "tokenizers", "numpy", "optuna", "pymoo", "moocore")
+    found = {package: metadata.version(package) for package in packages}
+    return {"autodistil_search": __version__, "python": platform.python_version(), **found}
+
+
+class Stopwatch:
+    """Seconds spent in each phase of a run, added up over all its sessions once there is a file for them."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self.seconds: dict[str, float] = {}
+
+    def go_on_from(self, path: Path) -> None:
+        """Add what earlier sessions took, and keep the sums in `path` from now on."""
+        self._path = path
+        for name, seconds in (read_json(path) if path.exists() else {}).items():
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + float(seconds), 2)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside towards `name`, also if it is interrupted."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
+            if self._path is not None:
+                write_atomically(self._path, lambda path: path.write_text(json.dumps(self.seconds, indent=2)))
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; the lock of a killed process is free again."""
+    try:
+        with _usable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock", timeout=0)
+            lock.acquire()
+    except Timeout:
+        raise InputError(f"another process is at work in {folder}; wait for it, or name another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:
+        raise
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--out {str(folder)!r} cannot be used as a folder: {reason}") from None
+
+
+def check_folder(folder: Path, name: str, settings: Settings) -> None:
+    """Refuse a folder with another run or with other files; changes nothing.
+
+    Args:
+        folder: The run's.
+        name: Of the file in it that holds a run's settings.
+        settings: This run's.
+
+    Raises:
+        InputError: if the folder cannot be this run's.
+    """
+    path = folder / name
+    with _usable(folder):
+        names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
+    if path.name in names:
+        with readable(path):
+            refuse_other_settings(yaml.safe_load(path.read_text(encoding="utf-8")), settings, folder)
+    elif strangers := [name for name in names if not name.startswith(".")]:
+        raise InputError(
+            f"--out {str(folder)!r} holds {strangers[0]!r} but no such run; allowed: a new or empty folder, or the "
+            "same run's"
+        )
+
+
+def open_folder(folder: Path, name: str, settings: Settings, environment: Mapping[str, Any]) -> None:
+    """Write what was chosen and found, or check that the folder's run had the same.
+
+    environment: goes to `environment.json`; its "inputs" are digests of what the settings only name.
+    """
+    check_folder(folder, name, settings)  # once more: another process may have been here meanwhile
+    path = folder / "environment.json"
+    if path.exists():
+        with readable(path):
+            refuse_other_settings(read_json(path)["inputs"], environment["inputs"], folder)
+        return
+    found = {
+        **environment,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+    text = yaml.safe_dump(dict(settings), sort_keys=False)
+    write_atomically(folder / name, lambda file: file.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda file: file.write_text(json.dumps(found, indent=2)))

@@ -1,0 +1,90 @@
+"""What commands print when they are done: tables for a terminal."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from autodistil_search.cost import Vocabulary, params
+from autodistil_search.partition import flops_of, millions, spread_within
+from autodistil_search.plan import Plan
+from autodistil_search.report import shown
+from autodistil_search.results import Run
+from autodistil_search.space import SearchSpace
+
+
+def print_frontier(run: Run, console: Console) -> None:
+    """The frontier as a table with the knee marked, the notes, and where the report lies."""
+    report = run.report
+    title = f"Pareto frontier of {report.title}: {len(run.frontier)} of {len(run.evaluations)} scored"
+    table = Table(title=title, box=None, pad_edge=False, padding=(0, 1))
+    values = [objective.name for objective in report.measured]
+    for name in ("space", "layers", "hidden", "ratio", "heads", *values, ""):
+        table.add_column(name, justify="left" if name == "space" else "right", no_wrap=True)
+    for row in run.frontier.to_dict("records"):
+        sizes = [str(row["space"]), *(f"{row[key]:g}" for key in ("layers", "hidden_size", "mlp_ratio", "heads"))]
+        numbers = [shown(row[name]) for name in values]
+        table.add_row(*sizes, *numbers, "knee" if row["knee"] else "", style="bold" if row["knee"] else None)
+    console.print(table)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_partition(parent: SearchSpace, parts: Sequence[SearchSpace], paths: Sequence[Path], console: Console) -> None:
+    """The sub-spaces as a table, how alike they are inside, and the flag that searches them all."""
+    table = Table(title=f"{parent.name} in {len(parts)}", box=None, pad_edge=False, padding=(0, 1))
+    for name in ("sub-space", "subnets", "FLOPs from", "median", "to", "params from", "to"):
+        table.add_column(name, justify="left" if name == "sub-space" else "right", no_wrap=True)
+    for part in parts:
+        flops = flops_of(part)
+        costs = [flops.min(), float(np.median(flops)), flops.max()]
+        costs += [params(subnet, Vocabulary()) for subnet in (part.smallest, part.largest)]
+        table.add_row(part.name, f"{part.size:,}", *map(millions, costs))
+    console.print(table)
+    for line in (
+        f"{spread_within(parent, parts):.0%} of the variance of log FLOPs is within the sub-spaces, the rest between "
+        "them. FLOPs: multiply-adds at 128 tokens, batch 1; params: with BERT's vocabulary",
+        f"--space {shlex.quote(','.join(map(str, paths)))}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) -> None:
+    """A column for each space, and what the numbers leave out. speed: where the seconds of a step come from."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("")
+    for plan in plans:
+        table.add_column(plan.space.name, justify="right", no_wrap=True)
+    rows: dict[str, Callable[[Plan], str]] = {
+        "steps": lambda plan: f"{plan.steps:,}",
+        "tokens of a step": lambda plan: f"{plan.devices} x {plan.rows} x {plan.seq_len}",
+        "FLOPs of a step, each device": lambda plan: shown(plan.flops),
+        f"seconds of a step ({speed})": lambda plan: f"{plan.seconds:.3g}",
+        "FLOP/s of a device": lambda plan: shown(plan.flops / plan.seconds),
+        "hours": lambda plan: f"{plan.hours:,.2f}",
+        "device-hours": lambda plan: f"{plan.hours * plan.devices:,.2f}",
+        "memory of a device": lambda plan: shown(plan.memory.total) + "B",
+        "  teacher": lambda plan: shown(plan.memory.teacher) + "B",
+        "  SuperLM weights": lambda plan: shown(plan.memory.weights) + "B",
+        "  gradients (exchanged each step)": lambda plan: shown(plan.memory.gradients) + "B",
+        "  AdamW moments": lambda plan: shown(plan.memory.moments) + "B",
+        "  activations": lambda plan: shown(plan.memory.activations) + "B",
+        "checkpoint": lambda plan: shown(plan.checkpoint) + "B",
+        f"last {keep} checkpoints": lambda plan: shown(keep * plan.checkpoint) + "B",
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *map(cell, plans))
+    console.print(table)
+    hours = sum(plan.hours for plan in plans)
+    for line in (
+        f"all: {hours:,.2f} hours, {hours / 24:,.1f} days; saving adds up to 5 %, exchanging gradients is left out",
+        "FLOPs: two for each multiply-add of teacher (forward) and subnets (forward and backward), as far as run",
+        "memory: the most in use while steps are timed, on a CPU by the whole process; else the sum of the parts",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

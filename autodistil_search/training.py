@@ -1,0 +1,185 @@
+"""The SuperLMs of a run: trained now, continued, or taken from an earlier training."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from autodistil_search import start
+from autodistil_search.config import TrainConfig
+from autodistil_search.device import choose_device
+from autodistil_search.distill import distill, seeded
+from autodistil_search.errors import InputError
+from autodistil_search.files import read_json, readable, refuse_other_settings
+from autodistil_search.inputs import Materials, resolve_training
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.processes import processes
+from autodistil_search.progress import Reporter
+from autodistil_search.proxies import RelationProxy
+from autodistil_search.report import write_training_figure
+from autodistil_search.runfolder import TRAIN_CONFIG, check_folder, exclusive, open_folder
+from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.weights import parse_relations
+
+WATCHED_BLOCKS = 8
+"""Held-out blocks measured while training: enough to see a trend, little enough to cost a percent of the time."""
+_SECONDS_BETWEEN_FIGURES = 60.0
+
+
+def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
+    """Train the SuperLM of each space into `config.folder`, which is returned, or go on where it was stopped.
+
+    Raises:
+        InputError: for input that cannot be used, or a folder that holds another training.
+        Terminated: after SIGTERM, when all is saved.
+    """
+    config = config.absolute()
+    folder, settings = config.folder, config.to_dict()
+    group = processes(choose_device(config.device, config.precision).type == "cpu")
+    reporter = reporter or Reporter()
+    if group.main:
+        check_folder(folder, TRAIN_CONFIG, settings)
+    if group.count > 1:
+        reporter.say(f"{group.count} processes, each with its part of every batch")
+    reporter.say("loading the teacher and the text")
+    materials = resolve_training(config, reporter)
+    if not group.main:
+        _train_all(materials, folder, reporter)
+        return folder
+    with exclusive(folder):
+        open_folder(folder, TRAIN_CONFIG, settings, materials.environment)
+        _train_all(materials, folder, reporter)
+    return folder
+
+
+def _train_all(materials: Materials, folder: Path, reporter: Reporter) -> None:
+    for space in materials.spaces:
+        train_superlm(materials, space, folder / "superlm" / space.name, reporter)
+
+
+def train_superlm(
+    materials: Materials, space: SearchSpace, folder: Path, reporter: Reporter
+) -> tuple[AutoDistilModel, list[str]]:
+    """The trained SuperLM of `space` and notes on how it started: trained now, continued, or read from `folder`."""
+    config = materials.config
+    assert materials.text is not None
+    with seeded(config.seed):
+        model, found = start.superlm(materials.teacher, space, config.init, materials.sample_ids)
+    notes = [f"SuperLM {space.name}: {note}" for note in found]
+    for note in notes:
+        reporter.say(note)
+    watch = _Watch(materials, space, folder)
+    try:
+        distill(
+            model,
+            materials.teacher,
+            materials.text.begin(),
+            materials.options,
+            folder,
+            materials.device,
+            reporter,
+            f"training SuperLM {space.name}",
+            materials.execution,
+            watch,
+        )
+    finally:
+        watch.draw()
+    return model, notes
+
+
+def relation_proxy(materials: Materials, blocks: int) -> RelationProxy:
+    """The relation loss on at most `blocks` held-out blocks, of the relations that are trained."""
+    options = materials.options
+    assert materials.text is not None
+    return RelationProxy(
+        materials.teacher,
+        materials.text.held_out.spread(blocks),
+        options.relation_heads,
+        options.loss,
+        materials.device,
+        parse_relations(options.relations),
+    )
+
+
+@dataclass
+class _Watch:
+    """Measures the ends of a space and two subnets between now and then, and draws how training goes."""
+
+    materials: Materials
+    space: SearchSpace
+    folder: Path
+    _drawn: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def _proxy(self) -> RelationProxy:
+        return relation_proxy(self.materials, WATCHED_BLOCKS)
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether to measure after `step` of `steps` steps: every so often as the user said, and at the end."""
+        every = self.materials.config.held_out_every
+        if every is None:
+            every = max(1, steps // 10)
+        return every > 0 and (step % every == 0 or step == steps)
+
+    def measure(self, model: AutoDistilModel) -> Sequence[tuple[str, Subnet, float]]:
+        """Role, sizes and held-out loss of four subnets, always the same."""
+        rng = random.Random(0)
+        watched = [("largest", self.space.largest), ("smallest", self.space.smallest)]
+        watched += [("random", self.space.sample(rng)) for _ in range(2)]
+        model.eval()
+        losses = [(role, subnet, self._proxy.score(model, subnet)) for role, subnet in watched]
+        model.train()
+        if time.monotonic() - self._drawn > _SECONDS_BETWEEN_FIGURES:
+            self.draw()
+        return losses
+
+    def draw(self) -> None:
+        """Write `training.png` anew, on the process that writes."""
+        if processes(self.materials.device.type == "cpu").main:
+            write_training_figure(self.folder, f"Training of SuperLM {self.space.name}")
+            self._drawn = time.monotonic()
+
+
+def trained_config(folder: Path) -> TrainConfig:
+    """The settings of the training in `folder`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    path = folder / TRAIN_CONFIG
+    if not path.is_file():
+        raise InputError(f"--superlm {str(folder)!r} holds no {TRAIN_CONFIG}; allowed: the --out folder of a train")
+    with readable(path):
+        return TrainConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder: Path) -> None:
+    """Copy the finished SuperLM of `space` from the training in `trained` to `folder`, unless it is there.
+
+    Raises:
+        InputError: if its training has not ended, or had another teacher or text behind the same names.
+    """
+    source = trained / "superlm" / space.name
+    with readable(trained / "environment.json"):
+        before = read_json(trained / "environment.json")["inputs"]
+    learnt_from = ("teacher_model", "teacher_layer", "text")
+    then, now = ({key: each.get(key) for key in learnt_from} for each in (before, materials.identity))
+    refuse_other_settings(then, now, trained)
+    if not (source / "trainer_state.json").is_file():
+        raise InputError(
+            f"the SuperLM in {source} is not finished; the train that began it goes on from its checkpoint"
+        )
+    if folder.exists():
+        return
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, new, ignore=shutil.ignore_patterns(".lock", "tensorboard"))
+    new.rename(folder)

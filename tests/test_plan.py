@@ -1,0 +1,278 @@
+"""Plans: arithmetic against closed forms, counters and files. Never the clock."""
+
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from autodistil_search import plan as planning
+from autodistil_search.checkpoint import Checkpoints
+from autodistil_search.cli import main
+from autodistil_search.cost import flops, params
+from autodistil_search.distill import TrainOptions, subnets_of_step, train_step
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.objectives import parse_amount
+from autodistil_search.plan import (
+    STRATA,
+    activation_bytes,
+    checkpoint_bytes,
+    make_plan,
+    seconds_of_step,
+    steps_for,
+    trained_parameters,
+    typical_steps,
+    work_of,
+)
+from autodistil_search.progress import Reporter
+from autodistil_search.sampling import Drawn
+from autodistil_search.space import load_space
+
+OPTIONS = TrainOptions(steps=6, batch_size=4, lr=1e-3, seed=0, relation_heads=4, random_subnets=3)
+TOKENS = 12
+
+
+@pytest.fixture
+def teacher(toy_teacher):
+    return toy_teacher()
+
+
+@pytest.fixture
+def planned(debug_space, teacher, cpu):
+    """A plan at 1 MFLOP/s, so that nothing is timed."""
+
+    def make(devices=1, options=OPTIONS):
+        return make_plan(debug_space, teacher, options, TOKENS, cpu, devices, flops_per_second=1e6)
+
+    return make
+
+
+def test_steps_are_those_that_see_all_tokens():
+    assert steps_for(26e9, 2048, 128) == 99_183
+    assert [steps_for(tokens, 2, 8) for tokens in (1, 16, 17, 160)] == [1, 1, 2, 10]
+
+
+@pytest.mark.parametrize(("loss", "layer"), [("kl", 2), ("kl", 0), ("mse", 1)])
+def test_work_is_what_a_flop_counter_sees_in_the_steps_of_a_run(
+    loss, layer, toy_teacher, debug_superlm, cpu, monkeypatch
+):
+    monkeypatch.setattr("torch.jit.is_tracing", lambda: True)  # plain products: the counter looks into no kernel
+    teacher, model, options = toy_teacher(layer=layer), debug_superlm(), replace(OPTIONS, loss=loss)
+    teacher.model.set_attn_implementation("eager")  # the counter does not know the CPU's fused attention
+    ids = torch.randint(5, 90, (2, TOKENS))
+    with FlopCounterMode(display=False) as counter:
+        for step in range(options.steps):
+            train_step(model, teacher, ids, subnets_of_step(model, options, step), options, cpu)
+    counted = counter.get_total_flops() / options.steps  # two for each multiply-add
+    assert counted == pytest.approx(2 * 2 * work_of(teacher, model, options, TOKENS).multiply_adds, rel=1e-12)
+
+
+def test_a_stated_speed_gives_the_time_of_a_step_and_of_all(planned):
+    plan = planned()
+    assert plan.flops == 2 * 4 * (plan.work.teacher + 3 * plan.work.subnets)
+    assert plan.seconds == plan.flops / 1e6
+    assert plan.hours == pytest.approx(6 * plan.seconds / 3600)
+    assert plan.memory.peak is None
+
+
+def test_more_devices_share_the_batch(planned):
+    one, two, three = planned(1), planned(2), planned(3)
+    assert (one.rows, two.rows, three.rows) == (4, 2, 2)  # of three, the first has two rows
+    assert two.seconds == one.seconds / 2
+    assert two.steps == one.steps
+    assert two.memory.activations < one.memory.activations
+    assert replace(two.memory, activations=0) == replace(one.memory, activations=0)
+
+
+def test_memory_is_the_sum_of_its_parts_in_float32(planned, debug_space, teacher):
+    memory = planned().memory
+    weights = params(debug_space.largest, teacher.vocabulary)
+    trained = sum(trained_parameters(teacher.student_config(debug_space.largest, debug_space)).values())
+    assert memory.weights == 4 * weights
+    assert memory.gradients == 4 * trained
+    assert memory.moments == 8 * trained
+    assert memory.teacher == 4 * teacher.model.num_parameters()
+    parts = (memory.weights, memory.gradients, memory.moments, memory.teacher, memory.activations)
+    assert memory.total == sum(parts)
+    assert replace(memory, peak=7).total == 7
+
+
+@pytest.mark.parametrize("depth", ["first_last", "uniform", "prefix"])
+def test_trained_are_the_parameters_that_get_moments_in_a_run(depth, debug_space, teacher, cpu):
+    space = replace(debug_space, layers=(2, 3, 5), depth=depth)
+    model = AutoDistilModel(teacher.student_config(space.largest, space))
+    optimizer = torch.optim.AdamW(model.parameters())
+    for step in range(4):
+        train_step(model, teacher, torch.full((1, TOKENS), 7), subnets_of_step(model, OPTIONS, step), OPTIONS, cpu)
+        optimizer.step()
+    with_moments = {name: each.numel() for name, each in model.named_parameters() if each in optimizer.state}
+    assert trained_parameters(model.config) == with_moments
+    assert set(dict(model.named_parameters())) - set(with_moments) == {
+        *(f"layers.4.{part}.{kind}" for part in UNTRAINED for kind in ("weight", "bias")),
+        "pooler.weight",
+        "pooler.bias",
+    }
+
+
+UNTRAINED = ("attention_output", "attention_norm", "ffn_in", "ffn_out", "ffn_norm")
+
+
+def test_a_checkpoint_is_as_large_as_planned(tmp_path, teacher, cpu):
+    space = load_space("tiny")
+    model = AutoDistilModel(teacher.student_config(space.largest, space))
+    optimizer = torch.optim.AdamW(model.parameters())
+    train_step(model, teacher, torch.full((1, TOKENS), 7), [Drawn(space.largest, "largest", 1.0)], OPTIONS, cpu)
+    optimizer.step()
+    Checkpoints(tmp_path, model, optimizer, cpu.scaler(), {}).save(1, [{}])
+    (file,) = tmp_path.glob("*.safetensors")
+    assert checkpoint_bytes(model.config) == pytest.approx(file.stat().st_size, rel=0.01)
+
+
+def test_activations_of_any_batch_follow_from_those_of_one_and_two(debug_superlm, teacher, cpu):
+    model, rows = debug_superlm(), 7
+    relations = 5 * 4 * rows * OPTIONS.relation_heads * TOKENS**2
+    kept = planning._saved_bytes(model, teacher, OPTIONS, (rows, TOKENS), cpu)
+    assert activation_bytes(model, teacher, OPTIONS, rows, TOKENS, cpu) == kept + relations
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_activations_hold_at_least_the_inputs_of_all_matrix_products(debug_superlm, teacher, cpu):
+    model, tokens = debug_superlm(), 4 * TOKENS
+    sizes = model.config.subnet
+    body = 4 * tokens * (sizes.layers - 1) * (2 * sizes.hidden_size + 4 * sizes.attention_width + sizes.ffn_size)
+    kept = planning._saved_bytes(model, teacher, OPTIONS, (4, TOKENS), cpu)
+    assert body < kept < 4 * body  # besides: norms, GELU, softmax; weights are not among them
+
+
+@pytest.mark.parametrize("sampling", ["largest-random", "sandwich", "random"])
+def test_the_steps_that_are_timed_cost_what_the_run_costs_on_average(sampling, teacher):
+    space = load_space("tiny")
+    model = AutoDistilModel(teacher.student_config(space.largest, space))
+    options = replace(OPTIONS, steps=500, sampling=sampling)
+
+    def cost(drawn):
+        return sum(flops(subnet) for subnet, _, _ in drawn)
+
+    run = [cost(subnets_of_step(model, options, step)) for step in range(options.steps)]
+    chosen = [cost(drawn) for drawn in typical_steps(model, options)]
+    assert len(chosen) == STRATA
+    assert statistics.fmean(chosen) == pytest.approx(statistics.fmean(run), rel=0.003)
+    assert chosen == sorted(chosen)
+    assert chosen[-1] - chosen[0] > statistics.stdev(run)
+
+
+def test_a_run_of_fewer_steps_is_timed_on_each_of_them(debug_superlm):
+    model, options = debug_superlm(), replace(OPTIONS, steps=2)
+    steps = [subnets_of_step(model, options, step) for step in range(2)]
+    assert sorted(typical_steps(model, options)) == sorted(steps)
+
+
+class Scripted:
+    """A timer whose times are given: what is slow now and then, or always."""
+
+    def __init__(self, times):
+        self.times, self.asked = list(times), []
+
+    def seconds(self, subnets):
+        self.asked.append(subnets)
+        return self.times.pop(0)
+
+
+def test_a_disturbed_time_does_not_count_and_all_steps_count_alike():
+    timer = Scripted([9, 2, 1, 30, 1, 2])
+    assert seconds_of_step(timer, ["light", "heavy"], Reporter(), "") == 1.5
+    assert timer.asked == ["light", "heavy"] * 3
+
+
+def test_slow_steps_are_timed_once():
+    timer = Scripted([60.0, 80.0])
+    assert seconds_of_step(timer, ["light", "heavy"], Reporter(), "") == 70
+    assert timer.times == []
+
+
+def test_what_is_timed_is_a_whole_step(debug_superlm, teacher, cpu):
+    model, ticks = debug_superlm(), iter([10.0, 12.5])
+    before = [parameter.clone() for parameter in model.parameters()]
+    timer = planning._Timer(model, teacher, OPTIONS, (2, TOKENS), cpu, clock=lambda: next(ticks))
+    assert timer.seconds([Drawn(model.config.subnet, "largest", 1.0)]) == 2.5
+    changed = [bool((a != b).any()) for a, b in zip(before, model.parameters(), strict=True)]
+    assert sum(changed) >= len(trained_parameters(model.config))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_without_a_speed_steps_are_timed_and_memory_is_what_was_seen(debug_space, teacher, cpu, monkeypatch):
+    monkeypatch.setattr(planning, "peak_memory", lambda device: 123)
+    monkeypatch.setattr(planning._Timer, "seconds", lambda timer, subnets: 0.25 * len(subnets))
+    plan = make_plan(debug_space, teacher, OPTIONS, TOKENS, cpu)
+    assert plan.seconds == 1  # four subnets a step
+    assert plan.memory.total == 123
+
+
+def test_the_peak_of_this_process_is_seen_where_the_system_tells(cpu):
+    planning.reset_peak_memory(cpu)
+    before = planning.peak_memory(cpu)
+    if before is None:
+        pytest.skip("no /proc here")
+    block = torch.ones(50_000_000)  # 200 MB
+    grown = planning.peak_memory(cpu) - before
+    del block
+    assert grown == pytest.approx(200e6, rel=0.2)
+
+
+def flags(folder, *more):
+    return ["plan", "--space=debug", f"--teacher={folder}", "--seq-len=16", "--precision=fp32", "--device=cpu", *more]
+
+
+def test_the_command_prints_the_plan_at_a_stated_speed(teacher_folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    stated = ["--tokens=26K", "--devices=2", "--batch-size=8", "--flops-per-second=0.5M", "--keep=3"]
+    assert main(flags(teacher_folder(), *stated)) == 0
+    cells = dict(line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line.strip())
+    cells = {name.strip(): cell.strip() for name, cell in cells.items()}
+    assert cells["steps"] == "204"  # 26,000 tokens, 128 a step
+    assert cells["tokens of a step"] == "2 x 4 x 16"
+    assert cells["FLOP/s of a device"] == "500.00k"
+    assert float(cells["device-hours"]) == pytest.approx(2 * float(cells["hours"]), abs=0.011)
+    assert float(cells["hours"]) == pytest.approx(204 * float(cells["seconds of a step (as stated)"]) / 3600, rel=0.02)
+    one, three = (parse_amount(cells[name].removesuffix("B"), "") for name in ("checkpoint", "last 3 checkpoints"))
+    assert three == pytest.approx(3 * one, rel=0.01)
+
+
+def test_the_command_times_steps_here_and_takes_several_spaces(teacher_folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(planning, "_ROUNDS", 1)
+    path = tmp_path / "other.yaml"
+    path.write_text("{layers: [1], hidden_size: [32], mlp_ratio: [2], heads: [2], head_dim: 8, relation_heads: 4}")
+    assert main(flags(teacher_folder(), "--tokens=1K", f"--space=debug,{path}")) == 0
+    printed = capsys.readouterr().out
+    assert "timing debug: 5/5 steps" in printed
+    assert "timing other: 5/5 steps" in printed
+    assert "seconds of a step (measured here, cpu fp32)" in printed
+    steps = next(line.split() for line in printed.splitlines() if line.startswith("steps"))
+    assert steps == ["steps", "16", "16"]  # 4 blocks of 16 tokens
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tokens=many"], "--tokens 'many'; allowed: a number above 0"),
+        ([], "plan.tokens"),
+        (["--tokens=1M", "--devices=0"], "--devices 0; allowed: whole numbers from 1"),
+        (["--tokens=1M", "--keep=0"], "--keep 0; allowed: whole numbers from 1"),
+        (["--tokens=1M", "--devices=8", "--batch-size=4"], "at least one block for each of 8 devices"),
+        (["--tokens=1M", "--batch-size=0"], "--batch-size 0; allowed: whole numbers from 1"),
+        (["--tokens=1M", "--flops-per-second=fast"], "--flops-per-second 'fast'"),
+        (["--tokens=1M", "--seq-len=999"], "--seq-len 999; the teacher has positions for 8 to 40"),
+        (["--tokens=1M", "--space=huge"], "no search space 'huge'"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(more, message, teacher_folder, capsys):
+    try:
+        code = main(flags(teacher_folder(), *more))
+    except SystemExit as stop:
+        code = stop.code
+    errors = capsys.readouterr().err
+    assert code == 2
+    assert message in errors
+    assert errors.count("\n") == 1

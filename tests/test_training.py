@@ -1,0 +1,155 @@
+"""`train` and what is searched of it, alone and as several processes, on toy inputs."""
+
+import csv
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from autodistil_search import InputError, SearchConfig, TrainConfig, search, train
+from autodistil_search.report.training import training_figure
+from autodistil_search.training import trained_config
+
+
+@pytest.fixture
+def toy_training(toy_config: SearchConfig, tmp_path: Path) -> TrainConfig:
+    shared = {field.name: getattr(toy_config, field.name) for field in fields(TrainConfig)}
+    return TrainConfig(
+        **{**shared, "steps": 5, "batch_size": 4, "held_out_every": None, "out": str(tmp_path / "trained")}
+    )
+
+
+def weights(folder: Path) -> dict:
+    return load_file(folder / "superlm" / "debug" / "model.safetensors")
+
+
+def flags(config: TrainConfig) -> list[str]:
+    named = {"space": config.space, "teacher": config.teacher, "seq-len": config.seq_len, "steps": config.steps}
+    named |= {"batch-size": config.batch_size, "lr": config.lr, "out": config.out}
+    return [*(f"--{name}={value}" for name, value in named.items()), "--text", *config.texts]
+
+
+def test_train_leaves_a_superlm_its_logs_and_a_figure(toy_training):
+    folder = train(toy_training)
+    assert {path.name for path in folder.iterdir() if path.name != ".lock"} == {
+        "environment.json",
+        "superlm",
+        "train.yaml",
+    }
+    assert trained_config(folder) == replace(toy_training, out=None, keep=2)
+    log = pd.read_csv(folder / "superlm" / "debug" / "training.csv")
+    assert log["step"].tolist() == [step for step in range(1, 6) for _ in range(2)]
+    assert log["role"].tolist() == ["largest", "random"] * 5
+    with (folder / "superlm" / "debug" / "held_out.csv").open() as file:
+        measured = list(csv.DictReader(file))
+    assert [row["step"] for row in measured] == [str(step) for step in range(1, 6) for _ in range(4)]
+    assert [row["role"] for row in measured[:4]] == ["largest", "smallest", "random", "random"]
+    assert (folder / "superlm" / "debug" / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("every", "steps"), [(0, []), (2, [2, 4, 5]), (5, [5])])
+def test_held_out_text_is_measured_as_often_as_asked_and_at_the_end(toy_training, every, steps):
+    folder = train(replace(toy_training, held_out_every=every))
+    path = folder / "superlm" / "debug" / "held_out.csv"
+    assert sorted(set(pd.read_csv(path)["step"])) == steps
+
+
+def test_two_processes_with_half_the_batch_each_train_the_weights_of_one(toy_training, tmp_path):
+    toy_training = replace(toy_training, lr=4e-4)  # AdamW makes steps of up to this size of gradients that are rounding
+    train(toy_training)
+    two = replace(toy_training, out=str(tmp_path / "two"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "autodistil_search", "train"]
+    done = subprocess.run([*launch, *flags(two)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout
+    assert done.stdout.count("training SuperLM debug: 5/5 steps") == 1  # one of them talks
+    found, expected = weights(Path(two.out)), weights(Path(toy_training.out))
+    # No output depends on a key's bias (softmax forgets it), but for the last layer's, whose relations are distilled:
+    # its gradient is rounding and nothing else, which AdamW makes steps of full size.
+    idle = [name for name in expected if name.endswith("key.bias") and name != "layers.2.key.bias"]
+    assert_close(
+        {name: found[name] for name in found.keys() - idle},
+        {name: expected[name] for name in expected.keys() - idle},
+        rtol=0,
+        atol=1e-5,
+    )
+    before = weights(train(replace(toy_training, steps=1, lr=1e-30, out=str(tmp_path / "start"))))
+    moved = max((expected[name] - before[name]).abs().max().item() for name in before)
+    assert moved > 5e-4  # fifty times what the two may differ by
+
+    losses = [
+        pd.read_csv(Path(out) / "superlm" / "debug" / name)["loss"]
+        for out in (two.out, toy_training.out)
+        for name in ("training.csv", "held_out.csv")
+    ]
+    assert losses[0].tolist() == pytest.approx(losses[2].tolist(), abs=1e-5)
+    assert losses[1].tolist() == pytest.approx(losses[3].tolist(), abs=1e-5)
+
+
+def test_a_search_of_a_trained_superlm_gives_what_a_search_that_trains_gives(toy_config, toy_training, tmp_path):
+    trained = train(toy_training)
+    config = replace(toy_config, steps=200, superlm=str(trained), out=str(tmp_path / "of-trained"))
+    found = search(replace(config, batch_size=4))  # the defaults: what the SuperLM was trained with is taken over
+    expected = search(replace(toy_config, steps=5, batch_size=4))
+    assert found.evaluations.equals(expected.evaluations)
+    assert (found.folder / "superlm" / "debug" / "training.png").exists()
+    assert found.student().config.subnet == expected.student().config.subnet
+    content = yaml.safe_load((found.folder / "config.yaml").read_text())
+    assert (content["steps"], content["superlm"]) == (5, str(trained))
+
+
+def test_other_training_settings_than_those_of_the_superlm_are_refused(toy_config, toy_training):
+    trained = train(toy_training)
+    plain = {"steps": 200, "batch_size": 4, "superlm": str(trained)}  # 200 is the default: not asked for
+    with pytest.raises(InputError, match=r"^--lr 0\.1, but --superlm .* was trained with 0\.004; allowed: that, or to"):
+        search(replace(toy_config, **plain, lr=0.1))
+    with pytest.raises(InputError, match=r"^--space tiny, but --superlm .* has debug$"):
+        search(replace(toy_config, **plain, space="tiny"))
+
+
+def test_a_superlm_whose_text_has_changed_since_is_refused(toy_config, toy_training):
+    trained = train(toy_training)
+    Path(toy_config.texts[0]).write_text("w1 w2 w3\n\nw4 w5 w6\n" * 200)
+    with pytest.raises(InputError, match=r"other settings: text was '\w+' and is now '\w+'"):
+        search(replace(toy_config, steps=200, batch_size=4, superlm=str(trained)))
+
+
+def test_an_unfinished_superlm_is_not_searched(toy_config, toy_training):
+    trained = train(toy_training)
+    (trained / "superlm" / "debug" / "trainer_state.json").unlink()
+    with pytest.raises(InputError, match="is not finished; the train that began it goes on"):
+        search(replace(toy_config, steps=200, batch_size=4, superlm=str(trained)))
+
+
+def test_a_folder_with_another_training_is_refused_and_execution_may_change(toy_training):
+    folder = train(toy_training)
+    with pytest.raises(InputError, match=r"steps was 5 and is now 6"):
+        train(replace(toy_training, steps=6))
+    assert train(replace(toy_training, keep=5, accumulate=2, held_out_every=1)) == folder
+
+
+def test_streamed_text_trains_and_is_searched(toy_config, toy_training):
+    folder = train(replace(toy_training, stream=True))
+    stored = train(replace(toy_training, out=toy_training.out + "-stored"))
+    assert weights(folder).keys() == weights(stored).keys()
+    assert any(not weights(folder)[name].equal(tensor) for name, tensor in weights(stored).items())
+    run = search(replace(toy_config, steps=5, batch_size=4, superlm=str(folder)))
+    assert "streamed" in dict(run.report.conditions)["text"]
+
+
+def test_the_figure_draws_each_role_as_trained_and_as_measured():
+    steps = range(1, 1001)
+    training = pd.DataFrame({"step": steps, "role": ["largest", "random"] * 500, "loss": [1 / step for step in steps]})
+    held_out = pd.DataFrame({"step": [500, 1000], "role": ["smallest"] * 2, "loss": [0.5, 0.25]})
+    (axes,) = training_figure(training, held_out, "a title").axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert set(lines) == {"largest, trained on", "random, trained on", "smallest, held out"}
+    assert lines["smallest, held out"].get_ydata().tolist() == [0.5, 0.25]
+    assert len(lines["largest, trained on"].get_xdata()) <= 200
+    assert axes.get_title() == "a title"

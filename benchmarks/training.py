@@ -1,0 +1,385 @@
+"""What a training step costs and where its time goes: ratios in one run, as Markdown tables.
+
+    python benchmarks/training.py [--only 1,2] [--repeats 5]
+
+1 a step of four subnets against their four extracted students; 2 the fused relation losses against the plain formulas;
+3 the parts of a whole step with its teacher, and a cache of the teacher's outputs; 4 time against batch, length and
+space; 5 a student against transformers' `BertModel` of the same shape. What is compared runs in turn, and the fastest
+pass of each counts. Peak memory is what one pass allocates at most beyond what stood before it, by the allocations
+that torch.profiler records on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import BertConfig, BertModel
+
+from autodistil_search.corpus import load_corpus
+from autodistil_search.inputs import cache_folder
+from autodistil_search.model import AutoDistilConfig, AutoDistilModel
+from autodistil_search.relations import RelationTarget, relation_loss, relation_scores, relation_target, split_heads
+from autodistil_search.space import Subnet, load_space
+from autodistil_search.teacher import Teacher, load_teacher
+
+RELATION_HEADS, TEACHER_WIDTH = 16, 384  # of the shipped spaces, and of the packaged teacher
+Work = Callable[[], object]
+
+
+def fastest(works: dict[str, Work], repeats: int) -> list[float]:
+    """Least seconds of each, run in turn `repeats` times after one pass that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+    return [min(each[1:]) for each in seconds.values()]
+
+
+def peak(work: Work) -> float:
+    """MB that one pass allocates at most beyond what stood before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        work()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    total = most = 0
+    for event in sorted((each for each in events if each["name"] == "[memory]"), key=lambda each: float(each["ts"])):
+        total += event["args"]["Bytes"]
+        most = max(most, total)
+    return most / 1e6
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print Markdown."""
+    print()
+    for row in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+def projections(batch: int, tokens: int, width: int = TEACHER_WIDTH) -> list[Tensor]:
+    """Queries, keys and values at random."""
+    return [torch.randn(batch, tokens, width) for _ in range(3)]
+
+
+def token_ids(batch: int, tokens: int) -> Tensor:
+    """Random tokens."""
+    return torch.randint(1000, 30000, (batch, tokens))
+
+
+def model_of(name: str) -> AutoDistilModel:
+    """The SuperLM of a shipped space, with random weights."""
+    space = load_space(name)
+    model = AutoDistilModel(AutoDistilConfig().resized(space.largest, space))
+    model.train()
+    return model
+
+
+def alone(model: AutoDistilModel, ids: Tensor, target: RelationTarget) -> None:
+    """Forward and backward of one student."""
+    model.zero_grad()
+    relation_loss(model.last_projections(ids), target).backward()
+
+
+def together(superlm: AutoDistilModel, subnets: Sequence[Subnet], ids: Tensor, target: RelationTarget) -> None:
+    """Forward and backward of several subnets of one SuperLM."""
+    superlm.zero_grad()
+    with superlm.shared_words(ids) as words:
+        for subnet in subnets:
+            (relation_loss(superlm.last_projections(ids, subnet=subnet, words=words), target) / len(subnets)).backward()
+
+
+def sandwich(repeats: int) -> None:
+    """1: a step of four subnets of `tiny` against four students of the same sizes, each trained on its own."""
+    superlm, rng = model_of("tiny"), random.Random(0)
+    space = superlm.space
+    sampled = [space.sample(rng) for _ in range(3)]
+    rows = []
+    for batch in (8, 32):
+        ids, target = token_ids(batch, 128), relation_target(projections(batch, 128), None, RELATION_HEADS)
+        for rule, subnets in {
+            "largest, smallest, 2 random": [space.largest, space.smallest, *sampled[:2]],
+            "largest, 3 random": [space.largest, *sampled],
+        }.items():
+            students = [superlm.extract(subnet).train() for subnet in subnets]
+            works: dict[str, Work] = {"step": partial(together, superlm, subnets, ids, target)}
+            works |= {str(i): partial(alone, student, ids, target) for i, student in enumerate(students)}
+            step, *apart = fastest(works, repeats)
+            superlm.zero_grad()
+            students[0].zero_grad()
+            most, largest = peak(works["step"]), peak(works["0"])
+            ratios = f"{step / sum(apart):.2f}", f"{most:.0f}", f"{largest:.0f}", f"{most / largest:.2f}"
+            rows.append((rule, f"{batch} x 128", f"{step:.3f}", f"{sum(apart):.3f}", *ratios))
+    head = (
+        "subnets",
+        "tokens",
+        "one step s",
+        "apart s",
+        "time ratio",
+        "peak MB",
+        "of the largest alone",
+        "memory ratio",
+    )
+    table(head, rows)
+
+
+def plain_loss(student: list[Tensor], teacher: list[Tensor], loss: str) -> Tensor:
+    """The textbook formulas, from the teacher's softmax (`kl`) or scores (`mse`)."""
+    total = torch.zeros(())
+    for x, known in zip(student, teacher, strict=True):
+        scores = relation_scores(split_heads(x, RELATION_HEADS))
+        if loss == "mse":
+            total = total + (scores - known).square().mean()
+        else:
+            total = total + (known * (known.log() - scores.log_softmax(dim=-1))).sum(dim=-1).mean()
+    return total
+
+
+def relations(repeats: int) -> None:
+    """2: forward and backward of a relation loss, fused and plain; the teacher's side is given to both."""
+    rows = []
+    for batch, width in ((8, 160), (32, 160), (8, 576)):
+        student = [x.requires_grad_() for x in projections(batch, 128, width)]
+        teacher = projections(batch, 128)
+        scores = [relation_scores(split_heads(x, RELATION_HEADS)) for x in teacher]
+        for loss in ("kl", "mse"):
+            target = relation_target(teacher, None, RELATION_HEADS, loss)
+            known = scores if loss == "mse" else [each.softmax(dim=-1) for each in scores]
+
+            def fused(target: RelationTarget = target, student: list[Tensor] = student) -> None:
+                torch.autograd.grad(relation_loss(student, target), student)
+
+            def plain(known: list[Tensor] = known, loss: str = loss, student: list[Tensor] = student) -> None:
+                torch.autograd.grad(plain_loss(student, known, loss), student)
+
+            ours, theirs = fastest({"fused": fused, "plain": plain}, 2 * repeats)
+            least, most = peak(fused), peak(plain)
+            times = f"{1e3 * ours:.0f}", f"{1e3 * theirs:.0f}", f"{ours / theirs:.2f}"
+            rows.append(
+                (loss, f"{batch} x 128 x {width}", *times, f"{least:.0f}", f"{most:.0f}", f"{least / most:.2f}")
+            )
+    head = (
+        "loss",
+        "batch x tokens x width",
+        "fused ms",
+        "plain ms",
+        "ratio",
+        "fused peak MB",
+        "plain peak MB",
+        "ratio",
+    )
+    table(head, rows)
+
+
+class Clock:
+    """Seconds spent in each named part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """All since the last lap went into `part`."""
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0) + now - self._last
+        self._last = now
+
+
+def whole_step(repeats: int, batch: int = 8) -> None:
+    """3: the parts of a whole step of `tiny` with the packaged teacher, and a cache of what the teacher gives."""
+    teacher, superlm, rng = load_teacher(), model_of("tiny"), random.Random(0)
+    blocks, _ = load_corpus(["packaged"], teacher.tokenizer, cache_folder()).blocks(128)
+    optimizer = torch.optim.AdamW(superlm.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        for step in range(repeats + 1):
+            if step < 2:
+                clock.seconds.clear()  # the first step only warms up
+            subnets = [superlm.space.largest, *(superlm.space.sample(rng) for _ in range(3))]
+            one_step(superlm, teacher, blocks[range(step * batch, (step + 1) * batch)], subnets, optimizer, clock)
+            with (Path(folder) / "training.csv").open("a", newline="") as file:
+                csv.writer(file).writerows((step, subnet, 0.0) for subnet in subnets)
+            clock.lap("log")
+        tensors = {name: x.contiguous() for name, x in superlm.state_dict().items()}
+        for name, parameter in superlm.named_parameters():
+            tensors |= {f"{key}.{name}": x for key, x in optimizer.state.get(parameter, {}).items()}
+        save_file(tensors, Path(folder) / "checkpoint.safetensors")
+        clock.lap("a checkpoint, once")
+    once = clock.seconds.pop("a checkpoint, once")
+    whole = sum(clock.seconds.values())
+    rows = [(part, f"{1e3 * each / repeats:.1f}", f"{each / whole:.1%}") for part, each in clock.seconds.items()]
+    table(
+        (f"part of a step, batch {batch} x 128", "ms", "share"),
+        [*rows, ("whole step", f"{1e3 * whole / repeats:.1f}", ""), ("a checkpoint, once", f"{1e3 * once:.1f}", "")],
+    )
+    teacher_cache(teacher, blocks[range(batch)], repeats)
+
+
+def one_step(
+    superlm: AutoDistilModel,
+    teacher: Teacher,
+    ids: Tensor,
+    subnets: Sequence[Subnet],
+    optimizer: torch.optim.Optimizer,
+    clock: Clock,
+) -> None:
+    """What `distill` does in a step, part by part."""
+    clock.lap("data")
+    given = teacher.projections(ids)
+    clock.lap("teacher")
+    target = relation_target(given, None, RELATION_HEADS)
+    clock.lap("teacher's relations")
+    with superlm.shared_words(ids) as words:
+        clock.lap("look-up of the words and its gradient")
+        for subnet in subnets:
+            found = superlm.last_projections(ids, subnet=subnet, words=words)
+            clock.lap("encoder forward")
+            loss = relation_loss(found, target) / len(subnets)
+            loss.item()
+            clock.lap("relation loss with its gradient")
+            loss.backward()
+            clock.lap("encoder backward")
+    clock.lap("look-up of the words and its gradient")
+    nn.utils.clip_grad_norm_(superlm.parameters(), 1.0).item()
+    clock.lap("clipping")
+    optimizer.step()
+    clock.lap("AdamW")
+    optimizer.zero_grad(set_to_none=True)
+    clock.lap("zero_grad")
+
+
+def teacher_cache(teacher: Teacher, ids: Tensor, repeats: int) -> None:
+    """The teacher's outputs computed, and read from disk in bfloat16."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "outputs"
+        kept = torch.stack(teacher.projections(ids)).bfloat16()
+        path.write_bytes(kept.view(torch.uint8).numpy().tobytes())
+
+        def read(cold: bool) -> Tensor:
+            with path.open("rb") as file:
+                if cold:
+                    os.fsync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                content = bytearray(file.read())
+            return torch.frombuffer(content, dtype=torch.bfloat16).view(kept.shape).float()
+
+        works: dict[str, Work] = {"computed": partial(teacher.projections, ids)}
+        works |= {"cold": partial(read, True), "warm": partial(read, False)}
+        seconds = fastest(works, repeats)
+        exact, rounded = (
+            relation_target(list(each), None, RELATION_HEADS)
+            for each in (torch.stack(teacher.projections(ids)), read(False))
+        )
+        student = projections(len(ids), ids.shape[1], 160)
+        error = abs(float(relation_loss(student, rounded)) / float(relation_loss(student, exact)) - 1)
+    names = ("computed", "read in bfloat16, not in the page cache", "read in bfloat16, in the page cache")
+    table(
+        ("teacher's outputs", f"ms for {ids.numel()} tokens", "ratio"),
+        [(name, f"{1e3 * each:.1f}", f"{each / seconds[0]:.3f}") for name, each in zip(names, seconds, strict=True)],
+    )
+    size = kept.numel() * 2 / ids.numel()
+    print(
+        f"\n{size:.0f} bytes a token, {size / 1e3:.1f} GB for a million; rounding moves the loss by {error:.0e} of it"
+    )
+
+
+def scaling(repeats: int) -> None:
+    """4: forward and backward of the largest subnet against batch, length and space."""
+    rows = []
+    sizes = [("tiny", batch, 128) for batch in (8, 16, 32, 64, 128)] + [("tiny", 8, n) for n in (64, 256, 512)]
+    for name, batch, tokens in [*sizes, ("small", 8, 128), ("base", 8, 128)]:
+        model, ids = model_of(name), token_ids(batch, tokens)
+        target = relation_target(projections(batch, tokens), None, RELATION_HEADS)
+        found = [x.detach().requires_grad_() for x in model.last_projections(ids)]
+
+        def encode(model: AutoDistilModel = model, ids: Tensor = ids) -> None:
+            model.zero_grad()
+            torch.stack(model.last_projections(ids)).sum().backward()
+
+        def relate(found: list[Tensor] = found, target: RelationTarget = target) -> None:
+            torch.autograd.grad(relation_loss(found, target), found)
+
+        encoder, loss = fastest({"encoder": encode, "loss": relate}, 1 if batch * tokens > 4096 else repeats)
+        per_token = 1e6 / batch / tokens
+        figures = f"{encoder + loss:.2f}", f"{per_token * encoder:.0f}", f"{per_token * loss:.1f}"
+        rows.append((name, str(batch), str(tokens), *figures))
+    table(("largest of", "batch", "tokens", "seconds", "encoder us a token", "loss us a token"), rows)
+
+
+class Bert:
+    """Transformers' own encoder, of which the last layer's queries, keys and values are taken as they are computed."""
+
+    def __init__(self, shape: Subnet, attention: str) -> None:
+        config = BertConfig(
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            intermediate_size=shape.ffn_size,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        config._attn_implementation = attention
+        self.model = BertModel(config, add_pooling_layer=False)
+        self.model.train()
+        self._seen: list[Tensor] = []
+        last: Any = self.model.encoder.layer[-1]
+        for part in ("query", "key", "value"):
+            last.get_submodule(f"attention.self.{part}").register_forward_hook(
+                lambda *arguments: self._seen.append(arguments[-1])
+            )
+
+    def train(self, ids: Tensor, target: RelationTarget) -> None:
+        """Forward and backward."""
+        self.model.zero_grad()
+        self._seen.clear()
+        self.model(ids)
+        relation_loss(self._seen, target).backward()
+
+
+def against_bert(repeats: int) -> None:
+    """5: forward and backward of a student and of a `BertModel` of its shape."""
+    rows = []
+    for name, shape in {"tiny": Subnet(7, 160, 560, 10, 16), "base": Subnet(12, 576, 2304, 12, 48)}.items():
+        ids, target = token_ids(8, 128), relation_target(projections(8, 128), None, RELATION_HEADS)
+        student = AutoDistilModel(AutoDistilConfig().resized(shape)).train()
+        works: dict[str, Work] = {"ours": partial(alone, student, ids, target)}
+        works |= {kind: partial(Bert(shape, kind).train, ids, target) for kind in ("sdpa", "eager")}
+        ours, sdpa, eager = fastest(works, repeats)
+        sizes = f"{shape.layers} x {shape.hidden_size} ({name})"
+        rows.append((sizes, f"{ours:.3f}", f"{sdpa:.3f}", f"{ours / sdpa:.2f}", f"{eager:.3f}", f"{ours / eager:.2f}"))
+    table(("layers x width, batch 8 x 128", "ours s", "BertModel sdpa s", "ratio", "BertModel eager s", "ratio"), rows)
+
+
+SECTIONS = {"1": sandwich, "2": relations, "3": whole_step, "4": scaling, "5": against_bert}
+
+
+def main() -> None:
+    """Measure and print Markdown tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--repeats", type=int, default=5, help="passes of each, of which the fastest counts")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32")
+    for section in arguments.only.split(","):
+        SECTIONS[section](arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

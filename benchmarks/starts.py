@@ -73,7 +73,7 @@ def main() -> None:
             setting |= {"computed_in": f"{device.precision} on {device.name}"}
             row = next((row for row in rows if setting.items() <= row.items()), None)
             if row is None:
-                options = TrainOptions(given.steps, given.batch_size, given.lr, seed)
+                options = TrainOptions(given.steps, given.batch_size, given.lr, seed, random_subnets=3)
                 row = setting | measure(name, options, teacher, train, proxy, device)
                 with given.results.open("a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -1,6 +1,6 @@
-"""Text as blocks of tokens: from a memory-mapped store, in any order, or from a stream that is never stored.
+"""Text as blocks of tokens, from a memory-mapped store.
 
-The store: text is tokenized once, in chunks of bounded size, and appended to two flat files of token ids. Documents are
+Text is tokenized once, in chunks of bounded size, and appended to two flat files of token ids. Documents are
 kept whole: every twentieth goes to the held-out file, the others to the training file. Files are mapped, never read
 whole, and the order of blocks is computed, never listed: 100 GB of text need the memory of 1 GB.
 
@@ -10,7 +10,6 @@ A block is `[CLS] seq_len - 2 tokens [SEP]`, cut from consecutive documents; blo
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import mmap
@@ -32,18 +31,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autodistil_search.errors import InputError
-from autodistil_search.sources import Document, Reading, Shard, Source, State, TableShard, find_sources
+from autodistil_search.sources import Document, Source, State, find_sources
 
 HELD_OUT_EVERY = 20
-"""One document in so many is held out: of a store the second, the 22nd, ...; of a stream by a hash of its text."""
+"""One document in so many is held out; of a store the second, the 22nd, ..."""
 
-_CHARACTERS_AT_ONCE = 1 << 18
+CHARACTERS_AT_ONCE = 1 << 18
 """Text that is tokenized in one call; all that is in memory of it at a time is a few of these for each worker."""
 _MOST_UNKNOWN = 0.5
 """Text with a larger share of unknown tokens teaches nothing."""
 _FORMAT = 3
-_WINDOW = 4096
-"""Blocks of a stream that are shuffled among themselves."""
 _ROUNDS = 4
 
 Tokens = NDArray[np.uint32]
@@ -334,14 +331,19 @@ def _tokenize(
         counts, unknown = _write_streams(sources, encoder, new, workers, progress)
         if not counts["held_out"]:
             raise InputError("the text is a single document: at least two are needed, one of them to hold out")
-        _check_known(unknown, sum(counts.values()))
+        check_known(unknown, sum(counts.values()))
         (new / "meta.json").write_text(json.dumps({"tokens": counts}))
         new.rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _check_known(unknown: int, tokens: int) -> None:
+def check_known(unknown: int, tokens: int) -> None:
+    """Refuse text of which most tokens are unknown.
+
+    Raises:
+        InputError: naming how many.
+    """
     if unknown > _MOST_UNKNOWN * tokens:
         raise InputError(
             f"{unknown:,} of the text's {tokens:,} tokens are unknown to the teacher's tokenizer; "
@@ -350,7 +352,7 @@ def _check_known(unknown: int, tokens: int) -> None:
 
 
 class _Chunk(NamedTuple):
-    """Paragraphs of documents of one part, about `_CHARACTERS_AT_ONCE`; documents: how many end in it."""
+    """Paragraphs of documents of one part, about `CHARACTERS_AT_ONCE`; documents: how many end in it."""
 
     part: str
     paragraphs: list[str]
@@ -382,7 +384,7 @@ def _chunks(sources: Sequence[Source]) -> Iterator[_Chunk]:
         part = "held_out" if number % HELD_OUT_EVERY == 1 else "train"
         parts[part].append(document)
         lengths[part] += sum(map(len, document))
-        if lengths[part] >= _CHARACTERS_AT_ONCE:
+        if lengths[part] >= CHARACTERS_AT_ONCE:
             yield _chunk(part, parts[part])
             parts[part], lengths[part] = [], 0
     yield from (_chunk(part, left) for part, left in parts.items() if left)
@@ -406,214 +408,3 @@ def _encoded(chunks: Iterable[_Chunk], encoder: Encoder, workers: int) -> Iterat
             yield chunk, ids.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class StreamedBlocks:
-    """Blocks of text that is read and tokenized as it is needed; see `open_stream`.
-
-    Every `_WINDOW` blocks in reading order are shuffled among themselves. What is in such a window follows from where
-    the reading stood at its start, so a state is a position and not a buffer, and resuming reads one window again.
-    """
-
-    def __init__(
-        self,
-        shards: Sequence[Shard | TableShard],
-        encoder: Encoder,
-        seq_len: int,
-        digest: str,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self._shards, self._encoder, self._inner = shards, encoder, seq_len - 2
-        self._rank, self._world = rank, world
-        self.digest = digest
-        self._step = self._block = 0
-        self._seed: int | None = None
-
-    def rows(self, step: int, batch_size: int, seed: int, share: slice) -> Tensor:
-        """See `TrainingText`; the rows are of this rank's own shards, and the text begins again when it ends.
-
-        Raises:
-            InputError: for text that cannot be read.
-            ValueError: for another step than the next, or another seed than before: a stream has but one order.
-        """
-        known = seed if self._seed is None else self._seed
-        if (step, seed) != (self._step, known):
-            raise ValueError(
-                f"a stream gives one step after another: the next is {self._step} with seed {known}, "
-                f"not {step} with seed {seed}"
-            )
-        if self._seed is None:
-            self._start_from(seed, {"documents": None, "carry": []})
-        rows = [self._next() for _ in range(batch_size)[share]]
-        self._step += 1
-        return self._encoder.ends.around(np.stack(rows))
-
-    def state(self) -> State:
-        """Where the reading stood at the start of the window, how many blocks were given since, and the step."""
-        state: State = {"step": self._step, "blocks": self._block, "seed": self._seed, **self._identity}
-        if self._seed is not None:
-            state["start"] = self._start if self._block % _WINDOW else self._cursor()
-        return state
-
-    def restore(self, state: State) -> None:
-        """Go on after the step at which `state` was taken.
-
-        Raises:
-            InputError: if it is not the state of this stream.
-        """
-        if wrong := [
-            f"{key} {state.get(key)}, now {value}" for key, value in self._identity.items() if state.get(key) != value
-        ]:
-            raise InputError(f"the checkpoint was made with another stream ({'; '.join(wrong)}); use another --out")
-        self._step, self._block, self._seed = state["step"], state["blocks"], state["seed"]
-        if self._seed is not None:
-            self._start_from(self._seed, state["start"])
-            if self._block % _WINDOW:
-                self._fill()
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        return {"rank": self._rank, "world": self._world, "tokens": self._inner, "window": _WINDOW, "text": self.digest}
-
-    def _start_from(self, seed: int, start: State) -> None:
-        self._seed = seed
-        self._documents = _Documents(self._shards, seed, self._rank, self._world, start["documents"])
-        self._carry: Tokens = np.array(start["carry"], dtype=np.uint32)
-
-    def _cursor(self) -> State:
-        return {"documents": self._documents.state(), "carry": self._carry.tolist()}
-
-    def _next(self) -> Tokens:
-        place = self._block % _WINDOW
-        if place == 0:
-            self._fill()
-        self._block += 1
-        row: Tokens = self._window[self._order[place]]
-        return row
-
-    def _fill(self) -> None:
-        """Read the window that holds block `self._block`."""
-        assert self._seed is not None
-        self._start = self._cursor()
-        needed = _WINDOW * self._inner
-        pieces, found = [self._carry], len(self._carry)
-        while found < needed:
-            pieces.append(self._encoder(self._documents.take(_CHARACTERS_AT_ONCE)))
-            found += len(pieces[-1])
-        tokens = np.concatenate(pieces)
-        self._window, self._carry = tokens[:needed].reshape(_WINDOW, self._inner), tokens[needed:]
-        first = self._block - self._block % _WINDOW
-        self._order = shuffled(np.arange(first, first + _WINDOW), _WINDOW, self._seed)
-
-
-class _Documents:
-    """The training documents of a rank, epoch after epoch; shards in another order each time.
-
-    Ranks share out the shards if their number allows it, else the rows of each shard, as `datasets` does.
-    """
-
-    def __init__(
-        self, shards: Sequence[Shard | TableShard], seed: int, rank: int, world: int, state: State | None
-    ) -> None:
-        self._shards, self._seed, self._rank, self._world = shards, seed, rank, world
-        self._epoch: int = state["epoch"] if state else 0
-        self._place: int = state["place"] if state else 0
-        self._reading: Reading | None = None
-        self._left: State | None = state["reading"] if state else None  # of a shard that is not open yet
-        self._all = self._endless()
-
-    def state(self) -> State:
-        """Where it stands, as JSON holds it."""
-        return {
-            "epoch": self._epoch,
-            "place": self._place,
-            "reading": self._reading.state() if self._reading else self._left,
-        }
-
-    def take(self, characters: int) -> list[str]:
-        """The paragraphs of the next documents, of so many characters or a little more."""
-        taken: list[str] = []
-        length = 0
-        while length < characters:
-            document = next(self._all)
-            taken += document
-            length += sum(map(len, document))
-        return taken
-
-    def _endless(self) -> Iterator[Document]:
-        found = self._left is not None
-        while True:
-            order = self._order()
-            while self._place < len(order):
-                self._reading = self._shards[order[self._place]].read(self._left)
-                self._left = None
-                for document in self._reading:
-                    if document and self._is_mine(self._reading.done) and not _is_held_out(document):
-                        found = True
-                        yield document
-                self._reading = None
-                self._place += 1
-            if not found:
-                raise InputError(
-                    f"the text has no document for process {self._rank + 1} of {self._world}: give more text, "
-                    "or use fewer processes"
-                )
-            self._epoch, self._place, found = self._epoch + 1, 0, False
-
-    @property
-    def _whole_shards(self) -> bool:
-        return len(self._shards) % self._world == 0
-
-    def _order(self) -> list[int]:
-        count = len(self._shards)
-        positions = np.arange(self._epoch * count, (self._epoch + 1) * count)
-        order = [int(index) for index in shuffled(positions, count, self._seed)]
-        return order[self._rank :: self._world] if self._whole_shards else order
-
-    def _is_mine(self, number: int) -> bool:
-        return self._whole_shards or number % self._world == self._rank
-
-
-def _is_held_out(document: Document) -> bool:
-    """By its text: no matter who reads it, in which order, how often."""
-    digest = hashlib.blake2b("\n".join(document).encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % HELD_OUT_EVERY == 0
-
-
-def open_stream(
-    names: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    seq_len: int,
-    held_out_documents: int = 500,
-    rank: int = 0,
-    world: int = 1,
-) -> tuple[StreamedBlocks, Blocks]:
-    """Training blocks read and tokenized as they are needed, for text that does not fit; and held-out blocks in memory.
-
-    One document in `HELD_OUT_EVERY`, by a hash of its text, is never trained on. The first `held_out_documents` of
-    these in reading order are the held-out text, the same for all ranks.
-
-    Raises:
-        InputError: for text that cannot be used.
-    """
-    sources = find_sources(names, stream=True)
-    encoder = Encoder(tokenizer)
-    shards = [shard for source in sources for shard in source.shards]
-    sizes = [(str(path), path.stat().st_size) for source in sources for path in source.files]
-    digest = hashlib.sha256(f"stream {list(names)} {sizes} {encoder.rules}".encode()).hexdigest()
-    held_out = Blocks(
-        _held_out_tokens(shards, encoder, held_out_documents), seq_len, *encoder.ends, "the held-out text"
-    )
-    return StreamedBlocks(shards, encoder, seq_len, digest, rank, world), held_out
-
-
-def _held_out_tokens(shards: Sequence[Shard | TableShard], encoder: Encoder, count: int) -> Tokens:
-    every = (document for shard in shards for document in shard.read() if document and _is_held_out(document))
-    documents = list(itertools.islice(every, count))
-    if not documents:
-        raise InputError("the text has no document to hold out (one in 20 would be): give more text")
-    tokens = encoder([paragraph for document in documents for paragraph in document])
-    unknown = int(np.count_nonzero(tokens == encoder.unknown))
-    _check_known(unknown, len(tokens))
-    return tokens

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from autodistil_search.corpus import Blocks, TrainingText, load_corpus, map_tokens, open_stream
+from autodistil_search.corpus import Blocks, TrainingText, load_corpus, map_tokens
 from autodistil_search.sources import PACKAGED, find_sources
+from autodistil_search.stream import open_stream
 
 BATCHES, BATCH_SIZE, SEQ_LEN = 2000, 32, 128
 _SECONDS_BETWEEN_SAMPLES = 0.005

@@ -18,6 +18,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertTokenizerFast, PreTrainedModel
 
+from autodistil_search.cli import main
 from autodistil_search.config import SearchConfig
 from autodistil_search.device import Device
 from autodistil_search.model import AutoDistilModel, quiet_transformers
@@ -157,6 +158,23 @@ def toy_text(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
+    """Runs a command that must end with exit code 2 and one line on standard error; gives the line."""
+
+    def run(arguments: list[str]) -> str:
+        try:
+            code: object = main(arguments)
+        except SystemExit as stop:
+            code = stop.code
+        errors = capsys.readouterr().err
+        assert code == 2
+        assert errors.count("\n") == 1
+        return errors
+
+    return run
 
 
 @pytest.fixture

@@ -22,9 +22,11 @@ from transformers import BertTokenizerFast
 
 from autodistil_search import corpus as corpus_module
 from autodistil_search import sources as sources_module
-from autodistil_search.corpus import Blocks, Corpus, StreamedBlocks, load_corpus, open_stream, shuffled
+from autodistil_search import stream as stream_module
+from autodistil_search.corpus import Blocks, Corpus, load_corpus, shuffled
 from autodistil_search.errors import InputError
 from autodistil_search.sources import documents, find_sources
+from autodistil_search.stream import StreamedBlocks, open_stream
 
 CLS, SEP = 2, 3
 
@@ -244,7 +246,7 @@ def test_text_whose_tokenizing_was_broken_off_is_tokenized_whole_the_next_time(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_module, "_CHARACTERS_AT_ONCE", 500)
+        patch.setattr(corpus_module, "CHARACTERS_AT_ONCE", 500)
         with pytest.raises(KeyboardInterrupt):
             load_corpus([str(path)], tokenizer, tmp_path / "cache", progress=broken_off)
     assert _stored(tmp_path) == []
@@ -289,7 +291,7 @@ def test_a_paragraph_of_any_length_is_kept_whole(load: Callable[..., Corpus]) ->
 def test_any_number_of_workers_writes_the_same_tokens_in_order(
     tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(corpus_module, "_CHARACTERS_AT_ONCE", 100)
+    monkeypatch.setattr(corpus_module, "CHARACTERS_AT_ONCE", 100)
     path, count, done = tmp_path / "many.txt", 1000, []
     path.write_text("\n".join(_words(n % 90) for n in range(count)))
     corpus = load_corpus([str(path)], tokenizer, tmp_path / "cache", workers, done.append)
@@ -478,8 +480,8 @@ def stream(
     tmp_path: Path, tokenizer: BertTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[StreamedBlocks, Blocks]]:
     """Opens a stream of 60 documents of 10 words each, over three files of a format, in windows of 8 blocks."""
-    monkeypatch.setattr(corpus_module, "_WINDOW", 8)
-    monkeypatch.setattr(corpus_module, "_CHARACTERS_AT_ONCE", 150)
+    monkeypatch.setattr(stream_module, "_WINDOW", 8)
+    monkeypatch.setattr(stream_module, "CHARACTERS_AT_ONCE", 150)
     rng = random.Random(0)
     written: dict[str, list[str]] = {}
 
@@ -520,14 +522,14 @@ def test_a_stream_has_each_training_document_once_an_epoch_and_no_held_out_one(
 ) -> None:
     blocks, held_out = stream()
     documents = [d for shard in blocks._shards for d in shard.read()]
-    kept_out = [d for d in documents if corpus_module._is_held_out(d)]
+    kept_out = [d for d in documents if stream_module._is_held_out(d)]
     assert 0 < len(kept_out) < 20
 
     def ids(some: Sequence[Sequence[str]]) -> list[int]:
         return [5 + int(word[1:]) for document in some for paragraph in document for word in paragraph.split()]
 
     assert held_out.tokens.tolist() == ids(kept_out[:3])
-    reader = corpus_module._Documents(blocks._shards, 5, 0, 1, None)
+    reader = stream_module._Documents(blocks._shards, 5, 0, 1, None)
     read = [reader.take(1) for _ in range(len(documents) - len(kept_out))]
     assert sorted(read) == sorted(d for d in documents if d not in kept_out)
     given = [t for step in _steps(blocks, range(8 * 4)) for row in step for t in row[1:-1]]
@@ -548,12 +550,12 @@ def test_ranks_of_a_stream_share_out_its_documents(
     taken = []
     for rank in range(world):
         blocks = stream(name, rank, world)[0]
-        reader = corpus_module._Documents(blocks._shards, 5, rank, world, None)
+        reader = stream_module._Documents(blocks._shards, 5, rank, world, None)
         mine = []
         while reader.state()["epoch"] == 0:
             mine.append("\n".join(reader.take(1)))
         taken += mine[:-1]  # the last is of the next epoch
-    whole = [d for shard in stream(name)[0]._shards for d in shard.read() if not corpus_module._is_held_out(d)]
+    whole = [d for shard in stream(name)[0]._shards for d in shard.read() if not stream_module._is_held_out(d)]
     assert sorted(taken) == sorted("\n".join(d) for d in whole)
 
 
@@ -562,7 +564,7 @@ def test_a_stream_is_in_another_order_with_another_seed_and_in_the_next_epoch(
 ) -> None:
     first, other = (_steps(stream()[0], range(10), seed) for seed in (5, 6))
     assert first != other
-    reader = corpus_module._Documents(stream()[0]._shards, 5, 0, 1, None)
+    reader = stream_module._Documents(stream()[0]._shards, 5, 0, 1, None)
     epochs = [[], [], []]
     for _ in range(300):
         (epochs[e] if (e := reader.state()["epoch"]) < 3 else []).append(reader.take(1))

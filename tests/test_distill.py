@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from autodistil_search import checkpoint, files, start
-from autodistil_search.corpus import Blocks, TrainingText, load_corpus, open_stream
+from autodistil_search.corpus import Blocks, TrainingText, load_corpus
 from autodistil_search.device import Device
 from autodistil_search.distill import (
     Execution,
@@ -37,6 +37,7 @@ from autodistil_search.proxies import RelationProxy
 from autodistil_search.relations import relation_loss, relation_target
 from autodistil_search.sampling import Drawn
 from autodistil_search.space import Subnet, load_space
+from autodistil_search.stream import open_stream
 from autodistil_search.teacher import Teacher, load_teacher
 
 CPU = Device("cpu", "fp32")

@@ -254,7 +254,10 @@ class _Training:
 
 @contextmanager
 def _compiled(model: AutoDistilModel) -> Iterator[None]:
-    """Run the layers through `torch.compile` inside: once for all subnets, as sizes are symbols (dynamic shapes)."""
+    """Run the layers through `torch.compile` inside, with sizes as symbols (dynamic shapes).
+
+    A layer is compiled once for each combination of dimensions that are at their largest or below: at most eight times.
+    """
     layers = list(model.layers)
     for layer in layers:
         layer.compile(dynamic=True)

@@ -4,16 +4,15 @@
 
 1 a step of four subnets against their four extracted students; 2 the fused relation losses against the plain formulas;
 3 the parts of a whole step with its teacher, and a cache of the teacher's outputs; 4 time against batch, length and
-space; 5 a student against transformers' `BertModel` of the same shape. What is compared runs in turn, and the fastest
-pass of each counts. Peak memory is what one pass allocates at most beyond what stood before it, by the allocations
-that torch.profiler records on a CPU.
+space; 5 a student against transformers' `BertModel` of the same shape; 6 layers through `torch.compile`, two minutes of
+compiling. What is compared runs in turn, and the fastest pass of each counts. Peak memory is what one pass allocates
+at most beyond what stood before it, by the allocations that torch.profiler records on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import random
 import tempfile
@@ -26,10 +25,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel
 
 from autodistil_search.corpus import load_corpus
+from autodistil_search.hardware import most_allocated
 from autodistil_search.inputs import cache_folder
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.relations import RelationTarget, relation_loss, relation_scores, relation_target, split_heads
@@ -53,17 +52,7 @@ def fastest(works: dict[str, Work], repeats: int) -> list[float]:
 
 def peak(work: Work) -> float:
     """MB that one pass allocates at most beyond what stood before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        work()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    total = most = 0
-    for event in sorted((each for each in events if each["name"] == "[memory]"), key=lambda each: float(each["ts"])):
-        total += event["args"]["Bytes"]
-        most = max(most, total)
-    return most / 1e6
+    return most_allocated(work) / 1e6
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -366,7 +355,30 @@ def against_bert(repeats: int) -> None:
     table(("layers x width, batch 8 x 128", "ours s", "BertModel sdpa s", "ratio", "BertModel eager s", "ratio"), rows)
 
 
-SECTIONS = {"1": sandwich, "2": relations, "3": whole_step, "4": scaling, "5": against_bert}
+def compiled(repeats: int) -> None:
+    """6: layers through `torch.compile`, with sizes as symbols or compiled anew for each shape, against neither."""
+    space, rng = load_space("tiny"), random.Random(0)
+    subnets = [space.largest, space.smallest, space.sample(rng)]
+    ids, target = token_ids(8, 128), relation_target(projections(8, 128), None, RELATION_HEADS)
+    rows = []
+    for name, dynamic in (("neither", None), ("symbols (`--compile`)", True), ("each shape", False)):
+        model = model_of("tiny")
+        torch.compiler.reset()
+        if dynamic is not None:
+            for layer in model.layers:
+                layer.compile(dynamic=dynamic)
+        first = []
+        for subnet in subnets:
+            start = time.perf_counter()
+            together(model, [subnet], ids, target)
+            first.append(time.perf_counter() - start)
+        (step,) = fastest({"step": partial(together, model, subnets, ids, target)}, repeats)
+        rows.append((name, *(f"{each:.1f}" for each in first), f"{step:.3f}"))
+    firsts = [f"first pass, {which} s" for which in ("largest", "smallest", "random")]
+    table(("layers compiled with", *firsts, "step of the three s"), rows)
+
+
+SECTIONS = {"1": sandwich, "2": relations, "3": whole_step, "4": scaling, "5": against_bert, "6": compiled}
 
 
 def main() -> None:

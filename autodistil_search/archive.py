@@ -7,7 +7,7 @@ finished trial, so that Optuna's own tools read the study; looking a subnet up i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,12 @@ class Archive:
             )
         )
         self._known[evaluation.space, subnet] = evaluation
+
+    def fixed(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gave the first time that `name` was asked for in this study, as JSON holds it."""
+        if name not in self._study.user_attrs:
+            self._study.set_user_attr(name, make())
+        return self._study.user_attrs[name]
 
     @property
     def evaluations(self) -> list[Evaluation]:

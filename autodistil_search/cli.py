@@ -54,6 +54,9 @@ def make_parser() -> ArgumentParser:
     )
     _add_settings(plan, TrainConfig, _PLANNED)
     commands.add_subcommand("plan", plan, help="what training will take")
+    profile = _Parser(description="What the subnets of a space cost: the range that constraints can ask for.")
+    _add_settings(profile, SearchConfig, _PROFILED)
+    commands.add_subcommand("profile", profile, help="what the subnets of a space cost")
     partition = _Parser(description="Split a search space into K sub-spaces of neighbouring cost, each a YAML file.")
     partition.add_argument("space", type=str, help="Search space: a shipped one's name, or the path of a YAML file.")
     partition.add_argument("--k", type=int, required=True, help="Number of sub-spaces.")
@@ -69,6 +72,10 @@ _PLANNED = (
 """Settings that a plan depends on."""
 
 
+_PROFILED = ("space", "teacher", "device", "precision", "latency_batch", "throughput_batch", "measured_seq_len")
+"""Settings that costs depend on."""
+
+
 def _add_settings(parser: ArgumentParser, config: type[TrainConfig], names: Container[str] | None = None) -> None:
     """A flag for each field of `config`, or those of `names`: its type, default and help taken from there."""
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file with any of these settings.")
@@ -80,6 +87,8 @@ def _add_settings(parser: ArgumentParser, config: type[TrainConfig], names: Cont
             continue
         if setting.name == "text":  # several files behind one flag, as a shell's *.txt gives them
             parser.add_argument(flag(setting.name), type=str, nargs="+", help=helps[setting.name])
+        elif setting.name == "constraint":
+            parser.add_argument(flag(setting.name), type=str, action="append", help=helps[setting.name])
         elif types[setting.name] is bool:
             parser.add_argument(flag(setting.name), action="store_true", help=helps[setting.name])
         else:
@@ -164,6 +173,26 @@ def _partition(settings: Mapping[str, Any]) -> int:
     return 0
 
 
+def _profile(settings: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from autodistil_search.device import choose_device
+    from autodistil_search.inputs import check_measured_length, known_objectives, load_spaces
+    from autodistil_search.profile import profile_space
+    from autodistil_search.tables import print_profile
+    from autodistil_search.teacher import load_teacher
+
+    config = SearchConfig.from_dict(settings)
+    spaces = load_spaces(config.space_names)
+    device = choose_device(config.device, config.precision)
+    teacher = load_teacher(config.teacher, device=device.name)
+    check_measured_length(config.measured_seq_len, teacher)
+    costs = [each for each in known_objectives(config, device).values() if not each.is_proxy]
+    for space in spaces:
+        print_profile(space, profile_space(space, teacher, costs), costs, Console())
+    return 0
+
+
 def _plan(settings: Mapping[str, Any]) -> int:
     own = ("tokens", "devices", "batch_size", "flops_per_second")
     tokens_text, devices, batch_size, speed_text = (settings[name] for name in own)
@@ -198,4 +227,4 @@ def _plan(settings: Mapping[str, Any]) -> int:
     return 0
 
 
-_COMMANDS = {"search": _search, "train": _train, "plan": _plan, "partition": _partition}
+_COMMANDS = {"search": _search, "train": _train, "plan": _plan, "profile": _profile, "partition": _partition}

@@ -10,11 +10,15 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 from autodistil_search.errors import InputError
 
 _LARGEST_SEED = 2**32 - 1
+_LISTS = ("text", "constraint")
 _WORDS = ("objectives", "space", "teacher", "relations", "subnet_weights")
 _LEAST = {
     "evaluations": 1,
     "population": 2,
     "seq_len": 8,
+    "latency_batch": 1,
+    "throughput_batch": 1,
+    "measured_seq_len": 1,
     "eval_blocks": 1,
     "relation_heads": 1,
     "random_subnets": 0,
@@ -109,8 +113,9 @@ class TrainConfig:
         for name in ("compile", "stream", "tensorboard"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{flag(name)} {getattr(self, name)!r}; allowed: true or false")
-        if isinstance(self.text, str):
-            object.__setattr__(self, "text", [self.text])
+        for name in _LISTS:
+            if isinstance(getattr(self, name, None), str):
+                object.__setattr__(self, name, [getattr(self, name)])
         for name, lowest in _LEAST.items():
             value = getattr(self, name, lowest)
             if value is None and defaults[name] is None:
@@ -185,29 +190,51 @@ class SearchConfig(TrainConfig):
     """What to search, and with what effort; how the SuperLMs are trained, or where trained ones lie.
 
     Args:
-        objectives: What to minimise, separated by commas: acc (the accuracy proxy: relation loss on held-out text),
-            flops (multiply-adds at 128 tokens, batch 1), params.
+        objectives: What to trade off, separated by commas: acc (the accuracy proxy: relation loss on held-out text),
+            flops (multiply-adds at 128 tokens, batch 1), params, params_non_embedding, size_mb (float32 weights), and
+            measured here on the student: latency (ms), memory (peak bytes of a forward pass), throughput (sequences/s).
         superlm: Folder of an earlier train, whose SuperLMs are searched; they are trained first if not given.
         engine: Search engine.
         evaluations: Subnets to score in each space, at most.
-        population: Subnets in a generation of nsga2.
-        max_flops: Upper bound on FLOPs, such as 300M.
-        max_params: Upper bound on parameters, such as 8M.
+        population: Subnets in a generation of the evolutionary engines.
+        constraint: Bounds on objectives, such as latency<=5 or params<=8M.
+        latency_batch: Sequences at once when latency and memory are measured.
+        throughput_batch: Sequences at once when throughput is measured.
+        measured_seq_len: Tokens in each of them.
         eval_blocks: Held-out blocks on which the proxy is measured; each keeps about 3 MB of memory.
         baselines: Whether to measure the shapes of TinyBERT and MiniLM on equal terms.
     """
 
     objectives: str = "acc,flops"
     superlm: str | None = None
-    engine: Literal["nsga2", "exhaustive"] = "nsga2"
+    engine: Literal[
+        "surrogate",
+        "nsga2",
+        "nsga3",
+        "age-moea2",
+        "sms-emoa",
+        "optuna-nsga2",
+        "optuna-nsga3",
+        "optuna-tpe",
+        "optuna-gp",
+        "random",
+        "exhaustive",
+    ] = "nsga2"
     evaluations: int = 128
     population: int = 16
-    max_flops: str | float | None = None
-    max_params: str | float | None = None
+    constraint: list[str] | None = None
+    latency_batch: int = 1
+    throughput_batch: int = 32
+    measured_seq_len: int = 128
     eval_blocks: int = 32
     baselines: Literal["measured", "none"] = "measured"
 
     _parent: ClassVar[str] = "runs"
+
+    @property
+    def constraints(self) -> list[str]:
+        """The bounds asked for."""
+        return self.constraint or []
 
     def absolute(self) -> Self:
         """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""

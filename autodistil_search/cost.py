@@ -26,13 +26,18 @@ class Vocabulary:
 
 def params(subnet: Subnet, vocabulary: Vocabulary) -> int:
     """Number of parameters of the extracted student, embeddings and pooler included."""
+    rows = vocabulary.tokens + vocabulary.positions + vocabulary.token_types
+    return rows * subnet.hidden_size + 2 * subnet.hidden_size + params_non_embedding(subnet)
+
+
+def params_non_embedding(subnet: Subnet) -> int:
+    """Number of parameters of the extracted student's layers and pooler: what does not depend on the vocabulary."""
     hidden, width, ffn = subnet.hidden_size, subnet.attention_width, subnet.ffn_size
     norm = 2 * hidden
-    embeddings = (vocabulary.tokens + vocabulary.positions + vocabulary.token_types) * hidden + norm
     attention = 3 * (hidden * width + width) + width * hidden + hidden + norm
     mlp = hidden * ffn + ffn + ffn * hidden + hidden + norm
     pooler = hidden * hidden + hidden
-    return embeddings + subnet.layers * (attention + mlp) + pooler
+    return subnet.layers * (attention + mlp) + pooler
 
 
 def flops(subnet: Subnet, seq_len: int = FLOPS_SEQ_LEN) -> int:

@@ -14,16 +14,20 @@ from torch import Tensor
 
 from autodistil_search import objectives
 from autodistil_search.config import SearchConfig, TrainConfig
-from autodistil_search.corpus import Blocks, StreamedBlocks, TrainingText, load_corpus, open_stream
+from autodistil_search.corpus import Blocks, TrainingText, load_corpus
 from autodistil_search.cost import params
 from autodistil_search.device import Device, choose_device
 from autodistil_search.distill import Execution, TrainOptions
+from autodistil_search.engines import ENUMERABLE
 from autodistil_search.errors import InputError
-from autodistil_search.objectives import Bound, Objective
+from autodistil_search.hardware import Load
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
 from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.start import SAMPLE_BLOCKS
+from autodistil_search.stream import StreamedBlocks, open_stream
 from autodistil_search.teacher import Teacher, load_teacher, model_sha256
 from autodistil_search.weights import parse_relations, parse_subnet_weights
 
@@ -102,16 +106,40 @@ class Inputs(Materials):
 
     config: SearchConfig
     objectives: Sequence[Objective]
-    bounds: Sequence[Bound]
+    constraints: Sequence[Constraint]
+
+    @property
+    def columns(self) -> list[Objective]:
+        """All that is measured on a subnet: objectives, what is bounded, and the costs that every run states."""
+        bounded = (constraint.objective for constraint in self.constraints)
+        return list(dict.fromkeys((*self.objectives, *bounded, objectives.FLOPS, objectives.PARAMS)))
 
     @property
     def proxy_objective(self) -> Objective | None:
-        """The objective that must be measured on a trained SuperLM."""
-        return next((objective for objective in self.objectives if objective.cost is None), None)
+        """The column that must be measured on a trained SuperLM."""
+        return next((column for column in self.columns if column.is_proxy), None)
+
+    @property
+    def free_objectives(self) -> list[Callable[[Subnet], float] | None]:
+        """Each objective as a minimised function of the sizes; None where it must be measured."""
+        return [objective.free(self.teacher.vocabulary) for objective in self.objectives]
+
+    @property
+    def measured_constraints(self) -> list[Constraint]:
+        """The constraints that no one can check before a subnet is scored."""
+        return [constraint for constraint in self.constraints if constraint.objective.cost is None]
 
     def admits(self, subnet: Subnet) -> bool:
-        """Whether `subnet` keeps all bounds."""
-        return all(bound.admits(subnet, self.teacher.vocabulary) for bound in self.bounds)
+        """Whether `subnet` keeps the constraints on what follows from its sizes."""
+        vocabulary = self.teacher.vocabulary
+        return all(
+            constraint.objective.cost is None or constraint.excess(constraint.objective.cost(subnet, vocabulary)) <= 0
+            for constraint in self.constraints
+        )
+
+    def student(self, subnet: Subnet) -> AutoDistilModel:
+        """A student of those sizes with random weights, for what does not depend on them."""
+        return AutoDistilModel(self.teacher.student_config(subnet))
 
 
 def resolve(config: SearchConfig, reporter: Reporter | None = None) -> Inputs:
@@ -120,14 +148,52 @@ def resolve(config: SearchConfig, reporter: Reporter | None = None) -> Inputs:
     Raises:
         InputError: for whatever cannot be used.
     """
-    wanted = objectives.parse_objectives(config.objectives, config.loss, config.relations)
-    limits = {objectives.FLOPS: config.max_flops, objectives.PARAMS: config.max_params}
-    amounts = {cost: objectives.parse_amount(text, f"--max-{cost.name}") for cost, text in limits.items()}
-    bounds = [Bound(cost, amount) for cost, amount in amounts.items() if amount is not None]
-    found = resolve_training(config, reporter, any(objective.cost is None for objective in wanted))
+    device = choose_device(config.device, config.precision)
+    known = known_objectives(config, device)
+    wanted = objectives.parse_objectives(config.objectives, known)
+    constraints = [objectives.parse_constraint(text, known) for text in config.constraints]
+    columns = [*wanted, *(constraint.objective for constraint in constraints)]
+    found = resolve_training(config, reporter, any(column.is_proxy for column in columns))
+    inputs = Inputs(config, found.spaces, found.device, found.teacher, found.text, wanted, constraints)
+    if any(column.measure is not None for column in columns):
+        check_measured_length(config.measured_seq_len, found.teacher)
     for space in found.spaces:
-        objectives.check_reachable(bounds, space, found.teacher.vocabulary)
-    return Inputs(config, found.spaces, found.device, found.teacher, found.text, wanted, bounds)
+        _check_constraints(inputs, space)
+    return inputs
+
+
+def check_measured_length(seq_len: int, teacher: Teacher) -> None:
+    """Refuse to measure students with more tokens than they have positions for."""
+    if seq_len > teacher.vocabulary.positions:
+        raise InputError(
+            f"--measured-seq-len {seq_len}; the teacher has positions for 1 to {teacher.vocabulary.positions}"
+        )
+
+
+def known_objectives(config: SearchConfig, device: Device) -> dict[str, Objective]:
+    """Every objective by the name that asks for it."""
+    single, many = (
+        Load(batch, config.measured_seq_len, device) for batch in (config.latency_batch, config.throughput_batch)
+    )
+    proxy = objectives.proxy_objective(config.loss, config.relations)
+    named = {each.name: each for each in (*objectives.COSTS, *objectives.measured_costs(single, many))}
+    return {"acc": proxy, **named}
+
+
+def _check_constraints(inputs: Inputs, space: SearchSpace) -> None:
+    """Refuse constraints that no subnet of `space` keeps; what is measured is measured on its ends."""
+    reached = {}
+    for objective in dict.fromkeys(constraint.objective for constraint in inputs.constraints):
+        if objective.cost is not None:
+            reached[objective.name] = [objective.cost(end, inputs.teacher.vocabulary) for end in space.ends]
+        elif objective.measure is not None:
+            reached[objective.name] = [
+                objectives.measured(objective, inputs.student(end))[objective.name] for end in space.ends
+            ]
+    objectives.check_reachable(inputs.constraints, space.name, reached)
+    if space.size <= ENUMERABLE and not any(inputs.admits(space.decode(genome)) for genome in space.genomes()):
+        together = " and ".join(map(str, inputs.constraints))
+        raise InputError(f"--constraint {together}: no subnet of space {space.name!r} keeps all of them")
 
 
 def resolve_training(config: TrainConfig, reporter: Reporter | None = None, needs_text: bool = True) -> Materials:

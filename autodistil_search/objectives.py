@@ -1,42 +1,61 @@
-"""What a search may minimise: every objective has a name, a unit and a direction, stated once.
+"""What a search may minimise or maximise, and bound: every objective has a name, a unit and a direction, stated once.
 
 On the command line `acc` means the accuracy proxy. Files, axes and tables call it by what was measured.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
-from autodistil_search.cost import FLOPS_SEQ_LEN, Vocabulary, flops, params
+from autodistil_search.cost import FLOPS_SEQ_LEN, Vocabulary, flops, params, params_non_embedding
 from autodistil_search.errors import InputError
-from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.space import Subnet
 from autodistil_search.weights import parse_relations
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autodistil_search.hardware import Load
+
+Measured = float | Mapping[str, float]
+"""A number, or several by their columns, that of the objective's own name among them."""
 
 
 @dataclass(frozen=True)
 class Objective:
     """One column of the results.
 
-    cost: how to compute it from the sizes alone, exact and free; None if it must be measured on the SuperLM.
+    cost: how to compute it from the sizes alone, exact and free. measure: how to measure it on an extracted student.
+    is_proxy: whether it is what `acc` means, which needs a trained SuperLM; all others are costs.
     """
 
     name: str
     label: str
     unit: str
     direction: Literal["minimize", "maximize"]
-    cost: Callable[[Subnet, Vocabulary], int] | None = None
+    cost: Callable[[Subnet, Vocabulary], float] | None = None
+    measure: Callable[[nn.Module], Measured] | None = None
+    is_proxy: bool = False
 
     def minimised(self, value: float) -> float:
         """`value` with its sign such that lower is better; its own inverse."""
         return value if self.direction == "minimize" else -value
 
+    def free(self, vocabulary: Vocabulary) -> Callable[[Subnet], float] | None:
+        """The minimised value as a function of the sizes alone; None if it must be measured."""
+        if (cost := self.cost) is None:
+            return None
+        return lambda subnet: self.minimised(cost(subnet, vocabulary))
+
 
 _PROXIES = {
-    "kl": Objective("relation_loss", "held-out relation loss", "nats", "minimize"),
-    "mse": Objective("relation_mse", "held-out relation MSE", "squared scores", "minimize"),
+    "kl": Objective("relation_loss", "held-out relation loss", "nats", "minimize", is_proxy=True),
+    "mse": Objective("relation_mse", "held-out relation MSE", "squared scores", "minimize", is_proxy=True),
 }
 
 
@@ -63,19 +82,60 @@ FLOPS = Objective(
 )
 PARAMS = Objective("params", "parameters", "parameters, embeddings included", "minimize", params)
 
-KNOWN = (RELATION_LOSS, RELATION_MSE, FLOPS, PARAMS)
-"""Every column that a run can have."""
+PARAMS_NON_EMBEDDING = Objective(
+    "params_non_embedding",
+    "parameters without embeddings",
+    "parameters of layers and pooler",
+    "minimize",
+    lambda subnet, _: params_non_embedding(subnet),
+)
+SIZE_MB = Objective(
+    "size_mb",
+    "size",
+    "MB (10^6 bytes) of float32 weights",
+    "minimize",
+    lambda subnet, vocabulary: 4 * params(subnet, vocabulary) / 1e6,
+)
+COSTS = (FLOPS, PARAMS, PARAMS_NON_EMBEDDING, SIZE_MB)
+"""What follows from the sizes alone."""
 
 
-def parse_objectives(text: str, loss: str = "kl", relations: str = "qq,kk,vv") -> list[Objective]:
+def measured_costs(single: Load, many: Load) -> list[Objective]:
+    """What is measured on a student: latency and memory under the load `single`, throughput under `many`."""
+    from autodistil_search import hardware  # torch, which the command line loads only when it must
+
+    latency = partial(hardware.latency, load=single)
+    memory = partial(hardware.peak_bytes, load=single)
+    throughput = partial(hardware.throughput, load=many)
+    return [
+        Objective("latency", "latency", f"ms, {single.words}", "minimize", measure=latency),
+        Objective("memory", "peak memory", f"bytes, {single.words}", "minimize", measure=memory),
+        Objective("throughput", "throughput", f"sequences/s, {many.words}", "maximize", measure=throughput),
+    ]
+
+
+def measured(objective: Objective, student: nn.Module) -> dict[str, float]:
+    """What an objective measures on a student, by columns.
+
+    Raises:
+        InputError: if its own name is not among them, or a value is not a finite number.
+    """
+    assert objective.measure is not None
+    found = objective.measure(student)
+    values = dict(found) if isinstance(found, Mapping) else {objective.name: found}
+    if objective.name not in values or not all(math.isfinite(value) for value in values.values()):
+        raise InputError(
+            f"objective {objective.name!r} measured {values}; allowed: finite numbers, {objective.name!r} among them"
+        )
+    return {name: float(value) for name, value in values.items()}
+
+
+def parse_objectives(text: str, known: Mapping[str, Objective]) -> list[Objective]:
     """The objectives of a comma-separated list, in its order.
-
-    loss, relations: those of the distillation, which say what `acc` measures.
 
     Raises:
         InputError: for an unknown or repeated name; it lists those allowed.
     """
-    known = {"acc": proxy_objective(loss, relations), "flops": FLOPS, "params": PARAMS}
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
@@ -107,29 +167,51 @@ def parse_amount(text: str | float | None, flag: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Bound:
-    """An upper bound on an objective that is computed from sizes alone."""
+class Constraint:
+    """A bound on an objective: `value <= bound` if `upper`, else `value >= bound`."""
 
     objective: Objective
-    upper: float
+    bound: float
+    upper: bool
 
-    def admits(self, subnet: Subnet, vocabulary: Vocabulary) -> bool:
-        """Whether `subnet` keeps the bound."""
-        assert self.objective.cost is not None
-        return self.objective.cost(subnet, vocabulary) <= self.upper
+    def __str__(self) -> str:
+        return f"{self.objective.name}{'<=' if self.upper else '>='}{self.bound:g}"
+
+    def excess(self, value: float) -> float:
+        """By how much `value` breaks the bound, as a share of it; negative or 0 where it is kept."""
+        over = value - self.bound if self.upper else self.bound - value
+        return over / self.bound
 
 
-def check_reachable(bounds: list[Bound], space: SearchSpace, vocabulary: Vocabulary) -> None:
-    """Check that some subnet of `space` keeps all `bounds`; each cost is lowest for the smallest subnet.
+def parse_constraint(text: str, known: Mapping[str, Objective]) -> Constraint:
+    """A constraint such as `params<=8M` or `throughput>=100`.
 
     Raises:
-        InputError: naming the bound and what the smallest subnet costs.
+        InputError: for anything else; it lists the objectives allowed.
     """
-    for bound in bounds:
-        assert bound.objective.cost is not None
-        least = bound.objective.cost(space.smallest, vocabulary)
-        if least > bound.upper:
+    match = re.fullmatch(r"\s*([^\s<>=]+)\s*(<=|>=)\s*([^<>=]*)", text)
+    if match is None or match[1] not in known:
+        names = ", ".join(known)
+        raise InputError(f"--constraint {text!r}; allowed: NAME<=AMOUNT or NAME>=AMOUNT, NAME one of {names}")
+    amount = parse_amount(match[3], f"--constraint {match[1]}{match[2]}")
+    assert amount is not None
+    return Constraint(known[match[1]], amount, match[2] == "<=")
+
+
+def check_reachable(constraints: Sequence[Constraint], space: str, reached: Mapping[str, Sequence[float]]) -> None:
+    """Check that each constraint is kept somewhere between the smallest and the largest subnet of a space.
+
+    reached: by objective, its values there; of others nothing is known.
+
+    Raises:
+        InputError: naming the constraint and the range.
+    """
+    for constraint in constraints:
+        values = reached.get(constraint.objective.name)
+        if values is not None and all(constraint.excess(value) > 0 for value in values):
+            name = constraint.objective.name
+            low, high = min(values), max(values)
             raise InputError(
-                f"--max-{bound.objective.name} {bound.upper:,.0f} cannot be reached in space {space.name!r}: "
-                f"its smallest subnet ({space.smallest}) costs {least:,} {bound.objective.name}"
+                f"--constraint {constraint} cannot be kept in space {space!r}: its {name} goes from {low:,.4g} to "
+                f"{high:,.4g} ({constraint.objective.unit})"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import moocore
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,33 @@ def hypervolume(values: Values, reference: Values) -> float:
     if values.shape[1] == 1:
         return float(reference[0] - below.min())
     return float(moocore.hypervolume(below, ref=reference))
+
+
+def hypervolume_gains(front: Values, points: Values, reference: Values) -> Values:
+    """By how much each point alone would enlarge the hypervolume of `front`, `(p,)`.
+
+    Exact, for all points at once: the space is cut into slabs between the frontier's values of the last objective, in
+    each of which the gain is that of one objective fewer. Time grows with `p n^(m-1)`.
+
+    Args:
+        front: An `(n, m)` array of minimised objective values.
+        points: A `(p, m)` array.
+        reference: An `(m,)` array.
+    """
+    front = front[(front < reference).all(axis=1)]
+    if front.shape[1] == 1:
+        return np.asarray(np.maximum(min(reference[0], front.min(initial=np.inf)) - points[:, 0], 0.0))
+    order = np.argsort(front[:, -1], kind="stable")
+    edges = np.concatenate([[-np.inf], front[order, -1], reference[-1:]])
+    gains = np.zeros(len(points))
+    for slab, (low, high) in enumerate(itertools.pairwise(edges)):
+        depth = np.clip(high - np.maximum(points[:, -1], low), 0.0, None)
+        reached = depth > 0
+        if reached.any():
+            below = front[order[:slab], :-1]
+            below = below[is_on_frontier(below)]
+            gains[reached] += depth[reached] * hypervolume_gains(below, points[reached, :-1], reference[:-1])
+    return gains
 
 
 def knee(values: Values) -> int:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from autodistil_search import baselines, objectives
+from autodistil_search import baselines
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, write_atomically
 from autodistil_search.model import AutoDistilModel, quiet_transformers
+from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.report import REPORT_FILES, ParetoReport, frontier_figure
 from autodistil_search.space import Subnet
 
@@ -32,9 +33,13 @@ def write_summary(
     """Write `summary.json`, the last file of a run."""
     summary = {
         "title": report.title,
-        "objectives": [
-            {"name": each.name, "label": each.label, "unit": each.unit, "direction": each.direction}
-            for each in report.objectives
+        "objectives": [each.name for each in report.objectives],
+        "columns": [
+            {key: getattr(each, key) for key in ("name", "label", "unit", "direction", "is_proxy")}
+            for each in report.columns
+        ],
+        "constraints": [
+            {"objective": each.objective.name, "bound": each.bound, "upper": each.upper} for each in report.constraints
         ],
         "evaluations": {
             str(space): int(n) for space, n in report.evaluations["space"].value_counts(sort=False).items()
@@ -43,7 +48,7 @@ def write_summary(
         "exact": report.exact,
         "hypervolume": report.hypervolume,
         "hypervolume_share": report.hypervolume_share,
-        "reference_point": report.reference_point,
+        "box": report.box,
         "conditions": dict(report.conditions),
         "notes": list(report.notes),
         "seconds": dict(seconds),
@@ -115,16 +120,19 @@ def load_run(folder: str | Path) -> Run:
 
 
 def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
-    known = {each.name: each for each in objectives.KNOWN}
-    wanted = [replace(known[each["name"]], label=each["label"], unit=each["unit"]) for each in summary["objectives"]]
+    columns = {each["name"]: Objective(**each) for each in summary["columns"]}
     report = ParetoReport(
         title=summary["title"],
-        objectives=wanted,
+        objectives=[columns[name] for name in summary["objectives"]],
+        columns=list(columns.values()),
+        constraints=[
+            Constraint(columns[each["objective"]], each["bound"], each["upper"]) for each in summary["constraints"]
+        ],
         evaluations=pd.read_csv(folder / "evaluations.csv"),
         frontier=pd.read_csv(folder / "frontier.csv"),
         baselines=pd.read_csv(folder / "baselines.csv"),
         published=baselines.published(),
-        reference_point=summary["reference_point"],
+        box=summary["box"],
         hypervolume=summary["hypervolume"],
         hypervolume_share=summary["hypervolume_share"],
         exact=summary["exact"],

@@ -14,10 +14,11 @@ from autodistil_search import baselines, objectives
 from autodistil_search.archive import Archive, Evaluation
 from autodistil_search.config import SearchConfig
 from autodistil_search.cost import flops
-from autodistil_search.engines import ENGINES, Candidates, run_engine
+from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
 from autodistil_search.errors import InputError
 from autodistil_search.inputs import Inputs, cache_folder, resolve
 from autodistil_search.model import AutoDistilModel
+from autodistil_search.objectives import Objective
 from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import RelationProxy
@@ -29,6 +30,8 @@ from autodistil_search.training import relation_proxy, take_superlm, train_super
 
 _MARGIN = 1.01
 """A cost's reference point lies this factor above the largest subnet's cost, so that this subnet counts too."""
+_MARGIN_OF_MEASURED = 1.1
+"""Likewise of what is measured, and never twice the same."""
 
 
 def search(config: SearchConfig, reporter: Reporter | None = None) -> Run:
@@ -99,16 +102,25 @@ class Scorer:
         return relation_proxy(self._inputs, self._inputs.config.eval_blocks)
 
     def evaluate(self, space: SearchSpace, subnet: Subnet) -> Evaluation:
-        """All that is measured on a subnet: every cost, and the proxy if the run has one."""
-        vocabulary = self._inputs.teacher.vocabulary
-        measured: dict[str, float] = {
-            cost.name: cost.cost(subnet, vocabulary)
-            for cost in (objectives.FLOPS, objectives.PARAMS)
-            if cost.cost is not None
-        }
-        if self._inputs.proxy_objective is not None:
-            measured[self._inputs.proxy_objective.name] = self.proxy.score(self._superlms[space.name], subnet)
+        """Every column of the run."""
+        superlm = self._superlms.get(space.name)
+        measured: dict[str, float] = {}
+        for column in self._inputs.columns:
+            if column.is_proxy:
+                assert superlm is not None
+                measured[column.name] = self.proxy.score(superlm, subnet)
+            elif column.measure is not None:
+                student = self._inputs.student(subnet) if superlm is None else superlm.extract(subnet)
+                measured |= objectives.measured(column, student)
+            else:
+                measured[column.name] = self.cost(column, subnet)
         return Evaluation(space.name, subnet, measured)
+
+    def cost(self, objective: Objective, subnet: Subnet) -> float:
+        """A cost of `subnet`, computed, or measured on a student with random weights."""
+        if objective.cost is not None:
+            return objective.cost(subnet, self._inputs.teacher.vocabulary)
+        return objectives.measured(objective, self._inputs.student(subnet))[objective.name]
 
 
 def _search_space(
@@ -117,9 +129,8 @@ def _search_space(
     """Search one space; whether all its admissible subnets were scored."""
     config = inputs.config
     candidates = Candidates(space, inputs.admits, config.seed)
-    engine = ENGINES[config.engine](
-        candidates, seed=config.seed, population=config.population, objectives=len(inputs.objectives)
-    )
+    goal = Goal(inputs.free_objectives, len(inputs.measured_constraints))
+    engine = ENGINES[config.engine](candidates, seed=config.seed, population=config.population, goal=goal)
     budget = min(config.evaluations, candidates.total or config.evaluations)
     with clock.phase(f"search {space.name}"), reporter.bar(f"searching {space.name}", "subnets", budget) as bar:
         bar.skip(min(budget, sum(evaluation.space == space.name for evaluation in archive.evaluations)))
@@ -129,6 +140,7 @@ def _search_space(
             lambda subnet: scorer.evaluate(space, subnet),
             archive,
             inputs.objectives,
+            inputs.measured_constraints,
             budget,
             bar,
         )
@@ -157,6 +169,23 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
     return baseline_table(results, proxy.name)
 
 
+def _box(inputs: Inputs, scorer: Scorer) -> dict[str, list[float]]:
+    """By objective, the ideal and the reference value between which the hypervolume is measured.
+
+    Ideal is 0 of what is minimised. Of a cost that is maximised it is what the best end of a space reaches, and 0 is
+    the reference; costs are known at the smallest and the largest subnet, between which all others are.
+    """
+    box = {}
+    for objective in inputs.objectives:
+        if objective.is_proxy:
+            box[objective.name] = [0.0, scorer.proxy.of_uniform_relations]
+            continue
+        margin = _MARGIN if objective.cost is not None else _MARGIN_OF_MEASURED
+        most = margin * max(scorer.cost(objective, end) for space in inputs.spaces for end in space.ends)
+        box[objective.name] = [0.0, most] if objective.direction == "minimize" else [most, 0.0]
+    return box
+
+
 def _report(
     inputs: Inputs,
     archive: Archive,
@@ -165,18 +194,13 @@ def _report(
     exact: bool,
     start_notes: Sequence[str],
 ) -> ParetoReport:
-    reference = {}
-    for objective in inputs.objectives:
-        if objective.cost is None:
-            reference[objective.name] = scorer.proxy.of_uniform_relations
-        else:
-            costs = [objective.cost(space.largest, inputs.teacher.vocabulary) for space in inputs.spaces]
-            reference[objective.name] = max(costs) * _MARGIN
     return pareto_report(
         title=", ".join(space.name for space in inputs.spaces),
         evaluations=archive.evaluations,
         objectives=inputs.objectives,
-        reference_point=reference,
+        columns=inputs.columns,
+        constraints=inputs.constraints,
+        box=archive.fixed("box", lambda: _box(inputs, scorer)),
         baselines=measured,
         published=baselines.published(),
         exact=exact,
@@ -233,13 +257,13 @@ def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
     """How everything was measured, for the reader of the report."""
     config, teacher = inputs.config, inputs.teacher
     described: dict[str, Any] = {
-        objective.name: f"{objective.label}, {objective.unit}; {objective.direction}" for objective in inputs.objectives
+        objective.name: f"{objective.label}, {objective.unit}; {objective.direction}" for objective in inputs.columns
     }
     described["flops counted"] = "matrix products of the extracted student: linear layers, attention, pooler"
     described["search spaces"] = "; ".join(f"{space.name}: {space}" for space in inputs.spaces)
     described["engine"] = f"{config.engine}, at most {config.evaluations} subnets in each space, seed {config.seed}"
-    if inputs.bounds:
-        described["bounds"] = ", ".join(f"{bound.objective.name} <= {bound.upper:,.0f}" for bound in inputs.bounds)
+    if inputs.constraints:
+        described["constraints"] = ", ".join(map(str, inputs.constraints))
     described["teacher"] = (
         f"{teacher.name} ({teacher.subnet}), relations of layer {teacher.layer} of 0 to {teacher.subnet.layers - 1}"
     )

@@ -139,6 +139,11 @@ class SearchSpace:
         """The subnet with the highest value in every dimension; the sizes of the SuperLM."""
         return self.decode(tuple(n - 1 for n in self.choices))
 
+    @property
+    def ends(self) -> tuple[Subnet, Subnet]:
+        """The smallest and the largest subnet."""
+        return self.smallest, self.largest
+
     def genomes(self) -> Iterator[Genome]:
         """Every genome, in lexicographic order."""
         return itertools.product(*(range(n) for n in self.choices))

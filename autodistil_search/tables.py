@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from autodistil_search.cost import Vocabulary, params
+from autodistil_search.objectives import Objective
 from autodistil_search.partition import flops_of, millions, spread_within
 from autodistil_search.plan import Plan
+from autodistil_search.profile import Profile
 from autodistil_search.report import shown
 from autodistil_search.results import Run
 from autodistil_search.space import SearchSpace
@@ -23,7 +25,7 @@ def print_frontier(run: Run, console: Console) -> None:
     report = run.report
     title = f"Pareto frontier of {report.title}: {len(run.frontier)} of {len(run.evaluations)} scored"
     table = Table(title=title, box=None, pad_edge=False, padding=(0, 1))
-    values = [objective.name for objective in report.measured]
+    values = [objective.name for objective in report.columns]
     for name in ("space", "layers", "hidden", "ratio", "heads", *values, ""):
         table.add_column(name, justify="left" if name == "space" else "right", no_wrap=True)
     for row in run.frontier.to_dict("records"):
@@ -53,6 +55,21 @@ def print_partition(parent: SearchSpace, parts: Sequence[SearchSpace], paths: Se
         f"--space {shlex.quote(','.join(map(str, paths)))}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_profile(
+    space: SearchSpace, profiles: Sequence[Profile], costs: Sequence[Objective], console: Console
+) -> None:
+    """A column for each of the profiled subnets, a row for each cost."""
+    table = Table(title=f"{space.name}: {space.size:,} subnets", box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("")
+    for profile in profiles:
+        table.add_column(profile.role, justify="right", no_wrap=True)
+    table.add_column("unit")
+    table.add_row("subnet", *(str(profile.subnet).replace(", ", "\n") for profile in profiles), "")
+    for cost in costs:
+        table.add_row(cost.name, *(shown(profile.costs[cost.name]) for profile in profiles), cost.unit)
+    console.print(table)
 
 
 def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) -> None:

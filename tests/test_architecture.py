@@ -14,13 +14,15 @@ from autodistil_search import config
 PACKAGE = Path(autodistil_search.__file__).parent
 LAYERS = [
     {"errors"},
+    {"plugins"},
     {"space", "pareto", "files", "sources", "weights", "processes", "progress"},
     {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling"},
-    {"teacher", "objectives", "checkpoint", "traininglog", "partition"},
-    {"start", "archive"},
+    {"hardware", "stream", "teacher", "checkpoint", "traininglog", "partition"},
+    {"objectives", "start"},
+    {"archive"},
     {"distill", "proxies", "engines"},
     {"baselines", "inputs"},
-    {"report", "runfolder", "plan"},
+    {"report", "runfolder", "plan", "profile"},
     {"results", "training"},
     {"run", "tables"},
     {"cli"},

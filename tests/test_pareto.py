@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autodistil_search.pareto import hypervolume, is_on_frontier, knee
+from autodistil_search.pareto import hypervolume, hypervolume_gains, is_on_frontier, knee
 
 few = settings(deadline=None, max_examples=80)
 
@@ -151,3 +151,13 @@ def test_the_knee_lies_on_the_frontier_nearest_the_ideal_point(values):
     distance = ((values[chosen] - front.min(axis=0)) / np.where(span > 0, span, 1.0)).tolist()
     assert frontier_by_definition(values)[chosen]
     assert np.linalg.norm(distance) == pytest.approx(np.linalg.norm(scaled, axis=1).min())
+
+
+@few
+@given(st.data())
+def test_the_gain_of_a_point_is_the_volume_that_it_adds(data):
+    values = data.draw(point_sets(st.one_of(coarse, st.floats(-2, 5))))
+    front, points = np.split(values, [data.draw(st.integers(0, len(values)))])
+    reference = np.full(values.shape[1], 2.5)
+    added = [hypervolume(np.vstack([front, point]), reference) - hypervolume(front, reference) for point in points]
+    assert hypervolume_gains(front, points, reference) == pytest.approx(np.array(added), abs=1e-9)

@@ -129,7 +129,7 @@ def test_a_deleted_report_is_written_again_from_what_was_measured(toy_config):
     [
         ({"steps": 4}, "steps was 3 and is now 4"),
         ({"objectives": "acc,params"}, "objectives was 'acc,flops' and is now 'acc,params'"),
-        ({"max_flops": "300M"}, "max_flops was None and is now '300M'"),
+        ({"constraint": ["flops<=300M"]}, r"constraint was None and is now \['flops<=300M'\]"),
     ],
 )
 def test_a_folder_with_other_settings_is_refused_untouched(toy_config, change, named):
@@ -321,9 +321,7 @@ def test_objectives_in_any_number_and_order(toy_config, names, columns):
     table, wanted = run.evaluations, columns or ["relation_loss", "flops", "params"]
     best = run.frontier[wanted].min()
     assert (best == table[wanted].min()).all()
-    assert [each["name"] for each in run.summary["objectives"]] == [
-        {"acc": "relation_loss"}.get(name, name) for name in names.split(",")
-    ]
+    assert run.summary["objectives"] == [{"acc": "relation_loss"}.get(name, name) for name in names.split(",")]
 
 
 def test_the_mse_loss_is_reported_under_its_own_name(toy_config):
@@ -352,15 +350,54 @@ def test_spaces_with_other_relation_heads_are_not_compared(toy_config, tmp_path)
 def test_bounds_hold_for_all_that_is_scored(toy_config):
     free = search(replace(toy_config, engine="exhaustive", evaluations=16, out=toy_config.out + "-free")).evaluations
     limit = int(free["flops"].median())
-    run = search(replace(toy_config, max_flops=str(limit), evaluations=16))
+    run = search(replace(toy_config, constraint=[f"flops<={limit}"], evaluations=16))
     assert len(run.evaluations) == (free["flops"] <= limit).sum()
     assert run.summary["exact"]
 
 
-def test_an_unreachable_bound_says_what_the_smallest_subnet_costs(toy_config):
-    least = flops(load_space("debug").smallest)
-    with pytest.raises(InputError, match=rf"--max-flops 1,000 cannot be reached.*{least:,} flops"):
-        search(replace(toy_config, max_flops="1K"))
+def test_what_breaks_a_measured_constraint_is_scored_but_not_on_the_frontier(toy_config):
+    free = search(replace(toy_config, engine="exhaustive", evaluations=16, out=toy_config.out + "-free"))
+    limit = float(free.frontier["relation_loss"].median())
+    bounded = replace(toy_config, constraint=[f"acc<={limit!r}"], engine="exhaustive", evaluations=16)
+    run = search(bounded)
+    kept = free.frontier[free.frontier["relation_loss"] <= limit]
+    pd.testing.assert_frame_equal(
+        run.frontier.drop(columns="knee"), kept.drop(columns="knee").reset_index(drop=True), check_exact=True
+    )
+    assert len(run.evaluations) == 16
+    assert load_run(run.folder).report.constraints == run.report.constraints
+
+
+def test_where_nothing_scored_keeps_a_measured_constraint_the_run_says_so_and_keeps_what_it_scored(toy_config):
+    with pytest.raises(InputError, match=r"none of the 8 scored subnets keeps relation_loss<=1e-09"):
+        search(replace(toy_config, constraint=["acc<=.000000001"]))
+    assert (Path(toy_config.out) / "archive.log").read_text().count("measured") == 8
+
+
+def test_measured_costs_are_objectives_like_others(toy_config):
+    chosen = replace(toy_config, objectives="acc,latency,memory,throughput,size_mb", measured_seq_len=8)
+    run = search(replace(chosen, throughput_batch=2))
+    names = ["relation_loss", "latency", "memory", "throughput", "size_mb"]
+    assert [objective.name for objective in run.report.objectives] == names
+    assert (run.evaluations[[*names, "latency_iqr"]] >= 0).all(axis=None)
+    assert run.evaluations["size_mb"].tolist() == pytest.approx((4e-6 * run.evaluations["params"]).tolist())
+    assert run.report.box["throughput"][1] == 0 < run.report.box["throughput"][0]
+    assert 0 < run.report.hypervolume_share < 1
+    assert "1 x 8 tokens, cpu fp32, " in run.summary["conditions"]["latency"]
+    assert "2 x 8 tokens, cpu fp32, " in run.summary["conditions"]["throughput"]
+    pd.testing.assert_frame_equal(search(replace(chosen, throughput_batch=2)).evaluations, run.evaluations)
+
+
+def test_costs_alone_are_searched_without_training_also_measured_ones(toy_config):
+    run = search(replace(toy_config, objectives="memory,params_non_embedding", measured_seq_len=8))
+    assert not (run.folder / "superlm").exists()
+    assert (run.evaluations["memory"] > 4 * run.evaluations["params"]).all()
+
+
+def test_an_unreachable_bound_says_what_the_space_has(toy_config):
+    least = re.escape(f"{flops(load_space('debug').smallest):,.4g}")
+    with pytest.raises(InputError, match=rf"--constraint flops<=1000 cannot be kept.* goes from {least} to"):
+        search(replace(toy_config, constraint=["flops<=1K"]))
     assert not (Path(toy_config.out) / "superlm").exists()
 
 
@@ -420,12 +457,13 @@ def test_config_yaml_repeats_the_run(toy_config):
 
 def test_the_summary_states_what_a_reader_needs(toy_config):
     summary = json.loads((search(toy_config).folder / "summary.json").read_text())
-    loss, cost = summary["objectives"]
+    loss, cost, _ = summary["columns"]
+    assert summary["objectives"] == ["relation_loss", "flops"]
     assert (loss["name"], loss["direction"]) == ("relation_loss", "minimize")
     assert cost["unit"] == "multiply-adds, 128 tokens, batch 1"
     assert summary["evaluations"] == {"debug": 8}
     assert 0 <= summary["hypervolume_share"] <= 1
-    assert set(summary["reference_point"]) == {"relation_loss", "flops"}
+    assert set(summary["box"]) == {"relation_loss", "flops"}
     assert set(summary["seconds"]) == {"prepare", "train debug", "search debug", "report"}
     assert summary["versions"]["torch"]
 

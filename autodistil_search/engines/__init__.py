@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from autodistil_search.archive import Archive, Evaluation
-from autodistil_search.engines.base import Candidates, Engine
-from autodistil_search.engines.exhaustive import Exhaustive
-from autodistil_search.engines.nsga2 import PymooNSGA2
-from autodistil_search.objectives import Objective
+from autodistil_search.engines import evolution, samplers
+from autodistil_search.engines.base import ENUMERABLE, Candidates, Engine, Goal
+from autodistil_search.engines.plain import Exhaustive, Random
+from autodistil_search.engines.surrogate import Surrogate
+from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.progress import Bar
 from autodistil_search.space import Genome, Subnet
 
@@ -19,14 +21,26 @@ from autodistil_search.space import Genome, Subnet
 class MakeEngine(Protocol):
     """How an engine is made; those that need no seed or population ignore them."""
 
-    def __call__(self, candidates: Candidates, *, seed: int, population: int, objectives: int) -> Engine:
-        """objectives: how many there are."""
+    def __call__(self, candidates: Candidates, *, seed: int, population: int, goal: Goal) -> Engine:
+        """An engine that asks for subnets of `candidates`, in generations of `population` if it works in such."""
         ...
 
 
-ENGINES: dict[str, MakeEngine] = {"nsga2": PymooNSGA2, "exhaustive": Exhaustive}
+ENGINES: dict[str, MakeEngine] = {
+    "surrogate": Surrogate,
+    "nsga2": partial(evolution.Evolution, evolution.nsga2),
+    "nsga3": partial(evolution.Evolution, evolution.nsga3),
+    "age-moea2": partial(evolution.Evolution, evolution.age_moea2),
+    "sms-emoa": partial(evolution.Evolution, evolution.sms_emoa),
+    "optuna-nsga2": partial(samplers.Sampler, samplers.nsga2, True, 10),
+    "optuna-nsga3": partial(samplers.Sampler, samplers.nsga3, True, 10),
+    "optuna-tpe": partial(samplers.Sampler, samplers.tpe, False, 5),
+    "optuna-gp": partial(samplers.Sampler, samplers.gp, False, 2),
+    "random": Random,
+    "exhaustive": Exhaustive,
+}
 
-__all__ = ["ENGINES", "Candidates", "Engine", "MakeEngine", "run_engine"]
+__all__ = ["ENGINES", "ENUMERABLE", "Candidates", "Engine", "Goal", "MakeEngine", "run_engine"]
 
 
 def run_engine(
@@ -35,6 +49,7 @@ def run_engine(
     evaluate: Callable[[Subnet], Evaluation],
     archive: Archive,
     objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
     budget: int,
     bar: Bar,
 ) -> int:
@@ -46,19 +61,21 @@ def run_engine(
     space = candidates.space
     scored = 0
 
-    def answer(genome: Genome) -> list[float]:
+    def answer(genome: Genome) -> Evaluation:
         subnet = space.decode(genome)
         evaluation = archive.find(space.name, subnet)
         if evaluation is None:
             evaluation = evaluate(subnet)
             archive.record(evaluation)
             bar.advance()
-        return [objective.minimised(evaluation.measured[objective.name]) for objective in objectives]
+        return evaluation
 
     while scored < budget and (genomes := engine.ask()):
         within = genomes[: budget - scored]
-        values = np.array([answer(genome) for genome in within])
+        answers = [answer(genome).measured for genome in within]
         scored += len(within)
         if len(within) == len(genomes):
-            engine.tell(genomes, values)
+            values = [[each.minimised(measured[each.name]) for each in objectives] for measured in answers]
+            excess = [[each.excess(measured[each.objective.name]) for each in constraints] for measured in answers]
+            engine.tell(genomes, np.array(values), np.array(excess).reshape(len(genomes), len(constraints)))
     return scored

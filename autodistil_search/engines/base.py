@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from autodistil_search.pareto import Values
@@ -14,6 +16,9 @@ ENUMERABLE = 100_000
 
 _TRIES = 10_000
 
+Cost = Callable[[Subnet], float]
+"""A minimised objective that follows from a subnet's sizes: exact, and free to ask for."""
+
 
 class Engine(Protocol):
     """Proposes subnets of one space. Deterministic: the same seed and answers lead to the same questions."""
@@ -22,9 +27,28 @@ class Engine(Protocol):
         """Genomes to score next, each admissible and never asked before; empty when there are no more."""
         ...
 
-    def tell(self, genomes: Sequence[Genome], values: Values) -> None:
-        """The `(n, m)` minimised objective values of the genomes last asked for."""
+    def tell(self, genomes: Sequence[Genome], values: Values, excess: Values) -> None:
+        """What was measured of the genomes last asked for.
+
+        Args:
+            genomes: The `n` genomes, in the order they were asked for.
+            values: Their `(n, m)` minimised objective values.
+            excess: `(n, k)`: by how much each breaks each measured constraint; kept where it is at most 0.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What an engine is to find.
+
+    Attributes:
+        costs: For each objective how it follows from the sizes, minimised; None for one that must be measured.
+        constraints: How many constraints must be measured; those on sizes are the candidates' matter.
+    """
+
+    costs: Sequence[Cost | None]
+    constraints: int = 0
 
 
 class Candidates:
@@ -65,6 +89,28 @@ class Candidates:
             self._listed.pop()
         return not self._listed
 
+    @property
+    def left(self) -> list[Genome] | None:
+        """All that may still be asked for; None if the space is too large to list."""
+        if self._listed is None:
+            return None
+        return [genome for genome in self._listed if genome not in self._taken]
+
+    def some(self, count: int) -> list[Genome]:
+        """At most `count` random new genomes, none of them taken by this."""
+        if self._listed is not None:
+            return [genome for genome in reversed(self._listed) if genome not in self._taken][:count]
+        drawn = (self.space.encode(self.space.sample(self._rng)) for _ in range(_TRIES))
+        return list(itertools.islice(dict.fromkeys(filter(self.is_new, drawn)), count))
+
+    def corners(self) -> list[Genome]:
+        """Take the smallest and the largest subnet of the space, as far as they are new."""
+        ends = dict.fromkeys(self.space.encode(end) for end in self.space.ends)
+        new = [genome for genome in ends if self.is_new(genome)]
+        for genome in new:
+            self.take(genome)
+        return new
+
     def draw(self) -> Genome | None:
         """Take a random new genome; None if there is none left (or, in a large space, none was found)."""
         if self.exhausted:
@@ -77,3 +123,9 @@ class Candidates:
         if genome is not None:
             self.take(genome)
         return genome
+
+    def fill(self, genomes: list[Genome], count: int) -> list[Genome]:
+        """`genomes` and as many random new ones as make them `count`, or as there are."""
+        while len(genomes) < count and (drawn := self.draw()) is not None:
+            genomes.append(drawn)
+        return genomes

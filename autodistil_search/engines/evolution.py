@@ -1,13 +1,18 @@
-"""NSGA-II (Deb et al. 2002, doi:10.1109/4235.996017) by pymoo, asking only for subnets not asked for before."""
+"""pymoo's evolutionary algorithms, asking only for subnets not asked for before."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pymoo.algorithms.base.genetic import GeneticAlgorithm
 from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.algorithms.moo.nsga3 import NSGA3
+from pymoo.algorithms.moo.sms import SMSEMOA
 from pymoo.core.duplicate import DuplicateElimination
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
@@ -15,8 +20,10 @@ from pymoo.core.termination import NoTermination
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.repair.rounding import RoundingRepair
+from pymoo.util.ref_dirs import get_reference_directions
 
-from autodistil_search.engines.base import Candidates
+from autodistil_search.engines.base import Candidates, Goal
+from autodistil_search.errors import InputError
 from autodistil_search.pareto import Values
 from autodistil_search.space import Genome
 
@@ -40,54 +47,103 @@ class _KeepNew(DuplicateElimination):  # type: ignore[misc]
         return is_duplicate | repeated | [not self._candidates.is_new(genome) for genome in genomes]
 
 
-class PymooNSGA2:
-    """pymoo's NSGA-II over the choice indices of a space.
+def nsga2(_: int, **settings: Any) -> GeneticAlgorithm:
+    """NSGA-II (Deb et al. 2002, doi:10.1109/4235.996017): rank, then crowding distance."""
+    return NSGA2(**settings)
+
+
+def nsga3(objectives: int, **settings: Any) -> GeneticAlgorithm:
+    """NSGA-III (Deb and Jain 2014, doi:10.1109/TEVC.2013.2281535): rank, then niches around reference directions.
+
+    There are as many directions as a simplex lattice gives with at most one for each of the population.
+    """
+    partitions = max(
+        (n for n in range(1, settings["pop_size"]) if math.comb(n + objectives - 1, n) <= settings["pop_size"]),
+        default=1,
+    )
+    directions = get_reference_directions("das-dennis", objectives, n_partitions=partitions)
+    settings["pop_size"] = max(settings["pop_size"], len(directions))
+    return NSGA3(directions, **settings)
+
+
+def age_moea2(_: int, **settings: Any) -> GeneticAlgorithm:
+    """AGE-MOEA-II (Panichella 2022, doi:10.1145/3512290.3528732): rank, then closeness on the front's own geometry.
+
+    Raises:
+        InputError: without numba, which pymoo compiles it with.
+    """
+    if importlib.util.find_spec("numba") is None:
+        raise InputError("engine 'age-moea2' needs numba: pip install 'autodistil-search[numba]'")
+    from pymoo.algorithms.moo.age2 import AGEMOEA2
+
+    return AGEMOEA2(**settings)
+
+
+def sms_emoa(_: int, **settings: Any) -> GeneticAlgorithm:
+    """SMS-EMOA (Beume et al. 2007, doi:10.1016/j.ejor.2006.08.008): rank, then contribution to the hypervolume."""
+    return SMSEMOA(**settings)
+
+
+class Evolution:
+    """A genetic algorithm of pymoo over the choice indices of a space.
 
     The first population holds the smallest and the largest admissible corner of the space and random subnets.
     Where mating finds nothing new, random new subnets fill the generation, so that the whole space is reached in the
     end and the search stops only when nothing is left.
+
+    Args:
+        algorithm: Makes the algorithm, such as `nsga2`. With a single objective it is always NSGA-II, which then keeps
+            the best: the others divide by what a single objective does not have.
     """
 
-    def __init__(self, candidates: Candidates, *, seed: int, population: int, objectives: int) -> None:
+    def __init__(
+        self,
+        algorithm: Callable[..., GeneticAlgorithm],
+        candidates: Candidates,
+        *,
+        seed: int,
+        population: int,
+        goal: Goal,
+    ) -> None:
         self._candidates = candidates
         self._population = population
         choices = np.array(candidates.space.choices)
-        self._algorithm = NSGA2(
+        self._algorithm = (nsga2 if len(goal.costs) == 1 else algorithm)(
+            len(goal.costs),
             pop_size=population,
             crossover=SBX(prob=1.0, eta=_ETA, vtype=float, repair=RoundingRepair()),
             mutation=PM(prob=1.0, eta=_ETA, vtype=float, repair=RoundingRepair()),
             eliminate_duplicates=_KeepNew(candidates),
         )
-        problem = Problem(n_var=len(choices), n_obj=objectives, xl=np.zeros(len(choices)), xu=choices - 1, vtype=int)
+        problem = Problem(
+            n_var=len(choices),
+            n_obj=len(goal.costs),
+            n_ieq_constr=goal.constraints,
+            xl=np.zeros(len(choices)),
+            xu=choices - 1,
+            vtype=int,
+        )
         self._algorithm.setup(problem, seed=seed, termination=NoTermination())
 
     def ask(self) -> list[Genome]:
         """A generation; see `Engine`."""
         if self._candidates.exhausted:
             return []
-        genomes = self._offspring() if self._algorithm.is_initialized else self._corners()
+        if not self._algorithm.is_initialized:
+            return self._candidates.fill(self._candidates.corners(), self._population)
+        offspring = self._algorithm.infill()
+        self._algorithm.termination.force_termination = False  # mating found nothing: others are drawn instead
+        genomes = [] if offspring is None else [_genome(x) for x in offspring.get("X")]
         for genome in genomes:
             self._candidates.take(genome)
-        while len(genomes) < self._population and (drawn := self._candidates.draw()) is not None:
-            genomes.append(drawn)
-        return genomes
+        return self._candidates.fill(genomes, self._population)
 
-    def tell(self, genomes: Sequence[Genome], values: Values) -> None:
+    def tell(self, genomes: Sequence[Genome], values: Values, excess: Values) -> None:
         """Let the generation compete with the population; see `Engine`."""
-        generation = Population.new("X", np.array(genomes), "F", np.asarray(values, dtype=float))
+        generation = Population.new("X", np.array(genomes), "F", values, "G", excess)
         for individual in generation:
             individual.evaluated.update({"F", "G", "H"})
         self._algorithm.advance(infills=generation)
-
-    def _corners(self) -> list[Genome]:
-        space = self._candidates.space
-        corners = dict.fromkeys((space.encode(space.smallest), space.encode(space.largest)))
-        return [corner for corner in corners if self._candidates.is_new(corner)][: self._population]
-
-    def _offspring(self) -> list[Genome]:
-        offspring = self._algorithm.infill()
-        self._algorithm.termination.force_termination = False  # mating found nothing: others are drawn instead
-        return [] if offspring is None else [_genome(x) for x in offspring.get("X")]
 
 
 def _genome(x: NDArray[Any]) -> Genome:

@@ -12,7 +12,8 @@ import pandas as pd
 from autodistil_search import pareto
 from autodistil_search.archive import Evaluation
 from autodistil_search.baselines import Baseline
-from autodistil_search.objectives import FLOPS, PARAMS, Objective
+from autodistil_search.errors import InputError
+from autodistil_search.objectives import Constraint, Objective
 
 SUBNET_COLUMNS = ["space", "layers", "hidden_size", "mlp_ratio", "heads", "head_dim"]
 
@@ -24,13 +25,15 @@ class ParetoReport:
     Attributes:
         title: What was searched.
         objectives: What was minimised or maximised, in order.
+        columns: What has a column: the objectives, what was bounded, FLOPs and parameters.
+        constraints: What a subnet must keep to be on the frontier.
         evaluations: All scored subnets: `SUBNET_COLUMNS`, then a column for each number measured.
         frontier: The rows that no other dominates, by the first cost, with `knee` True on the balanced choice.
         baselines: Hand-designed shapes measured in the same way; empty if there are none.
         published: Published results with sources; another metric, never on the same axes.
-        reference_point: Where the hypervolume is measured from, by objective name.
-        hypervolume: In the product of the objectives' units.
-        hypervolume_share: Of the box between zero and the reference point; 0 to 1.
+        box: The ideal and the reference value of each objective, by name; fixed when the search began.
+        hypervolume: Between the frontier and the reference point, in the product of the objectives' units.
+        hypervolume_share: Of the box between the ideal and the reference point; 0 to 1.
         exact: Whether every subnet within the bounds was scored, so that the frontier is the exact one.
         conditions: How things were measured: (what, how) pairs.
         notes: What a reader should know before trusting the result.
@@ -38,21 +41,18 @@ class ParetoReport:
 
     title: str
     objectives: Sequence[Objective]
+    columns: Sequence[Objective]
+    constraints: Sequence[Constraint]
     evaluations: pd.DataFrame
     frontier: pd.DataFrame
     baselines: pd.DataFrame
     published: pd.DataFrame
-    reference_point: Mapping[str, float]
+    box: Mapping[str, Sequence[float]]
     hypervolume: float
     hypervolume_share: float
     exact: bool
     conditions: Sequence[tuple[str, str]] = field(default_factory=tuple)
     notes: Sequence[str] = field(default_factory=tuple)
-
-    @property
-    def measured(self) -> list[Objective]:
-        """The objectives, then the costs that were not among them: every number column."""
-        return [*self.objectives, *(cost for cost in (FLOPS, PARAMS) if cost not in self.objectives)]
 
 
 def evaluation_table(evaluations: Sequence[Evaluation], columns: Sequence[str]) -> pd.DataFrame:
@@ -81,7 +81,7 @@ def minimised(table: pd.DataFrame, objectives: Sequence[Objective]) -> pareto.Va
 def frontier_table(evaluations: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
     """The rows of `evaluations` that no other dominates, cheapest first, with the column `knee`."""
     on_frontier = pareto.is_on_frontier(minimised(evaluations, objectives))
-    order = [objective.name for objective in objectives if objective.cost] or [objectives[0].name]
+    order = [objective.name for objective in objectives if not objective.is_proxy] or [objectives[0].name]
     frontier = evaluations[on_frontier].sort_values([*order, *SUBNET_COLUMNS], ignore_index=True)
     knee = pareto.knee(minimised(frontier, objectives))
     return frontier.assign(knee=frontier.index == knee)
@@ -112,29 +112,53 @@ def pareto_report(
     title: str,
     evaluations: Sequence[Evaluation],
     objectives: Sequence[Objective],
-    reference_point: Mapping[str, float],
+    columns: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    box: Mapping[str, Sequence[float]],
     baselines: pd.DataFrame,
     published: pd.DataFrame,
     exact: bool,
     conditions: Mapping[str, Any],
     notes: Sequence[str],
 ) -> ParetoReport:
-    """Decide frontier, knee and hypervolume of `evaluations` and put them together with their surroundings."""
-    columns = [*objectives, *(cost for cost in (FLOPS, PARAMS) if cost not in objectives)]
-    table = evaluation_table(evaluations, [column.name for column in columns])
-    reference = np.array([objective.minimised(reference_point[objective.name]) for objective in objectives])
-    volume = pareto.hypervolume(minimised(table, objectives), reference)
+    """Decide frontier, knee and hypervolume of `evaluations` and put them together with their surroundings.
+
+    Raises:
+        InputError: if none of them keeps the constraints.
+    """
+    measured = dict.fromkeys(name for evaluation in evaluations for name in evaluation.measured)
+    names = dict.fromkeys((*(column.name for column in columns), *measured))
+    table = evaluation_table(evaluations, list(names))
+    kept = table[keeps(table, constraints)]
+    if kept.empty:
+        raise InputError(
+            f"none of the {len(table)} scored subnets keeps {' and '.join(map(str, constraints))}; "
+            "allow more, or score more --evaluations (what was scored is kept)"
+        )
+    corners = [[objective.minimised(each) for each in box[objective.name]] for objective in objectives]
+    ideal, reference = np.array(corners).T
+    volume = pareto.hypervolume(minimised(kept, objectives), reference)
     return ParetoReport(
         title=title,
         objectives=objectives,
+        columns=columns,
+        constraints=constraints,
         evaluations=table,
-        frontier=frontier_table(table, objectives),
+        frontier=frontier_table(kept, objectives),
         baselines=baselines,
         published=published,
-        reference_point=dict(reference_point),
+        box=dict(box),
         hypervolume=volume,
-        hypervolume_share=volume / float(np.prod(np.abs(reference))),
+        hypervolume_share=volume / float(np.prod(reference - ideal)),
         exact=exact,
         conditions=tuple((key, str(value)) for key, value in conditions.items()),
         notes=tuple(notes),
     )
+
+
+def keeps(table: pd.DataFrame, constraints: Sequence[Constraint]) -> pd.Series[bool]:
+    """Which rows keep all constraints."""
+    kept = pd.Series(True, index=table.index)
+    for constraint in constraints:
+        kept &= table[constraint.objective.name].map(constraint.excess) <= 0
+    return kept

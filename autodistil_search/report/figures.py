@@ -30,8 +30,8 @@ def axes_pairs(report: ParetoReport) -> list[tuple[Objective, Objective]]:
     """The (x, y) of each panel: every pair of objectives, costs on the x axis; one objective alone goes with a cost."""
     if len(report.objectives) == 1:
         (only,) = report.objectives
-        return [(next(cost for cost in report.measured if cost != only), only)]
-    return [(b, a) if b.cost and not a.cost else (a, b) for a, b in combinations(report.objectives, 2)]
+        return [(next(each for each in report.columns if each != only and not each.is_proxy), only)]
+    return [(b, a) if a.is_proxy and not b.is_proxy else (a, b) for a, b in combinations(report.objectives, 2)]
 
 
 def frontier_figure(report: ParetoReport) -> Figure:
@@ -60,7 +60,7 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective) 
             axes.scatter(row[x.name], row[y.name], marker=marker, s=48, color=BASELINE_COLOUR, zorder=5, label=label)
     for axis, set_scale, objective in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):
         axis.set_label_text(_label(objective), fontsize=9)
-        if objective.cost:
+        if not objective.is_proxy:
             _style_cost_axis(axis, set_scale)
     axes.grid(alpha=0.25)
 

@@ -18,7 +18,7 @@ def render_html(report: ParetoReport, frontier_png: bytes, published_png: bytes)
     """The page; the two figures are embedded and nothing is loaded from elsewhere."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__name__.rpartition(".")[0], "."), autoescape=True)
     panels = "; ".join(f"{y.label} against {x.label}" for x, y in axes_pairs(report))
-    units = {objective.name: objective.unit for objective in report.measured}
+    units = {objective.name: objective.unit for objective in report.columns}
     measured = report.baselines.drop(columns="source")  # the heading says it
     tables = {
         "frontier": _table(report.frontier, "Frontier", units, mark="knee"),

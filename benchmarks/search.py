@@ -1,0 +1,193 @@
+"""How much of the exact frontier's hypervolume each engine has found after so many evaluations.
+
+    python benchmarks/search.py                       all spaces and engines, 20 seeds
+    python benchmarks/search.py --spaces tiny --engines nsga2,random --seeds 5
+    python benchmarks/search.py --overhead            time and memory of engine and archive for each evaluation
+
+The spaces `tiny` and `small` are recorded evaluations of all their subnets (benchmarks/recorded, written by
+`search --engine exhaustive`), so that an engine's answers come from a table. zdt1 and dtlz2 are the test problems of
+Zitzler et al. 2000 and Deb et al. 2002 on a grid of 10,000 points, whose exact front is that of all points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import pandas as pd
+
+from autodistil_search.archive import Archive, Evaluation
+from autodistil_search.config import SearchConfig
+from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
+from autodistil_search.objectives import Objective
+from autodistil_search.pareto import hypervolume
+from autodistil_search.progress import Reporter
+from autodistil_search.space import Genome, SearchSpace, Subnet, load_space
+
+AT = (20, 40, 80, 120)
+RECORDED = Path(__file__).parent / "recorded"
+
+
+class Task:
+    """A space whose every subnet has known values. free: which objectives follow from sizes."""
+
+    def __init__(self, space: SearchSpace, values: dict[Genome, tuple[float, ...]], free: tuple[bool, ...]) -> None:
+        self.space, self.values, self.free = space, values, free
+        everything = np.array(list(values.values()))
+        self.reference = everything.max(axis=0) + 0.01 * np.ptp(everything, axis=0)
+        self.volume = hypervolume(everything, self.reference)
+        self.costs = [self._cost(index) if each else None for index, each in enumerate(free)]
+
+    def _cost(self, index: int) -> Callable[[Subnet], float]:
+        return lambda subnet: self.values[self.space.encode(subnet)][index]
+
+    def shares(self, engine: str, seed: int, population: int) -> list[float]:
+        """Share of the hypervolume after each number of evaluations of `AT`."""
+        candidates = Candidates(self.space, lambda _: True, seed)
+        asking = ENGINES[engine](candidates, seed=seed, population=population, goal=Goal(self.costs))
+        found: list[tuple[float, ...]] = []
+        while len(found) < AT[-1] and (genomes := asking.ask()):
+            values = [self.values[genome] for genome in genomes]
+            asking.tell(genomes, np.array(values), np.empty((len(genomes), 0)))
+            found += values
+        return [hypervolume(np.array(found[:count]), self.reference) / self.volume for count in AT]
+
+
+def recorded(name: str) -> Task:
+    """The evaluations of a shipped space: relation loss and FLOPs."""
+    space, values = load_space(name), dict[Genome, tuple[float, ...]]()
+    for row in pd.read_csv(RECORDED / f"{name}.csv").to_dict("records"):
+        ffn_size = round(row["hidden_size"] * row["mlp_ratio"])
+        subnet = Subnet(row["layers"], row["hidden_size"], ffn_size, row["heads"], row["head_dim"])
+        values[space.encode(subnet)] = (float(row["relation_loss"]), float(row["flops"]))
+    return Task(space, values, (False, True))
+
+
+def grid(function: Callable[[np.ndarray], tuple[float, ...]], objectives: int) -> Task:
+    """A test problem on a grid of ten values in each of four dimensions; nothing about it is free."""
+    hidden = tuple(8 * n for n in range(1, 11))
+    ten = tuple(range(1, 11))
+    space = SearchSpace("grid", ten, hidden, ten, ten, head_dim=4, relation_heads=2)
+    values = {genome: function(np.array(genome) / 9) for genome in space.genomes()}
+    return Task(space, values, (False,) * objectives)
+
+
+def zdt1(x: np.ndarray) -> tuple[float, ...]:
+    """Two objectives; the front is where all but the first variable are 0."""
+    g = 1 + 9 * x[1:].mean()
+    return float(x[0]), float(g * (1 - math.sqrt(x[0] / g)))
+
+
+def dtlz2(x: np.ndarray) -> tuple[float, ...]:
+    """Three objectives; the front is an eighth of a sphere."""
+    g = 1 + ((x[2:] - 0.5) ** 2).sum()
+    a, b = x[:2] * math.pi / 2
+    return float(g * np.cos(a) * np.cos(b)), float(g * np.cos(a) * np.sin(b)), float(g * np.sin(a))
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "tiny": partial(recorded, "tiny"),
+    "small": partial(recorded, "small"),
+    "zdt1": partial(grid, zdt1, 2),
+    "dtlz2": partial(grid, dtlz2, 3),
+}
+
+
+@cache
+def task(name: str) -> Task:
+    """The task of that name, made once in each process."""
+    return TASKS[name]()
+
+
+def shares(name: str, engine: str, population: int, seed: int) -> list[float]:
+    """See `Task.shares`."""
+    return task(name).shares(engine, seed, population)
+
+
+def compare(names: list[str], engines: list[str], seeds: int, population: int) -> None:
+    """Print the table of shares: mean and standard deviation over seeds."""
+    print(f"share of the exact hypervolume, mean ± standard deviation of {seeds} seeds, population {population}")
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for name in names:
+            print(f"\n| {name}: engine | " + " | ".join(f"{count} evaluations" for count in AT) + " | seconds a run |")
+            print("|---" * (len(AT) + 2) + "|")
+            for engine in engines:
+                start = time.monotonic()
+                found = np.array(list(pool.map(partial(shares, name, engine, population), range(seeds))))
+                seconds = (time.monotonic() - start) * (os.cpu_count() or 1) / seeds
+                cells = [f"{m:.4f} ± {s:.4f}" for m, s in zip(found.mean(0), found.std(0), strict=True)]
+                print(f"| `{engine}` | " + " | ".join(cells) + f" | {seconds:.1f} |", flush=True)
+
+
+def overhead(engines: list[str]) -> None:
+    """Print what engine and archive cost for each evaluation, when the evaluation itself costs nothing."""
+    print("| engine | ms an evaluation, up to 100 | 1,000 | 10,000 | peak memory added, MB |")
+    print("|---|---|---|---|---|")
+    for engine in engines:
+        with ProcessPoolExecutor(1) as pool:  # a fresh process, whose peak is its own
+            milliseconds, memory = pool.submit(_overhead, engine).result()
+        print(
+            f"| `{engine}` | " + " | ".join(f"{each:.2f}" for each in milliseconds) + f" | {memory:.0f} |", flush=True
+        )
+
+
+def _overhead(engine: str) -> tuple[list[float], float]:
+    """Milliseconds for each of the latest evaluations at 100, 1,000 and 10,000, and megabytes of peak memory."""
+    widths = tuple(8 * n for n in range(1, 21))
+    twenty = tuple(range(1, 21))
+    space = SearchSpace("large", twenty, widths, twenty, twenty, head_dim=4, relation_heads=2)
+    objectives = [Objective("error", "error", "", "minimize"), Objective("size", "size", "", "minimize")]
+    candidates = Candidates(space, lambda _: True, 0)
+    goal = Goal([None, lambda subnet: float(subnet.hidden_size)])
+    asking = ENGINES[engine](candidates, seed=0, population=16, goal=goal)
+    marks = {100: 0.0, 1000: 0.0, 10_000: 0.0}
+    count = 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+
+    def evaluate(subnet: Subnet) -> Evaluation:
+        nonlocal count
+        count += 1
+        if count in marks:
+            marks[count] = time.monotonic() - start
+        error = 1 / subnet.layers + 1 / subnet.hidden_size + 0.01 * abs(subnet.heads - 7)
+        return Evaluation(space.name, subnet, {"error": error, "size": float(subnet.hidden_size)})
+
+    with tempfile.TemporaryDirectory() as folder, Reporter().bar("", "", 1) as bar:
+        archive = Archive(Path(folder) / "archive.log", [space], objectives)
+        run_engine(asking, candidates, evaluate, archive, objectives, [], max(marks), bar)
+    ends = [(0, 0.0), *marks.items()]
+    rates = [1000 * (t - s) / (n - m) for (m, s), (n, t) in itertools.pairwise(ends)]
+    return rates, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def main() -> None:
+    """Parse and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spaces", default=",".join(TASKS))
+    parser.add_argument("--engines", default=",".join(name for name in ENGINES if name != "exhaustive"))
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--population", type=int, default=SearchConfig.population)
+    parser.add_argument("--overhead", action="store_true", help="measure time and memory instead")
+    arguments = parser.parse_args()
+    engines = arguments.engines.split(",")
+    if arguments.overhead:
+        overhead(engines)
+    else:
+        compare(arguments.spaces.split(","), engines, arguments.seeds, arguments.population)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ ARGS ?=
 search: $(VENV)/.search
 	$(BIN)/python search.py --objectives acc,flops $(ARGS)
 
+# ARGS="--cov=autodistil_search" measures coverage, which takes half as long again.
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest $(ARGS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from autodistil_search import __version__
 from autodistil_search.corpus import TrainingText
-from autodistil_search.cost import flops, params
 from autodistil_search.device import Device
 from autodistil_search.distill import TrainOptions, distill, seeded
 from autodistil_search.model import AutoDistilModel
+from autodistil_search.objectives import Objective, costs
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import RelationProxy
+from autodistil_search.proxies import Proxy
 from autodistil_search.space import Subnet
 from autodistil_search.start import start_from
 from autodistil_search.teacher import Teacher
@@ -41,9 +41,7 @@ class Baseline:
     name: str
     subnet: Subnet
     how: str
-    score: float
-    flops: int
-    params: int
+    measured: Mapping[str, float]
 
 
 def published() -> pd.DataFrame:
@@ -54,7 +52,8 @@ def published() -> pd.DataFrame:
 def measure(
     teacher: Teacher,
     begin_text: Callable[[], TrainingText],
-    proxy: RelationProxy,
+    proxy: Proxy,
+    columns: Sequence[Objective],
     options: TrainOptions,
     init: str,
     sample_ids: Tensor,
@@ -68,7 +67,8 @@ def measure(
     Trained shapes are kept under `cache`, so that a later run with the same settings only scores them. A shape that is
     the teacher's own is not trained if it starts from the teacher and has a place for all of it: it is the teacher.
 
-    `identity` is what else the weights depend on: digests of the teacher, of the text and so on.
+    `columns` is what is measured; `identity` is what else the weights depend on: digests of the teacher, of the text
+    and so on.
     """
     results = []
     # A student trains itself, however the subnets of a SuperLM are chosen and weighed.
@@ -87,7 +87,12 @@ def measure(
                 model, teacher, begin_text(), options, cache / "baselines" / key, device, reporter, f"baseline {name}"
             )
         device.place(model)
-        score = proxy.score(model)
-        costs = (flops(subnet), params(subnet, teacher.vocabulary))
-        results.append(Baseline(name, subnet, how, score, *costs))
+        results.append(Baseline(name, subnet, how, _measure_all(model, subnet, teacher, proxy, columns)))
     return results
+
+
+def _measure_all(
+    model: AutoDistilModel, subnet: Subnet, teacher: Teacher, proxy: Proxy, columns: Sequence[Objective]
+) -> dict[str, float]:
+    found = costs(columns, subnet, teacher.vocabulary, lambda: model)
+    return found | {column.name: proxy.score(model) for column in columns if column.is_proxy}

@@ -18,6 +18,7 @@ from autodistil_search import __version__
 from autodistil_search.config import SearchConfig, TrainConfig, flag
 from autodistil_search.errors import InputError, Terminated
 from autodistil_search.objectives import parse_amount
+from autodistil_search.plugins import Plugins
 from autodistil_search.processes import is_main
 
 
@@ -57,6 +58,8 @@ def make_parser() -> ArgumentParser:
     profile = _Parser(description="What the subnets of a space cost: the range that constraints can ask for.")
     _add_settings(profile, SearchConfig, _PROFILED)
     commands.add_subcommand("profile", profile, help="what the subnets of a space cost")
+    listing = _Parser(description="What can be named: objectives, engines, proxies, teachers and search spaces.")
+    commands.add_subcommand("list", listing, help="what can be named, and what is installed beside it")
     partition = _Parser(description="Split a search space into K sub-spaces of neighbouring cost, each a YAML file.")
     partition.add_argument("space", type=str, help="Search space: a shipped one's name, or the path of a YAML file.")
     partition.add_argument("--k", type=int, required=True, help="Number of sub-spaces.")
@@ -177,19 +180,27 @@ def _profile(settings: Mapping[str, Any]) -> int:
     from rich.console import Console
 
     from autodistil_search.device import choose_device
-    from autodistil_search.inputs import check_measured_length, known_objectives, load_spaces
+    from autodistil_search.inputs import check_measured_length, find_teacher, known_objectives, load_spaces
     from autodistil_search.profile import profile_space
     from autodistil_search.tables import print_profile
-    from autodistil_search.teacher import load_teacher
 
-    config = SearchConfig.from_dict(settings)
+    config, plugins = SearchConfig.from_dict(settings), Plugins()
     spaces = load_spaces(config.space_names)
     device = choose_device(config.device, config.precision)
-    teacher = load_teacher(config.teacher, device=device.name)
+    teacher = find_teacher(config, device, plugins)
     check_measured_length(config.measured_seq_len, teacher)
-    costs = [each for each in known_objectives(config, device).values() if not each.is_proxy]
+    costs = [each for each in known_objectives(config, device, plugins).values() if not each.is_proxy]
     for space in spaces:
         print_profile(space, profile_space(space, teacher, costs), costs, Console())
+    return 0
+
+
+def _list(_: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from autodistil_search.tables import print_names
+
+    print_names(Plugins(), Console())
     return 0
 
 
@@ -227,4 +238,11 @@ def _plan(settings: Mapping[str, Any]) -> int:
     return 0
 
 
-_COMMANDS = {"search": _search, "train": _train, "plan": _plan, "profile": _profile, "partition": _partition}
+_COMMANDS = {
+    "search": _search,
+    "train": _train,
+    "plan": _plan,
+    "profile": _profile,
+    "list": _list,
+    "partition": _partition,
+}

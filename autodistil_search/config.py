@@ -11,7 +11,7 @@ from autodistil_search.errors import InputError
 
 _LARGEST_SEED = 2**32 - 1
 _LISTS = ("text", "constraint")
-_WORDS = ("objectives", "space", "teacher", "relations", "subnet_weights")
+_WORDS = ("objectives", "engine", "proxy", "space", "teacher", "relations", "subnet_weights")
 _LEAST = {
     "evaluations": 1,
     "population": 2,
@@ -194,7 +194,9 @@ class SearchConfig(TrainConfig):
             flops (multiply-adds at 128 tokens, batch 1), params, params_non_embedding, size_mb (float32 weights), and
             measured here on the student: latency (ms), memory (peak bytes of a forward pass), throughput (sequences/s).
         superlm: Folder of an earlier train, whose SuperLMs are searched; they are trained first if not given.
-        engine: Search engine.
+        proxy: What acc measures: relation, or what is installed.
+        engine: Search engine: surrogate, nsga2, nsga3, age-moea2, sms-emoa, optuna-nsga2, optuna-nsga3, optuna-tpe,
+            optuna-gp, random, exhaustive, or what is installed.
         evaluations: Subnets to score in each space, at most.
         population: Subnets in a generation of the evolutionary engines.
         constraint: Bounds on objectives, such as latency<=5 or params<=8M.
@@ -207,19 +209,8 @@ class SearchConfig(TrainConfig):
 
     objectives: str = "acc,flops"
     superlm: str | None = None
-    engine: Literal[
-        "surrogate",
-        "nsga2",
-        "nsga3",
-        "age-moea2",
-        "sms-emoa",
-        "optuna-nsga2",
-        "optuna-nsga3",
-        "optuna-tpe",
-        "optuna-gp",
-        "random",
-        "exhaustive",
-    ] = "nsga2"
+    proxy: str = "relation"
+    engine: str = "nsga2"
     evaluations: int = 128
     population: int = 16
     constraint: list[str] | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +19,15 @@ from autodistil_search.corpus import Blocks, TrainingText, load_corpus
 from autodistil_search.cost import params
 from autodistil_search.device import Device, choose_device
 from autodistil_search.distill import Execution, TrainOptions
-from autodistil_search.engines import ENUMERABLE
+from autodistil_search.engines import ENGINES, ENUMERABLE, MakeEngine
 from autodistil_search.errors import InputError
 from autodistil_search.hardware import Load
-from autodistil_search.model import AutoDistilModel
+from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import Constraint, Objective
+from autodistil_search.plugins import Plugins
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
+from autodistil_search.proxies import RELATION, ProxyKind
 from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.start import SAMPLE_BLOCKS
 from autodistil_search.stream import StreamedBlocks, open_stream
@@ -107,6 +110,9 @@ class Inputs(Materials):
     config: SearchConfig
     objectives: Sequence[Objective]
     constraints: Sequence[Constraint]
+    make_engine: MakeEngine
+    proxy_kind: ProxyKind | None
+    """None for the relation loss."""
 
     @property
     def columns(self) -> list[Objective]:
@@ -142,20 +148,27 @@ class Inputs(Materials):
         return AutoDistilModel(self.teacher.student_config(subnet))
 
 
-def resolve(config: SearchConfig, reporter: Reporter | None = None) -> Inputs:
+def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None) -> Inputs:
     """Load and check all that `config` names, before anything is trained.
 
     Raises:
         InputError: for whatever cannot be used.
     """
+    plugins = plugins or Plugins()
+    make_engine = ENGINES.get(config.engine) or _plugged(plugins, "engines", "--engine", config.engine, ENGINES)
+    kind = None
+    if config.proxy != RELATION:
+        kind = _plugged(plugins, "proxies", "--proxy", config.proxy, [RELATION])
     device = choose_device(config.device, config.precision)
-    known = known_objectives(config, device)
+    known = known_objectives(config, device, plugins, kind)
     wanted = objectives.parse_objectives(config.objectives, known)
     constraints = [objectives.parse_constraint(text, known) for text in config.constraints]
     columns = [*wanted, *(constraint.objective for constraint in constraints)]
-    found = resolve_training(config, reporter, any(column.is_proxy for column in columns))
-    inputs = Inputs(config, found.spaces, found.device, found.teacher, found.text, wanted, constraints)
-    if any(column.measure is not None for column in columns):
+    found = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins)
+    inputs = Inputs(
+        config, found.spaces, found.device, found.teacher, found.text, wanted, constraints, make_engine, kind
+    )
+    if any(column.name in objectives.MEASURED for column in columns):
         check_measured_length(config.measured_seq_len, found.teacher)
     for space in found.spaces:
         _check_constraints(inputs, space)
@@ -170,14 +183,29 @@ def check_measured_length(seq_len: int, teacher: Teacher) -> None:
         )
 
 
-def known_objectives(config: SearchConfig, device: Device) -> dict[str, Objective]:
-    """Every objective by the name that asks for it."""
+def _plugged(plugins: Plugins, group: str, flag: str, name: str, own: Iterable[str]) -> Any:
+    """What someone else offers by that name.
+
+    Raises:
+        InputError: if no one does; it lists what there is.
+    """
+    if (found := plugins.find(group, name)) is None:
+        raise InputError(f"{flag} {name!r}; allowed: {', '.join([*own, *plugins.names(group)])}")
+    return found
+
+
+def known_objectives(
+    config: SearchConfig, device: Device, plugins: Plugins, kind: ProxyKind | None = None
+) -> dict[str, Objective]:
+    """Every objective by the name that asks for it; of what others offer, only what `config` asks for is loaded."""
     single, many = (
         Load(batch, config.measured_seq_len, device) for batch in (config.latency_batch, config.throughput_batch)
     )
-    proxy = objectives.proxy_objective(config.loss, config.relations)
+    proxy = kind.objective if kind else objectives.proxy_objective(config.loss, config.relations)
     named = {each.name: each for each in (*objectives.COSTS, *objectives.measured_costs(single, many))}
-    return {"acc": proxy, **named}
+    asked = {word for text in (config.objectives, *config.constraints) for word in re.split(r"[\s,<>=]+", text)}
+    others = {name: plugins.find("objectives", name) for name in plugins.names("objectives") if name in asked}
+    return {"acc": proxy, **named, **others}
 
 
 def _check_constraints(inputs: Inputs, space: SearchSpace) -> None:
@@ -196,7 +224,9 @@ def _check_constraints(inputs: Inputs, space: SearchSpace) -> None:
         raise InputError(f"--constraint {together}: no subnet of space {space.name!r} keeps all of them")
 
 
-def resolve_training(config: TrainConfig, reporter: Reporter | None = None, needs_text: bool = True) -> Materials:
+def resolve_training(
+    config: TrainConfig, reporter: Reporter | None = None, needs_text: bool = True, plugins: Plugins | None = None
+) -> Materials:
     """Load and check all that training needs.
 
     Raises:
@@ -204,9 +234,10 @@ def resolve_training(config: TrainConfig, reporter: Reporter | None = None, need
     """
     parse_relations(config.relations)
     parse_subnet_weights(config.subnet_weights)
-    spaces = load_spaces(config.space_names, config.depth, config.relation_heads)
+    plugins = plugins or Plugins()
+    spaces = load_spaces(config.space_names, config.depth, config.relation_heads, plugins)
     device = choose_device(config.device, config.precision)
-    teacher = load_teacher(config.teacher, config.teacher_layer, device.name)
+    teacher = find_teacher(config, device, plugins)
     for space in spaces:
         _check_memory(space, teacher)
     if config.seq_len > teacher.vocabulary.positions:
@@ -215,6 +246,19 @@ def resolve_training(config: TrainConfig, reporter: Reporter | None = None, need
         )
     text = _open_text(config, teacher, device, reporter or Reporter()) if needs_text else None
     return Materials(config, spaces, device, teacher, text)
+
+
+def find_teacher(config: TrainConfig, device: Device, plugins: Plugins) -> Teacher:
+    """The teacher that `config` names, in place on `device`.
+
+    Raises:
+        InputError: if there is none, or it cannot teach.
+    """
+    if (load := plugins.find("teachers", config.teacher)) is None:
+        return load_teacher(config.teacher, config.teacher_layer, device.name)
+    with quiet_transformers():
+        model, tokenizer = load()
+    return Teacher(model.to(device.name), tokenizer, config.teacher, config.teacher_layer)
 
 
 def _open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: Reporter) -> Text:
@@ -247,7 +291,12 @@ def _check_memory(space: SearchSpace, teacher: Teacher) -> None:
         )
 
 
-def load_spaces(names: Sequence[str], depth: str | None = None, relation_heads: int | None = None) -> list[SearchSpace]:
+def load_spaces(
+    names: Sequence[str],
+    depth: str | None = None,
+    relation_heads: int | None = None,
+    plugins: Plugins | None = None,
+) -> list[SearchSpace]:
     """The spaces of those names or paths, which must be comparable with each other.
 
     depth, relation_heads: instead of the spaces' own, if given.
@@ -257,7 +306,9 @@ def load_spaces(names: Sequence[str], depth: str | None = None, relation_heads: 
     """
     changes = {"depth": depth, "relation_heads": relation_heads}
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
-    spaces = [replace(load_space(name), **given) for name in names]
+    plugins = plugins or Plugins()
+    found = [plugins.find("search_spaces", name) or name for name in names]
+    spaces = [replace(each if isinstance(each, SearchSpace) else load_space(each), **given) for each in found]
     if len({space.name for space in spaces}) < len(spaces):
         raise InputError(f"--space names {', '.join(space.name for space in spaces)}; allowed: each space once")
     if len({space.relation_heads for space in spaces}) > 1:

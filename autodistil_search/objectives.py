@@ -100,8 +100,12 @@ COSTS = (FLOPS, PARAMS, PARAMS_NON_EMBEDDING, SIZE_MB)
 """What follows from the sizes alone."""
 
 
+MEASURED = ("latency", "memory", "throughput")
+"""What is measured on a student, on this machine."""
+
+
 def measured_costs(single: Load, many: Load) -> list[Objective]:
-    """What is measured on a student: latency and memory under the load `single`, throughput under `many`."""
+    """`MEASURED`: latency and memory under the load `single`, throughput under `many`."""
     from autodistil_search import hardware  # torch, which the command line loads only when it must
 
     latency = partial(hardware.latency, load=single)
@@ -128,6 +132,21 @@ def measured(objective: Objective, student: nn.Module) -> dict[str, float]:
             f"objective {objective.name!r} measured {values}; allowed: finite numbers, {objective.name!r} among them"
         )
     return {name: float(value) for name, value in values.items()}
+
+
+def costs(
+    columns: Sequence[Objective], subnet: Subnet, vocabulary: Vocabulary, student: Callable[[], nn.Module]
+) -> dict[str, float]:
+    """All of `columns` but a proxy: computed from the sizes, or measured on `student()`, made once if it is needed."""
+    found: dict[str, float] = {}
+    made: nn.Module | None = None
+    for column in columns:
+        if column.cost is not None:
+            found[column.name] = column.cost(subnet, vocabulary)
+        elif column.measure is not None:
+            made = student() if made is None else made
+            found |= measured(column, made)
+    return found
 
 
 def parse_objectives(text: str, known: Mapping[str, Objective]) -> list[Objective]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from autodistil_search.cost import flops
 from autodistil_search.engines import ENUMERABLE
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.objectives import Objective, measured
+from autodistil_search.objectives import Objective, costs
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.teacher import Teacher
 
@@ -25,8 +25,8 @@ class Profile:
     costs: Mapping[str, float]
 
 
-def profile_space(space: SearchSpace, teacher: Teacher, costs: Sequence[Objective]) -> list[Profile]:
-    """The smallest, the median and the largest subnet of `space`, with all `costs` of each.
+def profile_space(space: SearchSpace, teacher: Teacher, columns: Sequence[Objective]) -> list[Profile]:
+    """The smallest, the median and the largest subnet of `space`, with all `columns` of each.
 
     The median is that of all FLOPs; of a space with more than `ENUMERABLE` subnets that of a random sample.
     """
@@ -37,15 +37,11 @@ def profile_space(space: SearchSpace, teacher: Teacher, costs: Sequence[Objectiv
         subnets = [space.sample(rng) for _ in range(_SAMPLE)]
     median = sorted(subnets, key=flops)[(len(subnets) - 1) // 2]
     chosen = {"smallest": space.smallest, "median": median, "largest": space.largest}
-    return [Profile(role, subnet, _costs(subnet, teacher, costs)) for role, subnet in chosen.items()]
+    return [_profile(role, subnet, teacher, columns) for role, subnet in chosen.items()]
 
 
-def _costs(subnet: Subnet, teacher: Teacher, costs: Sequence[Objective]) -> dict[str, float]:
-    student = AutoDistilModel(teacher.student_config(subnet))
-    found: dict[str, float] = {}
-    for objective in costs:
-        if objective.cost is not None:
-            found[objective.name] = objective.cost(subnet, teacher.vocabulary)
-        elif objective.measure is not None:
-            found |= measured(objective, student)
-    return found
+def _profile(role: str, subnet: Subnet, teacher: Teacher, columns: Sequence[Objective]) -> Profile:
+    def student() -> AutoDistilModel:
+        return AutoDistilModel(teacher.student_config(subnet))
+
+    return Profile(role, subnet, costs(columns, subnet, teacher.vocabulary, student))

@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from autodistil_search.device import Device
 from autodistil_search.model import AutoDistilModel
+from autodistil_search.objectives import Objective
 from autodistil_search.relations import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
 from autodistil_search.space import Subnet
 from autodistil_search.teacher import Teacher
 from autodistil_search.weights import Weights
 
 BLOCKS_AT_ONCE = 16
+
+RELATION = "relation"
+"""What `--proxy` calls the relation loss."""
+
+
+class Proxy(Protocol):
+    """Scores subnets of a SuperLM, and models as they are."""
+
+    @property
+    def reference(self) -> float:
+        """A value that a model which has learnt nothing gets; the hypervolume is measured from it."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """How it is measured, for the reader of a report."""
+        ...
+
+    def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
+        """What `subnet` of `model`, or the whole model, is worth, by the objective that the proxy has."""
+        ...
+
+
+@dataclass(frozen=True)
+class ProxyKind:
+    """What `--proxy` names: what it measures, and how one is made from teacher, held-out blocks `(N, T)` and device."""
+
+    objective: Objective
+    make: Callable[[Teacher, Tensor, Device], Proxy]
 
 
 class RelationProxy:
@@ -48,6 +81,7 @@ class RelationProxy:
                 for batch in self._batches
             ]
         self.blocks = len(held_out)
+        self._relation_heads = relation_heads
 
     @torch.no_grad()
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
@@ -66,7 +100,15 @@ class RelationProxy:
         return max(total / self.blocks, 0.0)  # float32 can leave a perfect student a hair below zero
 
     @property
-    def of_uniform_relations(self) -> float:
+    def description(self) -> str:
+        """How it is measured, for the reader of a report."""
+        return (
+            f"{self.blocks} held-out blocks of {self._batches[0].shape[1]} tokens, {self._relation_heads} relation "
+            f"heads; a student that relates all tokens alike scores {self.reference:.4g}"
+        )
+
+    @property
+    def reference(self) -> float:
         """The loss of a student that relates every token to all others alike."""
         losses = [uniform_loss(target) * len(batch) for batch, target in zip(self._batches, self._targets, strict=True)]
         return sum(losses) / self.blocks

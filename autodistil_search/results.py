@@ -135,6 +135,7 @@ def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
         box=summary["box"],
         hypervolume=summary["hypervolume"],
         hypervolume_share=summary["hypervolume_share"],
+        progress=pd.read_csv(folder / "progress.csv"),
         exact=summary["exact"],
         conditions=tuple(summary["conditions"].items()),
         notes=tuple(summary["notes"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,15 @@ from autodistil_search import baselines, objectives
 from autodistil_search.archive import Archive, Evaluation
 from autodistil_search.config import SearchConfig
 from autodistil_search.cost import flops
-from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
+from autodistil_search.engines import Candidates, Goal, run_engine
 from autodistil_search.errors import InputError
 from autodistil_search.inputs import Inputs, cache_folder, resolve
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.objectives import Objective
+from autodistil_search.objectives import Constraint, Objective
+from autodistil_search.plugins import Plugins
 from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import RelationProxy
+from autodistil_search.proxies import Proxy
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, write_report
 from autodistil_search.results import Run, is_finished, load_run, write_summary
 from autodistil_search.runfolder import SEARCH_CONFIG, Stopwatch, check_folder, exclusive, open_folder, versions
@@ -34,38 +37,25 @@ _MARGIN_OF_MEASURED = 1.1
 """Likewise of what is measured, and never twice the same."""
 
 
-def search(config: SearchConfig, reporter: Reporter | None = None) -> Run:
+def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None) -> Run:
     """Train the SuperLM of each space, search it, measure the baselines and write the report into `config.folder`.
 
     A folder that holds part of the same run is continued; nothing finished is done again.
 
+    Args:
+        config: What to search, and how.
+        reporter: Told of what happens.
+        plugins: Objectives, engines and so on that the names in `config` may mean, beside what is installed.
+
     Raises:
         InputError: for input that cannot be used, or a folder that holds another run.
     """
-    if launched() > 1:
-        raise InputError(
-            f"search was started as {launched()} processes; allowed: one. Train with several, then search --superlm"
-        )
     reporter = reporter or Reporter()
-    config = config.absolute()
-    folder = config.folder
-    if config.superlm is not None:
-        config = config.trained_as(trained_config(Path(config.superlm)))
-    check_folder(folder, SEARCH_CONFIG, config.to_dict())
     clock = Stopwatch()
-    with clock.phase("prepare"):
-        reporter.say("loading the teacher and the text")
-        inputs = resolve(config, reporter)
-    for note in cost_notes(inputs):
-        reporter.say(note)
-    with exclusive(folder):
-        open_folder(folder, SEARCH_CONFIG, config.to_dict(), inputs.environment)
+    with _opened(config, reporter, plugins, clock) as (inputs, folder):
         if is_finished(folder):
             return load_run(folder)
-        clock.go_on_from(folder / "seconds.json")
-        archive = Archive(folder / "archive.log", inputs.spaces, inputs.objectives)
-        superlms, notes = _superlms(inputs, folder, clock, reporter)
-        scorer = Scorer(inputs, superlms)
+        archive, scorer, notes = _prepare(inputs, folder, clock, reporter)
         complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
         measured = _measure_baselines(inputs, scorer, clock, reporter)
         with clock.phase("report"):
@@ -73,6 +63,83 @@ def search(config: SearchConfig, reporter: Reporter | None = None) -> Run:
             write_report(report, folder)
         write_summary(folder, report, clock.seconds, versions())
         return load_run(folder)
+
+
+@contextmanager
+def open_subnets(
+    config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None
+) -> Iterator[Subnets]:
+    """The subnets of the only space of `config`, scored when they are asked for: for searches of your own.
+
+    The SuperLM is trained first, or continued, as `search` does; what is scored is kept in the same archive. The engine
+    and the budget of `config` mean nothing here.
+
+    Raises:
+        InputError: for input that cannot be used, several spaces, or a folder that holds another run.
+    """
+    reporter = reporter or Reporter()
+    clock = Stopwatch()
+    with _opened(config, reporter, plugins, clock) as (inputs, folder):
+        if len(inputs.spaces) > 1:
+            raise InputError(f"--space {config.space!r}; allowed: one space, where subnets are asked for by hand")
+        archive, scorer, _ = _prepare(inputs, folder, clock, reporter)
+        yield Subnets(inputs.spaces[0], inputs.objectives, inputs.constraints, archive, scorer)
+
+
+@dataclass(frozen=True)
+class Subnets:
+    """The subnets of one space; see `open_subnets` and `adapters`."""
+
+    space: SearchSpace
+    objectives: Sequence[Objective]
+    constraints: Sequence[Constraint]
+    _archive: Archive = field(repr=False)
+    _scorer: Scorer = field(repr=False)
+
+    def evaluate(self, subnet: Subnet) -> Mapping[str, float]:
+        """What is measured of `subnet`, by objective name; measured once, whoever asks how often.
+
+        Raises:
+            InputError: if it is not in the space.
+        """
+        self.space.encode(subnet)
+        known = self._archive.find(self.space.name, subnet)
+        if known is None:
+            known = self._scorer.evaluate(self.space, subnet)
+            self._archive.record(known)
+        return known.measured
+
+
+@contextmanager
+def _opened(
+    config: SearchConfig, reporter: Reporter, plugins: Plugins | None, clock: Stopwatch
+) -> Iterator[tuple[Inputs, Path]]:
+    """All that `config` names, loaded and checked, and its folder, held by this process."""
+    if launched() > 1:
+        raise InputError(
+            f"search was started as {launched()} processes; allowed: one. Train with several, then search --superlm"
+        )
+    config = config.absolute()
+    folder = config.folder
+    if config.superlm is not None:
+        config = config.trained_as(trained_config(Path(config.superlm)))
+    check_folder(folder, SEARCH_CONFIG, config.to_dict())
+    with clock.phase("prepare"):
+        reporter.say("loading the teacher and the text")
+        inputs = resolve(config, reporter, plugins)
+    for note in cost_notes(inputs):
+        reporter.say(note)
+    with exclusive(folder):
+        open_folder(folder, SEARCH_CONFIG, config.to_dict(), inputs.environment)
+        yield inputs, folder
+
+
+def _prepare(inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter) -> tuple[Archive, Scorer, list[str]]:
+    """What was scored before, what scores the rest, and notes on how training began."""
+    clock.go_on_from(folder / "seconds.json")
+    archive = Archive(folder / "archive.log", inputs.spaces, inputs.objectives)
+    superlms, notes = _superlms(inputs, folder, clock, reporter)
+    return archive, Scorer(inputs, superlms), notes
 
 
 def _superlms(
@@ -97,30 +164,29 @@ class Scorer:
         self._inputs, self._superlms = inputs, superlms
 
     @cached_property
-    def proxy(self) -> RelationProxy:
+    def proxy(self) -> Proxy:
         """The proxy of this run; only for runs with an objective that needs it."""
-        return relation_proxy(self._inputs, self._inputs.config.eval_blocks)
+        inputs, blocks = self._inputs, self._inputs.config.eval_blocks
+        if inputs.proxy_kind is None:
+            return relation_proxy(inputs, blocks)
+        assert inputs.text is not None
+        return inputs.proxy_kind.make(inputs.teacher, inputs.text.held_out.spread(blocks), inputs.device)
 
     def evaluate(self, space: SearchSpace, subnet: Subnet) -> Evaluation:
         """Every column of the run."""
-        superlm = self._superlms.get(space.name)
-        measured: dict[str, float] = {}
-        for column in self._inputs.columns:
-            if column.is_proxy:
-                assert superlm is not None
-                measured[column.name] = self.proxy.score(superlm, subnet)
-            elif column.measure is not None:
-                student = self._inputs.student(subnet) if superlm is None else superlm.extract(subnet)
-                measured |= objectives.measured(column, student)
-            else:
-                measured[column.name] = self.cost(column, subnet)
+        if (superlm := self._superlms.get(space.name)) is None:
+            return Evaluation(space.name, subnet, self.costs(subnet))
+        measured = self._costs(subnet, lambda: superlm.extract(subnet))
+        if (proxy := self._inputs.proxy_objective) is not None:
+            measured[proxy.name] = self.proxy.score(superlm, subnet)
         return Evaluation(space.name, subnet, measured)
 
-    def cost(self, objective: Objective, subnet: Subnet) -> float:
-        """A cost of `subnet`, computed, or measured on a student with random weights."""
-        if objective.cost is not None:
-            return objective.cost(subnet, self._inputs.teacher.vocabulary)
-        return objectives.measured(objective, self._inputs.student(subnet))[objective.name]
+    def costs(self, subnet: Subnet) -> dict[str, float]:
+        """Every column but the proxy, on a student with random weights."""
+        return self._costs(subnet, lambda: self._inputs.student(subnet))
+
+    def _costs(self, subnet: Subnet, student: Callable[[], AutoDistilModel]) -> dict[str, float]:
+        return objectives.costs(self._inputs.columns, subnet, self._inputs.teacher.vocabulary, student)
 
 
 def _search_space(
@@ -130,7 +196,7 @@ def _search_space(
     config = inputs.config
     candidates = Candidates(space, inputs.admits, config.seed)
     goal = Goal(inputs.free_objectives, len(inputs.measured_constraints))
-    engine = ENGINES[config.engine](candidates, seed=config.seed, population=config.population, goal=goal)
+    engine = inputs.make_engine(candidates, seed=config.seed, population=config.population, goal=goal)
     budget = min(config.evaluations, candidates.total or config.evaluations)
     with clock.phase(f"search {space.name}"), reporter.bar(f"searching {space.name}", "subnets", budget) as bar:
         bar.skip(min(budget, sum(evaluation.space == space.name for evaluation in archive.evaluations)))
@@ -150,7 +216,7 @@ def _search_space(
 def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporter: Reporter) -> pd.DataFrame:
     proxy, text, config = inputs.proxy_objective, inputs.text, inputs.config
     if proxy is None or text is None or config.baselines == "none":
-        return baseline_table([], proxy.name if proxy else "relation_loss")
+        return baseline_table([], inputs.columns)
     identity = {**inputs.identity, "seq_len": str(config.seq_len)}
     del identity["spaces"]  # the baselines do not depend on them
     with clock.phase("baselines"):
@@ -158,6 +224,7 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
             inputs.teacher,
             text.begin,
             scorer.proxy,
+            inputs.columns,
             inputs.options,
             config.init,
             inputs.sample_ids,
@@ -166,7 +233,7 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
             inputs.device,
             reporter,
         )
-    return baseline_table(results, proxy.name)
+    return baseline_table(results, inputs.columns)
 
 
 def _box(inputs: Inputs, scorer: Scorer) -> dict[str, list[float]]:
@@ -175,13 +242,13 @@ def _box(inputs: Inputs, scorer: Scorer) -> dict[str, list[float]]:
     Ideal is 0 of what is minimised. Of a cost that is maximised it is what the best end of a space reaches, and 0 is
     the reference; costs are known at the smallest and the largest subnet, between which all others are.
     """
-    box = {}
+    box, ends = {}, [scorer.costs(end) for space in inputs.spaces for end in space.ends]
     for objective in inputs.objectives:
         if objective.is_proxy:
-            box[objective.name] = [0.0, scorer.proxy.of_uniform_relations]
+            box[objective.name] = [0.0, scorer.proxy.reference]
             continue
         margin = _MARGIN if objective.cost is not None else _MARGIN_OF_MEASURED
-        most = margin * max(scorer.cost(objective, end) for space in inputs.spaces for end in space.ends)
+        most = margin * max(costs[objective.name] for costs in ends)
         box[objective.name] = [0.0, most] if objective.direction == "minimize" else [most, 0.0]
     return box
 
@@ -274,10 +341,7 @@ def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
             f"{config.loss} loss of {config.relations}, AdamW, peak learning rate {config.lr:g}, start from "
             f"{config.init}, seed {config.seed}"
         )
-        described["proxy"] = (
-            f"{scorer.proxy.blocks} held-out blocks of {config.seq_len} tokens, {inputs.options.relation_heads} "
-            f"relation heads; a student that relates all tokens alike scores {scorer.proxy.of_uniform_relations:.4g}"
-        )
+        described["proxy"] = scorer.proxy.description
     described["device"] = f"{inputs.device.name}, {inputs.device.precision}, {torch.get_num_threads()} threads"
     described["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
     return described

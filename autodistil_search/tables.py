@@ -11,13 +11,19 @@ from rich.console import Console
 from rich.table import Table
 
 from autodistil_search.cost import Vocabulary, params
-from autodistil_search.objectives import Objective
+from autodistil_search.engines import ENGINES
+from autodistil_search.errors import InputError
+from autodistil_search.families import FAMILIES
+from autodistil_search.objectives import COSTS, MEASURED, Objective
 from autodistil_search.partition import flops_of, millions, spread_within
 from autodistil_search.plan import Plan
+from autodistil_search.plugins import GROUPS, Plugins, origin
 from autodistil_search.profile import Profile
+from autodistil_search.proxies import RELATION
 from autodistil_search.report import shown
 from autodistil_search.results import Run
-from autodistil_search.space import SearchSpace
+from autodistil_search.space import SearchSpace, shipped_spaces
+from autodistil_search.teacher import PACKAGED
 
 
 def print_frontier(run: Run, console: Console) -> None:
@@ -55,6 +61,26 @@ def print_partition(parent: SearchSpace, parts: Sequence[SearchSpace], paths: Se
         f"--space {shlex.quote(','.join(map(str, paths)))}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_names(plugins: Plugins, console: Console) -> None:
+    """What can be named, group by group; what is installed beside it, with its package, or why it cannot be loaded."""
+    own = {
+        "objectives": ["acc", *(cost.name for cost in COSTS), *MEASURED],
+        "engines": list(ENGINES),
+        "proxies": [RELATION],
+        "teachers": [PACKAGED, *sorted(FAMILIES)],
+        "search_spaces": shipped_spaces(),
+    }
+    for group in GROUPS:
+        console.print(f"{group.replace('_', ' ')}: {', '.join(own[group])}", highlight=False, soft_wrap=True)
+        for name in plugins.names(group):
+            try:
+                plugins.find(group, name)
+                line = f"  {origin(group, name)}"
+            except InputError as error:
+                line = f"  {error}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_profile(

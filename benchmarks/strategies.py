@@ -158,7 +158,7 @@ class Bench:
         bands = ((costs - costs[0]) // BAND).astype(int)
         alone = [self._rows[f"alone {number}"]["loss"] for number in range(len(self.few))]
         positions = [self.subnets.index(subnet) for subnet in self.few]
-        reference = np.array([self._proxy.of_uniform_relations, costs[-1] * 1.01])
+        reference = np.array([self._proxy.reference, costs[-1] * 1.01])
         whole = float(np.prod(reference - np.array([0, costs[0]])))
         print("| a step trains | steps | mean of 256 | smallest | largest | hypervolume share | tau with 12 alone |")
         print("|---|---|---|---|---|---|---|")

@@ -14,13 +14,12 @@ from autodistil_search import config
 PACKAGE = Path(autodistil_search.__file__).parent
 LAYERS = [
     {"errors"},
-    {"plugins"},
-    {"space", "pareto", "files", "sources", "weights", "processes", "progress"},
+    {"plugins", "space", "pareto", "files", "sources", "weights", "processes", "progress"},
     {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling"},
     {"hardware", "stream", "teacher", "checkpoint", "traininglog", "partition"},
     {"objectives", "start"},
     {"archive"},
-    {"distill", "proxies", "engines"},
+    {"distill", "proxies", "engines", "adapters"},
     {"baselines", "inputs"},
     {"report", "runfolder", "plan", "profile"},
     {"results", "training"},
@@ -107,15 +106,13 @@ def test_the_public_names_are_those_of_their_modules():
 
 def test_the_words_a_setting_allows_are_those_the_code_knows():
     from autodistil_search.device import DEVICES, PRECISIONS
-    from autodistil_search.engines import ENGINES
     from autodistil_search.relations import LOSSES
     from autodistil_search.sampling import SAMPLINGS
     from autodistil_search.space import DepthRule
     from autodistil_search.start import STARTS
 
     choices = config.choices()
-    assert set(choices) == {"engine", "depth", "init", "loss", "sampling", "device", "precision", "baselines"}
-    assert set(choices["engine"]) == set(ENGINES)
+    assert set(choices) == {"depth", "init", "loss", "sampling", "device", "precision", "baselines"}
     assert set(choices["sampling"]) == set(SAMPLINGS)
     assert set(choices["loss"]) == set(LOSSES)
     assert choices["init"] == STARTS

@@ -1,6 +1,7 @@
 """README, docs and notebook say what is so: their code runs as written."""
 
 import re
+import shlex
 from pathlib import Path
 
 import nbformat
@@ -8,29 +9,37 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
-from autodistil_search import search
+from autodistil_search import load_run, search
 from autodistil_search.cli import make_parser
 from autodistil_search.space import SearchSpace
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of README in a language, without indentation."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    """The fenced blocks of a page in a language, without indentation."""
+    text = (ROOT / page).read_text()
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", text, flags=re.MULTILINE | re.DOTALL)
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
 
 def test_the_python_of_readme_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
     names: dict = {}
-    exec(code, names)
+    exec("\n".join(blocks("python")), names)
     assert names["again"].frontier.equals(names["run"].frontier)
     assert names["student"].num_parameters() == names["run"].knee["params"]
     assert Path("student/model.safetensors").exists()
     assert Path("frontier.png").stat().st_size > 10_000
+    assert len(names["study"].trials) == 10
+    assert (names["result"].F[:, 1] > 1e6).all()  # FLOPs
+    assert "widest" in load_run("runs/widest").frontier
+
+
+def test_the_python_of_the_page_on_plugging_in_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks("python", "docs/plugins.md")), {})
+    assert (load_run("runs/mine").evaluations["depth"] >= 2).all()
 
 
 def test_the_space_of_readme_is_valid():
@@ -40,7 +49,7 @@ def test_the_space_of_readme_is_valid():
 
 def test_the_command_of_readme_is_accepted(tmp_path):
     (text,) = blocks("console")
-    words = text.replace("\\\n", " ").split()
+    words = shlex.split(text.replace("\\\n", " "))
     assert words[:3] == ["$", "autodistil-search", "search"]
     parsed = make_parser().parse_args(words[2:])
     assert parsed.search.objectives == "acc,flops,params"
@@ -62,7 +71,12 @@ def test_every_flag_named_in_readme_and_docs_exists():
     known = {flag for command in commands for action in command._actions for flag in action.option_strings}
     known |= {"--multi_gpu", "--num_processes", "--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"}
     known |= {"--cpu", "--mixed_precision"}  # of accelerate launch and torchrun
-    for page in (ROOT / "README.md", ROOT / "docs" / "design.md", ROOT / "docs" / "training.md"):
+    for page in (
+        ROOT / "README.md",
+        ROOT / "docs" / "design.md",
+        ROOT / "docs" / "training.md",
+        ROOT / "docs" / "plugins.md",
+    ):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", page.read_text()))
         assert named <= known, named - known
 

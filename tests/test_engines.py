@@ -139,18 +139,10 @@ every_number_of_objectives = pytest.mark.parametrize("objectives", [1, 2, 3])
 
 
 @every_engine
-@every_number_of_objectives
-def test_each_genome_of_the_space_is_asked_for_once(name, objectives):
-    space = space_of(name)
-    asked = Asking(name, space, objectives=objectives).all()
-    assert sorted(asked) == list(space.genomes())
-
-
-@every_engine
-def test_an_engine_that_has_asked_for_all_stays_silent(name):
+def test_an_engine_asks_for_each_genome_once_and_then_stays_silent(name):
     space = space_of(name)
     asking = Asking(name, space)
-    asking.all()
+    assert sorted(asking.all()) == list(space.genomes())
     assert [asking.engine.ask() for _ in range(3)] == [[], [], []]
 
 
@@ -163,7 +155,7 @@ def test_genomes_are_tuples_of_plain_integers(name):
 
 
 @every_engine
-@pytest.mark.parametrize("share", [0.02, 0.2, 0.7])
+@pytest.mark.parametrize("share", [0.02, 0.5])
 def test_only_and_all_subnets_within_the_bounds_are_asked_for(name, share):
     space = space_of(name)
     size_of = {genome: measure(space, space.decode(genome)).measured["size"] for genome in space.genomes()}
@@ -213,13 +205,12 @@ def test_asking_leaves_global_generators_alone(name):
 
 @every_engine
 @pytest.mark.parametrize("space", [POINT, LINE, make_space(1, 2, 1, 3), make_space(2, 1, 1, 1)])
-@every_number_of_objectives
-def test_a_space_with_single_choices_is_searched_whole(name, space, objectives):
-    assert sorted(Asking(name, space, objectives=objectives).all()) == list(space.genomes())
+def test_a_space_with_single_choices_is_searched_whole(name, space):
+    assert sorted(Asking(name, space).all()) == list(space.genomes())
 
 
 @every_engine
-@pytest.mark.parametrize("population", [2, 3, 100])
+@pytest.mark.parametrize("population", [2, 100])
 def test_any_population_searches_the_space_whole(name, population):
     space = make_space(3, 2, 2, 1)
     assert sorted(Asking(name, space, population=population).all()) == list(space.genomes())

@@ -49,7 +49,7 @@ def test_the_batch_size_inside_changes_nothing(
     for size in (1, 5, 16, 100):
         monkeypatch.setattr(proxies, "BLOCKS_AT_ONCE", size)
         proxy = RelationProxy(toy_teacher(), held_out, 4, "kl", cpu)
-        scores.append((proxy.score(model), proxy.of_uniform_relations))
+        scores.append((proxy.score(model), proxy.reference))
     for score in scores[1:]:
         assert score == pytest.approx(scores[0], rel=1e-5)
 
@@ -63,7 +63,7 @@ def test_uniform_relations_cost_log_of_the_tokens_less_the_teachers_entropy(
         p = relation_scores(split_heads(x, 4).double()).softmax(-1).double()
         expected += float(torch.log(torch.tensor(10.0)) + (p * p.log()).sum(-1).mean())
     proxy = RelationProxy(teacher, held_out, 4, "kl", cpu)
-    assert proxy.of_uniform_relations == pytest.approx(expected, rel=1e-5)
+    assert proxy.reference == pytest.approx(expected, rel=1e-5)
 
 
 def test_scoring_leaves_weights_and_gradients_alone(
@@ -85,4 +85,4 @@ def test_bf16_scores_are_close_to_those_of_fp32_and_a_perfect_student_costs_noth
     twin = AutoDistilModel(teacher.student_config(teacher.subnet)).eval()
     teacher.copy_into(twin)
     assert fp32.score(twin) == pytest.approx(0, abs=1e-6)
-    assert bf16.score(twin) == pytest.approx(0, abs=0.002 * fp32.of_uniform_relations)
+    assert bf16.score(twin) == pytest.approx(0, abs=0.002 * fp32.reference)

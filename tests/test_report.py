@@ -11,7 +11,8 @@ import pytest
 from autodistil_search import baselines
 from autodistil_search.archive import Evaluation
 from autodistil_search.baselines import Baseline
-from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS
+from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint
+from autodistil_search.pareto import hypervolume
 from autodistil_search.report import (
     baseline_table,
     frontier_figure,
@@ -20,9 +21,11 @@ from autodistil_search.report import (
     shown,
     write_report,
 )
+from autodistil_search.report.data import progress_table
 from autodistil_search.report.figures import axes_pairs
 from autodistil_search.space import Subnet
 
+LIKEWISE = {"relation_loss": 0.7, "flops": 300, "params": 3000}
 FRONT = [(1.0, 100.0), (0.5, 200.0), (0.2, 400.0)]
 DOMINATED = [(1.1, 150.0), (0.6, 390.0)]
 
@@ -34,7 +37,7 @@ def evaluation(loss: float, cost: float, space: str = "toy") -> Evaluation:
 
 @pytest.fixture
 def report():
-    measured = [Baseline("hand-made <b>", Subnet(4, 312, 1200, 12, 26), "distilled alone", 0.7, 300, 3000)]
+    measured = [Baseline("hand-made <b>", Subnet(4, 312, 1200, 12, 26), "distilled alone", LIKEWISE)]
     return pareto_report(
         title="toy <i>",
         evaluations=[evaluation(*point) for point in DOMINATED + FRONT[::-1]],
@@ -42,7 +45,7 @@ def report():
         columns=[RELATION_LOSS, FLOPS, PARAMS],
         constraints=[],
         box={"relation_loss": [0.0, 2.0], "flops": [0.0, 500.0]},
-        baselines=baseline_table(measured, "relation_loss"),
+        baselines=baseline_table(measured, [RELATION_LOSS, FLOPS, PARAMS]),
         published=baselines.published(),
         exact=False,
         conditions={"teacher": "a <script>alert(1)</script> teacher"},
@@ -59,6 +62,24 @@ def test_the_hypervolume_is_the_area_below_the_reference(report):
     area = (500 - 100) * (2 - 1.0) + (500 - 200) * (1.0 - 0.5) + (500 - 400) * (0.5 - 0.2)
     assert report.hypervolume == pytest.approx(area)
     assert report.hypervolume_share == pytest.approx(area / (2 * 500))
+
+
+def test_progress_is_the_hypervolume_of_what_was_scored_so_far(report):
+    assert report.progress["evaluations"].tolist() == [1, 2, 3, 4, 5]
+    values = report.evaluations[["relation_loss", "flops"]].to_numpy()
+    volumes = [hypervolume(values[:count], np.array([2.0, 500.0])) for count in range(1, 6)]
+    assert report.progress["hypervolume"].tolist() == pytest.approx(volumes)
+    assert report.progress["share"].tolist() == pytest.approx([volume / volumes[-1] for volume in volumes])
+
+
+def test_what_breaks_a_constraint_adds_nothing_to_the_hypervolume(report):
+    bound = [Constraint(FLOPS, 300.0, upper=True)]
+    reference = np.array([2.0, 500.0])
+    progress = progress_table(report.evaluations, report.objectives, bound, reference)
+    within = report.evaluations[report.evaluations["flops"] <= 300]
+    final = hypervolume(within[["relation_loss", "flops"]].to_numpy(), reference)
+    assert progress["hypervolume"].iloc[-1] == pytest.approx(final)
+    assert final < report.hypervolume
 
 
 def test_the_step_line_follows_the_frontier(report):

@@ -41,6 +41,8 @@ def test_a_run_leaves_everything_that_the_readme_names(toy_config):
         "evaluations.csv",
         "frontier.csv",
         "frontier.png",
+        "progress.csv",
+        "progress.png",
         "published.csv",
         "published.png",
         "report.html",

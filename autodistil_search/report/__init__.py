@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autodistil_search.report.data import ParetoReport, baseline_table, pareto_report
-from autodistil_search.report.figures import frontier_figure, published_figure, save_figure
+from autodistil_search.report.figures import frontier_figure, progress_figure, published_figure, save_figure
 from autodistil_search.report.html import render_html, shown
 from autodistil_search.report.training import write_training_figure
 
@@ -14,6 +14,8 @@ REPORT_FILES = (
     "evaluations.csv",
     "frontier.csv",
     "frontier.png",
+    "progress.csv",
+    "progress.png",
     "published.csv",
     "published.png",
     "report.html",
@@ -41,9 +43,11 @@ def write_report(report: ParetoReport, folder: Path) -> None:
     report.evaluations.to_csv(new / "evaluations.csv", index=False)
     report.frontier.to_csv(new / "frontier.csv", index=False)
     report.baselines.to_csv(new / "baselines.csv", index=False)
+    report.progress.to_csv(new / "progress.csv", index=False)
     save_figure(frontier_figure(report), new / "frontier.png")
     save_figure(published_figure(report.published), new / "published.png")
-    figures = [(new / name).read_bytes() for name in ("frontier.png", "published.png")]
+    save_figure(progress_figure(report), new / "progress.png")
+    figures = [(new / name).read_bytes() for name in ("frontier.png", "progress.png", "published.png")]
     (new / "report.html").write_text(render_html(report, *figures), encoding="utf-8")
     for file in new.iterdir():
         file.replace(folder / file.name)

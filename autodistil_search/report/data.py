@@ -34,6 +34,7 @@ class ParetoReport:
         box: The ideal and the reference value of each objective, by name; fixed when the search began.
         hypervolume: Between the frontier and the reference point, in the product of the objectives' units.
         hypervolume_share: Of the box between the ideal and the reference point; 0 to 1.
+        progress: The hypervolume after each evaluation, in their order, and its share of the last.
         exact: Whether every subnet within the bounds was scored, so that the frontier is the exact one.
         conditions: How things were measured: (what, how) pairs.
         notes: What a reader should know before trusting the result.
@@ -50,6 +51,7 @@ class ParetoReport:
     box: Mapping[str, Sequence[float]]
     hypervolume: float
     hypervolume_share: float
+    progress: pd.DataFrame
     exact: bool
     conditions: Sequence[tuple[str, str]] = field(default_factory=tuple)
     notes: Sequence[str] = field(default_factory=tuple)
@@ -87,8 +89,9 @@ def frontier_table(evaluations: pd.DataFrame, objectives: Sequence[Objective]) -
     return frontier.assign(knee=frontier.index == knee)
 
 
-def baseline_table(baselines: Sequence[Baseline], proxy: str) -> pd.DataFrame:
-    """One row for each measured baseline."""
+def baseline_table(baselines: Sequence[Baseline], columns: Sequence[Objective]) -> pd.DataFrame:
+    """One row for each measured baseline, with what was measured of `columns`."""
+    names = [column.name for column in columns]
     rows = [
         {
             "name": baseline.name,
@@ -97,15 +100,13 @@ def baseline_table(baselines: Sequence[Baseline], proxy: str) -> pd.DataFrame:
             "mlp_ratio": baseline.subnet.mlp_ratio,
             "heads": baseline.subnet.heads,
             "head_dim": baseline.subnet.head_dim,
-            proxy: baseline.score,
-            "flops": baseline.flops,
-            "params": baseline.params,
+            **{name: baseline.measured[name] for name in names},
             "how": baseline.how,
             "source": "measured in this run",
         }
         for baseline in baselines
     ]
-    return pd.DataFrame(rows, columns=["name", *SUBNET_COLUMNS[1:], proxy, "flops", "params", "how", "source"])
+    return pd.DataFrame(rows, columns=["name", *SUBNET_COLUMNS[1:], *names, "how", "source"])
 
 
 def pareto_report(
@@ -150,10 +151,30 @@ def pareto_report(
         box=dict(box),
         hypervolume=volume,
         hypervolume_share=volume / float(np.prod(reference - ideal)),
+        progress=progress_table(table, objectives, constraints, reference),
         exact=exact,
         conditions=tuple((key, str(value)) for key, value in conditions.items()),
         notes=tuple(notes),
     )
+
+
+def progress_table(
+    evaluations: pd.DataFrame,
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    reference: pareto.Values,
+) -> pd.DataFrame:
+    """The hypervolume after each row of `evaluations`: their number, the volume, its share of the last."""
+    values, kept = minimised(evaluations, objectives), keeps(evaluations, constraints).to_numpy()
+    front, volume, volumes = values[:0], 0.0, []
+    for row, counts in zip(values, kept, strict=True):
+        gain = float(pareto.hypervolume_gains(front, row[None], reference)[0]) if counts else 0.0
+        if gain > 0:
+            front = np.vstack([front, row])
+            front, volume = front[pareto.is_on_frontier(front)], volume + gain
+        volumes.append(volume)
+    numbers = range(1, len(values) + 1)
+    return pd.DataFrame({"evaluations": numbers, "hypervolume": volumes, "share": np.array(volumes) / (volume or 1.0)})
 
 
 def keeps(table: pd.DataFrame, constraints: Sequence[Constraint]) -> pd.Series[bool]:

@@ -88,6 +88,20 @@ def _label(objective: Objective) -> str:
     return f"{objective.label} ({objective.unit})\n{better}"
 
 
+def progress_figure(report: ParetoReport) -> Figure:
+    """The hypervolume against evaluations: whether the search was still finding something when it ended."""
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.step(report.progress["evaluations"], 100 * report.progress["share"], where="post", color="#333333", lw=1.3)
+    axes.set_xlabel("evaluations")
+    final = "the exact frontier's" if report.exact else "the last"
+    axes.set_ylabel(f"hypervolume\n(% of {final})")
+    axes.set_ylim(0, 103)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.25)
+    return figure
+
+
 def published_figure(published: pd.DataFrame) -> Figure:
     """Average GLUE score against FLOPs of published models: another metric than the search's, so its own figure."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")

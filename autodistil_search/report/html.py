@@ -14,8 +14,8 @@ from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.figures import axes_pairs
 
 
-def render_html(report: ParetoReport, frontier_png: bytes, published_png: bytes) -> str:
-    """The page; the two figures are embedded and nothing is loaded from elsewhere."""
+def render_html(report: ParetoReport, frontier_png: bytes, progress_png: bytes, published_png: bytes) -> str:
+    """The page; the figures are embedded and nothing is loaded from elsewhere."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__name__.rpartition(".")[0], "."), autoescape=True)
     panels = "; ".join(f"{y.label} against {x.label}" for x, y in axes_pairs(report))
     units = {objective.name: objective.unit for objective in report.columns}
@@ -31,8 +31,21 @@ def render_html(report: ParetoReport, frontier_png: bytes, published_png: bytes)
         tables=tables,
         frontier_png=base64.b64encode(frontier_png).decode(),
         frontier_alt=f"{panels}: scored subnets, the frontier as a step line, the knee and the measured baselines",
+        progress_png=base64.b64encode(progress_png).decode(),
+        most_found=_found_after(report),
         published_png=base64.b64encode(published_png).decode(),
     )
+
+
+def _found_after(report: ParetoReport) -> list[tuple[int, int]]:
+    """After how many evaluations 90, 99 and 100 % of the final hypervolume were there: (percent, evaluations)."""
+    progress = report.progress
+    if not report.hypervolume:
+        return []
+    return [
+        (percent, int(progress.loc[progress["share"] >= percent / 100 - 1e-9, "evaluations"].iloc[0]))
+        for percent in (90, 99, 100)
+    ]
 
 
 def _table(table: pd.DataFrame, caption: str, units: dict[str, str], mark: str | None = None) -> Markup:

@@ -34,6 +34,9 @@ from autodistil_search.stream import StreamedBlocks, open_stream
 from autodistil_search.teacher import Teacher, load_teacher, model_sha256
 from autodistil_search.weights import parse_relations, parse_subnet_weights
 
+_LR, _LR_OF_DEEP, _SHALLOW = 4e-3, 1e-3, 8
+"""Peak learning rates by default; layers up to which the higher one was measured to work. See docs/benchmarks.md."""
+
 
 def cache_folder() -> Path:
     """Where tokenized text and baselines are kept for later runs: AUTODISTIL_SEARCH_CACHE, or the user's cache."""
@@ -71,6 +74,9 @@ class Materials:
     def options(self) -> TrainOptions:
         """How SuperLMs and baselines are trained."""
         chosen = {field.name: getattr(self.config, field.name) for field in fields(TrainOptions)}
+        if self.config.lr is None:
+            deepest = max(space.largest.layers for space in self.spaces)
+            chosen["lr"] = _LR if deepest <= _SHALLOW else _LR_OF_DEEP
         return TrainOptions(**{**chosen, "relation_heads": self.spaces[0].relation_heads})
 
     @property

@@ -35,6 +35,8 @@ _MARGIN = 1.01
 """A cost's reference point lies this factor above the largest subnet's cost, so that this subnet counts too."""
 _MARGIN_OF_MEASURED = 1.1
 """Likewise of what is measured, and never twice the same."""
+_HARDLY_LEARNT = 0.95
+"""Share of the loss of one that knows nothing, above which a SuperLM's best subnet has learnt next to nothing."""
 
 
 def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None) -> Run:
@@ -272,7 +274,12 @@ def _report(
         published=baselines.published(),
         exact=exact,
         conditions=conditions(inputs, scorer),
-        notes=[*cost_notes(inputs), *trust_notes(inputs, exact), *start_notes],
+        notes=[
+            *cost_notes(inputs),
+            *learning_notes(inputs, archive, scorer),
+            *trust_notes(inputs, exact),
+            *start_notes,
+        ],
     )
 
 
@@ -288,6 +295,23 @@ def cost_notes(inputs: Inputs) -> list[str]:
             f"{over} of the {space.size} subnets of {space.name} cost more FLOPs than their teacher "
             f"({limit / 1e6:,.0f}M): a larger teacher suits this space better."
         )
+    return notes
+
+
+def learning_notes(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[str]:
+    """Whether a SuperLM has hardly learnt anything: its losses then say nothing about its subnets."""
+    proxy = inputs.proxy_objective
+    if proxy is None or proxy.direction == "maximize":
+        return []
+    notes = []
+    for space in inputs.spaces:
+        scores = [each.measured[proxy.name] for each in archive.evaluations if each.space == space.name]
+        if min(scores) > _HARDLY_LEARNT * scorer.proxy.reference:
+            notes.append(
+                f"The SuperLM of {space.name} has hardly learnt anything: its best subnet scores {min(scores):.4g}, "
+                f"one that knows nothing {scorer.proxy.reference:.4g}. Its frontier means nothing yet: try a lower "
+                f"--lr (it was {inputs.options.lr:g}) or more --steps."
+            )
     return notes
 
 
@@ -338,7 +362,7 @@ def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
         described["text"] = f"{', '.join(config.texts)}: {inputs.text.description}"
         described["training"] = (
             f"{config.steps} steps of {config.batch_size} x {config.seq_len} tokens, {_sampling(config)}, "
-            f"{config.loss} loss of {config.relations}, AdamW, peak learning rate {config.lr:g}, start from "
+            f"{config.loss} loss of {config.relations}, AdamW, peak learning rate {inputs.options.lr:g}, start from "
             f"{config.init}, seed {config.seed}"
         )
         described["proxy"] = scorer.proxy.description

@@ -18,7 +18,7 @@ import yaml
 from autodistil_search import InputError, SearchConfig, baselines, load_run, search
 from autodistil_search.baselines import COPY, DISTILLED, SHAPES
 from autodistil_search.cost import flops, params
-from autodistil_search.inputs import cache_folder
+from autodistil_search.inputs import cache_folder, resolve_training
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.teacher import load_teacher
 
@@ -368,6 +368,23 @@ def test_what_breaks_a_measured_constraint_is_scored_but_not_on_the_frontier(toy
     )
     assert len(run.evaluations) == 16
     assert load_run(run.folder).report.constraints == run.report.constraints
+
+
+@pytest.mark.parametrize(("init", "learnt"), [("random", False), ("pca", True)])
+def test_a_superlm_that_has_learnt_nothing_is_not_passed_off_as_a_frontier(toy_config, init, learnt):
+    run = search(replace(toy_config, init=init, lr=1e-9))
+    said = [note for note in run.report.notes if "hardly learnt anything" in note]
+    assert len(said) == (not learnt)
+    assert all("lower --lr (it was 1e-09)" in note for note in said)
+
+
+@pytest.mark.parametrize(
+    ("spaces", "lr", "expected"),
+    [("tiny", None, 4e-3), ("small", None, 1e-3), ("tiny,base", None, 1e-3), ("small", 2e-3, 2e-3)],
+)
+def test_deep_spaces_train_at_a_lower_rate_unless_told_otherwise(toy_config, spaces, lr, expected):
+    config = replace(toy_config, space=spaces, lr=lr, relation_heads=4)
+    assert resolve_training(config, needs_text=False).options.lr == expected
 
 
 def test_where_nothing_scored_keeps_a_measured_constraint_the_run_says_so_and_keeps_what_it_scored(toy_config):

@@ -32,7 +32,8 @@ def weights(folder: Path) -> dict:
 def flags(config: TrainConfig) -> list[str]:
     named = {"space": config.space, "teacher": config.teacher, "seq-len": config.seq_len, "steps": config.steps}
     named |= {"batch-size": config.batch_size, "lr": config.lr, "out": config.out}
-    return [*(f"--{name}={value}" for name, value in named.items()), "--text", *config.texts]
+    given = [f"--{name}={value}" for name, value in named.items() if value is not None]
+    return [*given, "--text", *config.texts]
 
 
 def test_train_leaves_a_superlm_its_logs_and_a_figure(toy_training):

@@ -30,9 +30,10 @@ _FIRST = 10
 _FIRST_FROM = 512
 """Random subnets of which these are chosen."""
 _QUANTILES = 16
+"""Points that stand for the distribution of one modelled objective; twice as many for several."""
 _MOST_FITTED = 400
 """Observations that a model is fitted to; its time grows with their cube."""
-_MOST_WEIGHED = 1000
+_MOST_WEIGHED = 300
 """Candidates whose gain is averaged over all quantiles: the most promising by an optimistic value."""
 _OPTIMISTIC = 1.5
 """Standard deviations below the mean, of an optimistic value."""
@@ -232,4 +233,4 @@ def _quantiles(objectives: int, seed: int) -> _Vectors:
     """Points of a standard normal distribution that stand for all of it, `(k, objectives)`."""
     if objectives < 2:
         return np.asarray(norm.ppf((np.arange(_QUANTILES)[:, None] + 0.5) / _QUANTILES))
-    return np.asarray(norm.ppf(qmc.Sobol(objectives, rng=seed).random(_QUANTILES**2)))
+    return np.asarray(norm.ppf(qmc.Sobol(objectives, rng=seed).random(2 * _QUANTILES)))

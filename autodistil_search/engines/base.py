@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,13 +94,6 @@ class Candidates:
         if self._listed is None:
             return None
         return [genome for genome in self._listed if genome not in self._taken]
-
-    def some(self, count: int) -> list[Genome]:
-        """At most `count` random new genomes, none of them taken by this."""
-        if self._listed is not None:
-            return [genome for genome in reversed(self._listed) if genome not in self._taken][:count]
-        drawn = (self.space.encode(self.space.sample(self._rng)) for _ in range(_TRIES))
-        return list(itertools.islice(dict.fromkeys(filter(self.is_new, drawn)), count))
 
     def corners(self) -> list[Genome]:
         """Take the smallest and the largest subnet of the space, as far as they are new."""

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 from scipy.stats import norm, qmc
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -25,10 +24,8 @@ from autodistil_search.space import Genome
 
 _BATCH = 4
 """Subnets proposed at a time."""
-_FIRST = 10
-"""Subnets to begin with: both corners, and others far from each other."""
-_FIRST_FROM = 512
-"""Random subnets of which these are chosen."""
+_FIRST = 8
+"""Subnets to begin with: both corners and random ones."""
 _QUANTILES = 16
 """Points that stand for the distribution of one modelled objective; twice as many for several."""
 _MOST_FITTED = 400
@@ -62,7 +59,7 @@ class Surrogate:
     def ask(self) -> list[Genome]:
         """The next batch; see `Engine`."""
         if not self._scored:
-            return self._spread()
+            return self._candidates.fill(self._candidates.corners(), _FIRST)
         if self._candidates.exhausted:
             return []
         measured = np.hstack([self._values[:, self._dear], self._excess])
@@ -85,18 +82,6 @@ class Surrogate:
         self._scored += genomes
         self._values = np.vstack([self._values, values])
         self._excess = np.vstack([self._excess, excess])
-
-    def _spread(self) -> list[Genome]:
-        """Both corners, then again and again the genome farthest from those that were chosen."""
-        choices = self._candidates.space.choices
-        chosen = self._candidates.corners()
-        pool = self._candidates.some(_FIRST_FROM)
-        while pool and len(chosen) < _FIRST:
-            apart = cdist(_scaled(pool, choices), _scaled(chosen, choices)).min(axis=1, initial=np.inf)
-            genome = pool.pop(int(apart.argmax()))
-            self._candidates.take(genome)
-            chosen.append(genome)
-        return chosen
 
     def _pool(self, model: _Model) -> list[Genome]:
         """The genomes to choose from."""

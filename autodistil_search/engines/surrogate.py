@@ -132,10 +132,12 @@ class Surrogate:
 
     def _known(self, genome: Genome) -> list[float]:
         """The objectives of `genome` that are free, 0 in place of the others."""
-        if genome not in self._free:
+        if (known := self._free.get(genome)) is None:
             subnet = self._candidates.space.decode(genome)
-            self._free[genome] = [0.0 if cost is None else float(cost(subnet)) for cost in self._goal.costs]
-        return self._free[genome]
+            known = [0.0 if cost is None else float(cost(subnet)) for cost in self._goal.costs]
+            if self._candidates.total is not None:  # a space that can be listed is asked about again and again
+                self._free[genome] = known
+        return known
 
     def _best(self, values: Values, mean: Values, spread: Values, admissible: Values) -> int:
         """Index of the row with the largest expected gain; where none gains anything, the least certain one.

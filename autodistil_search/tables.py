@@ -88,7 +88,7 @@ def print_profile(
 ) -> None:
     """A column for each of the profiled subnets, a row for each cost."""
     table = Table(title=f"{space.name}: {space.size:,} subnets", box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for profile in profiles:
         table.add_column(profile.role, justify="right", no_wrap=True)
     table.add_column("unit")

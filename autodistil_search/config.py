@@ -60,7 +60,7 @@ class TrainConfig:
         steps: Training steps of each SuperLM and of each baseline.
         batch_size: Blocks in a step, over all processes.
         accumulate: Parts that each process divides its blocks into, one in memory at a time.
-        lr: Peak learning rate; if not given 4e-3, and 1e-3 for spaces of more than 8 layers, which it would break.
+        lr: Peak learning rate; if not given 4e-3, and 1e-3 for SuperLMs of more than 8 layers, which 4e-3 would break.
         seed: Fixes initial weights, the order of text, the subnets of each step and the search.
         device: Where to compute; auto takes CUDA if there is one.
         precision: auto takes bf16 where the hardware has it; fp16 scales the loss.
@@ -250,7 +250,8 @@ class SearchConfig(TrainConfig):
             own, theirs = getattr(self, setting.name), getattr(trained, setting.name)
             if own not in (setting.default, theirs):
                 raise InputError(
-                    f"{flag(setting.name)} {own!r}, but --superlm {self.superlm} was trained with {theirs!r}; "
+                    f"{flag(setting.name)} {own!r}, but --superlm {self.superlm} was trained with "
+                    f"{'the default' if theirs is None else repr(theirs)}; "
                     "allowed: that, or to leave it out"
                 )
             chosen[setting.name] = theirs

@@ -72,11 +72,14 @@ class Materials:
 
     @property
     def options(self) -> TrainOptions:
-        """How SuperLMs and baselines are trained."""
+        """How baselines are trained, none of which is deep."""
+        return self.options_of(1)
+
+    def options_of(self, layers: int) -> TrainOptions:
+        """How a SuperLM of so many layers is trained."""
         chosen = {field.name: getattr(self.config, field.name) for field in fields(TrainOptions)}
         if self.config.lr is None:
-            deepest = max(space.largest.layers for space in self.spaces)
-            chosen["lr"] = _LR if deepest <= _SHALLOW else _LR_OF_DEEP
+            chosen["lr"] = _LR if layers <= _SHALLOW else _LR_OF_DEEP
         return TrainOptions(**{**chosen, "relation_heads": self.spaces[0].relation_heads})
 
     @property

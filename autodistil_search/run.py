@@ -310,7 +310,7 @@ def learning_notes(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[str
             notes.append(
                 f"The SuperLM of {space.name} has hardly learnt anything: its best subnet scores {min(scores):.4g}, "
                 f"one that knows nothing {scorer.proxy.reference:.4g}. Its frontier means nothing yet: try a lower "
-                f"--lr (it was {inputs.options.lr:g}) or more --steps."
+                f"--lr (it was {inputs.options_of(space.largest.layers).lr:g}) or more --steps."
             )
     return notes
 
@@ -344,6 +344,14 @@ def _sampling(config: SearchConfig) -> str:
     return ", ".join(words)
 
 
+def _rates(inputs: Inputs) -> str:
+    """The peak learning rate of each space, or of all if it is one."""
+    rates = {space.name: f"{inputs.options_of(space.largest.layers).lr:g}" for space in inputs.spaces}
+    if len(set(rates.values())) == 1:
+        return next(iter(rates.values()))
+    return ", ".join(f"{rate} ({name})" for name, rate in rates.items())
+
+
 def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
     """How everything was measured, for the reader of the report."""
     config, teacher = inputs.config, inputs.teacher
@@ -362,7 +370,7 @@ def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
         described["text"] = f"{', '.join(config.texts)}: {inputs.text.description}"
         described["training"] = (
             f"{config.steps} steps of {config.batch_size} x {config.seq_len} tokens, {_sampling(config)}, "
-            f"{config.loss} loss of {config.relations}, AdamW, peak learning rate {inputs.options.lr:g}, start from "
+            f"{config.loss} loss of {config.relations}, AdamW, peak learning rate {_rates(inputs)}, start from "
             f"{config.init}, seed {config.seed}"
         )
         described["proxy"] = scorer.proxy.description

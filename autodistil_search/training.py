@@ -81,7 +81,7 @@ def train_superlm(
             model,
             materials.teacher,
             materials.text.begin(),
-            materials.options,
+            materials.options_of(space.largest.layers),
             folder,
             materials.device,
             reporter,

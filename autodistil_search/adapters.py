@@ -11,7 +11,7 @@ from optuna.trial import Trial
 from pymoo.core.problem import Problem
 
 from autodistil_search.objectives import Constraint, Objective
-from autodistil_search.space import DIMENSIONS, SearchSpace, Subnet
+from autodistil_search.space import SearchSpace, Subnet
 
 
 class Scored(Protocol):
@@ -93,7 +93,7 @@ class SubnetObjective:
         space = self.subnets.space
         genome = [
             trial.suggest_int(dimension, 0, count - 1)
-            for dimension, count in zip(DIMENSIONS, space.choices, strict=True)
+            for dimension, count in zip(space.dimensions, space.choices, strict=True)
         ]
         subnet = space.decode(tuple(genome))
         found = self.subnets.evaluate(subnet)

@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from autodistil_search.files import readable
 from autodistil_search.objectives import Objective
@@ -50,21 +50,23 @@ class Archive:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._objectives = list(objectives)
         self._distributions = _distributions(spaces)
-        head_dims = {space.name: space.head_dim for space in spaces}
+        self._spaces = {space.name: space for space in spaces}
         self._known: dict[tuple[str, Subnet], Evaluation] = {}
         with readable(path):
             _drop_torn_line(path)
             self._study = _open_study(path, objectives)
-            self._read(head_dims)
+            self._read()
         if self._study.metric_names is None:
             with warnings.catch_warnings():  # naming metrics is marked experimental; the dashboard shows the names
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 self._study.set_metric_names([objective.name for objective in objectives])
 
-    def _read(self, head_dims: Mapping[str, int]) -> None:
+    def _read(self) -> None:
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
             if _ATTRIBUTES in trial.user_attrs:  # others are not ours
-                evaluation = _from_trial(trial, head_dims)
+                space = self._spaces[trial.params["space"]]
+                subnet = space.with_parameters(trial.params)
+                evaluation = Evaluation(space.name, subnet, trial.user_attrs[_ATTRIBUTES])
                 self._known[evaluation.space, evaluation.subnet] = evaluation
 
     def find(self, space: str, subnet: Subnet) -> Evaluation | None:
@@ -73,18 +75,12 @@ class Archive:
 
     def record(self, evaluation: Evaluation) -> None:
         """Keep `evaluation`, on disk when this returns."""
-        subnet = evaluation.subnet
-        params = {
-            "space": evaluation.space,
-            "layers": subnet.layers,
-            "hidden_size": subnet.hidden_size,
-            "mlp_ratio": subnet.mlp_ratio,
-            "heads": subnet.heads,
-        }
+        space, subnet = self._spaces[evaluation.space], evaluation.subnet
+        params = {"space": space.name, **space.parameters(subnet)}
         self._study.add_trial(
             create_trial(
                 params=params,
-                distributions=self._distributions,
+                distributions={name: self._distributions[name] for name in params},
                 values=[evaluation.measured[objective.name] for objective in self._objectives],
                 user_attrs={_ATTRIBUTES: dict(evaluation.measured)},
             )
@@ -127,21 +123,15 @@ def _open_study(path: Path, objectives: Sequence[Objective]) -> optuna.Study:
 
 
 def _distributions(spaces: Sequence[SearchSpace]) -> dict[str, BaseDistribution]:
-    def all_of(key: str) -> list[Any]:
-        return [value for space in spaces for value in getattr(space, key)]
-
-    return {
-        "space": CategoricalDistribution([space.name for space in spaces]),
-        **{key: IntDistribution(min(all_of(key)), max(all_of(key))) for key in ("layers", "hidden_size", "heads")},
-        "mlp_ratio": FloatDistribution(min(all_of("mlp_ratio")), max(all_of("mlp_ratio"))),
-    }
-
-
-def _from_trial(trial: FrozenTrial, head_dims: Mapping[str, int]) -> Evaluation:
-    params = trial.params
-    ffn_size = round(params["hidden_size"] * params["mlp_ratio"])
-    subnet = Subnet(params["layers"], params["hidden_size"], ffn_size, params["heads"], head_dims[params["space"]])
-    return Evaluation(params["space"], subnet, trial.user_attrs[_ATTRIBUTES])
+    """Of each parameter: from the least to the most that any of the spaces allows."""
+    found: dict[str, BaseDistribution] = {"space": CategoricalDistribution([space.name for space in spaces])}
+    for name in dict.fromkeys(name for space in spaces for name in space.dimensions):
+        values = [value for space in spaces if name in space.dimensions for value in space.values(name)]
+        if name.startswith("mlp_ratio"):
+            found[name] = FloatDistribution(min(values), max(values))
+        else:
+            found[name] = IntDistribution(min(values), max(values))
+    return found
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -7,7 +7,9 @@ products and do not count.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from autodistil_search.space import Subnet
 
@@ -32,18 +34,32 @@ def params(subnet: Subnet, vocabulary: Vocabulary) -> int:
 
 def params_non_embedding(subnet: Subnet) -> int:
     """Number of parameters of the extracted student's layers and pooler: what does not depend on the vocabulary."""
-    hidden, width, ffn = subnet.hidden_size, subnet.attention_width, subnet.ffn_size
+    hidden = subnet.hidden_size
+    pooler = hidden * hidden + hidden
+    return _over_layers(subnet, _layer_params) + pooler
+
+
+def _layer_params(sizes: Subnet) -> int:
+    hidden, width, ffn = sizes.hidden_size, sizes.attention_width, sizes.ffn_size
     norm = 2 * hidden
     attention = 3 * (hidden * width + width) + width * hidden + hidden + norm
     mlp = hidden * ffn + ffn + ffn * hidden + hidden + norm
-    pooler = hidden * hidden + hidden
-    return subnet.layers * (attention + mlp) + pooler
+    return attention + mlp
 
 
 def flops(subnet: Subnet, seq_len: int = FLOPS_SEQ_LEN) -> int:
     """Multiply-adds of one forward pass over `seq_len` tokens at batch 1; the pooler sees one token."""
-    hidden, width, ffn = subnet.hidden_size, subnet.attention_width, subnet.ffn_size
+    pooler = subnet.hidden_size * subnet.hidden_size
+    return _over_layers(subnet, partial(_layer_flops, seq_len=seq_len)) + pooler
+
+
+def _layer_flops(sizes: Subnet, seq_len: int) -> int:
+    hidden, width, ffn = sizes.hidden_size, sizes.attention_width, sizes.ffn_size
     linear = seq_len * (4 * hidden * width + 2 * hidden * ffn)
     attention = 2 * seq_len * seq_len * width  # scores, and their product with the values
-    pooler = hidden * hidden
-    return subnet.layers * (linear + attention) + pooler
+    return linear + attention
+
+
+def _over_layers(subnet: Subnet, of_layer: Callable[[Subnet], int]) -> int:
+    """The sum over all layers; counted once where they are alike."""
+    return sum(map(of_layer, subnet.each_layer)) if subnet.each else subnet.layers * of_layer(subnet)

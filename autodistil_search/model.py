@@ -1,7 +1,8 @@
 """The encoder: one class is both the SuperLM and a student.
 
 A SuperLM is a BERT-like encoder at the largest sizes of a search space. Every subnet is a leading slice of its
-weights: the first rows and columns of each matrix, and some of its layers (`space.kept_layers`). `forward` takes
+weights: the first rows and columns of each matrix, as many in each layer as that layer has (`Subnet.each_layer`), and
+some of its layers (`space.kept_layers`). `forward` takes
 the subnet as an argument; `extract` cuts it out as a model of the same class. Trailing comments give shapes:
 B sequences, T tokens, H hidden size, A heads, D head_dim, W = A * D, F FFN width.
 """
@@ -27,6 +28,7 @@ from autodistil_search.space import SearchSpace, Subnet, kept_layers
 class AutoDistilConfig(PreTrainedConfig):
     """Sizes of an `AutoDistilModel`. Unlike BERT's, `head_dim` is free of the hidden size.
 
+    num_attention_heads, intermediate_size: a list with a number for each layer, if layers differ.
     search_space: the space (`SearchSpace.to_dict`) whose SuperLM this is; None for a student.
     """
 
@@ -35,9 +37,9 @@ class AutoDistilConfig(PreTrainedConfig):
     vocab_size: int = 30522
     hidden_size: int = 224
     num_hidden_layers: int = 7
-    num_attention_heads: int = 10
+    num_attention_heads: int | list[int] = 10
     head_dim: int = 16
-    intermediate_size: int = 784
+    intermediate_size: int | list[int] = 784
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     hidden_act: str = "gelu"
@@ -59,9 +61,11 @@ class AutoDistilConfig(PreTrainedConfig):
     @property
     def subnet(self) -> Subnet:
         """The sizes of the whole model."""
-        return Subnet(
-            self.num_hidden_layers, self.hidden_size, self.intermediate_size, self.num_attention_heads, self.head_dim
+        ffn_sizes, heads = (
+            value if isinstance(value, list) else [value] * self.num_hidden_layers
+            for value in (self.intermediate_size, self.num_attention_heads)
         )
+        return Subnet.of_layers(self.hidden_size, ffn_sizes, heads, self.head_dim)
 
     def resized(self, subnet: Subnet, search_space: SearchSpace | None = None) -> AutoDistilConfig:
         """The same embeddings and activation with the sizes of `subnet`."""
@@ -69,12 +73,17 @@ class AutoDistilConfig(PreTrainedConfig):
         values |= {
             "num_hidden_layers": subnet.layers,
             "hidden_size": subnet.hidden_size,
-            "intermediate_size": subnet.ffn_size,
-            "num_attention_heads": subnet.heads,
+            "intermediate_size": _one_or_each(subnet.ffn_size, [each.ffn_size for each in subnet.each_layer]),
+            "num_attention_heads": _one_or_each(subnet.heads, [each.heads for each in subnet.each_layer]),
             "head_dim": subnet.head_dim,
             "search_space": search_space.to_dict() if search_space else None,
         }
         return AutoDistilConfig(**values)
+
+
+def _one_or_each(most: int, of_layers: list[int]) -> int | list[int]:
+    """One number if all layers have it, else that of each."""
+    return most if set(of_layers) == {most} else of_layers
 
 
 class ElasticLinear(nn.Linear):
@@ -112,11 +121,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) ->
 
 
 class ElasticLayer(nn.Module):
-    """A Transformer layer (post-norm, as BERT's) whose sizes are chosen at each call."""
+    """A Transformer layer (post-norm, as BERT's) whose sizes are chosen at each call.
 
-    def __init__(self, config: AutoDistilConfig) -> None:
+    Args:
+        config: Of the model that it is a layer of.
+        sizes: The layer's own, at most (an item of `Subnet.each_layer`).
+    """
+
+    def __init__(self, config: AutoDistilConfig, sizes: Subnet) -> None:
         super().__init__()
-        hidden, ffn, width = config.hidden_size, config.intermediate_size, config.subnet.attention_width
+        hidden, ffn, width = sizes.hidden_size, sizes.ffn_size, sizes.attention_width
         self.query = ElasticLinear(hidden, width)
         self.key = ElasticLinear(hidden, width)
         self.value = ElasticLinear(hidden, width)
@@ -127,20 +141,20 @@ class ElasticLayer(nn.Module):
         self.ffn_norm = ElasticLayerNorm(hidden, eps=config.layer_norm_eps)
         self.activation = ACT2FN[config.hidden_act]
 
-    def project(self, x: Tensor, subnet: Subnet) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, sizes: Subnet) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of `(B, T, H)` hidden states, each `(B, T, W)`."""
-        width = subnet.attention_width
+        width = sizes.attention_width
         return self.query(x, width), self.key(x, width), self.value(x, width)
 
-    def forward(self, x: Tensor, subnet: Subnet, padding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, sizes: Subnet, padding: Tensor | None) -> Tensor:
         """Hidden states `(B, T, H)` to the next layer's."""
         query, key, value = (
-            each.unflatten(-1, (subnet.heads, subnet.head_dim)).transpose(1, 2) for each in self.project(x, subnet)
+            each.unflatten(-1, (sizes.heads, sizes.head_dim)).transpose(1, 2) for each in self.project(x, sizes)
         )  # (B, A, T, D)
         context = attend(query, key, value, padding).transpose(1, 2).flatten(2)  # (B, T, W)
-        x = self.attention_norm(x + self.attention_output(context, subnet.hidden_size))  # (B, T, H)
-        inner = self.activation(self.ffn_in(x, subnet.ffn_size))  # (B, T, F)
-        return cast(Tensor, self.ffn_norm(x + self.ffn_out(inner, subnet.hidden_size)))  # (B, T, H)
+        x = self.attention_norm(x + self.attention_output(context, sizes.hidden_size))  # (B, T, H)
+        inner = self.activation(self.ffn_in(x, sizes.ffn_size))  # (B, T, F)
+        return cast(Tensor, self.ffn_norm(x + self.ffn_out(inner, sizes.hidden_size)))  # (B, T, H)
 
 
 class AutoDistilModel(PreTrainedModel):
@@ -157,7 +171,7 @@ class AutoDistilModel(PreTrainedModel):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden)
         self.embedding_norm = ElasticLayerNorm(hidden, eps=config.layer_norm_eps)
-        self.layers = nn.ModuleList([ElasticLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([ElasticLayer(config, sizes) for sizes in config.subnet.each_layer])
         self.pooler = ElasticLinear(hidden, hidden)
         self.post_init()
 
@@ -185,14 +199,22 @@ class AutoDistilModel(PreTrainedModel):
             raise ValueError("this model is a student: it has no search space")
         return SearchSpace(**self.config.search_space)
 
-    def _layers_of(self, subnet: Subnet) -> list[ElasticLayer]:
+    def _layers_of(self, subnet: Subnet) -> list[tuple[ElasticLayer, Subnet]]:
+        """The layers that `subnet` uses, each with the sizes it has there.
+
+        Raises:
+            ValueError: if the subnet does not fit into the model.
+        """
         whole = self.config.subnet
-        sizes = ("layers", "hidden_size", "ffn_size", "heads")
-        if subnet.head_dim != whole.head_dim or any(getattr(subnet, key) > getattr(whole, key) for key in sizes):
-            raise ValueError(f"subnet {subnet} does not fit into {whole}")
-        total = self.config.num_hidden_layers
         rule = self.space.depth if self.config.search_space else "prefix"
-        return [cast(ElasticLayer, self.layers[i]) for i in kept_layers(subnet.layers, total, rule)]
+        if subnet.layers <= whole.layers and subnet.head_dim == whole.head_dim:
+            kept = kept_layers(subnet.layers, whole.layers, rule)
+            mine = zip(subnet.each_layer, (whole.each_layer[i] for i in kept), strict=True)
+            sizes = ("hidden_size", "ffn_size", "heads")
+            if all(getattr(each, key) <= getattr(most, key) for each, most in mine for key in sizes):
+                layers = [cast(ElasticLayer, self.layers[i]) for i in kept]
+                return list(zip(layers, subnet.each_layer, strict=True))
+        raise ValueError(f"subnet {subnet} does not fit into {whole}")
 
     def _embed(
         self, input_ids: Tensor, token_type_ids: Tensor | None, hidden: int, words: Tensor | None = None
@@ -231,11 +253,11 @@ class AutoDistilModel(PreTrainedModel):
         before (`shared_words`).
         """
         subnet = subnet or self.config.subnet
-        *body, last = self._layers_of(subnet)
+        *body, (last, last_sizes) = self._layers_of(subnet)
         x = self._embed(input_ids, None, subnet.hidden_size, words)
-        for layer in body:
-            x = layer(x, subnet, _padding(attention_mask))
-        return last.project(x, subnet)
+        for layer, sizes in body:
+            x = layer(x, sizes, _padding(attention_mask))
+        return last.project(x, last_sizes)
 
     def forward(
         self,
@@ -252,8 +274,8 @@ class AutoDistilModel(PreTrainedModel):
         """
         subnet = subnet or self.config.subnet
         x = self._embed(input_ids, token_type_ids, subnet.hidden_size)
-        for layer in self._layers_of(subnet):
-            x = layer(x, subnet, _padding(attention_mask))
+        for layer, sizes in self._layers_of(subnet):
+            x = layer(x, sizes, _padding(attention_mask))
         pooled = torch.tanh(self.pooler(x[:, 0], subnet.hidden_size))
         if return_dict is False:
             return x, pooled
@@ -272,7 +294,7 @@ class AutoDistilModel(PreTrainedModel):
         sources = [self.word_embeddings, self.position_embeddings, self.token_type_embeddings, self.embedding_norm]
         targets = [student.word_embeddings, student.position_embeddings, student.token_type_embeddings]
         pairs = zip(
-            [*sources, *self._layers_of(subnet), self.pooler],
+            [*sources, *(layer for layer, _ in self._layers_of(subnet)), self.pooler],
             [*targets, student.embedding_norm, *student.layers, student.pooler],
             strict=True,
         )

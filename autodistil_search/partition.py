@@ -48,6 +48,11 @@ def partition(space: SearchSpace, k: int) -> list[SearchSpace]:
         raise InputError(f"--k {k}; allowed: 1 to {space.size}, the number of subnets of space {space.name!r}")
     if k == 1:
         return [space]
+    if space.per_layer:
+        raise InputError(
+            f"space {space.name!r} chooses {' and '.join(space.per_layer)} per layer; allowed: spaces whose layers are "
+            "alike, as a subnet with values of both sides of a cut would be in no part"
+        )
     if space.size > _LARGEST_SPACE:
         raise InputError(f"space {space.name!r} has {space.size:,} subnets; allowed: up to {_LARGEST_SPACE:,}")
     costs = flops_of(space)

@@ -155,7 +155,7 @@ def make_plan(
 
 def work_of(teacher: Teacher, model: AutoDistilModel, options: TrainOptions, seq_len: int) -> Work:
     """The work of a step, the subnets' as the mean over the steps of the run."""
-    reached = replace(teacher.subnet, layers=teacher.layer + 1)
+    reached = teacher.subnet.first(teacher.layer + 1)
     drawn = _drawn(model, options)
     total = sum(distillation_work(subnet, seq_len) for step in drawn for subnet, _, _ in step)
     return Work(distillation_work(reached, seq_len), total / len(drawn))
@@ -166,8 +166,9 @@ def distillation_work(subnet: Subnet, seq_len: int) -> int:
 
     All layers but the last, the last one's Q, K and V, and their three relations.
     """
-    body = flops(subnet, seq_len) - flops(replace(subnet, layers=1), seq_len)
-    width = subnet.attention_width
+    last = subnet.each_layer[-1]
+    body = flops(subnet, seq_len) - flops(last, seq_len)
+    width = last.attention_width
     return body + 3 * seq_len * subnet.hidden_size * width + 3 * seq_len * seq_len * width
 
 

@@ -101,9 +101,7 @@ class Run:
             raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
         with readable(folder / "model.safetensors"), quiet_transformers():
             superlm = AutoDistilModel.from_pretrained(folder)
-        ffn_size = round(row["hidden_size"] * row["mlp_ratio"])
-        sizes = (row["layers"], row["hidden_size"], ffn_size, row["heads"], row["head_dim"])
-        return superlm.extract(Subnet(*(int(size) for size in sizes)))
+        return superlm.extract(Subnet.from_row({str(key): value for key, value in row.items()}))
 
 
 def load_run(folder: str | Path) -> Run:

@@ -22,7 +22,7 @@ from autodistil_search.profile import Profile
 from autodistil_search.proxies import RELATION
 from autodistil_search.report import shown
 from autodistil_search.results import Run
-from autodistil_search.space import SearchSpace, shipped_spaces
+from autodistil_search.space import DIMENSIONS, SearchSpace, shipped_spaces
 from autodistil_search.teacher import PACKAGED
 
 
@@ -35,13 +35,17 @@ def print_frontier(run: Run, console: Console) -> None:
     for name in ("space", "layers", "hidden", "ratio", "heads", *values, ""):
         table.add_column(name, justify="left" if name == "space" else "right", no_wrap=True)
     for row in run.frontier.to_dict("records"):
-        sizes = [str(row["space"]), *(f"{row[key]:g}" for key in ("layers", "hidden_size", "mlp_ratio", "heads"))]
+        sizes = [str(row["space"]), *(_size(row[key]) for key in DIMENSIONS)]
         numbers = [shown(row[name]) for name in values]
         table.add_row(*sizes, *numbers, "knee" if row["knee"] else "", style="bold" if row["knee"] else None)
     console.print(table)
     for note in report.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _size(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def print_partition(parent: SearchSpace, parts: Sequence[SearchSpace], paths: Sequence[Path], console: Console) -> None:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from autodistil_search.errors import InputError
 from autodistil_search.files import readable
 from autodistil_search.sampling import Drawn
-from autodistil_search.space import Subnet
+from autodistil_search.space import DIMENSIONS, Subnet
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 TRAINING_CSV = "training.csv"
 HELD_OUT_CSV = "held_out.csv"
-COLUMNS = ("step", "role", "layers", "hidden_size", "mlp_ratio", "heads", "loss")
+COLUMNS = ("step", "role", *DIMENSIONS, "loss")
 
 
 class TrainingLog:
@@ -99,8 +99,9 @@ class _Table:
             csv.writer(file).writerows([COLUMNS, *kept])
 
     def append(self, step: int, rows: Sequence[tuple[str, Subnet, float]]) -> None:
-        lines: list[tuple[Any, ...]] = [
-            (step, role, s.layers, s.hidden_size, f"{s.mlp_ratio:g}", s.heads, f"{loss:.6f}") for role, s, loss in rows
-        ]
+        lines: list[tuple[Any, ...]] = []
+        for role, subnet, loss in rows:
+            sizes = subnet.to_row()
+            lines.append((step, role, *(sizes[key] for key in DIMENSIONS), f"{loss:.6f}"))
         with self._path.open("a", newline="") as file:
             csv.writer(file).writerows(lines)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
@@ -127,6 +129,15 @@ def test_costs_are_those_of_every_student_extracted_from_a_superlm(debug_superlm
         student = debug_superlm.extract(subnet)
         assert cost.params(subnet, vocabulary) == number_of_parameters(student)
         assert cost.flops(subnet) == matrix_products(counted_by_fvcore(student))
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.randoms(use_true_random=False))
+def test_costs_of_unlike_layers_are_those_counted(rng):
+    subnet = load_space("elastic").sample(rng)
+    student = meta_student(subnet)
+    assert cost.params(subnet, Vocabulary()) == number_of_parameters(student)
+    assert cost.flops(subnet) == matrix_products(counted_by_fvcore(student))
 
 
 @pytest.mark.parametrize("name", PAPER_SPACES)

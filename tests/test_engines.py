@@ -11,7 +11,7 @@ from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
 from autodistil_search.objectives import Objective
 from autodistil_search.pareto import hypervolume, is_on_frontier
 from autodistil_search.progress import Reporter
-from autodistil_search.space import SearchSpace
+from autodistil_search.space import SearchSpace, load_space
 
 ERROR = Objective("error", "error", "", "minimize")
 SIZE = Objective("size", "size", "", "minimize")
@@ -32,6 +32,7 @@ SPACE = make_space(3, 4, 2, 4)
 POINT = make_space(1, 1, 1, 1)
 LINE = make_space(1, 9, 1, 1)
 LARGE = make_space(20, 20, 20, 20)
+UNLIKE = SearchSpace("toy", (1, 2, 3), (8, 16), (1.0,), (1, 2), head_dim=4, relation_heads=2, per_layer=("heads",))
 SMALLER = {"optuna-gp": make_space(2, 3, 1, 2), "optuna-tpe": make_space(2, 3, 2, 2)}
 """Of engines that think long about each question."""
 
@@ -42,9 +43,14 @@ def space_of(name):
 
 def measure(space, subnet):
     """A closed form with a trade-off in each dimension: larger is better, dearer and slower, but not evenly so."""
-    layers, hidden, ratio, heads = (
-        (index + 1) / choices for index, choices in zip(space.encode(subnet), space.choices, strict=True)
-    )
+
+    def level(key, value):
+        return (getattr(space, key).index(value) + 1) / len(getattr(space, key))
+
+    layers, hidden = level("layers", subnet.layers), level("hidden_size", subnet.hidden_size)
+    each_layer = subnet.each_layer if subnet.each else [subnet]
+    ratio = mean(level("mlp_ratio", sizes.mlp_ratio) for sizes in each_layer)
+    heads = mean(level("heads", sizes.heads) for sizes in each_layer)
     error = (1 - layers) ** 2 + (1 - hidden) ** 2 + 0.3 * (ratio - 0.5) ** 2 + 0.1 * (heads - 0.7) ** 2
     size = layers * hidden * (1 + ratio) + 0.2 * heads
     speed = 1 / (layers + 0.05 * heads)
@@ -231,6 +237,23 @@ def test_with_the_whole_budget_the_frontier_is_the_exact_one(name, objectives, t
     exact = frontier([space.decode(genome) for genome in space.genomes()])
     assert frontier([evaluation.subnet for evaluation in archive.evaluations]) == exact
     assert len(exact) < space.size
+
+
+@every_engine
+def test_a_subnet_of_unlike_layers_is_scored_once_whatever_genome_describes_it(name, tmp_path):
+    archive, evaluated, scored = search(name, tmp_path / "archive.log", ENOUGH, space=UNLIKE)
+    assert scored == len(evaluated) == UNLIKE.size == 2 * (2 + 4 + 8)
+    assert {evaluation.subnet for evaluation in archive.evaluations} == set(map(UNLIKE.decode, UNLIKE.genomes()))
+
+
+@every_engine
+def test_a_space_of_a_billion_subnets_is_searched_within_the_budget(name, tmp_path):
+    space = load_space("elastic")
+    path = tmp_path / "archive.log"
+    whole, evaluated, scored = search(name, path, 14, space=space)
+    assert len(set(evaluated)) == scored == 14
+    assert Archive(path, [space], OBJECTIVES[:2]).evaluations == whole.evaluations
+    assert search(name, path, 14, space=space)[1] == []
 
 
 @every_engine

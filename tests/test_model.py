@@ -19,7 +19,10 @@ from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.teacher import FAMILIES
 
 OTHER = SearchSpace("other", (1, 2, 4), (16, 40), (1.0, 2.5), (1, 3), head_dim=16, relation_heads=4)
-SPACES = {"debug": load_space("debug"), "other": OTHER}
+UNLIKE = SearchSpace(
+    "unlike", (1, 2), (16, 40), (1.0, 2.5), (1, 3), head_dim=16, relation_heads=4, per_layer=("mlp_ratio", "heads")
+)
+SPACES = {"debug": load_space("debug"), "other": OTHER, "unlike": UNLIKE}
 
 
 def _superlm(space: SearchSpace, randomised: Callable[..., AutoDistilModel]) -> AutoDistilModel:

@@ -523,3 +523,20 @@ def test_a_run_killed_at_any_moment_ends_as_one_never_stopped(toy_config):
     assert len(seen) >= 6
     for name in ("evaluations.csv", "frontier.csv", "superlm/debug/model.safetensors", "superlm/debug/training.csv"):
         assert (folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
+
+
+def test_a_space_of_unlike_layers_is_searched_and_its_students_are_those_of_their_rows(toy_config, tmp_path):
+    space = load_space("debug").to_dict() | {"name": "unlike", "per_layer": ["mlp_ratio", "heads"]}
+    (tmp_path / "unlike.yaml").write_text(yaml.safe_dump(space))
+    run = search(replace(toy_config, space=str(tmp_path / "unlike.yaml"), seed=2))
+    assert run.evaluations["heads"].astype(str).str.contains("-").any()
+    again = load_run(run.folder)
+    vocabulary = load_teacher(toy_config.teacher).vocabulary
+    for row in again.evaluations.to_dict("records"):
+        student = again.student(pd.Series(row))
+        assert student.config.subnet == Subnet.from_row(row)
+        assert row["params"] == sum(each.numel() for each in student.parameters())
+        assert row["flops"] == flops(student.config.subnet)
+        assert row["params"] == params(student.config.subnet, vocabulary)
+    unlike = next(row for row in run.frontier.to_dict("records") if "-" in str(row["heads"]))
+    assert f">{unlike['heads']}<" in (run.folder / "report.html").read_text()

@@ -1,6 +1,10 @@
 """Search spaces: the shipped ones, reading a file, depth rules, genomes."""
 
+import itertools
+import json
+import math
 import random
+from statistics import mean
 
 import pytest
 import yaml
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 from autodistil_search.errors import InputError
 from autodistil_search.space import (
     DIMENSIONS,
+    PER_LAYER,
     SearchSpace,
     Subnet,
     kept_layers,
@@ -65,7 +70,7 @@ def test_a_shipped_sub_space_holds_the_256_subnets_of_the_paper(name, layers, hi
 
 def test_the_debug_space_is_tiny():
     assert load_space("debug").size <= 16
-    assert shipped_spaces() == ["base", "debug", "oneshot", "small", "tiny"]
+    assert shipped_spaces() == ["base", "debug", "elastic", "oneshot", "small", "tiny"]
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base"])
@@ -125,7 +130,7 @@ def test_the_deepest_subnet_keeps_all_layers(rule):
     assert kept_layers(7, 7, rule) == list(range(7))
 
 
-@pytest.mark.parametrize("name", shipped_spaces())
+@pytest.mark.parametrize("name", [name for name in shipped_spaces() if name != "elastic"])
 def test_encode_is_the_inverse_of_decode(name):
     space = load_space(name)
     genomes = list(space.genomes())
@@ -146,6 +151,106 @@ def test_encode_is_the_inverse_of_decode_in_any_space(hidden_size, sixteenths, l
     genomes = list(space.genomes())
     assert len(genomes) == space.size == len(layers) * len(hidden_size) * len(ratios) * len(heads)
     assert [space.encode(space.decode(genome)) for genome in genomes] == genomes
+
+
+def test_the_elastic_space_has_more_than_a_billion_subnets():
+    space = load_space("elastic")
+    assert space.size == 4 * sum(16**layers for layers in (4, 5, 6, 7)) == 1_145_307_136
+    assert space.size > 10**9
+    assert len(space.dimensions) == len(space.choices) == 2 + 7 + 7
+    assert space.dimensions[:3] == ("layers", "hidden_size", "mlp_ratio_1")
+    assert space.dimensions[-1] == "heads_7"
+
+
+per_layer_spaces = st.builds(
+    SearchSpace,
+    name=st.just("any"),
+    layers=st.sampled_from([[1, 2], [3], [1, 2, 4], [2, 3]]),
+    hidden_size=st.sampled_from([[16], [16, 32]]),
+    mlp_ratio=st.sampled_from([[1.0], [1.0, 2.5]]),
+    heads=st.sampled_from([[2], [1, 2], [1, 2, 4]]),
+    head_dim=st.just(8),
+    relation_heads=st.just(4),
+    depth=st.sampled_from(["first_last", "uniform", "prefix"]),
+    per_layer=st.sampled_from([["heads"], ["mlp_ratio"], ["mlp_ratio", "heads"]]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(per_layer_spaces)
+def test_genomes_of_layers_left_out_count_as_one(space):
+    """Against the product of all choices: each subnet once, and each genome stands for the subnet it decodes to."""
+    subnets = [space.decode(genome) for genome in space.genomes()]
+    assert len(set(subnets)) == len(subnets) == space.size
+    every = list(itertools.islice(itertools.product(*map(range, space.choices)), 3000))
+    assert {space.decode(genome) for genome in every} <= set(subnets)
+    if len(every) == math.prod(space.choices):
+        assert {space.decode(genome) for genome in every} == set(subnets)
+    canonical = set(space.genomes())
+    for genome in every:
+        assert space.canonical(genome) in canonical
+        assert space.decode(space.canonical(genome)) == space.decode(genome)
+        assert (space.canonical(genome) == genome) == (genome in canonical)
+
+
+@settings(deadline=None, max_examples=60)
+@given(per_layer_spaces, st.randoms(use_true_random=False))
+def test_a_subnet_of_unlike_layers_comes_back_from_all_its_descriptions(space, rng):
+    subnet = space.sample(rng)
+    assert space.decode(space.encode(subnet)) == subnet
+    assert space.with_parameters(json.loads(json.dumps(space.parameters(subnet)))) == subnet
+    assert Subnet.from_row(subnet.to_row()) == subnet
+    assert Subnet.from_row({key: str(value) for key, value in subnet.to_row().items()}) == subnet
+    assert len(space.parameters(subnet)) == 2 + sum(subnet.layers if key in space.per_layer else 1 for key in PER_LAYER)
+    for sizes, layers in zip(subnet.each_layer, range(1, subnet.layers + 1), strict=True):
+        assert (sizes.layers, sizes.hidden_size, sizes.head_dim) == (1, subnet.hidden_size, 8)
+        assert subnet.first(layers).each_layer == subnet.each_layer[:layers]
+
+
+def test_a_genome_chooses_for_the_layers_of_the_superlm_that_the_subnet_keeps():
+    space = SearchSpace("mine", [2, 4], [32], [1.0, 2.0], [1, 2, 3, 4], 8, 4, "first_last", ["heads"])
+    assert space.dimensions == ("layers", "hidden_size", "mlp_ratio", "heads_1", "heads_2", "heads_3", "heads_4")
+    assert space.decode((0, 0, 1, 2, 0, 0, 3)) == Subnet.of_layers(32, [64, 64], [3, 4], 8)
+    assert space.canonical((0, 0, 1, 2, 0, 0, 3)) == (0, 0, 1, 2, 2, 2, 3)
+    assert space.parameters(space.decode((0, 0, 1, 2, 0, 0, 3))) == {
+        **{"layers": 2, "hidden_size": 32, "mlp_ratio": 2.0, "heads_1": 3, "heads_4": 4},
+    }
+
+
+def test_layers_that_are_alike_have_one_description():
+    assert Subnet.of_layers(32, [64, 64], [2, 2], 8) == Subnet(2, 32, 64, 2, 8)
+    assert str(Subnet(2, 32, 64, 2, 8)) == "2x32, ratio 2, 2 heads of 8"
+    assert str(Subnet.of_layers(32, [64, 48], [2, 2], 8)) == "2x32, ratio 2-1.5, 2 heads of 8"
+    for each in [((64, 2), (64, 2)), ((64, 2),), ((64, 2), (32, 1), (32, 1)), ((48, 2), (32, 1))]:
+        with pytest.raises(ValueError, match="do not go with"):
+            Subnet(2, 32, 64, 2, 8, each)
+
+
+def test_samples_of_unlike_layers_come_from_all_of_the_cost_range():
+    """Independent layers would not: nine in ten of their sums would lie within the middle third."""
+    space = load_space("elastic")
+    rng = random.Random(0)
+    means = [mean(sizes.heads for sizes in space.sample(rng).each_layer) for _ in range(1000)]
+    thirds = [sum(low <= each < low + 2.001 for each in means) for low in (4, 6, 8)]
+    assert min(thirds) > 150
+
+
+@pytest.mark.parametrize("given", ["heads", ["layers"], ["heads", 3], {"heads": 1}, None])
+def test_only_ratio_and_heads_can_be_chosen_per_layer(given, tmp_path):
+    with pytest.raises(InputError, match=r"per_layer is .*; allowed: a list of mlp_ratio, heads"):
+        load_space(write(tmp_path, VALID | {"per_layer": given}))
+
+
+def test_a_space_per_layer_is_written_and_read_whatever_the_order(tmp_path):
+    space = load_space(write(tmp_path, VALID | {"per_layer": ["heads", "mlp_ratio"]}))
+    assert space.per_layer == ("mlp_ratio", "heads")
+    assert load_space(write(tmp_path, space.to_dict())) == space
+    assert "per_layer" not in load_space("tiny").to_dict()  # runs of before stay the same runs
+
+
+def test_unlike_layers_are_not_in_a_space_of_like_ones(space):
+    with pytest.raises(InputError, match="not in space 'mine'"):
+        space.encode(Subnet.of_layers(32, [48, 64], [2, 2], 8))
 
 
 @pytest.mark.parametrize(
@@ -285,7 +390,7 @@ def test_a_binary_file_is_refused(tmp_path):
 def test_a_space_that_is_not_there_is_refused_listing_the_shipped_ones(tmp_path, monkeypatch, missing):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        InputError, match=r"no search space '.*'; allowed: base, debug, oneshot, small, tiny, or a YAML file"
+        InputError, match=r"no search space '.*'; allowed: base, debug, elastic, oneshot, small, tiny, or a YAML file"
     ):
         load_space(missing)
 

@@ -62,7 +62,7 @@ class Candidates:
     def __init__(self, space: SearchSpace, admits: Callable[[Subnet], bool], seed: int) -> None:
         self.space = space
         self._admits = admits
-        self._taken: set[Genome] = set()
+        self._taken: set[Genome] = set()  # canonical genomes only
         self._rng = random.Random(f"candidates-{seed}")
         self._listed: list[Genome] | None = None
         if space.size <= ENUMERABLE:
@@ -73,11 +73,11 @@ class Candidates:
 
     def is_new(self, genome: Genome) -> bool:
         """Whether `genome` is admissible and was not taken."""
-        return genome not in self._taken and self._admits(self.space.decode(genome))
+        return self.space.canonical(genome) not in self._taken and self._admits(self.space.decode(genome))
 
     def take(self, genome: Genome) -> None:
-        """Mark `genome` as asked for."""
-        self._taken.add(genome)
+        """Mark `genome`, and all that describe the same subnet, as asked for."""
+        self._taken.add(self.space.canonical(genome))
 
     @property
     def exhausted(self) -> bool:

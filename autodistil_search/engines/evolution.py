@@ -25,7 +25,7 @@ from pymoo.util.ref_dirs import get_reference_directions
 from autodistil_search.engines.base import Candidates, Goal
 from autodistil_search.errors import InputError
 from autodistil_search.pareto import Values
-from autodistil_search.space import Genome
+from autodistil_search.space import Genome, SearchSpace
 
 _ETA = 3.0
 """Distribution index of crossover and mutation; pymoo's advice for integers."""
@@ -45,6 +45,18 @@ class _KeepNew(DuplicateElimination):  # type: ignore[misc]
             return is_duplicate | [genome in others for genome in genomes]
         repeated = [genome in genomes[:i] for i, genome in enumerate(genomes)]
         return is_duplicate | repeated | [not self._candidates.is_new(genome) for genome in genomes]
+
+
+class _Canonical(RoundingRepair):  # type: ignore[misc]
+    """Offspring as whole numbers, each subnet in its one description: those of layers left out count as equal."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self._space = space
+
+    def _do(self, problem: Problem, X: NDArray[Any], **kwargs: Any) -> NDArray[Any]:  # noqa: N803 - pymoo's name
+        rounded = super()._do(problem, X, **kwargs)
+        return np.array([self._space.canonical(_genome(x)) for x in rounded])
 
 
 def nsga2(_: int, **settings: Any) -> GeneticAlgorithm:
@@ -112,7 +124,7 @@ class Evolution:
             len(goal.costs),
             pop_size=population,
             crossover=SBX(prob=1.0, eta=_ETA, vtype=float, repair=RoundingRepair()),
-            mutation=PM(prob=1.0, eta=_ETA, vtype=float, repair=RoundingRepair()),
+            mutation=PM(prob=1.0, eta=_ETA, vtype=float, repair=_Canonical(candidates.space)),
             eliminate_duplicates=_KeepNew(candidates),
         )
         problem = Problem(

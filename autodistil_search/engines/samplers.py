@@ -13,7 +13,7 @@ from optuna.trial import Trial, TrialState
 
 from autodistil_search.engines.base import Candidates, Goal
 from autodistil_search.pareto import Values
-from autodistil_search.space import DIMENSIONS, Genome
+from autodistil_search.space import Genome
 
 
 def nsga2(seed: int, population: int) -> BaseSampler:
@@ -67,7 +67,7 @@ class Sampler:
         self._asked: dict[Genome, Trial] = {}
         self._distributions: dict[str, BaseDistribution] = {
             name: IntDistribution(0, count - 1)
-            for name, count in zip(DIMENSIONS, candidates.space.choices, strict=True)
+            for name, count in zip(candidates.space.dimensions, candidates.space.choices, strict=True)
         }
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
@@ -82,7 +82,7 @@ class Sampler:
         tries = 0
         while len(self._asked) < self._at_once and tries < self._tries and not self._candidates.exhausted:
             trial = self._study.ask(self._distributions)
-            genome = tuple(trial.params[name] for name in DIMENSIONS)
+            genome = self._candidates.space.canonical(tuple(trial.params[name] for name in self._distributions))
             if self._candidates.is_new(genome):
                 self._candidates.take(genome)
                 self._asked[genome] = trial
@@ -94,7 +94,7 @@ class Sampler:
             else:  # it breaks a bound, or is in this generation already
                 self._study.tell(trial, state=TrialState.FAIL)
         for genome in self._candidates.fill([], self._at_once - len(self._asked)):
-            self._study.enqueue_trial(dict(zip(DIMENSIONS, genome, strict=True)))
+            self._study.enqueue_trial(dict(zip(self._distributions, genome, strict=True)))
             self._asked[genome] = self._study.ask(self._distributions)
         return list(self._asked)
 

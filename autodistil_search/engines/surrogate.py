@@ -112,10 +112,11 @@ class Surrogate:
 
     def _neighbours(self, genome: Genome) -> Iterator[Genome]:
         """The genomes one step away in one dimension."""
-        for place, count in enumerate(self._candidates.space.choices):
+        space = self._candidates.space
+        for place, count in enumerate(space.choices):
             for choice in (genome[place] - 1, genome[place] + 1):
                 if 0 <= choice < count:
-                    yield (*genome[:place], choice, *genome[place + 1 :])
+                    yield space.canonical((*genome[:place], choice, *genome[place + 1 :]))
 
     def _expected(self, model: _Model, genomes: Sequence[Genome]) -> tuple[Values, Values, Values]:
         """Mean and standard deviation of every objective, `(n, m)` each, and how likely constraints are kept, `(n,)`.

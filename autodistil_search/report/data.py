@@ -62,11 +62,7 @@ def evaluation_table(evaluations: Sequence[Evaluation], columns: Sequence[str]) 
     rows = [
         {
             "space": evaluation.space,
-            "layers": evaluation.subnet.layers,
-            "hidden_size": evaluation.subnet.hidden_size,
-            "mlp_ratio": evaluation.subnet.mlp_ratio,
-            "heads": evaluation.subnet.heads,
-            "head_dim": evaluation.subnet.head_dim,
+            **evaluation.subnet.to_row(),
             **{column: evaluation.measured[column] for column in columns},
         }
         for evaluation in evaluations
@@ -84,9 +80,14 @@ def frontier_table(evaluations: pd.DataFrame, objectives: Sequence[Objective]) -
     """The rows of `evaluations` that no other dominates, cheapest first, with the column `knee`."""
     on_frontier = pareto.is_on_frontier(minimised(evaluations, objectives))
     order = [objective.name for objective in objectives if not objective.is_proxy] or [objectives[0].name]
-    frontier = evaluations[on_frontier].sort_values([*order, *SUBNET_COLUMNS], ignore_index=True)
+    frontier = evaluations[on_frontier].sort_values([*order, *SUBNET_COLUMNS], ignore_index=True, key=_sortable)
     knee = pareto.knee(minimised(frontier, objectives))
     return frontier.assign(knee=frontier.index == knee)
+
+
+def _sortable(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Sizes that differ from layer to layer are text, among numbers."""
+    return column.astype(str) if column.dtype == object else column
 
 
 def baseline_table(baselines: Sequence[Baseline], columns: Sequence[Objective]) -> pd.DataFrame:
@@ -95,11 +96,7 @@ def baseline_table(baselines: Sequence[Baseline], columns: Sequence[Objective]) 
     rows = [
         {
             "name": baseline.name,
-            "layers": baseline.subnet.layers,
-            "hidden_size": baseline.subnet.hidden_size,
-            "mlp_ratio": baseline.subnet.mlp_ratio,
-            "heads": baseline.subnet.heads,
-            "head_dim": baseline.subnet.head_dim,
+            **baseline.subnet.to_row(),
             **{name: baseline.measured[name] for name in names},
             "how": baseline.how,
             "source": "measured in this run",

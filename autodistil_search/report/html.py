@@ -63,7 +63,8 @@ def _table(table: pd.DataFrame, caption: str, units: dict[str, str], mark: str |
 def _row(row: dict[str, object], mark: str | None) -> Markup:
     cells = Markup("").join(
         Markup('<td class="{}">{}</td>').format(
-            "text" if isinstance(value, str) else "", f"{value:g}" if name == "mlp_ratio" else shown(value)
+            "text" if isinstance(value, str) else "",
+            f"{value:g}" if name == "mlp_ratio" and isinstance(value, float) else shown(value),
         )
         for name, value in row.items()
     )

@@ -6,6 +6,8 @@ finished trial, so that Optuna's own tools read the study; looking a subnet up i
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +18,18 @@ import optuna
 from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from autodistil_search.errors import InputError
 from autodistil_search.files import readable
 from autodistil_search.objectives import Objective
 from autodistil_search.space import SearchSpace, Subnet
 
-_STUDY = "search"
+STUDY = "search"
+"""Name of a study that was not given one."""
+
 _ATTRIBUTES = "measured"
 
 
@@ -38,36 +43,94 @@ class Evaluation:
 
 
 class Archive:
-    """Evaluations in the order they were made, looked up by space and subnet.
+    """Evaluations in the order they were made, looked up by space and subnet; for one process alone.
 
     Args:
-        path: The journal file; created if missing, continued if not.
+        storage: A journal file, created if missing and continued if not, or an Optuna storage.
         spaces: The spaces searched; they fix the study's parameter ranges.
         objectives: What the study minimises or maximises, in order.
+        study: The study's name.
+
+    Raises:
+        InputError: if the file is damaged, or the study is one of other objectives.
     """
 
-    def __init__(self, path: Path, spaces: Sequence[SearchSpace], objectives: Sequence[Objective]) -> None:
+    def __init__(
+        self,
+        storage: Path | BaseStorage,
+        spaces: Sequence[SearchSpace],
+        objectives: Sequence[Objective],
+        study: str = STUDY,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._objectives = list(objectives)
         self._distributions = _distributions(spaces)
         self._spaces = {space.name: space for space in spaces}
         self._known: dict[tuple[str, Subnet], Evaluation] = {}
-        with readable(path):
-            _drop_torn_line(path)
-            self._study = _open_study(path, objectives)
-            self._read()
+        if isinstance(storage, Path):
+            with readable(storage):
+                self._open(journal(storage), study)
+        else:
+            self._open(storage, study)
+
+    def _open(self, storage: BaseStorage, name: str) -> None:
+        directions = [objective.direction for objective in self._objectives]
+        names = [objective.name for objective in self._objectives]
+        self._storage = storage
+        if any(study.study_name == name for study in storage.get_all_studies()):
+            self._study = optuna.load_study(study_name=name, storage=storage)
+        else:  # unless another process makes it at the same moment
+            self._study = optuna.create_study(
+                study_name=name, storage=storage, directions=directions, load_if_exists=True
+            )
+        found = [direction.name.lower() for direction in self._study.directions]
+        if found != directions or self._study.metric_names not in (None, names):
+            raise InputError(
+                f"study {name!r} is one of {', '.join(self._study.metric_names or found)}, not of {', '.join(names)}; "
+                "allowed: the same objectives, or another study"
+            )
         if self._study.metric_names is None:
             with warnings.catch_warnings():  # naming metrics is marked experimental; the dashboard shows the names
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                self._study.set_metric_names([objective.name for objective in objectives])
-
-    def _read(self) -> None:
+                self._study.set_metric_names(names)
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-            if _ATTRIBUTES in trial.user_attrs:  # others are not ours
-                space = self._spaces[trial.params["space"]]
-                subnet = space.with_parameters(trial.params)
-                evaluation = Evaluation(space.name, subnet, trial.user_attrs[_ATTRIBUTES])
-                self._known[evaluation.space, evaluation.subnet] = evaluation
+            self._learn(trial)
+
+    def _learn(self, trial: FrozenTrial) -> None:
+        """Take up what a finished trial measured; the first counts. Trials that are not ours do not."""
+        if _ATTRIBUTES in trial.user_attrs:
+            key = self._key(trial)
+            self._known.setdefault(key, Evaluation(*key, trial.user_attrs[_ATTRIBUTES]))
+
+    def _key(self, trial: FrozenTrial) -> tuple[str, Subnet]:
+        space = self._spaces[trial.params["space"]]
+        return space.name, space.with_parameters(trial.params)
+
+    def _trial(self, space_name: str, subnet: Subnet, **what: Any) -> FrozenTrial:
+        """A trial of that subnet; `what` as of `optuna.trial.create_trial`."""
+        params = {"space": space_name, **self._spaces[space_name].parameters(subnet)}
+        return create_trial(params=params, distributions={name: self._distributions[name] for name in params}, **what)
+
+    def answer(
+        self,
+        space: SearchSpace,
+        subnets: Sequence[Subnet],
+        evaluate: Callable[[SearchSpace, Subnet], Evaluation],
+        advance: Callable[[], None],
+    ) -> list[Evaluation]:
+        """The evaluations of `subnets`; those that are not known are made by `evaluate` and kept, one by one.
+
+        advance: called after each that was made.
+        """
+        answers = []
+        for subnet in subnets:
+            evaluation = self.find(space.name, subnet)
+            if evaluation is None:
+                evaluation = evaluate(space, subnet)
+                self.record(evaluation)
+                advance()
+            answers.append(evaluation)
+        return answers
 
     def find(self, space: str, subnet: Subnet) -> Evaluation | None:
         """What was measured on `subnet`, if it was."""
@@ -75,17 +138,10 @@ class Archive:
 
     def record(self, evaluation: Evaluation) -> None:
         """Keep `evaluation`, on disk when this returns."""
-        space, subnet = self._spaces[evaluation.space], evaluation.subnet
-        params = {"space": space.name, **space.parameters(subnet)}
-        self._study.add_trial(
-            create_trial(
-                params=params,
-                distributions={name: self._distributions[name] for name in params},
-                values=[evaluation.measured[objective.name] for objective in self._objectives],
-                user_attrs={_ATTRIBUTES: dict(evaluation.measured)},
-            )
-        )
-        self._known[evaluation.space, subnet] = evaluation
+        values = [evaluation.measured[objective.name] for objective in self._objectives]
+        attributes = {_ATTRIBUTES: dict(evaluation.measured)}
+        self._study.add_trial(self._trial(evaluation.space, evaluation.subnet, values=values, user_attrs=attributes))
+        self._known[evaluation.space, evaluation.subnet] = evaluation
 
     def fixed(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gave the first time that `name` was asked for in this study, as JSON holds it."""
@@ -100,26 +156,39 @@ class Archive:
 
 
 class _ProcessLock(JournalFileOpenLock):
-    """A lock that a killed process leaves free: Optuna's own keeps the next run waiting for half a minute."""
+    """A lock that a killed process leaves free, and whose holder finds whole lines only.
+
+    Optuna's own keeps the next run waiting for half a minute, and refuses a journal with more lines behind a torn one.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+        self._path, self._lock = path, FileLock(path.with_name(f".{path.name}.lock"))
 
     def acquire(self) -> bool:
         self._lock.acquire()
+        _drop_torn_line(self._path)
         return True
 
     def release(self) -> None:
         self._lock.release()
 
 
-def _open_study(path: Path, objectives: Sequence[Objective]) -> optuna.Study:
-    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_ProcessLock(path)))
-    if any(study.study_name == _STUDY for study in storage.get_all_studies()):
-        return optuna.load_study(study_name=_STUDY, storage=storage)
-    directions = [objective.direction for objective in objectives]
-    return optuna.create_study(study_name=_STUDY, storage=storage, directions=directions)
+def journal(path: Path) -> JournalStorage:
+    """The storage in a journal file, which processes on one machine can share.
+
+    Raises:
+        ValueError: if the file begins like no journal; Optuna would only find out when there is more in it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = _ProcessLock(path)
+    lock.acquire()
+    lock.release()
+    if path.exists():
+        with path.open("rb") as file:
+            if first := file.readline():
+                json.loads(first)
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 
 def _distributions(spaces: Sequence[SearchSpace]) -> dict[str, BaseDistribution]:
@@ -135,10 +204,11 @@ def _distributions(spaces: Sequence[SearchSpace]) -> dict[str, BaseDistribution]
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off what a killed process left of a line: Optuna refuses a journal with more lines behind a torn one."""
-    if not path.exists():
+    """Cut off what a killed process left of a line."""
+    if not path.exists() or not path.stat().st_size:
         return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)

@@ -16,7 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 
 from autodistil_search import __version__
 from autodistil_search.config import SearchConfig, TrainConfig, flag
-from autodistil_search.errors import InputError, Terminated
+from autodistil_search.errors import InputError, ScoringError, Terminated
 from autodistil_search.objectives import parse_amount
 from autodistil_search.plugins import Plugins
 from autodistil_search.processes import is_main
@@ -58,6 +58,15 @@ def make_parser() -> ArgumentParser:
     profile = _Parser(description="What the subnets of a space cost: the range that constraints can ask for.")
     _add_settings(profile, SearchConfig, _PROFILED)
     commands.add_subcommand("profile", profile, help="what the subnets of a space cost")
+    worker = _Parser(
+        description="Score subnets for the searches at a study, on this machine, until they have ended. Start as many "
+        "as there are machines; teacher, text and settings are those of `search --storage URL --study NAME`."
+    )
+    worker.add_argument("--storage", type=str, required=True, help="A database's URL, or the path of a journal file.")
+    worker.add_argument("--study", type=str, default=SearchConfig.study, help="Name of the study there.")
+    worker.add_argument("--superlm", type=str | None, help="Folder of the search, if it has another path here.")
+    worker.add_argument("--patience", type=float | None, help="Seconds without work after which to leave.")
+    commands.add_subcommand("worker", worker, help="score subnets for searches on other machines")
     listing = _Parser(description="What can be named: objectives, engines, proxies, teachers and search spaces.")
     commands.add_subcommand("list", listing, help="what can be named, and what is installed beside it")
     partition = _Parser(description="Split a search space into K sub-spaces of neighbouring cost, each a YAML file.")
@@ -116,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         _complain(error)
         return 2
-    except (FloatingPointError, OSError, MemoryError) as error:
+    except (FloatingPointError, OSError, MemoryError, ScoringError) as error:
         _complain(error)
         return 1
     except KeyboardInterrupt:
@@ -195,6 +204,18 @@ def _profile(settings: Mapping[str, Any]) -> int:
     return 0
 
 
+def _worker(settings: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from autodistil_search.progress import ConsoleReporter
+    from autodistil_search.worker import work
+
+    reporter = ConsoleReporter(Console())
+    scored = work(**settings, reporter=reporter)
+    reporter.say(f"scored {scored} subnets")
+    return 0
+
+
 def _list(_: Mapping[str, Any]) -> int:
     from rich.console import Console
 
@@ -243,6 +264,7 @@ _COMMANDS = {
     "train": _train,
     "plan": _plan,
     "profile": _profile,
+    "worker": _worker,
     "list": _list,
     "partition": _partition,
 }

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from autodistil_search.errors import InputError
+from autodistil_search.files import without_password
 
 _LARGEST_SEED = 2**32 - 1
 _LISTS = ("text", "constraint")
-_WORDS = ("objectives", "engine", "proxy", "space", "teacher", "relations", "subnet_weights")
+_WORDS = ("objectives", "engine", "proxy", "space", "study", "teacher", "relations", "subnet_weights")
 _LEAST = {
     "evaluations": 1,
     "population": 2,
@@ -25,11 +26,12 @@ _LEAST = {
     "steps": 1,
     "batch_size": 1,
     "accumulate": 1,
+    "worker_timeout": 1,
     "held_out_every": 0,
     "keep": 1,
     "seed": 0,
 }
-_CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard")
+_CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "worker_timeout")
 """Settings that leave every number as it is, but for rounding: a run may be continued with others."""
 
 
@@ -205,6 +207,11 @@ class SearchConfig(TrainConfig):
         throughput_batch: Sequences at once when throughput is measured.
         measured_seq_len: Tokens in each of them.
         eval_blocks: Held-out blocks on which the proxy is measured; each keeps about 3 MB of memory.
+        storage: Where evaluations are kept for several processes to work at: a database's URL, such as
+            postgresql://user@host/database, or a journal file for those of one machine; if not given, in the run's
+            folder, for this process alone.
+        study: Name of the study there.
+        worker_timeout: Seconds without a sign of life after which a worker's subnet is given to another.
         baselines: Whether to measure the shapes of TinyBERT and MiniLM on equal terms.
     """
 
@@ -219,6 +226,9 @@ class SearchConfig(TrainConfig):
     throughput_batch: int = 32
     measured_seq_len: int = 128
     eval_blocks: int = 32
+    storage: str | None = None
+    study: str = "search"
+    worker_timeout: int = 60
     baselines: Literal["measured", "none"] = "measured"
 
     _parent: ClassVar[str] = "runs"
@@ -231,7 +241,21 @@ class SearchConfig(TrainConfig):
     def absolute(self) -> Self:
         """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
         superlm = None if self.superlm is None else _absolute(self.superlm)
-        return replace(super().absolute(), superlm=superlm)
+        storage = self.storage
+        if storage is not None and "://" not in storage:
+            storage = str(Path(storage).resolve())
+        return replace(super().absolute(), superlm=superlm, storage=storage)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `config.yaml` holds it: all that was chosen and can change a number, and no password."""
+        content = super().to_dict()
+        return content | {"storage": None if self.storage is None else without_password(self.storage)}
+
+    def for_workers(self) -> dict[str, Any]:
+        """What workers need of it, for `from_dict`; how subnets are chosen is not their matter."""
+        asks = ("engine", "evaluations", "population", "baselines", "storage", "study", "superlm")
+        content = {name: value for name, value in self.to_dict().items() if name not in asks}
+        return content | {"out": str(self.folder.resolve()), "worker_timeout": self.worker_timeout}
 
     def trained_as(self, trained: TrainConfig) -> Self:
         """The same with the training of `trained`, whose SuperLMs are to be searched.

@@ -1,4 +1,4 @@
-"""The one error a user's input can cause."""
+"""The errors that the command line ends with: a user's input, and what no one can go on from."""
 
 
 class InputError(ValueError):
@@ -6,6 +6,10 @@ class InputError(ValueError):
 
     The command line prints it and exits with code 2. Nothing done before it is lost.
     """
+
+
+class ScoringError(RuntimeError):
+    """A subnet cannot be scored, whoever tries; what was scored is kept."""
 
 
 class Terminated(Exception):  # noqa: N818 - not an error: somebody asked for it

@@ -7,11 +7,23 @@ as every process of data-parallel training does, and works on its own rows of ea
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+def machine() -> str:
+    """What this machine is, in words: times measured on machines with other words do not compare."""
+    words = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+        words = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), words)
+    return f"{words}, {os.cpu_count()} cores"
 
 
 class Processes:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from autodistil_search import baselines, objectives
-from autodistil_search.archive import Archive, Evaluation
+from autodistil_search import baselines
+from autodistil_search.archive import Archive
 from autodistil_search.config import SearchConfig
 from autodistil_search.cost import flops
 from autodistil_search.engines import Candidates, Goal, run_engine
@@ -24,12 +23,13 @@ from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.plugins import Plugins
 from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import Proxy
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, write_report
 from autodistil_search.results import Run, is_finished, load_run, write_summary
 from autodistil_search.runfolder import SEARCH_CONFIG, Stopwatch, check_folder, exclusive, open_folder, versions
+from autodistil_search.scoring import Scorer, agree
+from autodistil_search.shared import CONFIG, SharedArchive, open_storage, state_of
 from autodistil_search.space import SearchSpace, Subnet
-from autodistil_search.training import relation_proxy, take_superlm, train_superlm, trained_config
+from autodistil_search.training import take_superlm, train_superlm, trained_config
 
 _MARGIN = 1.01
 """A cost's reference point lies this factor above the largest subnet's cost, so that this subnet counts too."""
@@ -57,13 +57,15 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
     with _opened(config, reporter, plugins, clock) as (inputs, folder):
         if is_finished(folder):
             return load_run(folder)
-        archive, scorer, notes = _prepare(inputs, folder, clock, reporter)
-        complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
-        measured = _measure_baselines(inputs, scorer, clock, reporter)
-        with clock.phase("report"):
-            report = _report(inputs, archive, scorer, measured, exact=all(complete), start_notes=notes)
-            write_report(report, folder)
-        write_summary(folder, report, clock.seconds, versions())
+        with _prepared(inputs, folder, clock, reporter) as (archive, scorer, notes):
+            complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
+            if isinstance(archive, SharedArchive):
+                archive.publish(*state_of(folder, "ended"))
+            measured = _measure_baselines(inputs, scorer, clock, reporter)
+            with clock.phase("report"):
+                report = _report(inputs, archive, scorer, measured, exact=all(complete), start_notes=notes)
+                write_report(report, folder)
+            write_summary(folder, report, clock.seconds, versions())
         return load_run(folder)
 
 
@@ -84,8 +86,8 @@ def open_subnets(
     with _opened(config, reporter, plugins, clock) as (inputs, folder):
         if len(inputs.spaces) > 1:
             raise InputError(f"--space {config.space!r}; allowed: one space, where subnets are asked for by hand")
-        archive, scorer, _ = _prepare(inputs, folder, clock, reporter)
-        yield Subnets(inputs.spaces[0], inputs.objectives, inputs.constraints, archive, scorer)
+        with _prepared(inputs, folder, clock, reporter) as (archive, scorer, _):
+            yield Subnets(inputs.spaces[0], inputs.objectives, inputs.constraints, archive, scorer)
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,7 @@ class Subnets:
             InputError: if it is not in the space.
         """
         self.space.encode(subnet)
-        known = self._archive.find(self.space.name, subnet)
-        if known is None:
-            known = self._scorer.evaluate(self.space, subnet)
-            self._archive.record(known)
+        (known,) = self._archive.answer(self.space, [subnet], self._scorer.evaluate, lambda: None)
         return known.measured
 
 
@@ -136,12 +135,30 @@ def _opened(
         yield inputs, folder
 
 
-def _prepare(inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter) -> tuple[Archive, Scorer, list[str]]:
+@contextmanager
+def _prepared(
+    inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter
+) -> Iterator[tuple[Archive, Scorer, list[str]]]:
     """What was scored before, what scores the rest, and notes on how training began."""
     clock.go_on_from(folder / "seconds.json")
-    archive = Archive(folder / "archive.log", inputs.spaces, inputs.objectives)
-    superlms, notes = _superlms(inputs, folder, clock, reporter)
-    return archive, Scorer(inputs, superlms), notes
+    with _open_archive(inputs, folder) as archive:
+        superlms, notes = _superlms(inputs, folder, clock, reporter)
+        if isinstance(archive, SharedArchive):
+            agree(inputs, superlms, archive, inputs.config.study)
+            archive.publish(*state_of(folder, "searching"))
+            archive.publish(CONFIG, inputs.config.for_workers())
+        yield archive, Scorer(inputs, superlms), notes
+
+
+@contextmanager
+def _open_archive(inputs: Inputs, folder: Path) -> Iterator[Archive]:
+    """The archive in the run's folder, or the one that others share."""
+    config = inputs.config
+    if config.storage is None:
+        yield Archive(folder / "archive.log", inputs.spaces, inputs.objectives)
+        return
+    with open_storage(config.storage) as storage:
+        yield SharedArchive(storage, inputs.spaces, inputs.objectives, config.study, config.worker_timeout)
 
 
 def _superlms(
@@ -159,38 +176,6 @@ def _superlms(
     return superlms, notes
 
 
-class Scorer:
-    """Measures subnets; runs the teacher on the held-out text when first needed."""
-
-    def __init__(self, inputs: Inputs, superlms: Mapping[str, AutoDistilModel]) -> None:
-        self._inputs, self._superlms = inputs, superlms
-
-    @cached_property
-    def proxy(self) -> Proxy:
-        """The proxy of this run; only for runs with an objective that needs it."""
-        inputs, blocks = self._inputs, self._inputs.config.eval_blocks
-        if inputs.proxy_kind is None:
-            return relation_proxy(inputs, blocks)
-        assert inputs.text is not None
-        return inputs.proxy_kind.make(inputs.teacher, inputs.text.held_out.spread(blocks), inputs.device)
-
-    def evaluate(self, space: SearchSpace, subnet: Subnet) -> Evaluation:
-        """Every column of the run."""
-        if (superlm := self._superlms.get(space.name)) is None:
-            return Evaluation(space.name, subnet, self.costs(subnet))
-        measured = self._costs(subnet, lambda: superlm.extract(subnet))
-        if (proxy := self._inputs.proxy_objective) is not None:
-            measured[proxy.name] = self.proxy.score(superlm, subnet)
-        return Evaluation(space.name, subnet, measured)
-
-    def costs(self, subnet: Subnet) -> dict[str, float]:
-        """Every column but the proxy, on a student with random weights."""
-        return self._costs(subnet, lambda: self._inputs.student(subnet))
-
-    def _costs(self, subnet: Subnet, student: Callable[[], AutoDistilModel]) -> dict[str, float]:
-        return objectives.costs(self._inputs.columns, subnet, self._inputs.teacher.vocabulary, student)
-
-
 def _search_space(
     space: SearchSpace, inputs: Inputs, scorer: Scorer, archive: Archive, clock: Stopwatch, reporter: Reporter
 ) -> bool:
@@ -205,7 +190,7 @@ def _search_space(
         scored = run_engine(
             engine,
             candidates,
-            lambda subnet: scorer.evaluate(space, subnet),
+            scorer.evaluate,
             archive,
             inputs.objectives,
             inputs.measured_constraints,

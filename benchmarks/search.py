@@ -157,7 +157,7 @@ def _overhead(engine: str) -> tuple[list[float], float]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
 
-    def evaluate(subnet: Subnet) -> Evaluation:
+    def evaluate(space: SearchSpace, subnet: Subnet) -> Evaluation:
         nonlocal count
         count += 1
         if count in marks:

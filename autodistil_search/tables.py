@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -33,7 +34,9 @@ def print_frontier(run: Run, console: Console) -> None:
     table = Table(title=title, box=None, pad_edge=False, padding=(0, 1))
     values = [objective.name for objective in report.columns]
     for name in ("space", "layers", "hidden", "ratio", "heads", *values, ""):
-        table.add_column(name, justify="left" if name == "space" else "right", no_wrap=True)
+        of_layers = name in ("ratio", "heads")  # long where layers differ
+        justify: Literal["left", "right"] = "left" if name == "space" else "right"
+        table.add_column(name, justify=justify, no_wrap=not of_layers, overflow="fold" if of_layers else "ellipsis")
     for row in run.frontier.to_dict("records"):
         sizes = [str(row["space"]), *(_size(row[key]) for key in DIMENSIONS)]
         numbers = [shown(row[name]) for name in values]

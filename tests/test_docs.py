@@ -47,13 +47,20 @@ def test_the_space_of_readme_is_valid():
     assert SearchSpace(name="mine", **yaml.safe_load(text)).size == 27 * (3**4 + 3**6 + 3**8) / 3
 
 
-def test_the_command_of_readme_is_accepted(tmp_path):
-    (text,) = blocks("console")
-    words = shlex.split(text.replace("\\\n", " "))
-    assert words[:3] == ["$", "autodistil-search", "search"]
-    parsed = make_parser().parse_args(words[2:])
-    assert parsed.search.objectives == "acc,flops,params"
-    assert parsed.search.text == ["wiki/*.txt.gz", "books.txt"]
+def commands_in(page):
+    """Every command line of ours in its console blocks, as words."""
+    lines = "\n".join(blocks("console", page)).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [each[2:] for each in words if each[:2] == ["$", "autodistil-search"]]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/workers.md", "docs/plugins.md"])
+def test_the_commands_of_a_page_are_accepted(page):
+    parsed = [make_parser().parse_args(words) for words in commands_in(page)]
+    if page == "README.md":
+        assert parsed[0].search.objectives == "acc,flops,params"
+        assert parsed[0].search.text == ["wiki/*.txt.gz", "books.txt"]
+        assert [each.command for each in parsed] == ["search", "search", "worker"]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +80,7 @@ def test_every_flag_named_in_readme_and_docs_exists():
     known |= {"--cpu", "--mixed_precision"}  # of accelerate launch and torchrun
     for page in (
         ROOT / "README.md",
-        ROOT / "docs" / "design.md",
-        ROOT / "docs" / "training.md",
-        ROOT / "docs" / "plugins.md",
+        *(ROOT / "docs" / f"{name}.md" for name in ("design", "training", "plugins", "workers")),
     ):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", page.read_text()))
         assert named <= known, named - known

@@ -1,0 +1,65 @@
+"""A search as Optuna Dashboard shows it, in a real browser."""
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from autodistil_search import search
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+
+
+@contextmanager
+def dashboard(storage):
+    """The address of a dashboard on that journal file."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from optuna_dashboard._cli import main; main()"]
+    server = subprocess.Popen(
+        [*command, "--port", str(port), str(storage)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{address}/api/studies", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+def page(address, folder):
+    """The page as it is after its scripts have run."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", *QUIET, f"--user-data-dir={folder}"]
+    command = [BROWSER, *flags, "--virtual-time-budget=20000", "--dump-dom", address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed")
+def test_the_dashboard_shows_directions_names_and_the_pareto_front(toy_config, tmp_path):
+    storage = tmp_path / "study.log"
+    run = search(replace(toy_config, storage=str(storage), study="toys", evaluations=16, engine="exhaustive"))
+    with dashboard(storage) as address:
+        home = " ".join(re.sub("<[^>]*>", " ", page(f"{address}/dashboard/", tmp_path / "browser")).split())
+        study = page(f"{address}/dashboard/studies/0", tmp_path / "browser")
+    assert "0. toys Direction: MINIMIZE, MINIMIZE" in home
+    front = study[study.index('id="graph-pareto-front"') :]
+    for name in ("Pareto Front", "relation_loss", "flops"):
+        assert name in re.sub("<[^>]*>", " ", study)
+    dominated, best = (trace.count('class="point"') for trace in front.split('<g class="trace')[1:3])
+    assert (dominated + best, best) == (len(run.evaluations), len(run.frontier))

@@ -20,6 +20,7 @@ _LEAST = {
     "latency_batch": 1,
     "throughput_batch": 1,
     "measured_seq_len": 1,
+    "latency_samples": 2,
     "eval_blocks": 1,
     "relation_heads": 1,
     "random_subnets": 0,
@@ -195,7 +196,8 @@ class SearchConfig(TrainConfig):
     Args:
         objectives: What to trade off, separated by commas: acc (the accuracy proxy: relation loss on held-out text),
             flops (multiply-adds at 128 tokens, batch 1), params, params_non_embedding, size_mb (float32 weights), and
-            measured here on the student: latency (ms), memory (peak bytes of a forward pass), throughput (sequences/s).
+            measured here on the student: latency (ms), memory (peak bytes of a forward pass), throughput (sequences/s);
+            predicted_latency (ms) is measured on a few, and on the frontier that is found.
         superlm: Folder of an earlier train, whose SuperLMs are searched; they are trained first if not given.
         proxy: What acc measures: relation, or what is installed.
         engine: Search engine: surrogate, nsga2, nsga3, age-moea2, sms-emoa, optuna-nsga2, optuna-nsga3, optuna-tpe,
@@ -206,6 +208,7 @@ class SearchConfig(TrainConfig):
         latency_batch: Sequences at once when latency and memory are measured.
         throughput_batch: Sequences at once when throughput is measured.
         measured_seq_len: Tokens in each of them.
+        latency_samples: Subnets of each space that are measured to fit predicted_latency.
         eval_blocks: Held-out blocks on which the proxy is measured; each keeps about 3 MB of memory.
         storage: Where evaluations are kept for several processes to work at: a database's URL, such as
             postgresql://user@host/database, or a journal file for those of one machine; if not given, in the run's
@@ -225,6 +228,7 @@ class SearchConfig(TrainConfig):
     latency_batch: int = 1
     throughput_batch: int = 32
     measured_seq_len: int = 128
+    latency_samples: int = 32
     eval_blocks: int = 32
     storage: str | None = None
     study: str = "search"

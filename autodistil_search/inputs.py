@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from autodistil_search import objectives
+from autodistil_search import hardware, objectives
 from autodistil_search.config import SearchConfig, TrainConfig
 from autodistil_search.corpus import Blocks, TrainingText, load_corpus
 from autodistil_search.cost import params
@@ -25,6 +26,7 @@ from autodistil_search.hardware import Load
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.plugins import Plugins
+from autodistil_search.predictor import Predictor
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import RELATION, ProxyKind
@@ -122,6 +124,30 @@ class Inputs(Materials):
     make_engine: MakeEngine
     proxy_kind: ProxyKind | None
     """None for the relation loss."""
+    predictor: Predictor
+    """Of latency; fitted before the search, if an objective or a bound asks for it."""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether anything asks for the predictor."""
+        return any(column.name == "predicted_latency" for column in self.columns)
+
+    def measured_latency(self, student: nn.Module) -> dict[str, float]:
+        """Latency as it is, of what may be predicted: median and distance of the quartiles, in milliseconds."""
+        return hardware.latency(student, Load(self.config.latency_batch, self.config.measured_seq_len, self.device))
+
+    def fit_predictor(self) -> dict[str, Any]:
+        """What `Predictor.take` needs: both ends and random subnets of each space are measured."""
+        rng = random.Random(self.config.seed)
+        subnets: list[Subnet] = []
+        for space in self.spaces:
+            drawn = dict.fromkeys(space.ends)
+            for _ in range(100 * self.config.latency_samples):
+                if len(drawn) >= min(self.config.latency_samples, space.size):
+                    break
+                drawn[space.sample(rng)] = None
+            subnets += drawn
+        return self.predictor.fit(subnets, lambda subnet: self.measured_latency(self.student(subnet))["latency"])
 
     @property
     def columns(self) -> list[Objective]:
@@ -169,15 +195,16 @@ def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plu
     if config.proxy != RELATION:
         kind = _plugged(plugins, "proxies", "--proxy", config.proxy, [RELATION])
     device = choose_device(config.device, config.precision)
-    known = known_objectives(config, device, plugins, kind)
+    predictor = Predictor()
+    known = known_objectives(config, device, plugins, kind, predictor)
     wanted = objectives.parse_objectives(config.objectives, known)
     constraints = [objectives.parse_constraint(text, known) for text in config.constraints]
     columns = [*wanted, *(constraint.objective for constraint in constraints)]
     found = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins)
     inputs = Inputs(
-        config, found.spaces, found.device, found.teacher, found.text, wanted, constraints, make_engine, kind
+        config, found.spaces, found.device, found.teacher, found.text, wanted, constraints, make_engine, kind, predictor
     )
-    if any(column.name in objectives.MEASURED for column in columns):
+    if any(column.name in (*objectives.MEASURED, "predicted_latency") for column in columns):
         check_measured_length(config.measured_seq_len, found.teacher)
     for space in found.spaces:
         _check_constraints(inputs, space)
@@ -204,7 +231,11 @@ def _plugged(plugins: Plugins, group: str, flag: str, name: str, own: Iterable[s
 
 
 def known_objectives(
-    config: SearchConfig, device: Device, plugins: Plugins, kind: ProxyKind | None = None
+    config: SearchConfig,
+    device: Device,
+    plugins: Plugins,
+    kind: ProxyKind | None = None,
+    predictor: Predictor | None = None,
 ) -> dict[str, Objective]:
     """Every objective by the name that asks for it; of what others offer, only what `config` asks for is loaded."""
     single, many = (
@@ -212,6 +243,8 @@ def known_objectives(
     )
     proxy = kind.objective if kind else objectives.proxy_objective(config.loss, config.relations)
     named = {each.name: each for each in (*objectives.COSTS, *objectives.measured_costs(single, many))}
+    if predictor is not None:
+        named["predicted_latency"] = objectives.predicted_latency(predictor, single)
     asked = {word for text in (config.objectives, *config.constraints) for word in re.split(r"[\s,<>=]+", text)}
     others = {name: plugins.find("objectives", name) for name in plugins.names("objectives") if name in asked}
     return {"acc": proxy, **named, **others}
@@ -221,14 +254,18 @@ def _check_constraints(inputs: Inputs, space: SearchSpace) -> None:
     """Refuse constraints that no subnet of `space` keeps; what is measured is measured on its ends."""
     reached = {}
     for objective in dict.fromkeys(constraint.objective for constraint in inputs.constraints):
-        if objective.cost is not None:
+        if objective.name == "predicted_latency":  # not fitted yet
+            reached[objective.name] = [inputs.measured_latency(inputs.student(end))["latency"] for end in space.ends]
+        elif objective.cost is not None:
             reached[objective.name] = [objective.cost(end, inputs.teacher.vocabulary) for end in space.ends]
         elif objective.measure is not None:
             reached[objective.name] = [
                 objectives.measured(objective, inputs.student(end))[objective.name] for end in space.ends
             ]
     objectives.check_reachable(inputs.constraints, space.name, reached)
-    if space.size <= ENUMERABLE and not any(inputs.admits(space.decode(genome)) for genome in space.genomes()):
+    if space.size > ENUMERABLE or "predicted_latency" in reached:
+        return
+    if not any(inputs.admits(space.decode(genome)) for genome in space.genomes()):
         together = " and ".join(map(str, inputs.constraints))
         raise InputError(f"--constraint {together}: no subnet of space {space.name!r} keeps all of them")
 

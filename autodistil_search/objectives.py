@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autodistil_search.hardware import Load
+    from autodistil_search.predictor import Predictor
 
 Measured = float | Mapping[str, float]
 """A number, or several by their columns, that of the objective's own name among them."""
@@ -116,6 +117,17 @@ def measured_costs(single: Load, many: Load) -> list[Objective]:
         Objective("memory", "peak memory", f"bytes, {single.words}", "minimize", measure=memory),
         Objective("throughput", "throughput", f"sequences/s, {many.words}", "maximize", measure=throughput),
     ]
+
+
+def predicted_latency(predictor: Predictor, single: Load) -> Objective:
+    """Latency under the load `single` as a function of the sizes: a prediction, and named as such."""
+    return Objective(
+        "predicted_latency",
+        "predicted latency",
+        f"ms, {single.words}",
+        "minimize",
+        cost=lambda subnet, _: predictor.predict(subnet),
+    )
 
 
 def measured(objective: Objective, student: nn.Module) -> dict[str, float]:

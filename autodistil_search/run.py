@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from autodistil_search import baselines
+from autodistil_search import baselines, predictor
 from autodistil_search.archive import Archive
 from autodistil_search.config import SearchConfig
 from autodistil_search.cost import flops
@@ -20,14 +20,16 @@ from autodistil_search.errors import InputError
 from autodistil_search.inputs import Inputs, cache_folder, resolve
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import Constraint, Objective
+from autodistil_search.pareto import is_on_frontier
 from autodistil_search.plugins import Plugins
 from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, write_report
+from autodistil_search.report.data import minimised
 from autodistil_search.results import Run, is_finished, load_run, write_summary
 from autodistil_search.runfolder import SEARCH_CONFIG, Stopwatch, check_folder, exclusive, open_folder, versions
 from autodistil_search.scoring import Scorer, agree
-from autodistil_search.shared import CONFIG, SharedArchive, open_storage, state_of
+from autodistil_search.shared import CONFIG, PREDICTOR, SharedArchive, open_storage, state_of
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.training import take_superlm, train_superlm, trained_config
 
@@ -64,6 +66,8 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
             measured = _measure_baselines(inputs, scorer, clock, reporter)
             with clock.phase("report"):
                 report = _report(inputs, archive, scorer, measured, exact=all(complete), start_notes=notes)
+                if inputs.predicts:
+                    report = _with_measured_latency(report, inputs, archive)
                 write_report(report, folder)
             write_summary(folder, report, clock.seconds, versions())
         return load_run(folder)
@@ -142,6 +146,10 @@ def _prepared(
     """What was scored before, what scores the rest, and notes on how training began."""
     clock.go_on_from(folder / "seconds.json")
     with _open_archive(inputs, folder) as archive:
+        if inputs.predicts:
+            with clock.phase("fit predictor"):
+                reporter.say("measuring latency, to predict it")
+                inputs.predictor.take(archive.fixed(PREDICTOR, inputs.fit_predictor))
         superlms, notes = _superlms(inputs, folder, clock, reporter)
         if isinstance(archive, SharedArchive):
             agree(inputs, superlms, archive, inputs.config.study)
@@ -266,6 +274,26 @@ def _report(
             *start_notes,
         ],
     )
+
+
+def _with_measured_latency(report: ParetoReport, inputs: Inputs, archive: Archive) -> ParetoReport:
+    """The report with the latency of each subnet on its frontier as it is, and how far the predictions were off."""
+    subnets = [
+        Subnet.from_row({str(key): value for key, value in row.items()}) for _, row in report.frontier.iterrows()
+    ]
+    found = archive.fixed(  # measured once, and kept
+        f"latency of {len(report.evaluations)} evaluations' frontier",
+        lambda: predictor.in_rounds(subnets, lambda each: inputs.measured_latency(inputs.student(each))["latency"]),
+    )
+    frontier = report.frontier.assign(latency=found)
+    off = predictor.words(predictor.error([inputs.predictor.predict(subnet) for subnet in subnets], found))
+    truly = [replace(each, name="latency") if each.name == "predicted_latency" else each for each in report.objectives]
+    kept = int(is_on_frontier(minimised(frontier, truly)).sum())
+    note = (
+        f"Latency was predicted, {inputs.predictor.description}. Measured again on the frontier: {off}; "
+        f"{kept} of its {len(subnets)} subnets are on the frontier of what was measured, too."
+    )
+    return replace(report, frontier=frontier, notes=[note, *report.notes])
 
 
 def cost_notes(inputs: Inputs) -> list[str]:

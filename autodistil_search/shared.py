@@ -41,6 +41,8 @@ _POLL = 0.05
 _LONGEST_POLL = 1.0
 _TRIES_TO_MAKE = 10
 
+PREDICTOR = "latency predictor"
+"""Name under which a search keeps what its predictor was fitted to."""
 CONFIG = "config"
 """Name under which a search publishes its settings."""
 

@@ -17,7 +17,7 @@ from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.plugins import Plugins
 from autodistil_search.progress import Reporter
 from autodistil_search.scoring import Scorer, agree
-from autodistil_search.shared import CONFIG, SharedArchive, all_ended, open_storage
+from autodistil_search.shared import CONFIG, PREDICTOR, SharedArchive, all_ended, open_storage
 
 _POLL = 0.1
 """Seconds between looks at a study that has no work, at first; they double up to `_LONGEST_POLL`."""
@@ -63,6 +63,8 @@ def work(
         inputs = resolve(config, reporter, plugins)
         superlms = _load_superlms(inputs, Path(superlm) if superlm is not None else config.folder)
         archive = SharedArchive(opened, inputs.spaces, inputs.objectives, study, config.worker_timeout)
+        if inputs.predicts:
+            inputs.predictor.take(archive.attribute(PREDICTOR))
         agree(inputs, superlms, archive, study)
         return _work(inputs, archive, Scorer(inputs, superlms), wait, lambda: all_ended(published()), reporter)
 

@@ -15,7 +15,7 @@ PACKAGE = Path(autodistil_search.__file__).parent
 LAYERS = [
     {"errors"},
     {"plugins", "space", "pareto", "files", "sources", "weights", "processes", "progress"},
-    {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling"},
+    {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling", "predictor"},
     {"hardware", "stream", "teacher", "checkpoint", "traininglog", "partition"},
     {"objectives", "start"},
     {"archive"},

@@ -134,6 +134,7 @@ def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
         hypervolume=summary["hypervolume"],
         hypervolume_share=summary["hypervolume_share"],
         progress=pd.read_csv(folder / "progress.csv"),
+        engines=pd.read_csv(folder / "engines.csv"),
         exact=summary["exact"],
         conditions=tuple(summary["conditions"].items()),
         notes=tuple(summary["notes"]),

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from autodistil_search import baselines, predictor
+from autodistil_search import baselines, comparison, predictor
 from autodistil_search.archive import Archive
 from autodistil_search.config import SearchConfig
 from autodistil_search.cost import flops
@@ -37,6 +38,8 @@ _MARGIN = 1.01
 """A cost's reference point lies this factor above the largest subnet's cost, so that this subnet counts too."""
 _MARGIN_OF_MEASURED = 1.1
 """Likewise of what is measured, and never twice the same."""
+NOT_COMPARED = pd.DataFrame(columns=comparison.COLUMNS)
+"""Where not every subnet was scored, no one knows what there was to find."""
 _HARDLY_LEARNT = 0.95
 """Share of the loss of one that knows nothing, above which a SuperLM's best subnet has learnt next to nothing."""
 
@@ -65,7 +68,8 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
                 archive.publish(*state_of(folder, "ended"))
             measured = _measure_baselines(inputs, scorer, clock, reporter)
             with clock.phase("report"):
-                report = _report(inputs, archive, scorer, measured, exact=all(complete), start_notes=notes)
+                engines = _compare_engines(inputs, archive, scorer, reporter) if all(complete) else NOT_COMPARED
+                report = _report(inputs, archive, scorer, measured, engines, exact=all(complete), start_notes=notes)
                 if inputs.predicts:
                     report = _with_measured_latency(report, inputs, archive)
                 write_report(report, folder)
@@ -248,11 +252,35 @@ def _box(inputs: Inputs, scorer: Scorer) -> dict[str, list[float]]:
     return box
 
 
+def _compare_engines(inputs: Inputs, archive: Archive, scorer: Scorer, reporter: Reporter) -> pd.DataFrame:
+    """What each engine would have found in each space, all of whose admissible subnets were scored."""
+    box = archive.fixed("box", lambda: _box(inputs, scorer))
+    tables = []
+    for space in inputs.spaces:
+        answers = {space.encode(each.subnet): each.measured for each in archive.evaluations if each.space == space.name}
+        scored = comparison.Scored(
+            space,
+            {
+                genome: [each.minimised(found[each.name]) for each in inputs.objectives]
+                for genome, found in answers.items()
+            },
+            {
+                genome: [each.excess(found[each.objective.name]) for each in inputs.measured_constraints]
+                for genome, found in answers.items()
+            },
+            inputs.free_objectives,
+            np.array([each.minimised(box[each.name][1]) for each in inputs.objectives]),
+        )
+        tables.append(comparison.compare(scored, inputs.config.population, reporter))
+    return pd.concat(tables, ignore_index=True)
+
+
 def _report(
     inputs: Inputs,
     archive: Archive,
     scorer: Scorer,
     measured: pd.DataFrame,
+    engines: pd.DataFrame,
     exact: bool,
     start_notes: Sequence[str],
 ) -> ParetoReport:
@@ -265,6 +293,7 @@ def _report(
         box=archive.fixed("box", lambda: _box(inputs, scorer)),
         baselines=measured,
         published=baselines.published(),
+        engines=engines,
         exact=exact,
         conditions=conditions(inputs, scorer),
         notes=[

@@ -4,7 +4,7 @@
     python benchmarks/search.py --spaces tiny --engines nsga2,random --seeds 5
     python benchmarks/search.py --overhead            time and memory of engine and archive for each evaluation
 
-The spaces `tiny` and `small` are recorded evaluations of all their subnets (benchmarks/recorded, written by
+The spaces `tiny`, `small` and `oneshot` are recorded evaluations of all their subnets (benchmarks/recorded, written by
 `search --engine exhaustive`), so that an engine's answers come from a table. zdt1 and dtlz2 are the test problems of
 Zitzler et al. 2000 and Deb et al. 2002 on a grid of 10,000 points, whose exact front is that of all points.
 """
@@ -29,59 +29,44 @@ import numpy as np
 import pandas as pd
 
 from autodistil_search.archive import Archive, Evaluation
+from autodistil_search.comparison import MARKS, Scored
 from autodistil_search.config import SearchConfig
 from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
 from autodistil_search.objectives import Objective
-from autodistil_search.pareto import hypervolume
 from autodistil_search.progress import Reporter
 from autodistil_search.space import Genome, SearchSpace, Subnet, load_space
 
-AT = (20, 40, 80, 120)
 RECORDED = Path(__file__).parent / "recorded"
 
 
-class Task:
+def task_of(space: SearchSpace, values: dict[Genome, tuple[float, ...]], free: tuple[bool, ...]) -> Scored:
     """A space whose every subnet has known values. free: which objectives follow from sizes."""
+    everything = np.array(list(values.values()))
+    reference = everything.max(axis=0) + 0.01 * np.ptp(everything, axis=0)
 
-    def __init__(self, space: SearchSpace, values: dict[Genome, tuple[float, ...]], free: tuple[bool, ...]) -> None:
-        self.space, self.values, self.free = space, values, free
-        everything = np.array(list(values.values()))
-        self.reference = everything.max(axis=0) + 0.01 * np.ptp(everything, axis=0)
-        self.volume = hypervolume(everything, self.reference)
-        self.costs = [self._cost(index) if each else None for index, each in enumerate(free)]
+    def cost(index: int) -> Callable[[Subnet], float]:
+        return lambda subnet: values[space.encode(subnet)][index]
 
-    def _cost(self, index: int) -> Callable[[Subnet], float]:
-        return lambda subnet: self.values[self.space.encode(subnet)][index]
-
-    def shares(self, engine: str, seed: int, population: int) -> list[float]:
-        """Share of the hypervolume after each number of evaluations of `AT`."""
-        candidates = Candidates(self.space, lambda _: True, seed)
-        asking = ENGINES[engine](candidates, seed=seed, population=population, goal=Goal(self.costs))
-        found: list[tuple[float, ...]] = []
-        while len(found) < AT[-1] and (genomes := asking.ask()):
-            values = [self.values[genome] for genome in genomes]
-            asking.tell(genomes, np.array(values), np.empty((len(genomes), 0)))
-            found += values
-        return [hypervolume(np.array(found[:count]), self.reference) / self.volume for count in AT]
+    return Scored(space, values, {}, [cost(index) if each else None for index, each in enumerate(free)], reference)
 
 
-def recorded(name: str) -> Task:
+def recorded(name: str) -> Scored:
     """The evaluations of a shipped space: relation loss and FLOPs."""
     space, values = load_space(name), dict[Genome, tuple[float, ...]]()
-    for row in pd.read_csv(RECORDED / f"{name}.csv").to_dict("records"):
-        ffn_size = round(row["hidden_size"] * row["mlp_ratio"])
-        subnet = Subnet(row["layers"], row["hidden_size"], ffn_size, row["heads"], row["head_dim"])
+    (path,) = RECORDED.glob(f"{name}.csv*")
+    for row in pd.read_csv(path).to_dict("records"):
+        subnet = Subnet.from_row({str(key): value for key, value in row.items()})
         values[space.encode(subnet)] = (float(row["relation_loss"]), float(row["flops"]))
-    return Task(space, values, (False, True))
+    return task_of(space, values, (False, True))
 
 
-def grid(function: Callable[[np.ndarray], tuple[float, ...]], objectives: int) -> Task:
+def grid(function: Callable[[np.ndarray], tuple[float, ...]], objectives: int) -> Scored:
     """A test problem on a grid of ten values in each of four dimensions; nothing about it is free."""
     hidden = tuple(8 * n for n in range(1, 11))
     ten = tuple(range(1, 11))
     space = SearchSpace("grid", ten, hidden, ten, ten, head_dim=4, relation_heads=2)
     values = {genome: function(np.array(genome) / 9) for genome in space.genomes()}
-    return Task(space, values, (False,) * objectives)
+    return task_of(space, values, (False,) * objectives)
 
 
 def zdt1(x: np.ndarray) -> tuple[float, ...]:
@@ -97,23 +82,24 @@ def dtlz2(x: np.ndarray) -> tuple[float, ...]:
     return float(g * np.cos(a) * np.cos(b)), float(g * np.cos(a) * np.sin(b)), float(g * np.sin(a))
 
 
-TASKS: dict[str, Callable[[], Task]] = {
+TASKS: dict[str, Callable[[], Scored]] = {
     "tiny": partial(recorded, "tiny"),
     "small": partial(recorded, "small"),
+    "oneshot": partial(recorded, "oneshot"),
     "zdt1": partial(grid, zdt1, 2),
     "dtlz2": partial(grid, dtlz2, 3),
 }
 
 
 @cache
-def task(name: str) -> Task:
+def task(name: str) -> Scored:
     """The task of that name, made once in each process."""
     return TASKS[name]()
 
 
 def shares(name: str, engine: str, population: int, seed: int) -> list[float]:
-    """See `Task.shares`."""
-    return task(name).shares(engine, seed, population)
+    """See `Scored.shares`."""
+    return task(name).shares(ENGINES[engine], seed, population)
 
 
 def compare(names: list[str], engines: list[str], seeds: int, population: int) -> None:
@@ -121,8 +107,10 @@ def compare(names: list[str], engines: list[str], seeds: int, population: int) -
     print(f"share of the exact hypervolume, mean ± standard deviation of {seeds} seeds, population {population}")
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for name in names:
-            print(f"\n| {name}: engine | " + " | ".join(f"{count} evaluations" for count in AT) + " | seconds a run |")
-            print("|---" * (len(AT) + 2) + "|")
+            print(
+                f"\n| {name}: engine | " + " | ".join(f"{count} evaluations" for count in MARKS) + " | seconds a run |"
+            )
+            print("|---" * (len(MARKS) + 2) + "|")
             for engine in engines:
                 start = time.monotonic()
                 found = np.array(list(pool.map(partial(shares, name, engine, population), range(seeds))))

@@ -21,7 +21,7 @@ LAYERS = [
     {"archive"},
     {"shared"},
     {"distill", "proxies", "engines", "adapters"},
-    {"baselines", "inputs"},
+    {"baselines", "inputs", "comparison"},
     {"report", "runfolder", "plan", "profile"},
     {"results", "training"},
     {"scoring"},

@@ -11,6 +11,7 @@ import pytest
 from autodistil_search import baselines
 from autodistil_search.archive import Evaluation
 from autodistil_search.baselines import Baseline
+from autodistil_search.comparison import COLUMNS
 from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint
 from autodistil_search.pareto import hypervolume
 from autodistil_search.report import (
@@ -47,6 +48,7 @@ def report():
         box={"relation_loss": [0.0, 2.0], "flops": [0.0, 500.0]},
         baselines=baseline_table(measured, [RELATION_LOSS, FLOPS, PARAMS]),
         published=baselines.published(),
+        engines=pd.DataFrame(columns=COLUMNS),
         exact=False,
         conditions={"teacher": "a <script>alert(1)</script> teacher"},
         notes=["a note & more"],

@@ -37,6 +37,7 @@ def test_a_run_leaves_everything_that_the_readme_names(toy_config):
         "archive.log",
         "baselines.csv",
         "config.yaml",
+        "engines.csv",
         "environment.json",
         "evaluations.csv",
         "frontier.csv",

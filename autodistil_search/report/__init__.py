@@ -11,6 +11,7 @@ from autodistil_search.report.training import write_training_figure
 
 REPORT_FILES = (
     "baselines.csv",
+    "engines.csv",
     "evaluations.csv",
     "frontier.csv",
     "frontier.png",
@@ -43,6 +44,7 @@ def write_report(report: ParetoReport, folder: Path) -> None:
     report.evaluations.to_csv(new / "evaluations.csv", index=False)
     report.frontier.to_csv(new / "frontier.csv", index=False)
     report.baselines.to_csv(new / "baselines.csv", index=False)
+    report.engines.to_csv(new / "engines.csv", index=False)
     report.progress.to_csv(new / "progress.csv", index=False)
     save_figure(frontier_figure(report), new / "frontier.png")
     save_figure(published_figure(report.published), new / "published.png")

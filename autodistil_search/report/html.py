@@ -23,6 +23,7 @@ def render_html(report: ParetoReport, frontier_png: bytes, progress_png: bytes, 
     tables = {
         "frontier": _table(report.frontier, "Frontier", units, mark="knee"),
         "baselines": _table(measured, "Baselines", units) if len(measured) else "",
+        "engines": _table(_by_mark(report.engines), "Engines", {}) if len(report.engines) else "",
         "published": _table(report.published, "Published results", {}),
         "evaluations": _table(report.evaluations, "All scored subnets", units),
     }
@@ -35,6 +36,15 @@ def render_html(report: ParetoReport, frontier_png: bytes, progress_png: bytes, 
         most_found=_found_after(report),
         published_png=base64.b64encode(published_png).decode(),
     )
+
+
+def _by_mark(engines: pd.DataFrame) -> pd.DataFrame:
+    """A row for each engine, best first by the last column, and a column for each number of evaluations."""
+    cells = [f"{share:.4f} ± {spread:.4f}" for share, spread in zip(engines["share"], engines["spread"], strict=True)]
+    table = engines.assign(cells=cells).pivot_table(
+        index=["space", "engine"], columns="evaluations", values="cells", aggfunc="first"
+    )
+    return table.rename(columns=lambda mark: f"after {mark}").reset_index()
 
 
 def _found_after(report: ParetoReport) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
     python benchmarks/search.py                       all spaces and engines, 20 seeds
     python benchmarks/search.py --spaces tiny --engines nsga2,random --seeds 5
     python benchmarks/search.py --overhead            time and memory of engine and archive for each evaluation
+    python benchmarks/search.py --engines syne-tune-morea     a peer's searcher: pip install syne-tune==0.16.0
 
 The spaces `tiny`, `small` and `oneshot` are recorded evaluations of all their subnets (benchmarks/recorded, written by
 `search --engine exhaustive`), so that an engine's answers come from a table. zdt1 and dtlz2 are the test problems of
@@ -18,7 +19,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -31,7 +32,7 @@ import pandas as pd
 from autodistil_search.archive import Archive, Evaluation
 from autodistil_search.comparison import MARKS, Scored
 from autodistil_search.config import SearchConfig
-from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
+from autodistil_search.engines import ENGINES, Candidates, Goal, MakeEngine, run_engine
 from autodistil_search.objectives import Objective
 from autodistil_search.progress import Reporter
 from autodistil_search.space import Genome, SearchSpace, Subnet, load_space
@@ -91,6 +92,48 @@ TASKS: dict[str, Callable[[], Scored]] = {
 }
 
 
+class SyneTune:
+    """Multi-objective regularized evolution of syne-tune (its only multi-objective searcher besides random and models).
+
+    It repeats itself: what it knows is answered from memory, and after fifty repeats in a row a random new subnet is
+    asked for. Its own population of 100 would make it random search within 120 evaluations; it gets ours.
+    """
+
+    def __init__(self, candidates: Candidates, *, seed: int, population: int, goal: Goal) -> None:  # noqa: ARG002
+        from syne_tune.config_space import randint
+        from syne_tune.optimizer.schedulers.multiobjective import MultiObjectiveRegularizedEvolution
+
+        space = candidates.space
+        ranges = {name: randint(0, n - 1) for name, n in zip(space.dimensions, space.choices, strict=True)}
+        half = max(2, population // 2)
+        self._searcher = MultiObjectiveRegularizedEvolution(
+            ranges, population_size=population, sample_size=half, random_seed=seed
+        )
+        self._candidates, self._names = candidates, list(ranges)
+        self._known: dict[Genome, list[float]] = {}
+
+    def ask(self) -> list[Genome]:
+        """The next genome; see `Engine`."""
+        for _ in range(50):
+            config = self._searcher.suggest()
+            genome = tuple(int(config[name]) for name in self._names)
+            if genome not in self._known:
+                self._candidates.take(genome)
+                return [genome]
+            self._searcher.on_trial_complete(len(self._known), config, self._known[genome])
+        return self._candidates.fill([], 1)
+
+    def tell(self, genomes: Sequence[Genome], values: np.ndarray, excess: np.ndarray) -> None:  # noqa: ARG002
+        """Hand the values to the searcher; see `Engine`."""
+        for genome, found in zip(genomes, values.tolist(), strict=True):
+            self._known[genome] = found
+            config = dict(zip(self._names, genome, strict=True))
+            self._searcher.on_trial_complete(len(self._known), config, found)
+
+
+PEERS: dict[str, MakeEngine] = {"syne-tune-morea": SyneTune}
+
+
 @cache
 def task(name: str) -> Scored:
     """The task of that name, made once in each process."""
@@ -99,7 +142,7 @@ def task(name: str) -> Scored:
 
 def shares(name: str, engine: str, population: int, seed: int) -> list[float]:
     """See `Scored.shares`."""
-    return task(name).shares(ENGINES[engine], seed, population)
+    return task(name).shares({**ENGINES, **PEERS}[engine], seed, population)
 
 
 def compare(names: list[str], engines: list[str], seeds: int, population: int) -> None:

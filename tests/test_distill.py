@@ -535,7 +535,7 @@ def test_held_out_losses_are_logged_and_change_nothing(
     assert _same(_weights(model), train("plain"))
     with (tmp_path / "watched" / "held_out.csv").open(newline="") as file:
         rows = list(csv.reader(file))
-    largest, smallest = ["3", "48", "2", "4", "1.500000"], ["2", "32", "1.5", "2", "2.500000"]
+    largest, smallest = ["3", "48", "2.0", "4", "1.500000"], ["2", "32", "1.5", "2", "2.500000"]
     assert rows[1:] == [
         [step, role, *sizes] for step in ("2", "4") for role, sizes in (("largest", largest), ("smallest", smallest))
     ]

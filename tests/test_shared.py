@@ -257,6 +257,7 @@ def start_worker(storage, *flags, study="search"):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.parametrize("storage", ["postgres"], indirect=True)
 def test_a_search_with_worker_processes_gives_the_tables_of_one_alone(toy_config, storage, tmp_path):
     alone = search(replace(toy_config, out=str(tmp_path / "alone"), evaluations=16))
     workers = [start_worker(storage) for _ in range(2)]

@@ -426,17 +426,19 @@ sys.path.insert(0, sys.argv[1])
 import test_engines
 record = test_engines.Archive.record
 test_engines.Archive.record = lambda self, evaluation: record(self, evaluation) or print(evaluation, flush=True)
-for name in test_engines.ENGINES:
+for name in test_engines.TO_KILL:
     test_engines.search(name, Path(sys.argv[2]) / f"{name}.log", test_engines.FEW)
 """
-FEW = 12
+FEW = 10
+TO_KILL = [name for name in ENGINES if name != "age-moea2"]
+"""Numba would compile it anew in each process; but for its selection it is nsga2."""
 
 
 def test_searches_killed_again_and_again_end_as_those_never_stopped(tmp_path):
-    """All engines one after the other in a process of their own, which is killed after some of their evaluations."""
+    """The engines one after the other in a process of their own, which is killed after some of their evaluations."""
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)]
     scored = []
-    for evaluations in (1, 17, 30, 9, 26, ENOUGH):
+    for evaluations in (13, 24, 38, ENOUGH):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout:
                 scored.append(line)
@@ -444,8 +446,8 @@ def test_searches_killed_again_and_again_end_as_those_never_stopped(tmp_path):
                 if evaluations == 0:
                     process.kill()
     assert process.returncode == 0
-    assert len(ENGINES) * FEW - 5 <= len(scored) <= len(ENGINES) * FEW  # one for each kill was recorded, not printed
-    for name in ENGINES:
+    assert len(TO_KILL) * FEW - 3 <= len(scored) <= len(TO_KILL) * FEW  # one for each kill was recorded, not printed
+    for name in TO_KILL:
         whole, _, _ = search(name, tmp_path / "whole" / f"{name}.log", FEW)
         space = space_of(name)
         assert Archive(tmp_path / f"{name}.log", [space], OBJECTIVES[:2]).evaluations == whole.evaluations

@@ -98,7 +98,7 @@ class Archive:
 
     def _learn(self, trial: FrozenTrial) -> None:
         """Take up what a finished trial measured; the first counts. Trials that are not ours do not."""
-        if _ATTRIBUTES in trial.user_attrs:
+        if _ATTRIBUTES in trial.user_attrs and trial.params.get("space") in self._spaces:
             key = self._key(trial)
             self._known.setdefault(key, Evaluation(*key, trial.user_attrs[_ATTRIBUTES]))
 

@@ -150,6 +150,8 @@ def _prepared(
     """What was scored before, what scores the rest, and notes on how training began."""
     clock.go_on_from(folder / "seconds.json")
     with _open_archive(inputs, folder) as archive:
+        if isinstance(archive, SharedArchive):
+            agree(inputs, None, archive, inputs.config.study)
         if inputs.predicts:
             with clock.phase("fit predictor"):
                 reporter.say("measuring latency, to predict it")

@@ -23,6 +23,9 @@ _SCORED_WITH = (
 )
 """Settings on which a subnet's numbers depend."""
 
+_AGREED = "scored with"
+_SUPERLM = "SuperLM "
+
 
 class Scorer:
     """Measures subnets; runs the teacher on the held-out text when first needed."""
@@ -56,8 +59,10 @@ class Scorer:
         return objectives.costs(self._inputs.columns, subnet, self._inputs.teacher.vocabulary, student)
 
 
-def agree(inputs: Inputs, superlms: Mapping[str, AutoDistilModel], archive: SharedArchive, study: str) -> None:
+def agree(inputs: Inputs, superlms: Mapping[str, AutoDistilModel] | None, archive: SharedArchive, study: str) -> None:
     """Make sure that all who score subnets in `study` give the same subnet the same numbers.
+
+    superlms: by space; None while they are not trained yet, to learn of other differences before.
 
     Raises:
         InputError: if others have another teacher, text, SuperLM or setting; or another machine, where time or memory
@@ -67,11 +72,13 @@ def agree(inputs: Inputs, superlms: Mapping[str, AutoDistilModel], archive: Shar
         **inputs.identity,
         **{name: str(getattr(inputs.config, name)) for name in _SCORED_WITH},
         "columns": ", ".join(sorted(column.name for column in inputs.columns)),
-        **{f"SuperLM {name}": model_sha256(superlm) for name, superlm in superlms.items()},
+        **{f"{_SUPERLM}{name}": model_sha256(superlm) for name, superlm in (superlms or {}).items()},
     }
     if any(column.measure is not None for column in inputs.columns):
         mine["machine"] = machine()
-    theirs = archive.fixed("scored with", lambda: mine)
+    theirs = archive.fixed(_AGREED, lambda: mine) if superlms is not None else archive.attribute(_AGREED) or mine
+    if superlms is None:
+        theirs = {key: value for key, value in theirs.items() if not key.startswith(_SUPERLM)}
     if unlike := [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]:
         details = "; ".join(f"{key} is {theirs.get(key)!r:.80} there and {mine.get(key)!r:.80} here" for key in unlike)
         raise InputError(

@@ -29,7 +29,7 @@ from autodistil_search.objectives import Objective
 from autodistil_search.space import SearchSpace, Subnet
 
 TRIES = 3
-"""Errors while scoring one subnet, by whichever processes, after which a search gives up."""
+"""Errors of workers while scoring one subnet after which a search gives up."""
 
 _BEAT = "beat"
 _ERROR = "error"
@@ -153,13 +153,15 @@ class SharedArchive(Archive):
         """All trials before this one are finished, and known."""
         self._open_trials: dict[tuple[str, Subnet], FrozenTrial] = {}
         self._errors: dict[tuple[str, Subnet], list[str]] = {}
-        self._counted: set[int] = set()
-        """Trials whose errors are among these."""
+        self._counted: set[int]
+        """Trials whose errors are among these, or were there before: whoever comes back may have mended the cause."""
         self._seen: dict[int, tuple[Any, float]] = {}
         """Of trials that are being scored: the last sign of life, and when it was first seen here."""
         self._asked: dict[tuple[str, Subnet], None] = {}
         super().__init__(storage, spaces, objectives, study)
         self._study_id = storage.get_study_id_from_name(study)
+        trials = storage.get_all_trials(self._study_id, deepcopy=False)
+        self._counted = {trial.number for trial in trials if _ERROR in trial.user_attrs}
 
     @property
     def evaluations(self) -> list[Evaluation]:

@@ -222,11 +222,20 @@ def test_a_subnet_that_no_one_can_score_ends_the_search_and_says_why(storage):
     def fail(space, subnet):
         raise FloatingPointError("the loss is\nnan")
 
-    for _ in range(TRIES):
+    def let_a_worker_fail():
+        worker = opened(storage)
+        asking._request([(SPACE.name, SUBNETS[0])])
+        worker.refresh()
         with pytest.raises(FloatingPointError):
-            opened(storage).answer(SPACE, SUBNETS[:1], fail, no_bar)
+            worker.work(worker.claim([SPACE.name]), SPACE, fail)
+        asking.refresh()
+
+    asking = opened(storage)
+    for _ in range(TRIES):
+        let_a_worker_fail()
     with pytest.raises(ScoringError, match="could not be scored, 3 times: FloatingPointError: the loss is nan"):
-        opened(storage).answer(SPACE, SUBNETS[:1], fail, no_bar)
+        asking.answer(SPACE, SUBNETS[:1], measure, no_bar)
+    assert opened(storage).answer(SPACE, SUBNETS[:1], measure, no_bar) == [measure(SPACE, SUBNETS[0])]  # mended since
 
 
 def test_of_two_searches_that_ask_for_the_same_at_once_one_is_answered_by_the_other(storage):
@@ -378,6 +387,7 @@ def test_a_worker_says_what_it_scored(toy_config, storage, capsys):
         ({"eval_blocks": 3}, "eval_blocks is '4' there and '3' here"),
         ({"seed": 5}, "SuperLM debug is"),
         ({"text": "other"}, "text is"),
+        ({"space": "other"}, "spaces is"),
         ({"constraint": ["params_non_embedding<=1G"]}, "columns is"),
         ({"objectives": "acc,params"}, "is one of relation_loss, flops, not of relation_loss, params"),
     ],
@@ -387,9 +397,14 @@ def test_a_study_is_not_mixed_with_what_is_scored_otherwise(change, named, toy_c
     search(run_with(toy_config, storage))
     if "text" in change:
         change = {"text": [str(toy_text(seed=9, name="other.txt"))]}
+    if "space" in change:
+        (tmp_path / "another.yaml").write_text(yaml.safe_dump(SPACE.to_dict() | {"name": "another"}))
+        change = {"space": str(tmp_path / "another.yaml")}
     with pytest.raises(InputError, match=named):
         search(run_with(toy_config, storage, out=str(tmp_path / "other"), **change))
     assert len(scored_once(storage, "search")) == 8
+    trained = (tmp_path / "other" / "superlm").exists()
+    assert trained == ("seed" in change)  # what can be known before is
 
 
 def test_a_worker_on_another_machine_may_not_measure_time(toy_config, tmp_path, monkeypatch):

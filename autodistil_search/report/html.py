@@ -39,7 +39,7 @@ def render_html(report: ParetoReport, frontier_png: bytes, progress_png: bytes, 
 
 
 def _by_mark(engines: pd.DataFrame) -> pd.DataFrame:
-    """A row for each engine, best first by the last column, and a column for each number of evaluations."""
+    """A row for each engine, by name, and a column for each number of evaluations."""
     cells = [f"{share:.4f} ± {spread:.4f}" for share, spread in zip(engines["share"], engines["spread"], strict=True)]
     table = engines.assign(cells=cells).pivot_table(
         index=["space", "engine"], columns="evaluations", values="cells", aggfunc="first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -312,8 +313,9 @@ def _with_measured_latency(report: ParetoReport, inputs: Inputs, archive: Archiv
     subnets = [
         Subnet.from_row({str(key): value for key, value in row.items()}) for _, row in report.frontier.iterrows()
     ]
-    found = archive.fixed(  # measured once, and kept
-        f"latency of {len(report.evaluations)} evaluations' frontier",
+    which = hashlib.sha256("; ".join(map(str, subnets)).encode()).hexdigest()[:16]
+    found = archive.fixed(  # measured once, and kept: another search at the study may have another frontier
+        f"latency of frontier {which}",
         lambda: predictor.in_rounds(subnets, lambda each: inputs.measured_latency(inputs.student(each))["latency"]),
     )
     frontier = report.frontier.assign(latency=found)

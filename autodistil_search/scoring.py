@@ -74,7 +74,7 @@ def agree(inputs: Inputs, superlms: Mapping[str, AutoDistilModel] | None, archiv
         "columns": ", ".join(sorted(column.name for column in inputs.columns)),
         **{f"{_SUPERLM}{name}": model_sha256(superlm) for name, superlm in (superlms or {}).items()},
     }
-    if any(column.measure is not None for column in inputs.columns):
+    if inputs.predicts or any(column.measure is not None for column in inputs.columns):
         mine["machine"] = machine()
     theirs = archive.fixed(_AGREED, lambda: mine) if superlms is not None else archive.attribute(_AGREED) or mine
     if superlms is None:

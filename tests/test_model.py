@@ -11,10 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 
 from autodistil_search.errors import InputError
-from autodistil_search.model import AutoDistilConfig, AutoDistilModel, quiet_transformers
+from autodistil_search.model import (
+    AutoDistilConfig,
+    AutoDistilForSequenceClassification,
+    AutoDistilModel,
+    quiet_transformers,
+)
 from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.teacher import FAMILIES
 
@@ -298,3 +303,75 @@ def test_a_model_told_to_return_a_tuple_returns_states_and_pooled(
     superlm, (ids, mask) = debug_superlm(), toy_batch()
     output = superlm(ids, mask)
     assert_close(superlm(ids, mask, return_dict=False), (output.last_hidden_state, output.pooler_output))
+
+
+def _with_head(debug_superlm: Callable[..., AutoDistilModel], tmp_path: Path, labels: int, **settings: float):
+    """A head on a student, loaded from a folder that holds the student's encoder alone."""
+    superlm = debug_superlm()
+    student = superlm.extract(superlm.space.smallest)
+    with quiet_transformers():
+        student.save_pretrained(tmp_path / "encoder")
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "encoder", num_labels=labels, **settings)
+    return student, model
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_head_on_an_encoder_keeps_the_encoder_and_is_the_same_when_loaded_again(
+    debug_superlm: Callable[..., AutoDistilModel],
+    toy_batch: Callable[..., tuple[Tensor, Tensor]],
+    tmp_path: Path,
+    labels: int,
+) -> None:
+    student, model = _with_head(debug_superlm, tmp_path, labels)
+    assert isinstance(model, AutoDistilForSequenceClassification)
+    assert model.classifier.weight.std() > 0
+    inputs = dict(zip(("input_ids", "attention_mask"), toy_batch(), strict=True))
+    with torch.no_grad(), quiet_transformers():
+        logits = model(**inputs).logits
+        assert logits.shape == (3, labels)
+        assert_close(logits, model.classifier(student(**inputs).pooler_output))
+        model.save_pretrained(tmp_path / "whole")
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
+        assert_close(again(**inputs).logits, logits)
+        encoder = AutoModel.from_pretrained(tmp_path / "whole")  # without its head
+        assert_close(encoder(**inputs).pooler_output, student(**inputs).pooler_output)
+
+
+def test_the_loss_of_a_head_is_cross_entropy_of_classes_and_the_squared_error_of_numbers(
+    debug_superlm: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]], tmp_path: Path
+) -> None:
+    ids, mask = toy_batch()
+    _, classes = _with_head(debug_superlm, tmp_path, 3)
+    wanted = torch.tensor([2, 0, 1])
+    output = classes(ids, mask, labels=wanted)
+    assert_close(output.loss, F.cross_entropy(output.logits, wanted))
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in classes.parameters())
+    _, number = _with_head(debug_superlm, tmp_path, 1)
+    values = torch.tensor([0.5, -1.0, 2.0])
+    output = number(ids, mask, labels=values)
+    assert_close(output.loss, F.mse_loss(output.logits[:, 0], values))
+    assert_close(number(ids, mask, labels=values, return_dict=False), (output.loss, output.logits))
+    assert number(ids, mask).loss is None
+
+
+def test_the_dropout_of_a_head_is_the_configurations_and_acts_in_training_only(
+    debug_superlm: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]], tmp_path: Path
+) -> None:
+    ids, _ = toy_batch()
+    _, model = _with_head(debug_superlm, tmp_path, 2, classifier_dropout=0.5)
+    assert model.dropout.p == 0.5
+    assert AutoDistilConfig().classifier_dropout == 0.1
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, model(ids).logits)
+        model.train()
+        assert not torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_a_head_has_the_word_embeddings_of_its_encoder(
+    debug_superlm: Callable[..., AutoDistilModel], tmp_path: Path
+) -> None:
+    _, model = _with_head(debug_superlm, tmp_path, 2)
+    assert model.get_input_embeddings() is model.autodistil.word_embeddings
+    model.resize_token_embeddings(100)
+    assert model.autodistil.word_embeddings.num_embeddings == model.config.vocab_size == 100

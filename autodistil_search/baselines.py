@@ -14,11 +14,12 @@ from torch import Tensor
 from autodistil_search import __version__
 from autodistil_search.corpus import TrainingText
 from autodistil_search.device import Device
-from autodistil_search.distill import TrainOptions, distill, seeded
+from autodistil_search.distill import TrainOptions, distill
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import Objective, costs
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import Proxy
+from autodistil_search.schedule import seeded
 from autodistil_search.space import Subnet
 from autodistil_search.start import start_from
 from autodistil_search.teacher import Teacher

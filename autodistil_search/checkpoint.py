@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from autodistil_search.errors import InputError
 from autodistil_search.files import (
@@ -53,7 +54,7 @@ class Checkpoints:
     """
 
     folder: Path
-    model: AutoDistilModel
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     settings: Settings

@@ -15,7 +15,7 @@ import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 from autodistil_search import __version__
-from autodistil_search.config import SearchConfig, TrainConfig, flag
+from autodistil_search.config import FinetuneConfig, SearchConfig, TrainConfig, flag
 from autodistil_search.errors import InputError, ScoringError, Terminated
 from autodistil_search.objectives import parse_amount
 from autodistil_search.plugins import Plugins
@@ -67,6 +67,13 @@ def make_parser() -> ArgumentParser:
     worker.add_argument("--superlm", type=str | None, help="Folder of the search, if it has another path here.")
     worker.add_argument("--patience", type=float | None, help="Seconds without work after which to leave.")
     commands.add_subcommand("worker", worker, help="score subnets for searches on other machines")
+    finetune = _Parser(
+        description="Fine-tune a model on a labelled task, several times over: a teacher, or a student, by the labels, "
+        "by a fine-tuned teacher, or by both."
+    )
+    finetune.add_argument("model", type=str, help=_helps(FinetuneConfig)["model"])
+    _add_settings(finetune, FinetuneConfig, {field.name for field in fields(FinetuneConfig)} - {"model"})
+    commands.add_subcommand("finetune", finetune, help="fine-tune a model on a labelled task")
     listing = _Parser(description="What can be named: objectives, engines, proxies, teachers and search spaces.")
     commands.add_subcommand("list", listing, help="what can be named, and what is installed beside it")
     partition = _Parser(description="Split a search space into K sub-spaces of neighbouring cost, each a YAML file.")
@@ -88,12 +95,17 @@ _PROFILED = ("space", "teacher", "device", "precision", "latency_batch", "throug
 """Settings that costs depend on."""
 
 
-def _add_settings(parser: ArgumentParser, config: type[TrainConfig], names: Container[str] | None = None) -> None:
+def _helps(config: type[Any]) -> dict[str, str | None]:
+    """What each setting means, from the docstrings of its class."""
+    documented = [entry for each in config.__mro__ for entry in docstring_parser.parse(each.__doc__ or "").params]
+    return {entry.arg_name: entry.description for entry in documented}
+
+
+def _add_settings(parser: ArgumentParser, config: type[Any], names: Container[str] | None = None) -> None:
     """A flag for each field of `config`, or those of `names`: its type, default and help taken from there."""
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file with any of these settings.")
     types = get_type_hints(config)
-    documented = [entry for each in config.__mro__ for entry in docstring_parser.parse(each.__doc__ or "").params]
-    helps = {entry.arg_name: entry.description for entry in documented}
+    helps = _helps(config)
     for setting in fields(config):
         if names is not None and setting.name not in names:
             continue
@@ -216,6 +228,21 @@ def _worker(settings: Mapping[str, Any]) -> int:
     return 0
 
 
+def _finetune(settings: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from autodistil_search.finetuning import run_finetuning
+    from autodistil_search.progress import ConsoleReporter
+    from autodistil_search.tables import print_finetuning
+
+    config = FinetuneConfig(**settings)
+    console = Console()
+    reporter = ConsoleReporter(console)
+    reporter.say(f"fine-tuning {config.model} on {config.task}; results go to {config.folder}")
+    print_finetuning(run_finetuning(config, reporter), console)
+    return 0
+
+
 def _list(_: Mapping[str, Any]) -> int:
     from rich.console import Console
 
@@ -265,6 +292,7 @@ _COMMANDS = {
     "plan": _plan,
     "profile": _profile,
     "worker": _worker,
+    "finetune": _finetune,
     "list": _list,
     "partition": _partition,
 }

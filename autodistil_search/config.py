@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 
 from autodistil_search.errors import InputError
 from autodistil_search.files import without_password
+from autodistil_search.weights import parse_terms
 
 _LARGEST_SEED = 2**32 - 1
 _LISTS = ("text", "constraint")
@@ -31,6 +32,10 @@ _LEAST = {
     "held_out_every": 0,
     "keep": 1,
     "seed": 0,
+    "epochs": 1,
+    "seeds": 1,
+    "train_rows": 2,
+    "max_length": 4,
 }
 _CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "worker_timeout")
 """Settings that leave every number as it is, but for rounding: a run may be continued with others."""
@@ -106,10 +111,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         defaults = {setting.name: setting.default for setting in fields(self)}
-        for name, allowed in choices(type(self)).items():
-            value = getattr(self, name)
-            if value not in allowed and not (value is None and defaults[name] is None):
-                raise InputError(f"{flag(name)} {value!r}; allowed: {', '.join(allowed)}")
+        _check_words(self)
         for name in _WORDS:
             if hasattr(self, name) and not isinstance(getattr(self, name), str):
                 raise InputError(f"{flag(name)} {getattr(self, name)!r}; allowed: text, such as {defaults[name]!r}")
@@ -119,12 +121,7 @@ class TrainConfig:
         for name in _LISTS:
             if isinstance(getattr(self, name, None), str):
                 object.__setattr__(self, name, [getattr(self, name)])
-        for name, lowest in _LEAST.items():
-            value = getattr(self, name, lowest)
-            if value is None and defaults[name] is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise InputError(f"{flag(name)} {value!r}; allowed: whole numbers from {lowest}")
+        _check_whole_numbers(self)
         if self.seed > _LARGEST_SEED:
             raise InputError(f"--seed {self.seed}; allowed: whole numbers from 0 to {_LARGEST_SEED}")
         rate = 1.0 if self.lr is None else self.lr
@@ -286,7 +283,116 @@ class SearchConfig(TrainConfig):
         return replace(self, **chosen)
 
 
-def choices(config: type[TrainConfig] = SearchConfig) -> dict[str, tuple[str, ...]]:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Which model to fine-tune on which task, and how.
+
+    Args:
+        model: Hugging Face id or folder of an encoder, a student's among them; the folder of an earlier finetune; or
+            "packaged" for the teacher in the quickstart extra.
+        task: A task of GLUE (mnli, qnli, qqp, sst2, cola, mrpc, rte, stsb) from the hub, a folder with its own files
+            (such as glue/SST-2), topic (extra "wiki", needs no network), a folder with train and dev tables, or one
+            table (.csv, .tsv, .jsonl).
+        text_columns: Columns of a table with the one or two texts, separated by a comma; usual names are found.
+        label_column: Column with the label; "label" if not given.
+        losses: What is learnt by, with weights: labels, and of a teacher logits, embeddings, hidden, attention, such as
+            logits,hidden:0.1.
+        teacher: Folder of a model fine-tuned on the same task, for losses other than labels.
+        temperature: Divides the logits of both before the teacher's are learnt.
+        epochs: Passes over the training rows; the best one is kept, chosen on a tenth of them.
+        batch_size: Rows in a step.
+        lr: Peak learning rate; of several, separated by commas, the first seed chooses.
+        seeds: How many times to fine-tune, for mean and spread.
+        max_length: Tokens of a row, at most.
+        train_rows: Rows to train on, at most.
+        device: Where to compute; auto takes CUDA if there is one.
+        precision: auto takes bf16 where the hardware has it; fp16 scales the loss.
+        out: Folder of the result; if not given, finetuned/<model>-<task>.
+    """
+
+    model: str = "packaged"
+    task: str = "topic"
+    text_columns: str | None = None
+    label_column: str | None = None
+    losses: str = "labels"
+    teacher: str | None = None
+    temperature: float = 1.0
+    epochs: int = 3
+    batch_size: int = 32
+    lr: str = "1e-4"
+    seeds: int = 3
+    max_length: int = 128
+    train_rows: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_words(self)
+        _check_whole_numbers(self)
+        terms = parse_terms(self.losses)
+        if (self.teacher is None) != (set(terms) <= {"labels"}):
+            raise InputError(
+                f"--losses {self.losses!r} with --teacher {self.teacher!r}; allowed: labels alone without a teacher, "
+                "and with one whatever is learnt from it, too"
+            )
+        heat = self.temperature
+        if isinstance(heat, bool) or not isinstance(heat, int | float) or not 0 < heat < float("inf"):
+            raise InputError(f"--temperature {heat!r}; allowed: numbers above 0")
+        _ = self.rates
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates to try."""
+        try:
+            found = [float(part) for part in str(self.lr).split(",")]
+        except ValueError:
+            found = []
+        if not found or not all(0 < rate < float("inf") for rate in found):
+            raise InputError(f"--lr {self.lr!r}; allowed: one or more numbers above 0, separated by commas")
+        return found
+
+    @property
+    def columns(self) -> list[str] | None:
+        """The text columns asked for."""
+        return None if self.text_columns is None else [name.strip() for name in self.text_columns.split(",")]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the result."""
+        return Path(self.out or Path("finetuned") / f"{Path(self.model).name}-{Path(self.task).stem}".lower())
+
+    def absolute(self) -> FinetuneConfig:
+        """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
+        teacher = None if self.teacher is None else _absolute(self.teacher)
+        return replace(self, model=_absolute(self.model), task=_absolute(self.task), teacher=teacher)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that was chosen and can change a number."""
+        return {key: value for key, value in asdict(self).items() if key not in ("out", "seeds")}
+
+
+def _check_words(config: Any) -> None:
+    """Refuse a value outside a closed list."""
+    defaults = {setting.name: setting.default for setting in fields(config)}
+    for name, allowed in choices(type(config)).items():
+        value = getattr(config, name)
+        if value not in allowed and not (value is None and defaults[name] is None):
+            raise InputError(f"{flag(name)} {value!r}; allowed: {', '.join(allowed)}")
+
+
+def _check_whole_numbers(config: Any) -> None:
+    """Refuse what is no whole number, or too small a one."""
+    defaults = {setting.name: setting.default for setting in fields(config)}
+    for name, lowest in _LEAST.items():
+        value = getattr(config, name, lowest)
+        if value is None and defaults[name] is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+            raise InputError(f"{flag(name)} {value!r}; allowed: whole numbers from {lowest}")
+
+
+def choices(config: type[Any] = SearchConfig) -> dict[str, tuple[str, ...]]:
     """The allowed words of each setting that has a closed list."""
     found = {}
     for name, hint in get_type_hints(config).items():

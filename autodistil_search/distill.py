@@ -34,16 +34,11 @@ from autodistil_search.relations import (
     relation_target,
 )
 from autodistil_search.sampling import Drawn, draw
+from autodistil_search.schedule import MAX_GRADIENT_NORM, WEIGHT_DECAY, set_learning_rate
 from autodistil_search.space import Subnet
 from autodistil_search.teacher import Teacher
 from autodistil_search.traininglog import TrainingLog
 from autodistil_search.weights import parse_relations
-
-WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises from 0; it then falls to 0 linearly."""
-
-MAX_GRADIENT_NORM = 1.0
-WEIGHT_DECAY = 0.01
 
 
 @dataclass(frozen=True)
@@ -186,7 +181,7 @@ class _Training:
         own = self._gradients(step, drawn)
         *losses, first, second = self.group.add_up(self.model.parameters(), [*own, *map(float, flags())])
         check_finite(losses, drawn, step)
-        set_learning_rate(self.optimizer, self.options, step)
+        set_learning_rate(self.optimizer, self.options.lr, step, self.options.steps)
         self._update(drawn, step)
         return drawn, losses, [first > 0, second > 0]
 
@@ -268,14 +263,6 @@ def _compiled(model: AutoDistilModel) -> Iterator[None]:
             layer._compiled_call_impl = None
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random starts inside follow from `seed`; the caller's own random numbers go on as if nothing had happened."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
-
-
 def train_step(
     model: AutoDistilModel,
     teacher: Teacher,
@@ -321,14 +308,6 @@ def subnets_of_step(model: AutoDistilModel, options: TrainOptions, step: int) ->
         return [Drawn(model.config.subnet, "student", 1.0)]
     rng = random.Random(f"{options.seed}-{step}")
     return draw(model.space, options.sampling, options.random_subnets, options.subnet_weights, rng)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, step: int) -> None:
-    """Linear warm-up over the first `WARM_UP` of the steps, then linear decay to 0."""
-    warm_up = max(1, round(WARM_UP * options.steps))
-    factor = min((step + 1) / warm_up, (options.steps - step) / max(1, options.steps - warm_up))
-    for group in optimizer.param_groups:
-        group["lr"] = options.lr * factor
 
 
 def check_finite(values: Sequence[float], drawn: Sequence[Drawn], step: int, what: str = "loss") -> None:

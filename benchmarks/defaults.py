@@ -15,9 +15,10 @@ from statistics import mean
 from autodistil_search import start
 from autodistil_search.corpus import load_corpus
 from autodistil_search.device import choose_device
-from autodistil_search.distill import TrainOptions, distill, seeded
+from autodistil_search.distill import TrainOptions, distill
 from autodistil_search.inputs import cache_folder
 from autodistil_search.proxies import RelationProxy
+from autodistil_search.schedule import seeded
 from autodistil_search.space import load_space
 from autodistil_search.teacher import load_teacher
 

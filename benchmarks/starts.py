@@ -19,9 +19,10 @@ from typing import Any
 from autodistil_search import start
 from autodistil_search.corpus import Blocks, load_corpus
 from autodistil_search.device import Device, choose_device
-from autodistil_search.distill import TrainOptions, distill, seeded
+from autodistil_search.distill import TrainOptions, distill
 from autodistil_search.inputs import cache_folder
 from autodistil_search.proxies import RelationProxy
+from autodistil_search.schedule import seeded
 from autodistil_search.space import load_space
 from autodistil_search.teacher import Teacher, load_teacher
 

@@ -25,11 +25,12 @@ from autodistil_search import start
 from autodistil_search.corpus import load_corpus
 from autodistil_search.cost import flops
 from autodistil_search.device import Device
-from autodistil_search.distill import TrainOptions, distill, seeded
+from autodistil_search.distill import TrainOptions, distill
 from autodistil_search.inputs import cache_folder
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.pareto import hypervolume
 from autodistil_search.proxies import RelationProxy
+from autodistil_search.schedule import seeded
 from autodistil_search.space import load_space
 from autodistil_search.teacher import Teacher, load_teacher
 

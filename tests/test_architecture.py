@@ -15,22 +15,22 @@ PACKAGE = Path(autodistil_search.__file__).parent
 LAYERS = [
     {"errors"},
     {"plugins", "space", "pareto", "files", "sources", "weights", "processes", "progress"},
-    {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling", "predictor"},
-    {"hardware", "stream", "teacher", "checkpoint", "traininglog", "partition"},
+    {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling", "schedule", "predictor"},
+    {"transfer", "hardware", "stream", "teacher", "checkpoint", "traininglog", "partition"},
     {"objectives", "start"},
-    {"archive"},
+    {"archive", "tasks"},
     {"shared"},
     {"distill", "proxies", "engines", "adapters"},
     {"baselines", "inputs", "comparison"},
     {"report", "runfolder", "plan", "profile"},
-    {"results", "training"},
+    {"results", "training", "finetuning"},
     {"scoring"},
     {"run", "worker", "tables"},
     {"cli"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 ENTRY_POINTS = {"__init__", "__main__"}
-USERS_OF_CONFIG = {"inputs", "training", "run", "worker", "cli"}
+USERS_OF_CONFIG = {"inputs", "training", "finetuning", "run", "worker", "cli"}
 
 
 def dotted(path):

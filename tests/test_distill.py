@@ -26,7 +26,6 @@ from autodistil_search.distill import (
     Execution,
     TrainOptions,
     distill,
-    set_learning_rate,
     subnets_of_step,
     train_step,
 )
@@ -36,6 +35,7 @@ from autodistil_search.processes import Processes
 from autodistil_search.proxies import RelationProxy
 from autodistil_search.relations import relation_loss, relation_target
 from autodistil_search.sampling import Drawn
+from autodistil_search.schedule import set_learning_rate
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.stream import open_stream
 from autodistil_search.teacher import Teacher, load_teacher
@@ -365,7 +365,7 @@ def test_the_learning_rate_rises_over_a_tenth_and_falls_to_zero_in_equal_parts(s
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     options, rates = replace(OPTIONS, steps=steps, lr=0.5), []
     for step in range(steps):
-        set_learning_rate(optimizer, options, step)
+        set_learning_rate(optimizer, options.lr, step, options.steps)
         rates.append(optimizer.param_groups[0]["lr"])
     up = max(1, round(steps / 10))
     rising = [0.5 * (i + 1) / up for i in range(up)]

@@ -60,7 +60,9 @@ def commands_in(page):
     return [each[2:] for each in words if each[:2] == ["$", "autodistil-search"]]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/workers.md", "docs/plugins.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/training.md", "docs/workers.md", "docs/plugins.md", "docs/tasks.md"]
+)
 def test_the_commands_of_a_page_are_accepted(page):
     parsed = [make_parser().parse_args(words) for words in commands_in(page)]
     if page == "README.md":
@@ -86,7 +88,7 @@ def test_every_flag_named_in_readme_and_docs_exists():
     known |= {"--cpu", "--mixed_precision"}  # of accelerate launch and torchrun
     for page in (
         ROOT / "README.md",
-        *(ROOT / "docs" / f"{name}.md" for name in ("design", "training", "plugins", "workers")),
+        *(ROOT / "docs" / f"{name}.md" for name in ("design", "training", "plugins", "workers", "tasks")),
     ):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", page.read_text()))
         assert named <= known, named - known

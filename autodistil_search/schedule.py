@@ -1,0 +1,30 @@
+"""What every training loop shares: the course of the learning rate, and random numbers that follow from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+WARM_UP = 0.1
+"""Share of the steps in which the learning rate rises from 0; it then falls to 0 linearly."""
+
+MAX_GRADIENT_NORM = 1.0
+WEIGHT_DECAY = 0.01
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers inside follow from `seed`; the caller's own go on as if nothing had happened."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
+    """Linear warm-up over the first `WARM_UP` of the steps, then linear decay to 0."""
+    warm_up = max(1, round(WARM_UP * steps))
+    factor = min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
+    for group in optimizer.param_groups:
+        group["lr"] = peak * factor

@@ -1,0 +1,1 @@
+"""Labelled tasks: their rows and metrics, and fine-tuning on them."""

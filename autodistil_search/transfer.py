@@ -1,0 +1,158 @@
+"""What a student can learn from its teacher layer by layer: embeddings, hidden states, attention maps.
+
+Both are watched while they run, whatever family of encoders they are of. Letters: B sequences, T tokens, H hidden size,
+W width of queries and keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from autodistil_search.errors import InputError
+from autodistil_search.families import FAMILIES, Block, Family, find
+from autodistil_search.model import AutoDistilConfig
+from autodistil_search.relations import relation_loss, relation_target
+
+_OURS = Family(
+    layers="layers",
+    query="query",
+    key="key",
+    value="value",
+    attention_output="attention_output",
+    attention_norm="attention_norm",
+    ffn_in="ffn_in",
+    ffn_out="ffn_out",
+    ffn_norm="ffn_norm",
+    embedding_norm="embedding_norm",
+)
+"""A student's own parts."""
+
+
+@dataclass
+class States:
+    """What was seen of one forward pass: `(B, T, H)` embeddings and outputs of layers, `(B, T, W)` queries and keys."""
+
+    embeddings: Tensor | None = None
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    queries: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Watched:
+    """An encoder whose states can be read while it runs.
+
+    Args:
+        encoder: Of one of `FAMILIES`, or a student.
+
+    Raises:
+        InputError: for another model.
+    """
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        kind = encoder.config.model_type
+        family = _OURS if kind == AutoDistilConfig.model_type else FAMILIES.get(kind)
+        if family is None:
+            raise InputError(f"a model of type {kind!r} has no layers known here; allowed: {', '.join(FAMILIES)}")
+        self._family, self._layers = family, list(find(encoder, family.layers))
+        self.layers = len(self._layers)
+        self.hidden_size = int(encoder.config.hidden_size)
+        self.heads = encoder.config.num_attention_heads
+
+    @contextmanager
+    def states(self) -> Iterator[States]:
+        """The states of the forward pass that is made inside."""
+        seen = States()
+        handles = [self._layers[0].register_forward_pre_hook(_embeddings_of(seen), with_kwargs=True)]
+        for i, layer in enumerate(self._layers):
+            handles.append(layer.register_forward_hook(_keep(seen.hidden, i, Block(""))))
+            for part, kept in (("query", seen.queries), ("key", seen.keys)):
+                place = self._family.parts[part]
+                handles.append(find(layer, place.path).register_forward_hook(_keep(kept, i, place)))
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _embeddings_of(seen: States) -> Any:
+    def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.embeddings = arguments[0] if arguments else named["hidden_states"]
+
+    return hook
+
+
+def _keep(kept: dict[int, Tensor], layer: int, place: Block) -> Any:
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        whole = output[0] if isinstance(output, tuple) else output
+        kept[layer] = whole.chunk(place.of, dim=-1)[place.index]
+
+    return hook
+
+
+def layer_pairs(mine: int, theirs: int) -> list[tuple[int, int]]:
+    """Each layer of a student with the teacher's that it learns from: the last of as many equal parts.
+
+    TinyBERT's uniform mapping g(m) = m theirs / mine (arXiv 1909.10351, section 4.1), rounded up where it is no whole
+    number; layers are counted from 0.
+    """
+    return [(i, -(-(i + 1) * theirs // mine) - 1) for i in range(mine)]
+
+
+class LayerTransfer(nn.Module):
+    """The losses of a student's layers against its teacher's, each by its name in `weights.TERMS`.
+
+    "embeddings" and "hidden" are mean squared differences, once the student's are taken to the teacher's width by a
+    learned linear map: one for the embeddings, one for all layers, as in TinyBERT. "attention" compares Q Kᵀ / √d of
+    as many heads as the teacher has, whatever heads the student has: as KL of the softmaxed scores, or as the mean
+    squared difference of the scores (TinyBERT's).
+
+    The maps are parameters that train with the student and are not part of it.
+    """
+
+    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, attention: str = "kl") -> None:
+        super().__init__()
+        self._student, self._teacher, self._compared = Watched(student), Watched(teacher), attention
+        self._pairs = layer_pairs(self._student.layers, self._teacher.layers)
+        widths = self._student.hidden_size, self._teacher.hidden_size
+        self.embedding_map, self.hidden_map = nn.Linear(*widths, bias=False), nn.Linear(*widths, bias=False)
+
+    @contextmanager
+    def watching(self) -> Iterator[tuple[States, States]]:
+        """The states of student and teacher in the forward passes that are made inside."""
+        with self._student.states() as mine, self._teacher.states() as theirs:
+            yield mine, theirs
+
+    def forward(self, mine: States, theirs: States, attention_mask: Tensor, terms: tuple[str, ...]) -> list[Tensor]:
+        """The losses of these `terms`, in their order; padding (0 in `attention_mask` `(B, T)`) does not count."""
+        return [getattr(self, f"_{term}")(mine, theirs, attention_mask) for term in terms]
+
+    def _embeddings(self, mine: States, theirs: States, mask: Tensor) -> Tensor:
+        assert mine.embeddings is not None
+        assert theirs.embeddings is not None
+        return _distance(self.embedding_map(mine.embeddings), theirs.embeddings, mask)
+
+    def _hidden(self, mine: States, theirs: States, mask: Tensor) -> Tensor:
+        pairs = [_distance(self.hidden_map(mine.hidden[i]), theirs.hidden[j], mask) for i, j in self._pairs]
+        return torch.stack(pairs).mean()
+
+    def _attention(self, mine: States, theirs: States, mask: Tensor) -> Tensor:
+        losses = []
+        for i, j in self._pairs:
+            sides = (theirs.queries[j], theirs.keys[j], theirs.keys[j])
+            target = relation_target(sides, mask, self._teacher.heads, self._compared, (("qk", 1.0),))
+            losses.append(relation_loss((mine.queries[i], mine.keys[i], mine.keys[i]), target))
+        return torch.stack(losses).mean()
+
+
+def _distance(mine: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared difference of `(B, T, H)` states over the tokens that are not padding."""
+    each = (mine.float() - theirs.float()).square().mean(-1)  # (B, T)
+    return (each * mask).sum() / mask.sum()

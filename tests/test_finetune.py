@@ -1,0 +1,298 @@
+"""Fine-tuning: learns what there is to learn, resumes exactly, never looks at the reported rows before the end."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from autodistil_search.cli import main
+from autodistil_search.config import FinetuneConfig
+from autodistil_search.errors import InputError
+from autodistil_search.finetuning import load_classifier, load_tokenizer, run_finetuning
+from autodistil_search.model import quiet_transformers
+from autodistil_search.tasks.data import Rows, Task
+from autodistil_search.tasks.finetune import FinetuneOptions, Prepared, finetune, predict
+
+OTHERS = [f"w{i}" for i in range(20, 90)]
+OPTIONS = FinetuneOptions(epochs=2, batch_size=16, lr=2e-3)
+
+
+def rows(n, seed=0, pairs=False):
+    """Which half of twenty words the first one is of: a rule that an encoder can learn from a few hundred rows."""
+    rng = random.Random(seed)
+    texts = [[f"w{rng.randrange(20)}", *rng.choices(OTHERS, k=rng.randrange(2, 7))] for _ in range(n)]
+    second = [" ".join(reversed(words)) for words in texts] if pairs else None
+    return Rows([" ".join(words) for words in texts], second, [float(int(words[0][1:]) < 10) for words in texts])
+
+
+def toy_task(labels=("high", "low"), n=240, pairs=False):
+    metrics = ("accuracy", "f1") if labels else ("pearson", "spearman")
+    return Task("toy", labels, metrics, rows(n, 1, pairs), rows(60, 2, pairs), "made up")
+
+
+@pytest.fixture
+def classifier(teacher_folder):
+    """A function that gives the same classifier each time, and its tokenizer."""
+    folder = str(teacher_folder())
+    return lambda task=None, seed=0: load_classifier("toy", folder, task or toy_task(), seed)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_what_can_be_learnt_is_learnt(pairs, classifier, tokenizer, cpu):
+    task = toy_task(pairs=pairs)
+    prepared, model = Prepared(task, tokenizer), classifier(task)
+    before = predict(model, prepared.dev, cpu)
+    ended = finetune(model, prepared, replace(OPTIONS, epochs=5), cpu)
+    assert ended.dev["accuracy"] > 0.9
+    assert ended.dev["accuracy"] == (predict(model, prepared.dev, cpu).argmax(-1) == task.dev.labels).mean()
+    assert ended.epochs[ended.epoch - 1] == max(ended.epochs) == ended.chosen_by
+    assert not np.allclose(before, predict(model, prepared.dev, cpu))
+
+
+def test_numbers_are_learnt_by_squared_error(classifier, tokenizer, cpu):
+    task = toy_task(labels=(), n=480)
+    ended = finetune(classifier(task), Prepared(task, tokenizer), replace(OPTIONS, epochs=5), cpu)
+    assert ended.dev["pearson"] > 0.8
+
+
+def test_the_best_epoch_is_kept_and_chosen_without_the_reported_rows(classifier, tokenizer, cpu):
+    task = toy_task()
+    model, options = classifier(), replace(OPTIONS, epochs=4, lr=5e-3)
+    ended = finetune(model, Prepared(task, tokenizer), options, cpu)
+    prepared = Prepared(task, tokenizer)
+    right = predict(model, prepared.choose, cpu).argmax(-1) == prepared.choose.labels
+    assert right.mean() == ended.chosen_by
+    turned = replace(task, dev=replace(task.dev, labels=[1 - label for label in task.dev.labels]))
+    other = classifier()
+    again = finetune(other, Prepared(turned, tokenizer), options, cpu)
+    assert again.epochs == ended.epochs
+    assert again.dev["accuracy"] == pytest.approx(1 - ended.dev["accuracy"])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_predictions_do_not_depend_on_the_rows_beside_them(classifier, tokenizer, cpu):
+    model, prepared = classifier(), Prepared(toy_task(), tokenizer)
+    together = predict(model, prepared.dev, cpu)
+    for i in (0, 17, 59):
+        inputs, _ = prepared.dev.batch([i], "cpu")
+        np.testing.assert_allclose(model(**inputs).logits.detach().numpy()[0], together[i], atol=1e-5)
+
+
+def test_an_epoch_has_all_rows_once_in_an_order_of_its_own(tokenizer):
+    train = Prepared(toy_task(), tokenizer).train
+    first, second = (train.shuffled(16, seed) for seed in ("0-0", "0-1"))
+    assert sorted(i for batch in first for i in batch) == list(range(len(train)))
+    assert first != second
+    assert first == train.shuffled(16, "0-0")
+    assert max(map(len, first)) == 16
+
+
+def test_seeds_and_only_seeds_change_the_result(classifier, tokenizer, cpu):
+    prepared = Prepared(toy_task(), tokenizer)
+
+    def weights(seed):
+        model = classifier(seed=seed)
+        finetune(model, prepared, replace(OPTIONS, seed=seed, epochs=1), cpu)
+        return torch.cat([each.flatten() for each in model.parameters()])
+
+    state = torch.random.get_rng_state()
+    assert torch.equal(weights(0), weights(0))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.equal(weights(0), weights(1))
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stops", [[1], [13, 14], [20]])
+def test_a_training_stopped_anywhere_ends_as_one_never_stopped(
+    stops, classifier, tokenizer, cpu, tmp_path, monkeypatch
+):
+    prepared = Prepared(toy_task(), tokenizer)
+    options = replace(OPTIONS, losses="labels,hidden,logits")
+    teacher = classifier(seed=5)
+    whole = classifier()
+    ended = finetune(whole, prepared, options, cpu, teacher=teacher)
+    from autodistil_search.checkpoint import Checkpoints
+
+    monkeypatch.setattr(Checkpoints, "due", True)
+    save = Checkpoints.save
+    for stop in stops:
+
+        def failing(self, step, text, stop=stop):
+            save(self, step, text)
+            if step >= stop:
+                raise StoppedError
+
+        monkeypatch.setattr(Checkpoints, "save", failing)
+        with pytest.raises(StoppedError):
+            finetune(classifier(), prepared, options, cpu, tmp_path / "t", teacher=teacher)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    resumed = classifier()
+    assert finetune(resumed, prepared, options, cpu, tmp_path / "t", teacher=teacher) == ended
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def distilled(losses, classifier, tokenizer, cpu, teacher, task=None, **changes):
+    student = classifier(task, seed=3)
+    finetune(student, Prepared(task or toy_task(), tokenizer), replace(OPTIONS, losses=losses, **changes), cpu,
+             teacher=teacher)  # fmt: skip
+    return student
+
+
+def test_a_teacher_is_learnt_from_without_labels(classifier, tokenizer, cpu):
+    task = toy_task(n=960)
+    teacher = classifier()
+    finetune(teacher, Prepared(task, tokenizer), replace(OPTIONS, epochs=2), cpu)
+    silent = replace(task, train=replace(task.train, labels=[0.0] * len(task.train)))  # labels that teach nothing
+    student = distilled("logits", classifier, tokenizer, cpu, teacher, silent, epochs=1)
+    prepared = Prepared(task, tokenizer)
+    agree = predict(student, prepared.dev, cpu).argmax(-1) == predict(teacher, prepared.dev, cpu).argmax(-1)
+    assert agree.mean() > 0.8
+
+
+@pytest.mark.parametrize("losses", ["labels", "logits", "embeddings", "hidden", "attention", "labels,hidden:0.1"])
+def test_every_term_and_weight_changes_what_is_learnt(losses, classifier, tokenizer, cpu):
+    teacher = classifier(seed=9)
+    weights = [
+        torch.cat(
+            [each.flatten() for each in distilled(terms, classifier, tokenizer, cpu, teacher, epochs=1).parameters()]
+        )
+        for terms in (losses, losses, "labels,attention:0.5")
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_teacher_stays_as_it_is(classifier, tokenizer, cpu):
+    teacher = classifier(seed=9)
+    before = [each.clone() for each in teacher.parameters()]
+    distilled("labels,hidden,attention,embeddings,logits", classifier, tokenizer, cpu, teacher, epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
+
+
+def test_temperature_softens_what_is_learnt(classifier, tokenizer, cpu):
+    teacher = classifier(seed=9)
+    one, two = (
+        distilled("logits", classifier, tokenizer, cpu, teacher, epochs=1, temperature=heat) for heat in (1.0, 4.0)
+    )
+    assert not torch.equal(one.classifier.weight, two.classifier.weight)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A folder with the toy task as tables."""
+    folder = tmp_path / "mail"
+    folder.mkdir()
+    for name, part in (("train", rows(240, 1)), ("dev", rows(40, 2))):
+        frame = pd.DataFrame({"text": part.first, "label": ["high" if label else "low" for label in part.labels]})
+        frame.to_csv(folder / f"{name}.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def config(teacher_folder, table, tmp_path):
+    return FinetuneConfig(
+        model=str(teacher_folder()), task=str(table), epochs=2, lr="2e-3", seeds=2, batch_size=16, max_length=16,
+        out=str(tmp_path / "tuned"),
+    )  # fmt: skip
+
+
+def test_a_run_has_mean_spread_and_a_model_that_gives_the_figures(config):
+    run = run_finetuning(config)
+    summary = json.loads((run.folder / "summary.json").read_text())
+    table = pd.read_csv(run.folder / "results.csv")
+    assert table["seed"].tolist() == [0, 1]
+    assert summary["metrics"]["accuracy"]["mean"] == pytest.approx(table["accuracy"].mean())
+    assert summary["metrics"]["accuracy"]["standard_deviation"] == pytest.approx(table["accuracy"].std(ddof=1))
+    assert summary["rows"] == {"train": 216, "choose": 24, "dev": 40}
+    model = AutoModelForSequenceClassification.from_pretrained(run.model_folder)
+    assert model.config.id2label == {0: "high", 1: "low"}
+    prepared = Prepared(run.task, AutoTokenizer.from_pretrained(run.model_folder), 16)
+    from autodistil_search.device import Device
+
+    right = predict(model, prepared.dev, Device("cpu", "fp32")).argmax(-1) == prepared.dev.labels
+    assert right.mean() == pytest.approx(table.set_index("seed").loc[int(run.model_folder.name[-1]), "accuracy"])
+
+
+def test_of_several_rates_the_best_on_the_rows_to_choose_by_is_taken(config):
+    run = run_finetuning(replace(config, lr="1e-6,2e-3", epochs=4))
+    assert run.results[["lr", "seed"]].to_numpy().tolist() == [[1e-6, 0], [2e-3, 0], [2e-3, 1]]
+    assert run.lr == 2e-3
+    assert run.results.loc[1, "chosen_by"] > run.results.loc[0, "chosen_by"]
+    assert run.model_folder.is_dir()
+
+
+def test_more_seeds_go_on_from_fewer(config):
+    first = run_finetuning(replace(config, seeds=1))
+    more = run_finetuning(config)
+    assert more.results.iloc[:1].equals(first.results)
+    assert len(more.results) == 2
+
+
+def test_other_settings_in_the_same_folder_are_refused(config):
+    run_finetuning(config)
+    with pytest.raises(InputError, match="epochs was 2 and is now 3"):
+        run_finetuning(replace(config, epochs=3))
+
+
+def test_a_killed_run_ends_as_one_never_stopped(config, tmp_path):
+    whole = run_finetuning(replace(config, out=str(tmp_path / "whole")))
+    code = (
+        "import os, signal\n"
+        "from autodistil_search.tasks import finetune as module\n"
+        "from autodistil_search.config import FinetuneConfig\n"
+        "from autodistil_search.finetuning import run_finetuning\n"
+        "from autodistil_search.checkpoint import Checkpoints\n"
+        "save = Checkpoints.save\n"
+        "def kill(self, step, text):\n"
+        "    save(self, step, text)\n"
+        "    if step == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Checkpoints.save, Checkpoints.due = kill, True\n"
+        f"run_finetuning(FinetuneConfig(**{ {**config.to_dict(), 'seeds': 2, 'out': config.out}!r}))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], env={**os.environ}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    resumed = run_finetuning(config)
+    pd.testing.assert_frame_equal(resumed.results, whole.results)
+
+
+def test_a_student_is_fine_tuned_and_then_teaches(config, debug_superlm, debug_space, tokenizer, tmp_path, capsys):
+    with quiet_transformers():
+        debug_superlm().extract(debug_space.smallest).save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    teacher = run_finetuning(replace(config, seeds=1))
+    arguments = ["finetune", str(tmp_path / "student"), "--task", config.task, "--losses", "logits,hidden:0.1"]
+    arguments += ["--teacher", str(teacher.folder), "--out", str(tmp_path / "taught"), "--seeds", "1", "--epochs", "1"]
+    assert main([*arguments, "--lr", "1e-3", "--max-length", "16"]) == 0
+    printed = capsys.readouterr().out
+    summary = json.loads((tmp_path / "taught" / "summary.json").read_text())
+    assert f"{summary['metrics']['accuracy']['mean']:.4f}" in printed
+    assert load_tokenizer("x", str(tmp_path / "taught" / "seed-0")).get_vocab() == tokenizer.get_vocab()
+
+
+def test_what_cannot_be_used_is_one_line(config, refusal, teacher_folder, tmp_path):
+    student, table = config.model, config.task
+    (tmp_path / "empty").mkdir()
+    assert "no tokenizer beside it" in refusal(["finetune", str(tmp_path / "empty"), "--task", table])
+    assert "allowed: labels alone without a teacher" in refusal(
+        ["finetune", student, "--task", table, "--losses", "logits"]
+    )
+    assert "has no head for task" in refusal(
+        ["finetune", student, "--task", table, "--losses", "logits", "--teacher", student, "--max-length", "16"]
+    )
+    assert "--lr 'fast'; allowed" in refusal(["finetune", student, "--task", table, "--lr", "fast"])
+    assert "positions for 4 to 40" in refusal(["finetune", student, "--task", table, "--max-length", "41"])
+    assert "'no-task' is not known" in refusal(["finetune", student, "--task", "no-task"])
+    assert "--temperature 0" in refusal(["finetune", student, "--task", table, "--temperature", "0"])
+    assert "labels, logits" in refusal(["finetune", student, "--task", table, "--losses", "logitz"])

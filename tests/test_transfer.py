@@ -1,0 +1,126 @@
+"""What a student learns from its teacher layer by layer, against plain formulas."""
+
+import pytest
+import torch
+
+from autodistil_search.errors import InputError
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.transfer import LayerTransfer, Watched, layer_pairs
+
+TERMS = ("embeddings", "hidden", "attention")
+
+
+def seen_of(encoder, ids, mask):
+    with Watched(encoder).states() as seen:
+        encoder(input_ids=ids, attention_mask=mask)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "mpnet", "modernbert"])
+def test_states_are_those_of_transformers_own(kind, toy_encoder, toy_batch):
+    encoder, (ids, mask) = toy_encoder(kind), toy_batch()
+    seen = seen_of(encoder, ids, mask)
+    expected = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    if kind == "modernbert":  # whose last hidden states come after a norm of their own
+        expected = expected[:-1]
+    found = [seen.embeddings, *(seen.hidden[i] for i in range(len(expected) - 1))]
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine[mask == 1], theirs[mask == 1])
+    assert seen.queries[0].shape == seen.keys[2].shape == (*ids.shape, 48)
+
+
+def test_states_of_a_student_are_its_own(debug_superlm, debug_space, toy_batch):
+    ids, mask = toy_batch()
+    student = debug_superlm().extract(debug_space.smallest)
+    seen = seen_of(student, ids, mask)
+    last = debug_space.smallest.layers - 1
+    torch.testing.assert_close(seen.hidden[last], student(ids, mask).last_hidden_state)
+    query, key, _ = student.last_projections(ids, mask)
+    torch.testing.assert_close((seen.queries[last], seen.keys[last]), (query, key))
+
+
+def test_layers_learn_from_the_last_of_equal_parts():
+    assert layer_pairs(4, 12) == [(0, 2), (1, 5), (2, 8), (3, 11)]  # TinyBERT's g(m) = 3 m
+    assert layer_pairs(3, 3) == [(0, 0), (1, 1), (2, 2)]
+    for mine in range(1, 9):
+        assert layer_pairs(mine, 6)[-1] == (mine - 1, 5)
+
+
+def test_a_copy_of_the_teacher_has_nothing_to_learn(toy_encoder, toy_batch):
+    teacher, student, (ids, mask) = toy_encoder(), toy_encoder(), toy_batch()
+    transfer = LayerTransfer(student, teacher)
+    for each in (transfer.embedding_map, transfer.hidden_map):
+        torch.nn.init.eye_(each.weight)
+    losses = transfer(seen_of(student, ids, mask), seen_of(teacher, ids, mask), mask, TERMS)
+    torch.testing.assert_close(torch.stack(losses), torch.zeros(3), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("compared", ["kl", "mse"])
+def test_losses_are_those_of_the_plain_formulas(compared, toy_encoder, debug_superlm, debug_space, toy_batch):
+    teacher, (ids, mask) = toy_encoder(num_hidden_layers=4), toy_batch()
+    student = debug_superlm().extract(debug_space.smallest)  # 2 layers, 16 wide for the teacher's 6 heads
+    transfer = LayerTransfer(student, teacher, compared)
+    mine, theirs = seen_of(student, ids, mask), seen_of(teacher, ids, mask)
+    embeddings, hidden, attention = transfer(mine, theirs, mask, TERMS)
+    real = mask == 1
+    torch.testing.assert_close(
+        embeddings, (transfer.embedding_map(mine.embeddings) - theirs.embeddings)[real].square().mean()
+    )
+    each = [(transfer.hidden_map(mine.hidden[i]) - theirs.hidden[j])[real].square().mean() for i, j in [(0, 1), (1, 3)]]
+    torch.testing.assert_close(hidden, torch.stack(each).mean())
+    torch.testing.assert_close(attention, plain_attention(mine, theirs, mask, compared), rtol=1e-4, atol=1e-6)
+
+
+def plain_attention(mine, theirs, mask, compared):
+    total = []
+    for i, j in [(0, 1), (1, 3)]:
+        s, t = scores(mine.queries[i], mine.keys[i]), scores(theirs.queries[j], theirs.keys[j])
+        losses = []
+        for row, n in enumerate(mask.sum(1).tolist()):
+            for head in range(6):
+                a, b = s[row, head, :n, :n], t[row, head, :n, :n]
+                if compared == "mse":
+                    losses.append((a - b).square().mean(-1))
+                else:
+                    losses.append((b.softmax(-1) * (b.log_softmax(-1) - a.log_softmax(-1))).sum(-1))
+        total.append(torch.cat(losses).mean())
+    return torch.stack(total).mean()
+
+
+def scores(query, key):
+    """Of six heads, whatever the width: padded with zeros."""
+    query, key = (torch.nn.functional.pad(x, (0, -x.shape[-1] % 6)) for x in (query, key))
+    query, key = (x.unflatten(-1, (6, -1)).transpose(1, 2) for x in (query, key))
+    return query @ key.mT / query.shape[-1] ** 0.5
+
+
+def test_every_term_teaches_what_it_compares(toy_encoder, debug_superlm, debug_space, toy_batch):
+    teacher, (ids, mask) = toy_encoder(), toy_batch()
+    touched = {}
+    for term in TERMS:
+        student: AutoDistilModel = debug_superlm().extract(debug_space.smallest)
+        transfer = LayerTransfer(student, teacher)
+        with transfer.watching() as (mine, theirs):
+            student(ids, mask)
+            teacher(input_ids=ids, attention_mask=mask)
+        transfer(mine, theirs, mask, (term,))[0].backward()
+        touched[term] = {name for name, each in student.named_parameters() if each.grad is not None}
+    assert not any("layers" in name for name in touched["embeddings"])
+    assert "layers.1.ffn_norm.weight" in touched["hidden"]
+    assert "layers.1.query.weight" in touched["attention"]
+    assert "layers.1.ffn_norm.weight" not in touched["attention"]
+
+
+def test_nothing_is_watched_outside(toy_encoder, toy_batch):
+    encoder, (ids, mask) = toy_encoder(), toy_batch()
+    seen = seen_of(encoder, ids, mask)
+    before = seen.hidden[0].clone()
+    encoder(input_ids=ids[:, ::2], attention_mask=mask[:, ::2])
+    torch.testing.assert_close(seen.hidden[0], before)
+
+
+def test_a_model_whose_layers_are_unknown_is_refused(toy_encoder):
+    encoder = toy_encoder()
+    encoder.config.model_type = "albert"
+    with pytest.raises(InputError, match="'albert' has no layers known here; allowed: bert"):
+        Watched(encoder)

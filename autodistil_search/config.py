@@ -35,6 +35,8 @@ _LEAST = {
     "epochs": 1,
     "seeds": 1,
     "train_rows": 2,
+    "proxy_rows": 2,
+    "proxy_epochs": 1,
     "max_length": 4,
 }
 _CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "worker_timeout")
@@ -124,9 +126,10 @@ class TrainConfig:
         _check_whole_numbers(self)
         if self.seed > _LARGEST_SEED:
             raise InputError(f"--seed {self.seed}; allowed: whole numbers from 0 to {_LARGEST_SEED}")
-        rate = 1.0 if self.lr is None else self.lr
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
-            raise InputError(f"--lr {self.lr!r}; allowed: numbers above 0")
+        for name in ("lr", "proxy_lr"):
+            rate = getattr(self, name, None)
+            if rate is not None and not _is_positive(rate):
+                raise InputError(f"{flag(name)} {rate!r}; allowed: numbers above 0")
         if not self.space_names:
             raise InputError(f"--space {self.space!r}; allowed: one or more spaces, separated by commas")
         if self.batch_size < self.accumulate:
@@ -196,7 +199,11 @@ class SearchConfig(TrainConfig):
             measured here on the student: latency (ms), memory (peak bytes of a forward pass), throughput (sequences/s);
             predicted_latency (ms) is measured on a few, and on the frontier that is found.
         superlm: Folder of an earlier train, whose SuperLMs are searched; they are trained first if not given.
-        proxy: What acc measures: relation, or what is installed.
+        proxy: What acc measures: relation (the relation loss on held-out text), probe:TASK (a linear model on frozen
+            features), task:TASK (fine-tuned for a while; TASK as finetune names it), or what is installed.
+        proxy_rows: Rows that probe and task train on, at most.
+        proxy_epochs: Passes over them, of task.
+        proxy_lr: Peak learning rate of task.
         engine: Search engine: surrogate, nsga2, nsga3, age-moea2, sms-emoa, optuna-nsga2, optuna-nsga3, optuna-tpe,
             optuna-gp, random, exhaustive, or what is installed.
         evaluations: Subnets to score in each space, at most.
@@ -218,6 +225,9 @@ class SearchConfig(TrainConfig):
     objectives: str = "acc,flops"
     superlm: str | None = None
     proxy: str = "relation"
+    proxy_rows: int = 2000
+    proxy_epochs: int = 2
+    proxy_lr: float = 2e-4
     engine: str = "nsga2"
     evaluations: int = 128
     population: int = 8
@@ -245,7 +255,8 @@ class SearchConfig(TrainConfig):
         storage = self.storage
         if storage is not None and "://" not in storage:
             storage = str(Path(storage).resolve())
-        return replace(super().absolute(), superlm=superlm, storage=storage)
+        kind, colon, task = self.proxy.partition(":")
+        return replace(super().absolute(), superlm=superlm, storage=storage, proxy=f"{kind}{colon}{_absolute(task)}")
 
     def to_dict(self) -> dict[str, Any]:
         """As `config.yaml` holds it: all that was chosen and can change a number, and no password."""
@@ -336,9 +347,8 @@ class FinetuneConfig:
                 f"--losses {self.losses!r} with --teacher {self.teacher!r}; allowed: labels alone without a teacher, "
                 "and with one whatever is learnt from it, too"
             )
-        heat = self.temperature
-        if isinstance(heat, bool) or not isinstance(heat, int | float) or not 0 < heat < float("inf"):
-            raise InputError(f"--temperature {heat!r}; allowed: numbers above 0")
+        if not _is_positive(self.temperature):
+            raise InputError(f"--temperature {self.temperature!r}; allowed: numbers above 0")
         _ = self.rates
 
     @property
@@ -370,6 +380,10 @@ class FinetuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """All that was chosen and can change a number."""
         return {key: value for key, value in asdict(self).items() if key not in ("out", "seeds")}
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def _check_words(config: Any) -> None:
@@ -405,7 +419,7 @@ def choices(config: type[Any] = SearchConfig) -> dict[str, tuple[str, ...]]:
 def _absolute(name: str) -> str:
     """The absolute path of what exists, and any other name as it is."""
     try:
-        return str(Path(name).resolve()) if Path(name).exists() else name
+        return str(Path(name).resolve()) if name and Path(name).exists() else name
     except (OSError, ValueError):  # a name no file can have
         return name
 

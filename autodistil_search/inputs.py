@@ -29,7 +29,7 @@ from autodistil_search.plugins import Plugins
 from autodistil_search.predictor import Predictor
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import RELATION, ProxyKind
+from autodistil_search.proxies import PROBE, RELATION, TASK, ProxyKind, TaskBudget, task_proxy
 from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.start import SAMPLE_BLOCKS
 from autodistil_search.stream import StreamedBlocks, open_stream
@@ -127,6 +127,12 @@ class Inputs(Materials):
     predictor: Predictor
     """Of latency; fitted before the search, if an objective or a bound asks for it."""
 
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """Digests of what the flags only name, that of a proxy's labelled rows among them."""
+        known = {**super().identity}
+        return known | {"proxy_task": self.proxy_kind.digest} if self.proxy_kind and self.proxy_kind.digest else known
+
     @property
     def predicts(self) -> bool:
         """Whether anything asks for the predictor."""
@@ -191,9 +197,7 @@ def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plu
     """
     plugins = plugins or Plugins()
     make_engine = ENGINES.get(config.engine) or _plugged(plugins, "engines", "--engine", config.engine, ENGINES)
-    kind = None
-    if config.proxy != RELATION:
-        kind = _plugged(plugins, "proxies", "--proxy", config.proxy, [RELATION])
+    kind = _proxy_kind(config, plugins)
     device = choose_device(config.device, config.precision)
     predictor = Predictor()
     known = known_objectives(config, device, plugins, kind, predictor)
@@ -209,6 +213,17 @@ def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plu
     for space in found.spaces:
         _check_constraints(inputs, space)
     return inputs
+
+
+def _proxy_kind(config: SearchConfig, plugins: Plugins) -> ProxyKind | None:
+    """What `--proxy` names; None for the relation loss."""
+    if config.proxy == RELATION:
+        return None
+    if config.proxy.startswith((PROBE, TASK)):
+        budget = TaskBudget(config.proxy_rows, config.proxy_epochs, config.proxy_lr, config.seed)
+        return task_proxy(config.proxy, budget)
+    found: ProxyKind = _plugged(plugins, "proxies", "--proxy", config.proxy, [RELATION, f"{PROBE}NAME", f"{TASK}NAME"])
+    return found
 
 
 def check_measured_length(seq_len: int, teacher: Teacher) -> None:

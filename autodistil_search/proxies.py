@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autodistil_search.device import Device
-from autodistil_search.model import AutoDistilModel
+from autodistil_search.model import AutoDistilForSequenceClassification, AutoDistilModel
 from autodistil_search.objectives import Objective
 from autodistil_search.relations import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
+from autodistil_search.schedule import seeded
 from autodistil_search.space import Subnet
+from autodistil_search.tasks.data import Task, load_task
+from autodistil_search.tasks.finetune import Encoded, FinetuneOptions, Prepared, finetune
+from autodistil_search.tasks.metrics import METRICS, Array
 from autodistil_search.teacher import Teacher
 from autodistil_search.weights import Weights
 
@@ -44,10 +50,15 @@ class Proxy(Protocol):
 
 @dataclass(frozen=True)
 class ProxyKind:
-    """What `--proxy` names: what it measures, and how one is made from teacher, held-out blocks `(N, T)` and device."""
+    """What `--proxy` names: what it measures, and how one is made from teacher, held-out blocks `(N, T)` and device.
+
+    ideal: the best value there can be. digest: of the data that scores depend on, beside text and teacher.
+    """
 
     objective: Objective
     make: Callable[[Teacher, Tensor, Device], Proxy]
+    ideal: float = 0.0
+    digest: str = ""
 
 
 class RelationProxy:
@@ -112,3 +123,137 @@ class RelationProxy:
         """The loss of a student that relates every token to all others alike."""
         losses = [uniform_loss(target) * len(batch) for batch, target in zip(self._batches, self._targets, strict=True)]
         return sum(losses) / self.blocks
+
+
+PROBE, TASK = "probe:", "task:"
+"""What `--proxy` calls the proxies of a labelled task, before its name."""
+
+
+@dataclass(frozen=True)
+class TaskBudget:
+    """What scoring one subnet on a task may cost.
+
+    rows: to train on, at most. epochs, lr, batch_size: of fine-tuning; a probe has none. seed: of the head and of the
+    order of rows.
+    """
+
+    rows: int
+    epochs: int
+    lr: float
+    seed: int
+    max_length: int = 128
+    batch_size: int = 32
+
+
+def task_proxy(name: str, budget: TaskBudget) -> ProxyKind:
+    """The proxy `probe:TASK` or `task:TASK`: the task's first metric on a part of its training rows.
+
+    The task's `dev` rows are never looked at: what a search chooses by cannot be what it reports.
+
+    Raises:
+        InputError: if there is no such task.
+    """
+    probing = name.startswith(PROBE)
+    task = load_task(name.partition(":")[2])
+    metric = METRICS[task.metrics[0]]
+    objective = Objective(
+        f"{task.column}_probe" if probing else task.column,
+        f"{task.name} {metric.label}" + (", probe of frozen features" if probing else ""),
+        f"share, {len(task.split()[1]):,} rows kept back from train",
+        "maximize",
+        is_proxy=True,
+    )
+    make = ProbeProxy if probing else TaskProxy
+    return ProxyKind(objective, lambda teacher, _, device: make(task, teacher, budget, device), 1.0, task.digest)
+
+
+class _OfTask:
+    """What both proxies of a task share."""
+
+    def __init__(self, task: Task, teacher: Teacher, budget: TaskBudget, device: Device) -> None:
+        self._task, self._budget, self._device = task, budget, device
+        length = min(budget.max_length, teacher.vocabulary.positions)
+        self._prepared = Prepared(task, teacher.tokenizer, length, budget.rows)
+
+    @property
+    def reference(self) -> float:
+        """The metric of the best answer that is the same for all rows."""
+        labels = self._prepared.choose.labels
+        constant = [np.full((len(labels), 1), value) for value in range(self._task.outputs)]
+        if not self._task.labels:
+            return 0.0
+        compute = METRICS[self._task.metrics[0]].compute
+        return max(compute(labels, each[:, 0].astype(float)) for each in constant)
+
+    @property
+    def _rows(self) -> str:
+        prepared = self._prepared
+        return (
+            f"{len(prepared.train):,} rows of {self._task.name} ({self._task.source}), measured on "
+            f"{len(prepared.choose):,} others of its training rows; the same answer for all would score "
+            f"{self.reference:.4g}"
+        )
+
+
+class TaskProxy(_OfTask):
+    """The metric of a candidate that is fine-tuned for a stated budget: AutoDistil's task proxy with MNLI."""
+
+    def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
+        """The metric of `subnet` of `model`, or of the whole model; both stay as they are."""
+        student = model if subnet is None else model.extract(subnet)
+        config = copy.deepcopy(student.config)
+        config.num_labels = self._task.outputs
+        with seeded(self._budget.seed):
+            classifier = AutoDistilForSequenceClassification(config)
+        classifier.autodistil.load_state_dict(student.state_dict())
+        budget = self._budget
+        options = FinetuneOptions(budget.epochs, budget.batch_size, budget.lr, budget.seed)
+        return finetune(classifier, self._prepared, options, self._device, report=False).chosen_by
+
+    @property
+    def description(self) -> str:
+        """How it is measured, for the reader of a report."""
+        budget = self._budget
+        return (
+            f"best of {budget.epochs} epochs of fine-tuning, batch {budget.batch_size}, peak learning rate "
+            f"{budget.lr:g}, seed {budget.seed}, on {self._rows}"
+        )
+
+
+class ProbeProxy(_OfTask):
+    """The metric of a linear model on a candidate's frozen features: its last hidden states, averaged over tokens.
+
+    Logistic regression for classes, ridge regression for numbers, both of scikit-learn with its own settings, on
+    features of mean 0 and variance 1.
+    """
+
+    def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
+        """The metric of `subnet` of `model`, or of the whole model."""
+        from sklearn.linear_model import LogisticRegression, Ridge
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        train, choose = self._prepared.train, self._prepared.choose
+        linear = LogisticRegression(max_iter=1000) if self._task.labels else Ridge()
+        probe = make_pipeline(StandardScaler(), linear)
+        probe.fit(self._features(model, subnet, train), train.labels)
+        answers = probe.predict(self._features(model, subnet, choose))
+        return METRICS[self._task.metrics[0]].compute(choose.labels, answers)
+
+    @torch.no_grad()
+    def _features(self, model: AutoDistilModel, subnet: Subnet | None, rows: Encoded) -> Array:
+        model.eval()
+        found = np.empty((len(rows), (subnet or model.config.subnet).hidden_size))
+        for indices in rows.by_length():
+            inputs, _ = rows.batch(indices, self._device.name)
+            with self._device.autocast():
+                hidden = model(**inputs, subnet=subnet).last_hidden_state.float()
+            real = inputs["attention_mask"][..., None]
+            found[indices] = ((hidden * real).sum(1) / real.sum(1)).double().cpu().numpy()
+        return found
+
+    @property
+    def description(self) -> str:
+        """How it is measured, for the reader of a report."""
+        kind = "logistic" if self._task.labels else "ridge"
+        return f"{kind} regression on frozen features, their mean over tokens, on {self._rows}"

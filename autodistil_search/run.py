@@ -26,6 +26,7 @@ from autodistil_search.pareto import is_on_frontier
 from autodistil_search.plugins import Plugins
 from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
+from autodistil_search.proxies import TASK
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, write_report
 from autodistil_search.report.data import minimised
 from autodistil_search.results import Run, is_finished, load_run, write_summary
@@ -220,7 +221,8 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
     if proxy is None or text is None or config.baselines == "none":
         return baseline_table([], inputs.columns)
     identity = {**inputs.identity, "seq_len": str(config.seq_len)}
-    del identity["spaces"]  # the baselines do not depend on them
+    for name in ("spaces", "proxy_task"):  # the baselines' weights do not depend on them
+        identity.pop(name, None)
     with clock.phase("baselines"):
         results = baselines.measure(
             inputs.teacher,
@@ -247,7 +249,8 @@ def _box(inputs: Inputs, scorer: Scorer) -> dict[str, list[float]]:
     box, ends = {}, [scorer.costs(end) for space in inputs.spaces for end in space.ends]
     for objective in inputs.objectives:
         if objective.is_proxy:
-            box[objective.name] = [0.0, scorer.proxy.reference]
+            ideal = 0.0 if inputs.proxy_kind is None else inputs.proxy_kind.ideal
+            box[objective.name] = [ideal, scorer.proxy.reference]
             continue
         margin = _MARGIN if objective.cost is not None else _MARGIN_OF_MEASURED
         most = margin * max(costs[objective.name] for costs in ends)
@@ -373,7 +376,8 @@ def trust_notes(inputs: Inputs, exact: bool) -> list[str]:
             f"Trained for {config.steps} steps, {tokens:,} tokens. With more --steps losses fall further, and subnets "
             "that are close to each other here may change places."
         )
-        notes.append("The proxy was not compared with fine-tuned accuracy in this run.")
+        if not config.proxy.startswith(TASK):
+            notes.append("The proxy was not compared with fine-tuned accuracy in this run.")
         notes.append("One seed: differences between neighbours on the frontier may be noise.")
     return notes
 

@@ -18,7 +18,8 @@ from autodistil_search.teacher import model_sha256
 from autodistil_search.training import relation_proxy
 
 _SCORED_WITH = (
-    *("seq_len", "eval_blocks", "proxy", "loss", "relations", "relation_heads"),
+    *("seq_len", "eval_blocks", "loss", "relations", "relation_heads"),
+    *("proxy", "proxy_rows", "proxy_epochs", "proxy_lr"),
     *("latency_batch", "throughput_batch", "measured_seq_len"),
 )
 """Settings on which a subnet's numbers depend."""

@@ -21,7 +21,7 @@ from autodistil_search.partition import flops_of, millions, spread_within
 from autodistil_search.plan import Plan
 from autodistil_search.plugins import GROUPS, Plugins, origin
 from autodistil_search.profile import Profile
-from autodistil_search.proxies import RELATION
+from autodistil_search.proxies import PROBE, RELATION, TASK
 from autodistil_search.report import shown
 from autodistil_search.results import Run
 from autodistil_search.space import DIMENSIONS, SearchSpace, shipped_spaces
@@ -92,7 +92,7 @@ def print_names(plugins: Plugins, console: Console) -> None:
     own = {
         "objectives": ["acc", *(cost.name for cost in COSTS), *MEASURED],
         "engines": list(ENGINES),
-        "proxies": [RELATION],
+        "proxies": [RELATION, f"{PROBE}NAME", f"{TASK}NAME"],
         "teachers": [PACKAGED, *sorted(FAMILIES)],
         "search_spaces": shipped_spaces(),
     }

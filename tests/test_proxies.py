@@ -1,16 +1,21 @@
-"""The relation proxy against the same loss computed in one go."""
+"""Proxies: the relation loss against the same loss computed in one go; those of a task against extracted students."""
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from autodistil_search import proxies
+from autodistil_search import proxies, search
 from autodistil_search.device import Device
+from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.proxies import RelationProxy
+from autodistil_search.proxies import RelationProxy, TaskBudget, task_proxy
 from autodistil_search.relations import relation_loss, relation_scores, relation_target, split_heads
+from autodistil_search.tasks.data import load_task
+from autodistil_search.tasks.finetune import Prepared, finetune
 from autodistil_search.teacher import Teacher
 
 
@@ -86,3 +91,97 @@ def test_bf16_scores_are_close_to_those_of_fp32_and_a_perfect_student_costs_noth
     teacher.copy_into(twin)
     assert fp32.score(twin) == pytest.approx(0, abs=1e-6)
     assert bf16.score(twin) == pytest.approx(0, abs=0.002 * fp32.reference)
+
+
+def table_of(folder, n=80):
+    """Rows whose label is whether their first word is one of ten."""
+    rng = random.Random(0)
+    words = [[f"w{rng.randrange(20)}", *(f"w{rng.randrange(20, 90)}" for _ in range(4))] for _ in range(n)]
+    lines = [f"{' '.join(row)},{'low' if int(row[0][1:]) < 10 else 'high'}" for row in words]
+    folder.mkdir()
+    for name, part in (("train", lines), ("dev", lines[:4])):
+        (folder / f"{name}.csv").write_text("text,label\n" + "\n".join(part) + "\n")
+    return folder
+
+
+@pytest.fixture
+def toy_task(tmp_path):
+    return table_of(tmp_path / "mail")
+
+
+BUDGET = TaskBudget(rows=60, epochs=1, lr=1e-3, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["probe", "task"])
+def test_a_subnet_scores_on_a_task_what_its_extracted_student_does(
+    kind, toy_task, toy_teacher, debug_superlm, debug_space, cpu
+):
+    made = task_proxy(f"{kind}:{toy_task}", BUDGET)
+    proxy = made.make(toy_teacher(), torch.empty(0), cpu)
+    superlm = debug_superlm()
+    before = [each.clone() for each in superlm.parameters()]
+    score = proxy.score(superlm, debug_space.smallest)
+    student = superlm.extract(debug_space.smallest)
+    assert proxy.score(student) == score == proxy.score(superlm, debug_space.smallest)
+    assert all(torch.equal(a, b) for a, b in zip(before, superlm.parameters(), strict=True))
+    labels = [float(label) for label in load_task(str(toy_task)).split()[1].labels]
+    assert proxy.reference == max(labels.count(0.0), labels.count(1.0)) / 8  # the commoner label of the eight kept back
+    assert made.objective.name == ("mail_accuracy_probe" if kind == "probe" else "mail_accuracy")
+    assert (made.objective.direction, made.ideal) == ("maximize", 1.0)
+
+
+def test_a_probe_learns_what_frozen_features_tell(tmp_path, toy_teacher, debug_superlm, debug_space, cpu):
+    task = table_of(tmp_path / "much", 600)
+    proxy = task_proxy(f"probe:{task}", replace(BUDGET, rows=500)).make(toy_teacher(), torch.empty(0), cpu)
+    superlm = debug_superlm()
+    assert proxy.score(superlm, debug_space.largest) > proxy.reference + 0.1
+    with torch.no_grad():
+        superlm.word_embeddings.weight.zero_()
+    assert proxy.score(superlm, debug_space.largest) <= proxy.reference  # all rows look alike
+
+
+@pytest.mark.parametrize("change", [{"rows": 20}, {"epochs": 12}, {"lr": 1e-5}, {"seed": 1}])
+def test_every_part_of_the_budget_changes_a_task_score(
+    change, toy_task, toy_teacher, debug_superlm, debug_space, cpu, monkeypatch
+):
+    seen = []
+
+    def record(classifier, prepared, options, *_, **__):
+        ended = finetune(classifier, prepared, options, cpu, report=False)
+        seen.append(torch.cat([each.flatten() for each in classifier.parameters()]))
+        return ended
+
+    monkeypatch.setattr(proxies, "finetune", record)
+    for budget in (BUDGET, replace(BUDGET, **change)):
+        proxy = task_proxy(f"task:{toy_task}", budget).make(toy_teacher(), torch.empty(0), cpu)
+        proxy.score(debug_superlm(), debug_space.smallest)
+    assert not torch.equal(*seen)
+
+
+def test_reported_rows_are_never_looked_at(toy_task, toy_teacher, debug_superlm, debug_space, cpu, monkeypatch):
+    monkeypatch.setattr(Prepared, "dev", property(lambda _: pytest.fail("the dev rows were read")))
+    for kind in ("probe", "task"):
+        task_proxy(f"{kind}:{toy_task}", BUDGET).make(toy_teacher(), torch.empty(0), cpu).score(
+            debug_superlm(), debug_space.smallest
+        )
+
+
+@pytest.mark.parametrize("kind", ["probe", "task"])
+def test_a_search_for_a_tasks_metric_maximises_it_and_says_what_it_is(kind, toy_config, toy_task):
+    column = "mail_accuracy_probe" if kind == "probe" else "mail_accuracy"
+    config = replace(toy_config, proxy=f"{kind}:{toy_task}", evaluations=4, proxy_rows=40, proxy_epochs=1)
+    run = search(config)
+    assert run.summary["box"][column][0] == 1.0
+    assert 0 <= run.summary["hypervolume_share"] <= 1
+    assert run.evaluations[column].between(0, 1).all()
+    assert run.frontier[column].is_monotonic_increasing
+    assert "40 rows of mail" in run.summary["conditions"]["proxy"]
+    (toy_task / "train.csv").write_text((toy_task / "train.csv").read_text().replace("low", "deep"))
+    with pytest.raises(InputError, match="proxy_task was"):
+        search(config)
+
+
+def test_a_task_that_is_not_there_is_refused_before_anything_is_trained(toy_config):
+    with pytest.raises(InputError, match="'nowhere' is not known"):
+        search(replace(toy_config, proxy="task:nowhere"))
+    assert not toy_config.folder.exists()

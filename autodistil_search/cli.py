@@ -15,7 +15,7 @@ import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 from autodistil_search import __version__
-from autodistil_search.config import FinetuneConfig, SearchConfig, TrainConfig, flag
+from autodistil_search.config import DistilConfig, FinetuneConfig, SearchConfig, TrainConfig, flag
 from autodistil_search.errors import InputError, ScoringError, Terminated
 from autodistil_search.objectives import parse_amount
 from autodistil_search.plugins import Plugins
@@ -67,6 +67,12 @@ def make_parser() -> ArgumentParser:
     worker.add_argument("--superlm", type=str | None, help="Folder of the search, if it has another path here.")
     worker.add_argument("--patience", type=float | None, help="Seconds without work after which to leave.")
     commands.add_subcommand("worker", worker, help="score subnets for searches on other machines")
+    distil = _Parser(
+        description="Train a student of a finished search further, alone, from the weights that its SuperLM has for it."
+    )
+    distil.add_argument("run", type=str, help=_helps(DistilConfig)["run"])
+    _add_settings(distil, DistilConfig, {field.name for field in fields(DistilConfig)} - {"run"})
+    commands.add_subcommand("distil", distil, help="train a chosen student further")
     finetune = _Parser(
         description="Fine-tune a model on a labelled task, several times over: a teacher, or a student, by the labels, "
         "by a fine-tuned teacher, or by both."
@@ -228,6 +234,20 @@ def _worker(settings: Mapping[str, Any]) -> int:
     return 0
 
 
+def _distil(settings: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from autodistil_search.progress import ConsoleReporter, Reporter
+    from autodistil_search.students import distil
+
+    config = DistilConfig(**settings)
+    reporter = ConsoleReporter(Console()) if is_main() else Reporter()
+    reporter.say(f"training a student of {config.run} further; it goes to {config.folder}")
+    found = distil(config, reporter)
+    reporter.say(f"held-out relation loss {found.before:.4f} before, {found.after:.4f} now; student: {found.folder}")
+    return 0
+
+
 def _finetune(settings: Mapping[str, Any]) -> int:
     from rich.console import Console
 
@@ -292,6 +312,7 @@ _COMMANDS = {
     "plan": _plan,
     "profile": _profile,
     "worker": _worker,
+    "distil": _distil,
     "finetune": _finetune,
     "list": _list,
     "partition": _partition,

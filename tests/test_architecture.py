@@ -24,13 +24,13 @@ LAYERS = [
     {"baselines", "inputs", "comparison"},
     {"report", "runfolder", "plan", "profile"},
     {"results", "training", "finetuning"},
-    {"scoring"},
+    {"scoring", "students"},
     {"run", "worker", "tables"},
     {"cli"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 ENTRY_POINTS = {"__init__", "__main__"}
-USERS_OF_CONFIG = {"inputs", "training", "finetuning", "run", "worker", "cli"}
+USERS_OF_CONFIG = {"inputs", "training", "finetuning", "students", "run", "worker", "cli"}
 
 
 def dotted(path):

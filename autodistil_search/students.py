@@ -1,0 +1,159 @@
+"""`distil`: the last step of the method, a chosen student trained further, from the weights its SuperLM has for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from autodistil_search.config import DistilConfig, SearchConfig
+from autodistil_search.distill import distill
+from autodistil_search.files import readable, write_atomically
+from autodistil_search.inputs import Materials, resolve_training
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.processes import processes
+from autodistil_search.progress import Reporter
+from autodistil_search.proxies import RelationProxy
+from autodistil_search.report import write_training_figure
+from autodistil_search.results import load_run
+from autodistil_search.runfolder import SEARCH_CONFIG, check_folder, exclusive, open_folder
+from autodistil_search.space import Subnet
+from autodistil_search.teacher import model_sha256
+from autodistil_search.training import relation_proxy
+
+DISTIL_CONFIG = "distil.yaml"
+_SUMMARY = "distil.json"
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A student that was trained further.
+
+    Args:
+        folder: Of the model and its tokenizer.
+        row: Of the run's frontier that it was.
+        before: Its held-out relation loss as a subnet of the SuperLM, on as many blocks as the run took.
+        after: The same after training.
+    """
+
+    folder: Path
+    row: pd.Series[Any]
+    before: float
+    after: float
+
+
+def run_config(folder: Path) -> SearchConfig:
+    """The settings of the search in `folder`.
+
+    Raises:
+        InputError: if there are none that can be read.
+    """
+    path = folder / SEARCH_CONFIG
+    with readable(path):
+        return SearchConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
+    """Train the student `config.pick` of `config.run` into `config.folder`, or go on where that was stopped.
+
+    Raises:
+        InputError: for input that cannot be used, or a folder that holds another training.
+        Terminated: after SIGTERM, when all is saved.
+    """
+    reporter = reporter or Reporter()
+    run = load_run(config.run)
+    row = run.pick(config.pick)
+    student = run.student(row)
+    searched = run_config(run.folder)
+    materials = resolve_training(config.training(searched), reporter)
+    job = _Job(materials, student, searched.eval_blocks, config.folder)
+    settings = {**config.to_dict(), "run": str(run.folder.resolve())}
+    check_folder(config.folder, DISTIL_CONFIG, settings)
+    group = processes(materials.device.type == "cpu")
+    if not group.main:
+        job.train(reporter)
+        return Distilled(job.student_folder, row, job.before, job.after)
+    with exclusive(config.folder):
+        identity = {**materials.identity, "student": model_sha256(student)}
+        open_folder(config.folder, DISTIL_CONFIG, settings, {**materials.environment, "inputs": identity})
+        job.train(reporter)
+        found = Distilled(job.student_folder, row, job.before, job.after)
+        job.finish(found, run.folder)
+    return found
+
+
+class _Job:
+    """A student, and all that its training needs."""
+
+    def __init__(self, materials: Materials, student: AutoDistilModel, eval_blocks: int, folder: Path) -> None:
+        self._materials, self._student, self._eval_blocks, self._folder = materials, student, eval_blocks, folder
+        materials.device.place(student)
+        self.before = self._proxy.score(student)
+
+    @property
+    def student_folder(self) -> Path:
+        """Where the model goes."""
+        return self._folder / "student"
+
+    @cached_property
+    def _proxy(self) -> RelationProxy:
+        return relation_proxy(self._materials, self._eval_blocks)
+
+    @property
+    def after(self) -> float:
+        """The student's held-out loss as it is now."""
+        return self._proxy.score(self._student)
+
+    def train(self, reporter: Reporter) -> None:
+        """All steps."""
+        materials = self._materials
+        assert materials.text is not None
+        options = replace(materials.options_of(self._student.config.subnet.layers), in_place=0.0)
+        try:
+            distill(
+                self._student,
+                materials.teacher,
+                materials.text.begin(),
+                options,
+                self.student_folder,
+                materials.device,
+                reporter,
+                f"training {self._student.config.subnet}",
+                materials.execution,
+                self,
+            )
+        finally:
+            if processes(materials.device.type == "cpu").main:
+                write_training_figure(self.student_folder, f"Training of {self._student.config.subnet}")
+
+    def due(self, step: int, steps: int) -> bool:
+        """See `distill.HeldOut`."""
+        every = self._materials.config.held_out_every
+        if every is None:
+            every = max(1, steps // 10)
+        return every > 0 and (step % every == 0 or step == steps)
+
+    def measure(self, model: AutoDistilModel) -> Sequence[tuple[str, Subnet, float]]:
+        """See `distill.HeldOut`."""
+        model.eval()
+        loss = self._proxy.score(model)
+        model.train()
+        return [("student", model.config.subnet, loss)]
+
+    def finish(self, found: Distilled, run: Path) -> None:
+        """The tokenizer, and what was gained."""
+        self._materials.teacher.tokenizer.save_pretrained(found.folder)
+        summary = {
+            "run": str(run),
+            "row": {str(key): value for key, value in found.row.items()},
+            "relation_loss": {"before": found.before, "after": found.after},
+            "measured": self._proxy.description,
+        }
+        text = json.dumps(summary, indent=2, default=str)
+        write_atomically(self._folder / _SUMMARY, lambda path: path.write_text(text))

@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,19 +47,33 @@ class Load:
 def pass_seconds(model: nn.Module, load: Load) -> list[float]:
     """Seconds of each of many forward passes, ascending; the first ones do not count."""
     with _prepared(model, load) as run:
-        for _ in range(_WARM_UP):
-            run()
-        seconds: list[float] = []
-        while len(seconds) < _LEAST_PASSES or (sum(seconds) < _SECONDS and len(seconds) < _MOST_PASSES):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-    return sorted(seconds)
+        return _timed(run)
 
 
 def latency(model: nn.Module, load: Load) -> dict[str, float]:
     """Median milliseconds of a forward pass as `latency`, and the distance of its quartiles as `latency_iqr`."""
-    milliseconds = [1000 * seconds for seconds in pass_seconds(model, load)]
+    return _latency(pass_seconds(model, load))
+
+
+def call_latency(run: Callable[[], object]) -> dict[str, float]:
+    """`latency` of any call, while no other process measures."""
+    with FileLock(_lock_path(), mode=0o666):
+        return _latency(_timed(run))
+
+
+def _timed(run: Callable[[], object]) -> list[float]:
+    for _ in range(_WARM_UP):
+        run()
+    seconds: list[float] = []
+    while len(seconds) < _LEAST_PASSES or (sum(seconds) < _SECONDS and len(seconds) < _MOST_PASSES):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)
+
+
+def _latency(seconds: Sequence[float]) -> dict[str, float]:
+    milliseconds = [1000 * each for each in seconds]
     low, median, high = statistics.quantiles(milliseconds, n=4, method="inclusive")
     return {"latency": median, "latency_iqr": high - low}
 

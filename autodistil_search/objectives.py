@@ -214,17 +214,17 @@ class Constraint:
         return over / self.bound
 
 
-def parse_constraint(text: str, known: Mapping[str, Objective]) -> Constraint:
+def parse_constraint(text: str, known: Mapping[str, Objective], flag: str = "--constraint") -> Constraint:
     """A constraint such as `params<=8M` or `throughput>=100`.
 
     Raises:
-        InputError: for anything else; it lists the objectives allowed.
+        InputError: for anything else; it names `flag` and lists the objectives allowed.
     """
     match = re.fullmatch(r"\s*([^\s<>=]+)\s*(<=|>=)\s*([^<>=]*)", text)
     if match is None or match[1] not in known:
         names = ", ".join(known)
-        raise InputError(f"--constraint {text!r}; allowed: NAME<=AMOUNT or NAME>=AMOUNT, NAME one of {names}")
-    amount = parse_amount(match[3], f"--constraint {match[1]}{match[2]}")
+        raise InputError(f"{flag} {text!r}; allowed: NAME<=AMOUNT or NAME>=AMOUNT, NAME one of {names}")
+    amount = parse_amount(match[3], f"{flag} {match[1]}{match[2]}")
     assert amount is not None
     return Constraint(known[match[1]], amount, match[2] == "<=")
 

@@ -14,9 +14,9 @@ from autodistil_search import config
 PACKAGE = Path(autodistil_search.__file__).parent
 LAYERS = [
     {"errors"},
-    {"plugins", "space", "pareto", "files", "sources", "weights", "processes", "progress"},
+    {"plugins", "space", "pareto", "files", "sources", "weights", "processes", "progress", "modeling_student"},
     {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling", "schedule", "predictor"},
-    {"transfer", "hardware", "stream", "teacher", "checkpoint", "traininglog", "partition"},
+    {"transfer", "hardware", "stream", "teacher", "checkpoint", "traininglog", "partition", "bert"},
     {"objectives", "start"},
     {"archive", "tasks"},
     {"shared"},

@@ -1,0 +1,169 @@
+"""A student in one file that needs torch and transformers only: exported folders carry a copy of it.
+
+The folder's `config.json` names this file in its `auto_map`, so that `AutoModel.from_pretrained(FOLDER,
+trust_remote_code=True)` loads the model where autodistil_search is not installed. Names of classes and weights are
+those of `autodistil_search.model`, which loads the same folder where it is installed. Trailing comments give shapes:
+B sequences, T tokens, H hidden size, A heads, D head_dim, W = A * D, F FFN width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+
+
+class AutoDistilConfig(PreTrainedConfig):
+    """Sizes of a student. Unlike BERT's, `head_dim` is free of the hidden size.
+
+    num_attention_heads, intermediate_size: a list with a number for each layer, if layers differ.
+    classifier_dropout: probability that a head drops a number of the pooled output while it is trained.
+    """
+
+    model_type = "autodistil"
+
+    vocab_size: int = 30522
+    hidden_size: int = 224
+    num_hidden_layers: int = 7
+    num_attention_heads: int | list[int] = 10
+    head_dim: int = 16
+    intermediate_size: int | list[int] = 784
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    classifier_dropout: float = 0.1
+
+
+class StudentLayer(nn.Module):
+    """A Transformer layer (post-norm, as BERT's) with heads of any width."""
+
+    def __init__(self, config: AutoDistilConfig, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, config.head_dim
+        hidden, width = config.hidden_size, heads * config.head_dim
+        self.query = nn.Linear(hidden, width)
+        self.key = nn.Linear(hidden, width)
+        self.value = nn.Linear(hidden, width)
+        self.attention_output = nn.Linear(width, hidden)
+        self.attention_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.ffn_in = nn.Linear(hidden, ffn)
+        self.ffn_out = nn.Linear(ffn, hidden)
+        self.ffn_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor, seen: Tensor | None) -> Tensor:
+        """Hidden states `(B, T, H)` to the next layer's; `seen`, `(B, 1, 1, T)`, is False where a key is padding."""
+        split = (*x.shape[:2], self.heads, self.head_dim)
+        query, key, value = (each(x).view(split).transpose(1, 2) for each in (self.query, self.key, self.value))
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)  # (B, A, T, D)
+        context = context.transpose(1, 2).reshape(*x.shape[:2], self.heads * self.head_dim)  # (B, T, W)
+        x = self.attention_norm(x + self.attention_output(context))  # (B, T, H)
+        out: Tensor = self.ffn_norm(x + self.ffn_out(self.activation(self.ffn_in(x))))  # (B, T, H)
+        return out
+
+
+class _Student(PreTrainedModel):
+    config_class = AutoDistilConfig
+    base_model_prefix = "autodistil"
+    config: AutoDistilConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, nn.Linear | nn.LayerNorm):
+            nn.init.zeros_(module.bias)
+
+
+class AutoDistilModel(_Student):
+    """The encoder."""
+
+    def __init__(self, config: AutoDistilConfig) -> None:
+        super().__init__(config)
+        hidden = config.hidden_size
+        heads, ffn_sizes = (
+            value if isinstance(value, list) else [value] * config.num_hidden_layers
+            for value in (config.num_attention_heads, config.intermediate_size)
+        )
+        self.word_embeddings = nn.Embedding(config.vocab_size, hidden)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden)
+        self.embedding_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(StudentLayer(config, *sizes) for sizes in zip(heads, ffn_sizes, strict=True))
+        self.pooler = nn.Linear(hidden, hidden)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings."""
+        return self.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]
+        """Replace the word embeddings."""
+        self.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[Tensor, Tensor]:
+        """Encode `(B, T)` token ids.
+
+        attention_mask: `(B, T)`, 1 for tokens and 0 for padding. Returns `last_hidden_state` `(B, T, H)` and
+        `pooler_output` `(B, H)`.
+        """
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        kinds = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        x = self.word_embeddings(input_ids) + self.token_type_embeddings(kinds) + self.position_embeddings(positions)
+        x = self.embedding_norm(x)  # (B, T, H)
+        seen = None if attention_mask is None else (attention_mask != 0)[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, seen)
+        pooled = torch.tanh(self.pooler(x[:, 0]))
+        if return_dict is False:
+            return x, pooled
+        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+
+
+class AutoDistilForSequenceClassification(_Student):
+    """The encoder with a linear head on its pooled output: for classes, or for a number if `config.num_labels` is 1."""
+
+    def __init__(self, config: AutoDistilConfig) -> None:
+        super().__init__(config)
+        self.autodistil = AutoDistilModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings."""
+        return self.autodistil.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]
+        """Replace the word embeddings."""
+        self.autodistil.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+        """Logits `(B, num_labels)` of `(B, T)` token ids; with `labels` `(B,)`, the loss that transformers computes."""
+        pooled = self.autodistil(input_ids, attention_mask, token_type_ids).pooler_output
+        logits = self.classifier(self.dropout(pooled))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        if return_dict is False:
+            return (logits,) if loss is None else (loss, logits)
+        return SequenceClassifierOutput(loss=loss, logits=logits)

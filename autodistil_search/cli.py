@@ -9,14 +9,14 @@ import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, Literal, NoReturn, get_type_hints
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 from autodistil_search import __version__
 from autodistil_search.config import DistilConfig, FinetuneConfig, SearchConfig, TrainConfig, flag
-from autodistil_search.errors import InputError, ScoringError, Terminated
+from autodistil_search.errors import ExportError, InputError, ScoringError, Terminated
 from autodistil_search.objectives import parse_amount
 from autodistil_search.plugins import Plugins
 from autodistil_search.processes import is_main
@@ -87,6 +87,31 @@ def make_parser() -> ArgumentParser:
     partition.add_argument("--k", type=int, required=True, help="Number of sub-spaces.")
     partition.add_argument("--to", type=str, default=".", help="Folder for the YAML files.")
     commands.add_subcommand("partition", partition, help="split a search space into K")
+    commands.add_subcommand("export", _export_parser(), help="a student as a folder that others can load")
+    return parser
+
+
+def _export_parser() -> _Parser:
+    parser = _Parser(description="Write a student as a folder that loads without this package, with a card.")
+    parser.add_argument("model", type=str, help="Folder of a finished search, or of a saved student.")
+    parser.add_argument("--to", type=str, required=True, help="Folder to write: new, empty, or an earlier export.")
+    parser.add_argument(
+        "--pick",
+        type=str | None,
+        help="Row of the frontier: knee (the default), a number from 1, cheapest first, or bounds such as flops<=200M: "
+        "of the rows that keep them, the best in the search's first objective.",
+    )
+    parser.add_argument(
+        "--format",
+        type=Literal["auto", "bert", "own"],
+        default="auto",
+        help="Stock BERT (bert), with its own modelling file (own), or the first of them that can be (auto).",
+    )
+    parser.add_argument("--onnx", action="store_true", help="Write model.onnx, checked against PyTorch (extra onnx).")
+    parser.add_argument("--int8", action="store_true", help="Write model_int8.onnx, too, and say what it costs.")
+    parser.add_argument("--teacher", type=str | None, help="Teacher to compare with, if not the search's.")
+    parser.add_argument("--license", type=str | None, help="Licence of the weights, for the card, such as apache-2.0.")
+    parser.add_argument("--push-to-hub", type=str | None, metavar="REPO_ID", help="Upload the folder to the hub.")
     return parser
 
 
@@ -143,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         _complain(error)
         return 2
-    except (FloatingPointError, OSError, MemoryError, ScoringError) as error:
+    except (FloatingPointError, OSError, MemoryError, ScoringError, ExportError) as error:
         _complain(error)
         return 1
     except KeyboardInterrupt:
@@ -200,6 +225,20 @@ def _partition(settings: Mapping[str, Any]) -> int:
     parts = partition(parent, settings["k"])
     paths = write_spaces(parts, parent, Path(settings["to"]))
     print_partition(parent, parts, paths, Console())
+    return 0
+
+
+def _export(settings: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from autodistil_search.export import ExportOptions, export
+    from autodistil_search.progress import ConsoleReporter
+
+    own = ("model", "to")
+    options = ExportOptions(**{name: value for name, value in settings.items() if name not in own})
+    reporter = ConsoleReporter(Console())
+    folder = export(Path(settings["model"]), Path(settings["to"]), options, reporter)
+    reporter.say(f"exported to {folder}; its README.md says how to load it")
     return 0
 
 
@@ -316,4 +355,5 @@ _COMMANDS = {
     "finetune": _finetune,
     "list": _list,
     "partition": _partition,
+    "export": _export,
 }

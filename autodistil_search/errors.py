@@ -12,5 +12,9 @@ class ScoringError(RuntimeError):
     """A subnet cannot be scored, whoever tries; what was scored is kept."""
 
 
+class ExportError(RuntimeError):
+    """What was exported does not compute what the student computes; nothing of it is left."""
+
+
 class Terminated(Exception):  # noqa: N818 - not an error: somebody asked for it
     """SIGTERM came, and what was done is saved; the same command goes on from there."""

@@ -305,7 +305,7 @@ def resolve_training(
         raise InputError(
             f"--seq-len {config.seq_len}; the teacher has positions for 8 to {teacher.vocabulary.positions}"
         )
-    text = _open_text(config, teacher, device, reporter or Reporter()) if needs_text else None
+    text = open_text(config, teacher, device, reporter or Reporter()) if needs_text else None
     return Materials(config, spaces, device, teacher, text)
 
 
@@ -322,7 +322,12 @@ def find_teacher(config: TrainConfig, device: Device, plugins: Plugins) -> Teach
     return Teacher(model.to(device.name), tokenizer, config.teacher, config.teacher_layer)
 
 
-def _open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: Reporter) -> Text:
+def open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: Reporter) -> Text:
+    """The text that `config` names, as `teacher` reads it.
+
+    Raises:
+        InputError: if it cannot be read, or is too short.
+    """
     if config.stream:
         group = processes(device.type == "cpu")
 

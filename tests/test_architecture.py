@@ -17,20 +17,20 @@ LAYERS = [
     {"plugins", "space", "pareto", "files", "sources", "weights", "processes", "progress", "modeling_student"},
     {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling", "schedule", "predictor"},
     {"transfer", "hardware", "stream", "teacher", "checkpoint", "traininglog", "partition", "bert"},
-    {"objectives", "start"},
+    {"objectives", "start", "onnx_files"},
     {"archive", "tasks"},
     {"shared"},
     {"distill", "proxies", "engines", "adapters"},
     {"baselines", "inputs", "comparison"},
     {"report", "runfolder", "plan", "profile"},
-    {"results", "training", "finetuning"},
-    {"scoring", "students"},
-    {"run", "worker", "tables"},
+    {"results", "training", "finetuning", "card"},
+    {"scoring", "students", "exportable"},
+    {"run", "worker", "tables", "export"},
     {"cli"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 ENTRY_POINTS = {"__init__", "__main__"}
-USERS_OF_CONFIG = {"inputs", "training", "finetuning", "students", "run", "worker", "cli"}
+USERS_OF_CONFIG = {"inputs", "training", "finetuning", "students", "exportable", "run", "worker", "cli"}
 
 
 def dotted(path):

@@ -1,0 +1,331 @@
+"""A student as a folder that others can load: weights, tokenizer, ONNX files and a card with what was measured.
+
+As stock BERT where one computes the same (`bert.py`), else with a modelling file of its own (`modeling_student.py`), so
+that nobody who loads it needs this package.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+from transformers import PreTrainedModel
+
+from autodistil_search import hardware, modeling_student, onnx_files
+from autodistil_search.bert import bert_heads, bert_sizes, to_bert
+from autodistil_search.card import Card, Variant
+from autodistil_search.cost import FLOPS_SEQ_LEN, flops
+from autodistil_search.errors import ExportError, InputError
+from autodistil_search.exportable import CPU, Exportable, Student, find_exportable
+from autodistil_search.files import read_json, whole_folder
+from autodistil_search.hardware import Load
+from autodistil_search.model import AutoDistilForSequenceClassification, quiet_transformers
+from autodistil_search.onnx_files import MODEL, MODEL_INT8, TOLERANCE
+from autodistil_search.progress import Reporter
+from autodistil_search.runfolder import versions
+from autodistil_search.space import Subnet
+
+Format = Literal["auto", "bert", "own"]
+RECORD = "export.json"
+"""What was measured, and the files of the export; it tells a folder of ours from others."""
+_WEIGHTS = "model.safetensors"
+_OWN_FILE = "modeling_student.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to export, and how.
+
+    Attributes:
+        pick: Row of a run's frontier (`Run.pick`); the knee if not given.
+        format: bert, own, or the first of them that can be.
+        onnx: Whether to write `model.onnx`.
+        int8: Whether to write `model_int8.onnx`, too; takes `onnx` along.
+        teacher: In place of the run's; for a saved student, the one it is compared with.
+        license: Of the weights, as the hub names it.
+        push_to_hub: Repository to upload the folder to.
+
+    Raises:
+        InputError: for a value that is not allowed, or what needs an extra that is not installed.
+    """
+
+    pick: str | None = None
+    format: Format = "auto"
+    onnx: bool = False
+    int8: bool = False
+    teacher: str | None = None
+    license: str | None = None
+    push_to_hub: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(Format):
+            raise InputError(f"--format {self.format!r}; allowed: {', '.join(get_args(Format))}")
+        if self.writes_onnx:
+            onnx_files.require_onnx()
+        if self.push_to_hub is not None:
+            try:
+                validate_repo_id(self.push_to_hub)
+            except HFValidationError:
+                raise InputError(f"--push-to-hub {self.push_to_hub!r}; allowed: NAME or OWNER/NAME") from None
+
+    @property
+    def writes_onnx(self) -> bool:
+        """Whether there will be ONNX files."""
+        return self.onnx or self.int8
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was found out about an export: rows of the card, the teacher's last if there is one, and notes."""
+
+    variants: list[Variant]
+    notes: list[str]
+    load: Load
+
+
+def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | None = None) -> Path:
+    """Write the student of `source`, a run's folder or a saved student's, into the folder `to`, which is returned.
+
+    Raises:
+        InputError: for input that cannot be used, before anything is written.
+        ExportError: if the exported model or its ONNX file computes something else than the student.
+    """
+    reporter = reporter or Reporter()
+    _check_target(to)
+    found = find_exportable(source, options.pick, options.teacher, options.writes_onnx, reporter)
+    exported = _converted(found.student, options.format)
+    with whole_folder(to) as folder:
+        with quiet_transformers():
+            exported.save_pretrained(folder)
+            _save_tokenizer(found, folder)
+            exported = type(exported).from_pretrained(folder, use_safetensors=True).eval()
+        if _is_own(exported):
+            shutil.copyfile(modeling_student.__file__, folder / _OWN_FILE)
+        measured = _measure(found, exported, folder, options, reporter)
+        _write_words(found, exported, measured, options, folder, to.name)
+    for note in measured.notes:
+        reporter.say(note.replace("`", ""))
+    if options.push_to_hub is not None:
+        reporter.say(f"uploaded to {push(to, options.push_to_hub)}")
+    return to
+
+
+def push(folder: Path, repo_id: str) -> str:
+    """Upload an exported folder to the hub, into a repository that is made if there is none; returns its address."""
+    address = huggingface_hub.create_repo(repo_id, exist_ok=True)
+    huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload an exported student")
+    return str(address)
+
+
+def _check_target(to: Path) -> None:
+    """Refuse a place for the folder that holds anything but an earlier export."""
+    if to.is_symlink() or (to.exists() and not to.is_dir()):
+        raise InputError(f"--to {str(to)!r} is not a folder; allowed: a new or empty folder, or an earlier export")
+    names = {str(item.relative_to(to)) for item in to.rglob("*") if item.is_file()} if to.exists() else set()
+    known = set(read_json(to / RECORD).get("files", ())) if RECORD in names else set()
+    if strangers := sorted(names - known):
+        raise InputError(
+            f"--to {str(to)!r} holds {strangers[0]!r}, which no export wrote; allowed: a new or empty folder, or an "
+            "earlier export"
+        )
+
+
+def _converted(student: Student, wanted: Format) -> PreTrainedModel:
+    """The student in the format wanted."""
+    subnet = student.config.subnet
+    if wanted == "own" or (wanted == "auto" and bert_heads(subnet) is None):
+        return _standalone(student)
+    if bert_heads(subnet) is None:
+        raise InputError(f"--format bert, but no BERT is equal to {subnet}: {_why_no_bert(subnet)}; allowed: own")
+    return to_bert(student)
+
+
+def _why_no_bert(subnet: Subnet) -> str:
+    if len({layer.ffn_size for layer in subnet.each_layer}) > 1:
+        return "its layers have unlike FFN sizes"
+    return (
+        f"no divisor of hidden size {subnet.hidden_size} is at least {subnet.heads} and leaves heads at least "
+        f"{subnet.head_dim} wide"
+    )
+
+
+def _standalone(student: Student) -> PreTrainedModel:
+    """The same model in the classes of the file that goes with it, which the configuration names."""
+    with_head = isinstance(student, AutoDistilForSequenceClassification)
+    kinds = modeling_student.AutoDistilForSequenceClassification, modeling_student.AutoDistilModel
+    settings = {key: value for key, value in student.config.to_dict().items() if key != "search_space"}
+    config = modeling_student.AutoDistilConfig(**settings)
+    names = ("AutoDistilConfig", "AutoDistilModel", "AutoDistilForSequenceClassification")
+    autos = ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification")
+    stem = Path(_OWN_FILE).stem
+    config.auto_map = {auto: f"{stem}.{name}" for auto, name in zip(autos, names, strict=True)}
+    model: PreTrainedModel = kinds[0 if with_head else 1](config)
+    model.load_state_dict(student.state_dict())
+    model.eval()
+    return model
+
+
+def _is_own(model: PreTrainedModel) -> bool:
+    return isinstance(model.config, modeling_student.AutoDistilConfig)
+
+
+def _save_tokenizer(found: Exportable, folder: Path) -> None:
+    tokenizer = found.tokenizer
+    tokenizer.model_max_length = min(tokenizer.model_max_length, found.student.config.max_position_embeddings)
+    tokenizer.save_pretrained(folder)
+
+
+def _measure(
+    found: Exportable, exported: PreTrainedModel, folder: Path, options: ExportOptions, reporter: Reporter
+) -> _Measured:
+    """Check the exported model against the student, write and check the ONNX files, and time them all."""
+    reporter.say("measuring")
+    student, teacher = found.student, found.teacher
+    positions = [student.config.max_position_embeddings] + ([teacher.vocabulary.positions] if teacher else [])
+    load = Load(1, min(FLOPS_SEQ_LEN, *positions), CPU)
+    sizes = student.config.subnet if _is_own(exported) else bert_sizes(student.config.subnet)
+    kind = "own modelling file" if _is_own(exported) else f"stock `{type(exported).__name__}`"
+    variants = [_variant(f"PyTorch, {kind}", exported, sizes, folder / _WEIGHTS, hardware.latency(exported, load))]
+    measured = _Measured(variants, [_format_note(found, exported, options.format)], load)
+    if options.writes_onnx:
+        _measure_onnx(found, exported, folder, measured, options.int8)
+    if teacher is not None:
+        numbers = hardware.latency(teacher.model, load)
+        params = sum(each.numel() for each in teacher.model.parameters())
+        variants.append(Variant("the teacher, PyTorch", "", params, None, 4 * params / 1e6, **numbers))
+    return measured
+
+
+def _variant(name: str, model: PreTrainedModel, sizes: Subnet, path: Path, numbers: dict[str, float]) -> Variant:
+    params = sum(each.numel() for each in model.parameters())
+    return Variant(name, path.name, params, _flops(model, sizes), path.stat().st_size / 1e6, **numbers)
+
+
+def _flops(model: PreTrainedModel, sizes: Subnet) -> int:
+    """Multiply-adds of an encoder of those sizes and, if `model` has one, its head."""
+    head: torch.nn.Linear | None = getattr(model, "classifier", None)
+    return flops(sizes) + (0 if head is None else head.weight.numel())
+
+
+def _format_note(found: Exportable, exported: PreTrainedModel, wanted: Format) -> str:
+    difference = _difference(found, exported)
+    mine, agreed = (
+        found.student.config.subnet,
+        f"Largest absolute difference to the student's outputs: {difference:.1e}.",
+    )
+    if _is_own(exported):
+        why = "as asked for" if wanted == "own" else f"because {_why_no_bert(mine)}"
+        return f"The folder has a modelling file of its own, {why}. {agreed}"
+    sizes, params = bert_sizes(mine), [sum(p.numel() for p in each.parameters()) for each in (exported, found.student)]
+    if params[0] == params[1]:
+        return f"Stock `{type(exported).__name__}`, with the student's own sizes. {agreed}"
+    return (
+        f"Stock `{type(exported).__name__}`: {sizes.heads} heads of {sizes.head_dim}, which hold the student's "
+        f"{mine.heads} of {mine.head_dim} and zeros. Zeros change no output, but they are stored and computed with: "
+        f"{params[0]:,} parameters and {_flops(exported, sizes):,} multiply-adds, where the student has {params[1]:,} "
+        f"and {_flops(exported, mine):,}. {agreed}"
+    )
+
+
+@torch.no_grad()
+def _difference(found: Exportable, exported: PreTrainedModel) -> float:
+    """The largest absolute difference of the exported model's outputs to the student's.
+
+    Raises:
+        ExportError: if it is more than rounding.
+    """
+    largest = 0.0
+    for batch in found.sample.batches():
+        given = onnx_files.inputs_of(exported, *batch)
+        pairs = zip(found.student(**given, return_dict=False), exported(**given, return_dict=False), strict=True)
+        largest = max(largest, *(float((mine - theirs).abs().max()) for mine, theirs in pairs))
+    return _agreeing(largest, f"the exported {type(exported).__name__}")
+
+
+def _agreeing(difference: float, what: str) -> float:
+    if not difference <= TOLERANCE:  # a NaN is no agreement
+        raise ExportError(f"{what} differs from the student by {difference:.2e}; allowed: at most {TOLERANCE:g}")
+    return difference
+
+
+def _measure_onnx(found: Exportable, exported: PreTrainedModel, folder: Path, measured: _Measured, int8: bool) -> None:
+    """Write the ONNX files, check the first against the exported model, and say what the second costs."""
+    model, sizes, path = _standalone(found.student), found.student.config.subnet, folder / MODEL
+    onnx_files.write_onnx(model, found.sample, path)
+    difference = onnx_files.largest_difference(exported, path, found.sample)
+    _agreeing(difference, MODEL)
+    measured.variants.append(_variant("ONNX Runtime", model, sizes, path, _onnx_latency(model, path, measured.load)))
+    shapes = len(list(found.sample.batches()))
+    measured.notes.append(
+        f"`{MODEL}` holds the student without zeros; batch size and length are free. Largest absolute difference to "
+        f"PyTorch: {difference:.1e}, in {shapes} shapes with padding of {found.sample.words}."
+    )
+    if not int8:
+        return
+    target = folder / MODEL_INT8
+    onnx_files.write_int8(path, target)
+    numbers = _onnx_latency(model, target, measured.load)
+    measured.variants.append(_variant("ONNX Runtime, int8", model, sizes, target, numbers))
+    measured.notes.append(f"`{MODEL_INT8}` has weights in 8 bits. {_int8_costs(model, path, target, found)}")
+
+
+def _onnx_latency(model: PreTrainedModel, path: Path, load: Load) -> dict[str, float]:
+    ids = torch.randint(model.config.vocab_size, (load.batch, load.seq_len), generator=torch.Generator().manual_seed(0))
+    run = onnx_files.runner(path)
+    return hardware.call_latency(partial(run, onnx_files.inputs_of(model, ids, torch.ones_like(ids))))
+
+
+def _int8_costs(model: PreTrainedModel, path: Path, target: Path, found: Exportable) -> str:
+    """What rounding to 8 bits changes in what the model is for, on the sample, in words."""
+    sample = found.sample
+    if getattr(model, "classifier", None) is None:
+        cosines = onnx_files.embedding_cosines(path, target, model, sample)
+        return (
+            f"Cosine similarity of its mean token embeddings to those of `{MODEL}`, on {sample.words}: mean "
+            f"{cosines.mean():.5f}, worst {cosines.min():.5f}."
+        )
+    a_class = cast(int, model.config.num_labels) > 1
+    difference, same = onnx_files.logit_differences(path, target, model, sample)
+    classes = f"; the same class for {same:.1%}" if a_class else ""
+    return (
+        f"Mean absolute difference of its logits to those of `{MODEL}`, on {sample.words}: {difference:.5f}{classes}."
+    )
+
+
+def _write_words(
+    found: Exportable, exported: PreTrainedModel, measured: _Measured, options: ExportOptions, folder: Path, name: str
+) -> None:
+    """Write the card, and what was measured as JSON."""
+    with_head = isinstance(found.student, AutoDistilForSequenceClassification)
+    Card(
+        name=options.push_to_hub or name,
+        student=str(found.student.config.subnet),
+        labels=found.student.config.num_labels or 1 if with_head else 0,
+        own_file=_is_own(exported),
+        variants=measured.variants,
+        has_teacher=found.teacher is not None,
+        onnx=options.writes_onnx,
+        load=measured.load.words,
+        notes=measured.notes,
+        facts=[*found.facts, ("versions", ", ".join(f"{key} {value}" for key, value in versions().items()))],
+        objectives=found.objectives,
+        base_model=found.base_model,
+        licence=options.license,
+    ).write(folder / "README.md")
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    record = {
+        "variants": [asdict(each) for each in measured.variants],
+        "load": measured.load.words,
+        "notes": measured.notes,
+        "versions": versions(),
+        "files": [*files, RECORD],
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")

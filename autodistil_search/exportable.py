@@ -1,0 +1,209 @@
+"""What can be exported: the student of a finished run, or one that was saved; with tokenizer, teacher and text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from autodistil_search.card import ObjectiveValue
+from autodistil_search.config import SearchConfig
+from autodistil_search.device import Device
+from autodistil_search.errors import InputError
+from autodistil_search.files import read_json, readable
+from autodistil_search.inputs import find_teacher, open_text
+from autodistil_search.model import (
+    AutoDistilConfig,
+    AutoDistilForSequenceClassification,
+    AutoDistilModel,
+    quiet_transformers,
+)
+from autodistil_search.onnx_files import Sample
+from autodistil_search.plugins import Plugins
+from autodistil_search.progress import Reporter
+from autodistil_search.report import shown
+from autodistil_search.results import load_run
+from autodistil_search.runfolder import SEARCH_CONFIG
+from autodistil_search.teacher import PACKAGED, Teacher
+
+CPU = Device("cpu", "fp32")
+"""Where exported students are checked and measured: every user has it, in both runtimes."""
+SAMPLE_BLOCKS = 64
+_PACKAGED_ID = "sentence-transformers/all-MiniLM-L6-v2"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+_SENTENCES = (
+    "The committee met on Tuesday to discuss the budget for the coming year.",
+    "Rain is expected in the north, with heavy showers towards the evening.",
+    "How do I reset the password of my account?",
+    "She sold the house by the lake and moved to the city.",
+    "No.",
+    "The engine failed twice during the test, but nobody was hurt.",
+    "Water boils at a lower temperature on high mountains than at the sea.",
+    "I would not recommend this restaurant: the service was slow and the food was cold.",
+    "A train left the station at noon; another, much faster one followed it an hour later, and both arrived together.",
+    "The treaty was signed in the spring, and the troops withdrew before the harvest.",
+    "What a wonderful performance!",
+    "Prices rose by three per cent, wages by less than one.",
+    "The old bridge was closed to traffic because its foundations had begun to sink.",
+    "Please send the signed form to the address below, together with a copy of your passport.",
+    "He plays the violin, and his sister plays the piano.",
+    "Scientists have found that the birds return to the same island every year, often to the very same nest.",
+)
+
+Student = AutoDistilModel | AutoDistilForSequenceClassification
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A student and all that its folder and card need.
+
+    Attributes:
+        sample: Token ids of text, to compare runtimes on.
+        facts: Of the card: teacher, text and training, as far as they are known.
+        objectives: Of the card: what the search knew.
+    """
+
+    student: Student
+    tokenizer: PreTrainedTokenizerBase
+    teacher: Teacher | None
+    sample: Sample
+    facts: Sequence[tuple[str, str]] = ()
+    objectives: Sequence[ObjectiveValue] = field(default_factory=tuple)
+
+    @property
+    def base_model(self) -> str | None:
+        """The teacher's id on the hub; None if there is no teacher, or it has none that we know of."""
+        name = self.teacher.name if self.teacher else ""
+        if name == PACKAGED:
+            return _PACKAGED_ID
+        return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() else None
+
+
+def find_exportable(
+    source: Path, pick: str | None, teacher: str | None, with_text: bool, reporter: Reporter
+) -> Exportable:
+    """What `source` holds.
+
+    Args:
+        source: Folder of a finished run, or of a saved student.
+        pick: Row of the run's frontier (`Run.pick`); the knee if not given.
+        teacher: In place of the run's; or, for a saved student, the one it is compared with.
+        with_text: Whether to take the sample from the run's held-out text.
+        reporter: Is told what takes time.
+
+    Raises:
+        InputError: if it holds neither, or what belongs to it cannot be used.
+    """
+    if (source / "summary.json").is_file():
+        return _of_run(source, pick or "knee", teacher, with_text, reporter)
+    if not (source / "config.json").is_file():
+        raise InputError(
+            f"{str(source)!r} holds neither a finished run nor a saved student; allowed: the --out folder of a search "
+            "that ended, or what save_pretrained wrote of a student"
+        )
+    if pick is not None:
+        raise InputError(f"--pick {pick!r}, but {str(source)!r} holds one student; allowed: --pick with a run's folder")
+    return _of_folder(source, teacher)
+
+
+def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, reporter: Reporter) -> Exportable:
+    run = load_run(folder)
+    row = run.pick(pick)
+    with readable(folder / SEARCH_CONFIG):
+        config = SearchConfig.from_dict(yaml.safe_load((folder / SEARCH_CONFIG).read_text(encoding="utf-8")))
+    config = replace(config, device="cpu", precision="fp32")
+    if teacher_name is not None:
+        config = replace(config, teacher=teacher_name)
+    teacher, student = find_teacher(config, CPU, Plugins()), run.student(row)
+    _check_vocabulary(teacher.tokenizer, student)
+    sample = _sentences(teacher.tokenizer, student)
+    if with_text:
+        blocks = open_text(config, teacher, CPU, reporter).held_out.spread(SAMPLE_BLOCKS)
+        words = f"{len(blocks)} blocks of {config.seq_len} tokens of the run's held-out text"
+        sample = Sample(blocks, torch.ones_like(blocks), words)
+    objectives = [
+        ObjectiveValue(
+            each.label, each.name, shown(row[each.name]), each.unit, "lower" if each.minimised(1) > 0 else "higher"
+        )
+        for each in run.report.columns
+    ]
+    facts = _facts(config, dict(run.report.conditions), teacher)
+    place = list(run.frontier.index).index(row.name) + 1
+    facts.append(("subnet", f"row {place} of {len(run.frontier)} of the frontier of space {row['space']}"))
+    return Exportable(student, teacher.tokenizer, teacher, sample, facts, objectives)
+
+
+def _facts(config: SearchConfig, conditions: dict[str, str], teacher: Teacher) -> list[tuple[str, str]]:
+    """Teacher, text and training of a run; of files and folders the names, as their places are no one else's matter."""
+    facts = [("teacher", f"{_named(teacher.name)} ({teacher.subnet})")]
+    texts = ", ".join(config.texts)
+    if (text := conditions.get("text")) is not None:
+        described = text.removeprefix(f"{texts}: ")
+        facts.append(("text", f"{', '.join(map(_named, config.texts))}: {described}"))
+    facts += [(key, conditions[key]) for key in ("training", "proxy") if key in conditions]
+    return facts
+
+
+def _named(name: str) -> str:
+    if name == PACKAGED:
+        return name
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def _of_folder(folder: Path, teacher_name: str | None) -> Exportable:
+    student = _load_student(folder)
+    teacher = None if teacher_name is None else find_teacher(SearchConfig(teacher=teacher_name), CPU, Plugins())
+    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        with readable(folder), quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    elif teacher is not None:
+        tokenizer = teacher.tokenizer
+    else:
+        raise InputError(
+            f"{str(folder)!r} holds no tokenizer; allowed: a folder where the tokenizer was saved, too, or --teacher "
+            "with the model it comes from"
+        )
+    _check_vocabulary(tokenizer, student)
+    facts = [] if teacher is None else [("teacher", f"{_named(teacher.name)} ({teacher.subnet})")]
+    facts.append(("student", "given as a folder; what it was trained on is not known here"))
+    return Exportable(student, tokenizer, teacher, _sentences(tokenizer, student), facts)
+
+
+def _load_student(folder: Path) -> Student:
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != AutoDistilConfig.model_type:
+        raise InputError(
+            f"{str(folder)!r} holds a model of type {config.get('model_type')!r}; allowed: "
+            f"{AutoDistilConfig.model_type!r}, a student that was saved"
+        )
+    if config.get("search_space"):
+        raise InputError(f"{str(folder)!r} holds a SuperLM; allowed: the run that searched it, with --pick")
+    with_head = any("SequenceClassification" in name for name in config.get("architectures") or ())
+    kind: Any = AutoDistilForSequenceClassification if with_head else AutoDistilModel
+    with readable(folder / "model.safetensors"), quiet_transformers():
+        student, loading = kind.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise InputError(f"{str(folder)!r} lacks {len(missing)} weights, {missing[0]!r} first; allowed: all weights")
+    return cast(Student, student.eval())
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, student: Student) -> None:
+    if len(tokenizer) > student.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer):,} tokens and the student {student.config.vocab_size:,} embeddings; "
+            "allowed: the tokenizer that the student was trained with"
+        )
+
+
+def _sentences(tokenizer: PreTrainedTokenizerBase, student: Student) -> Sample:
+    most = student.config.max_position_embeddings
+    found = tokenizer(list(_SENTENCES), padding=True, truncation=True, max_length=most, return_tensors="pt")
+    return Sample(found["input_ids"], found["attention_mask"], f"{len(_SENTENCES)} built-in English sentences")

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
@@ -103,7 +103,7 @@ def _export_parser() -> _Parser:
     )
     parser.add_argument(
         "--format",
-        type=Literal["auto", "bert", "own"],
+        type=str,
         default="auto",
         help="Stock BERT (bert), with its own modelling file (own), or the first of them that can be (auto).",
     )

@@ -98,7 +98,7 @@ def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | 
         InputError: for input that cannot be used, before anything is written.
         ExportError: if the exported model or its ONNX file computes something else than the student.
     """
-    reporter = reporter or Reporter()
+    reporter, to = reporter or Reporter(), to.absolute()
     _check_target(to)
     found = find_exportable(source, options.pick, options.teacher, options.writes_onnx, reporter)
     exported = _converted(found.student, options.format)
@@ -119,9 +119,17 @@ def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | 
 
 
 def push(folder: Path, repo_id: str) -> str:
-    """Upload an exported folder to the hub, into a repository that is made if there is none; returns its address."""
-    address = huggingface_hub.create_repo(repo_id, exist_ok=True)
-    huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload an exported student")
+    """Upload an exported folder to the hub, into a repository that is made if there is none; returns its address.
+
+    Raises:
+        OSError: if that fails; the folder stays.
+    """
+    try:
+        address = huggingface_hub.create_repo(repo_id, exist_ok=True)
+        huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload an exported student")
+    except Exception as error:  # whatever token, name or connection lead to
+        reason = " ".join(str(error).split())[:300]
+        raise OSError(f"{folder} is written, but cannot be uploaded to {repo_id}: {reason}") from None
     return str(address)
 
 
@@ -129,7 +137,7 @@ def _check_target(to: Path) -> None:
     """Refuse a place for the folder that holds anything but an earlier export."""
     if to.is_symlink() or (to.exists() and not to.is_dir()):
         raise InputError(f"--to {str(to)!r} is not a folder; allowed: a new or empty folder, or an earlier export")
-    names = {str(item.relative_to(to)) for item in to.rglob("*") if item.is_file()} if to.exists() else set()
+    names = {item.name for item in to.iterdir()} if to.exists() else set()
     known = set(read_json(to / RECORD).get("files", ())) if RECORD in names else set()
     if strangers := sorted(names - known):
         raise InputError(
@@ -320,7 +328,7 @@ def _write_words(
         base_model=found.base_model,
         licence=options.license,
     ).write(folder / "README.md")
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    files = sorted(path.name for path in folder.iterdir())
     record = {
         "variants": [asdict(each) for each in measured.variants],
         "load": measured.load.words,

@@ -129,7 +129,11 @@ def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, 
         sample = Sample(blocks, torch.ones_like(blocks), words)
     objectives = [
         ObjectiveValue(
-            each.label, each.name, shown(row[each.name]), each.unit, "lower" if each.minimised(1) > 0 else "higher"
+            each.label,
+            each.name,
+            shown(float(row[each.name])),
+            each.unit,
+            "lower" if each.minimised(1) > 0 else "higher",
         )
         for each in run.report.columns
     ]

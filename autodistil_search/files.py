@@ -44,7 +44,7 @@ def move_into_place(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` to write into, which takes its name, and its place, once all is on disk.
+    """A new folder beside `path` to write files into, which takes its name, and its place, once all is on disk.
 
     If anything fails inside, what was written is gone and what stood at `path` stays. A killed process leaves at most
     the folder's `.NAME.new`, which the next one clears.
@@ -56,7 +56,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        for file in (each for each in new.rglob("*") if each.is_file()):
+        for file in new.iterdir():
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
         if path.exists():

@@ -61,7 +61,7 @@ def commands_in(page):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/training.md", "docs/workers.md", "docs/plugins.md", "docs/tasks.md"]
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("training", "workers", "plugins", "tasks", "export"))]
 )
 def test_the_commands_of_a_page_are_accepted(page):
     parsed = [make_parser().parse_args(words) for words in commands_in(page)]
@@ -88,9 +88,9 @@ def test_every_flag_named_in_readme_and_docs_exists():
     known |= {"--cpu", "--mixed_precision"}  # of accelerate launch and torchrun
     for page in (
         ROOT / "README.md",
-        *(ROOT / "docs" / f"{name}.md" for name in ("design", "training", "plugins", "workers", "tasks")),
+        *(ROOT / "docs" / f"{name}.md" for name in ("design", "training", "plugins", "workers", "tasks", "export")),
     ):
-        named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", page.read_text()))
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", page.read_text()))
         assert named <= known, named - known
 
 

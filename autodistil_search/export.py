@@ -224,7 +224,10 @@ def _flops(model: PreTrainedModel, sizes: Subnet) -> int:
 
 
 def _format_note(found: Exportable, exported: PreTrainedModel, wanted: Format) -> str:
-    difference = _difference(found, exported)
+    difference = onnx_files.largest_difference(
+        exported, lambda given: found.student(**given, return_dict=False), found.sample
+    )
+    _agreeing(difference, f"the exported {type(exported).__name__}")
     mine, agreed = (
         found.student.config.subnet,
         f"Largest absolute difference to the student's outputs: {difference:.1e}.",
@@ -243,22 +246,12 @@ def _format_note(found: Exportable, exported: PreTrainedModel, wanted: Format) -
     )
 
 
-@torch.no_grad()
-def _difference(found: Exportable, exported: PreTrainedModel) -> float:
-    """The largest absolute difference of the exported model's outputs to the student's.
+def _agreeing(difference: float, what: str) -> float:
+    """That difference to the student's outputs.
 
     Raises:
         ExportError: if it is more than rounding.
     """
-    largest = 0.0
-    for batch in found.sample.batches():
-        given = onnx_files.inputs_of(exported, *batch)
-        pairs = zip(found.student(**given, return_dict=False), exported(**given, return_dict=False), strict=True)
-        largest = max(largest, *(float((mine - theirs).abs().max()) for mine, theirs in pairs))
-    return _agreeing(largest, f"the exported {type(exported).__name__}")
-
-
-def _agreeing(difference: float, what: str) -> float:
     if not difference <= TOLERANCE:  # a NaN is no agreement
         raise ExportError(f"{what} differs from the student by {difference:.2e}; allowed: at most {TOLERANCE:g}")
     return difference
@@ -268,8 +261,7 @@ def _measure_onnx(found: Exportable, exported: PreTrainedModel, folder: Path, me
     """Write the ONNX files, check the first against the exported model, and say what the second costs."""
     model, sizes, path = _standalone(found.student), found.student.config.subnet, folder / MODEL
     onnx_files.write_onnx(model, found.sample, path)
-    difference = onnx_files.largest_difference(exported, path, found.sample)
-    _agreeing(difference, MODEL)
+    difference = _agreeing(onnx_files.largest_difference(exported, onnx_files.runner(path), found.sample), MODEL)
     measured.variants.append(_variant("ONNX Runtime", model, sizes, path, _onnx_latency(model, path, measured.load)))
     shapes = len(list(found.sample.batches()))
     measured.notes.append(

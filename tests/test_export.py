@@ -279,6 +279,7 @@ def test_the_card_holds_what_was_measured(
     assert f"{student.num_parameters():,}" in card
     assert teacher_row["name"] == "the teacher, PyTorch"
     assert "1 x 40 tokens, cpu fp32, " in card
+    assert "architecture search after" not in card  # of a saved student nobody knows that here
     assert "3 heads of 16, which hold the student's 3 of 8 and zeros" in card
     texts = [path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".json")]
     assert str(tmp_path) not in "".join(texts)
@@ -314,6 +315,7 @@ def test_a_picked_row_of_a_run_is_exported_with_what_is_known_of_it(run: Run, tm
     assert "3 steps of 2 x 16 tokens" in card
     assert "toy.txt: " in card
     assert "toy-bert (3x48" in card
+    assert "It was found by a multi-objective\narchitecture search" in card
     assert str(tmp_path) not in card
     onnx_row = json.loads((folder / "export.json").read_text())["variants"][1]
     assert onnx_row["params"] == row["params"]
@@ -544,6 +546,18 @@ def test_the_student_file_trains_as_ours_does(toy_batch: Callable[..., tuple[Ten
     output.loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1, 2])))
+
+
+def test_a_card_names_the_packaged_teacher_as_the_hub_does(
+    saved: Callable[..., tuple[Any, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_teacher: Any
+) -> None:
+    teacher = toy_teacher()
+    teacher.name = "packaged"
+    monkeypatch.setattr("autodistil_search.exportable.find_teacher", lambda *_: teacher)
+    _, source = saved()
+    card = (export(source, tmp_path / "out", ExportOptions(teacher="packaged")) / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert "| teacher | sentence-transformers/all-MiniLM-L6-v2 (3x48, " in card
 
 
 def test_the_teacher_of_a_run_can_be_replaced_and_must_exist(

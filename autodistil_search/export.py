@@ -10,6 +10,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -305,6 +306,7 @@ def _write_words(
 ) -> None:
     """Write the card, and what was measured as JSON."""
     with_head = isinstance(found.student, AutoDistilForSequenceClassification)
+    used = versions() | ({"onnxruntime": metadata.version("onnxruntime")} if options.writes_onnx else {})
     Card(
         name=options.push_to_hub or name,
         student=str(found.student.config.subnet),
@@ -315,7 +317,7 @@ def _write_words(
         onnx=options.writes_onnx,
         load=measured.load.words,
         notes=measured.notes,
-        facts=[*found.facts, ("versions", ", ".join(f"{key} {value}" for key, value in versions().items()))],
+        facts=[*found.facts, ("versions", ", ".join(f"{key} {value}" for key, value in used.items()))],
         objectives=found.objectives,
         base_model=found.base_model,
         licence=options.license,
@@ -325,7 +327,7 @@ def _write_words(
         "variants": [asdict(each) for each in measured.variants],
         "load": measured.load.words,
         "notes": measured.notes,
-        "versions": versions(),
+        "versions": used,
         "files": [*files, RECORD],
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")

@@ -281,6 +281,7 @@ def test_the_card_holds_what_was_measured(
     assert "1 x 40 tokens, cpu fp32, " in card
     assert "architecture search after" not in card  # of a saved student nobody knows that here
     assert "3 heads of 16, which hold the student's 3 of 8 and zeros" in card
+    assert f"onnxruntime {onnxruntime.__version__}" in card
     texts = [path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".json")]
     assert str(tmp_path) not in "".join(texts)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from autodistil_search.card import ObjectiveValue
@@ -29,7 +28,6 @@ from autodistil_search.plugins import Plugins
 from autodistil_search.progress import Reporter
 from autodistil_search.report import shown
 from autodistil_search.results import load_run
-from autodistil_search.runfolder import SEARCH_CONFIG
 from autodistil_search.teacher import PACKAGED, Teacher
 
 CPU = Device("cpu", "fp32")
@@ -116,9 +114,7 @@ def find_exportable(
 def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, reporter: Reporter) -> Exportable:
     run = load_run(folder)
     row = run.pick(pick)
-    with readable(folder / SEARCH_CONFIG):
-        config = SearchConfig.from_dict(yaml.safe_load((folder / SEARCH_CONFIG).read_text(encoding="utf-8")))
-    config = replace(config, device="cpu", precision="fp32")
+    config = replace(run.config, device="cpu", precision="fp32")
     if teacher_name is not None:
         config = replace(config, teacher=teacher_name)
     teacher, student = find_teacher(config, CPU, Plugins()), run.student(row)

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from autodistil_search import baselines
+from autodistil_search.config import SearchConfig
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, write_atomically
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import Constraint, Objective, parse_constraint
 from autodistil_search.report import REPORT_FILES, ParetoReport, frontier_figure
+from autodistil_search.runfolder import SEARCH_CONFIG
 from autodistil_search.space import Subnet
 
 if TYPE_CHECKING:
@@ -66,6 +69,17 @@ class Run:
     folder: Path
     report: ParetoReport = field(repr=False)
     summary: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def config(self) -> SearchConfig:
+        """All that was chosen.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        path = self.folder / SEARCH_CONFIG
+        with readable(path):
+            return SearchConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
     @property
     def evaluations(self) -> pd.DataFrame:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from autodistil_search.config import DistilConfig, SearchConfig
+from autodistil_search.config import DistilConfig
 from autodistil_search.distill import distill
-from autodistil_search.files import readable, write_atomically
+from autodistil_search.files import write_atomically
 from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.processes import processes
@@ -22,7 +21,7 @@ from autodistil_search.progress import Reporter
 from autodistil_search.proxies import RelationProxy
 from autodistil_search.report import write_training_figure
 from autodistil_search.results import load_run
-from autodistil_search.runfolder import SEARCH_CONFIG, check_folder, exclusive, open_folder
+from autodistil_search.runfolder import check_folder, exclusive, open_folder
 from autodistil_search.space import Subnet
 from autodistil_search.teacher import model_sha256
 from autodistil_search.training import relation_proxy
@@ -48,17 +47,6 @@ class Distilled:
     after: float
 
 
-def run_config(folder: Path) -> SearchConfig:
-    """The settings of the search in `folder`.
-
-    Raises:
-        InputError: if there are none that can be read.
-    """
-    path = folder / SEARCH_CONFIG
-    with readable(path):
-        return SearchConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-
-
 def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
     """Train the student `config.pick` of `config.run` into `config.folder`, or go on where that was stopped.
 
@@ -70,9 +58,8 @@ def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
     run = load_run(config.run)
     row = run.pick(config.pick)
     student = run.student(row)
-    searched = run_config(run.folder)
-    materials = resolve_training(config.training(searched), reporter)
-    job = _Job(materials, student, searched.eval_blocks, config.folder)
+    materials = resolve_training(config.training(run.config), reporter)
+    job = _Job(materials, student, run.config.eval_blocks, config.folder)
     settings = {**config.to_dict(), "run": str(run.folder.resolve())}
     check_folder(config.folder, DISTIL_CONFIG, settings)
     group = processes(materials.device.type == "cpu")

@@ -30,7 +30,7 @@ LAYERS = [
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 ENTRY_POINTS = {"__init__", "__main__"}
-USERS_OF_CONFIG = {"inputs", "training", "finetuning", "students", "exportable", "run", "worker", "cli"}
+USERS_OF_CONFIG = {"inputs", "results", "training", "finetuning", "students", "exportable", "run", "worker", "cli"}
 
 
 def dotted(path):

@@ -93,7 +93,7 @@ def make_parser() -> ArgumentParser:
 
 def _export_parser() -> _Parser:
     parser = _Parser(description="Write a student as a folder that loads without this package, with a card.")
-    parser.add_argument("model", type=str, help="Folder of a finished search, or of a saved student.")
+    parser.add_argument("model", type=str, help="Folder of a finished search, distil or finetune, or a student's.")
     parser.add_argument("--to", type=str, required=True, help="Folder to write: new, empty, or an earlier export.")
     parser.add_argument(
         "--pick",
@@ -110,6 +110,7 @@ def _export_parser() -> _Parser:
     parser.add_argument("--onnx", action="store_true", help="Write model.onnx, checked against PyTorch (extra onnx).")
     parser.add_argument("--int8", action="store_true", help="Write model_int8.onnx, too, and say what it costs.")
     parser.add_argument("--teacher", type=str | None, help="Teacher to compare with, if not the search's.")
+    parser.add_argument("--task", type=str | None, help="Task to measure a fine-tuned student on, in every runtime.")
     parser.add_argument("--license", type=str | None, help="Licence of the weights, for the card, such as apache-2.0.")
     parser.add_argument("--push-to-hub", type=str | None, metavar="REPO_ID", help="Upload the folder to the hub.")
     return parser

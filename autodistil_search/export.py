@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import huggingface_hub
 import torch
@@ -33,6 +34,9 @@ from autodistil_search.onnx_files import MODEL, MODEL_INT8, TOLERANCE
 from autodistil_search.progress import Reporter
 from autodistil_search.runfolder import versions
 from autodistil_search.space import Subnet
+from autodistil_search.tasks.data import Task, load_task
+from autodistil_search.tasks.finetune import Prepared, predict, scores
+from autodistil_search.tasks.metrics import METRICS
 
 Format = Literal["auto", "bert", "own"]
 RECORD = "export.json"
@@ -51,6 +55,7 @@ class ExportOptions:
         onnx: Whether to write `model.onnx`.
         int8: Whether to write `model_int8.onnx`, too; takes `onnx` along.
         teacher: In place of the run's; for a saved student, the one it is compared with.
+        task: Labelled task, as finetune names it, on whose dev rows a student with a head is measured in every runtime.
         license: Of the weights, as the hub names it.
         push_to_hub: Repository to upload the folder to.
 
@@ -63,6 +68,7 @@ class ExportOptions:
     onnx: bool = False
     int8: bool = False
     teacher: str | None = None
+    task: str | None = None
     license: str | None = None
     push_to_hub: str | None = None
 
@@ -102,6 +108,7 @@ def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | 
     reporter, to = reporter or Reporter(), to.absolute()
     _check_target(to)
     found = find_exportable(source, options.pick, options.teacher, options.writes_onnx, reporter)
+    task = None if options.task is None else _fitting_task(options.task, found.student)
     exported = _converted(found.student, options.format)
     with whole_folder(to) as folder:
         with quiet_transformers():
@@ -111,6 +118,8 @@ def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | 
         if _is_own(exported):
             shutil.copyfile(modeling_student.__file__, folder / _OWN_FILE)
         measured = _measure(found, exported, folder, options, reporter)
+        if task is not None:
+            measured.notes.append(_task_note(task, found, exported, folder))
         _write_words(found, exported, measured, options, folder, to.name)
     for note in measured.notes:
         reporter.say(note.replace("`", ""))
@@ -222,6 +231,37 @@ def _flops(model: PreTrainedModel, sizes: Subnet) -> int:
     """Multiply-adds of an encoder of those sizes and, if `model` has one, its head."""
     head: torch.nn.Linear | None = getattr(model, "classifier", None)
     return flops(sizes) + (0 if head is None else head.weight.numel())
+
+
+def _fitting_task(name: str, student: Student) -> Task:
+    """The task of that name.
+
+    Raises:
+        InputError: if the student has no head for it.
+    """
+    task = load_task(name)
+    if not isinstance(student, AutoDistilForSequenceClassification) or student.config.num_labels != task.outputs:
+        raise InputError(
+            f"--task {name!r} has {task.outputs} outputs, and the student no such head; allowed: a student that "
+            "finetune trained on that task"
+        )
+    return task
+
+
+def _task_note(task: Task, found: Exportable, exported: PreTrainedModel, folder: Path) -> str:
+    """The metrics of every file on the task's dev rows, in words."""
+    length = min(FLOPS_SEQ_LEN, found.student.config.max_position_embeddings)
+    rows = Prepared(task, found.tokenizer, length).dev
+    runtimes: dict[str, Callable[..., Any]] = {"PyTorch": exported}
+    for name in (MODEL, MODEL_INT8):
+        if (folder / name).is_file():
+            runtimes[f"`{name}`"] = onnx_files.classifier(folder / name)
+    measured = {name: scores(task, rows.labels, predict(model, rows, CPU)) for name, model in runtimes.items()}
+    words = [
+        f"{name} " + ", ".join(f"{METRICS[metric].label} {value:.4f}" for metric, value in found.items())
+        for name, found in measured.items()
+    ]
+    return f"On the {len(rows):,} dev rows of {task.name}: {'; '.join(words)}."
 
 
 def _format_note(found: Exportable, exported: PreTrainedModel, wanted: Format) -> str:

@@ -28,6 +28,7 @@ from autodistil_search.plugins import Plugins
 from autodistil_search.progress import Reporter
 from autodistil_search.report import shown
 from autodistil_search.results import load_run
+from autodistil_search.runfolder import model_folder
 from autodistil_search.teacher import PACKAGED, Teacher
 
 CPU = Device("cpu", "fp32")
@@ -90,7 +91,7 @@ def find_exportable(
     """What `source` holds.
 
     Args:
-        source: Folder of a finished run, or of a saved student.
+        source: Folder of a finished run, of a distil or finetune, or of a saved student.
         pick: Row of the run's frontier (`Run.pick`); the knee if not given.
         teacher: In place of the run's; or, for a saved student, the one it is compared with.
         with_text: Whether to take the sample from the run's held-out text.
@@ -99,6 +100,7 @@ def find_exportable(
     Raises:
         InputError: if it holds neither, or what belongs to it cannot be used.
     """
+    source = model_folder(source)
     if (source / "summary.json").is_file():
         return _of_run(source, pick or "knee", teacher, with_text, reporter)
     if not (source / "config.json").is_file():

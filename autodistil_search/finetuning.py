@@ -19,13 +19,12 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, write_atomically
 from autodistil_search.model import quiet_transformers
 from autodistil_search.progress import Reporter
-from autodistil_search.runfolder import check_folder, exclusive, open_folder, versions
+from autodistil_search.runfolder import FINETUNE_CONFIG, check_folder, exclusive, model_folder, open_folder, versions
 from autodistil_search.schedule import seeded
 from autodistil_search.tasks.data import Task, load_task
 from autodistil_search.tasks.finetune import FinetuneOptions, Prepared, finetune
 from autodistil_search.teacher import PACKAGED, model_sha256, packaged_folder
 
-FINETUNE_CONFIG = "finetune.yaml"
 _SUMMARY, _RESULT = "summary.json", "result.json"
 
 
@@ -176,15 +175,10 @@ class _Job:
 
 
 def model_source(name: str) -> str:
-    """Where the model of that name lies: a folder, that of the best seed of a fine-tuning, or a hub id as it is."""
+    """Where the model of that name lies: a folder (see `model_folder`), or a hub id as it is."""
     if name == PACKAGED:
         return str(packaged_folder())
-    folder = Path(name)
-    if (folder / FINETUNE_CONFIG).is_file():
-        if not (folder / _SUMMARY).is_file():
-            raise InputError(f"the fine-tuning in {name!r} has not ended; the same command goes on with it")
-        return str(folder / read_json(folder / _SUMMARY)["model"])
-    return name
+    return str(model_folder(Path(name))) if Path(name).is_dir() else name
 
 
 def load_tokenizer(name: str, source: str) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from autodistil_search.errors import InputError
 
@@ -103,20 +104,37 @@ def write_onnx(model: PreTrainedModel, sample: Sample, path: Path) -> None:
         )
 
 
-def runner(path: Path) -> Callable[[Inputs], list[Tensor]]:
-    """What computes the outputs of an ONNX file in ONNX Runtime, on the CPU, with as many threads as torch uses."""
+def _session(path: Path) -> InferenceSession:
+    """An ONNX file in ONNX Runtime, on the CPU, with as many threads as torch uses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors only
-    session: InferenceSession = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def runner(path: Path) -> Callable[[Inputs], list[Tensor]]:
+    """What computes the outputs of an ONNX file in ONNX Runtime."""
+    session = _session(path)
 
     def run(inputs: Inputs) -> list[Tensor]:
         arrays: list[Any] = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
         return [torch.from_numpy(array) for array in arrays]
 
     return run
+
+
+def classifier(path: Path) -> Callable[..., SequenceClassifierOutput]:
+    """An ONNX file with a head, called as its model is; what it has no input for is left out."""
+    session = _session(path)
+    names = {each.name for each in session.get_inputs()}
+
+    def call(**inputs: Tensor) -> SequenceClassifierOutput:
+        arrays = session.run(["logits"], {key: each.numpy() for key, each in inputs.items() if key in names})
+        return SequenceClassifierOutput(logits=torch.from_numpy(arrays[0]))
+
+    return call
 
 
 @torch.no_grad()

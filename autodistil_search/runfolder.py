@@ -22,6 +22,10 @@ from autodistil_search.files import Settings, read_json, readable, refuse_other_
 
 SEARCH_CONFIG = "config.yaml"
 TRAIN_CONFIG = "train.yaml"
+DISTIL_CONFIG = "distil.yaml"
+FINETUNE_CONFIG = "finetune.yaml"
+STUDENT = "student"
+"""Folder of the model in that of a `distil`."""
 
 
 def versions() -> dict[str, str]:
@@ -54,6 +58,26 @@ class Stopwatch:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
             if self._path is not None:
                 write_atomically(self._path, lambda path: path.write_text(json.dumps(self.seconds, indent=2)))
+
+
+def model_folder(folder: Path) -> Path:
+    """Where the model lies of a folder that `distil` or `finetune` made; any other folder as it is.
+
+    Of a fine-tuning it is the seed that did best on the rows to choose by.
+
+    Raises:
+        InputError: if it has not ended.
+    """
+    if (folder / DISTIL_CONFIG).is_file():
+        found = folder / STUDENT
+    elif (folder / FINETUNE_CONFIG).is_file():
+        summary = folder / "summary.json"
+        found = folder / (read_json(summary)["model"] if summary.is_file() else "none yet")
+    else:
+        return folder
+    if not (found / "model.safetensors").is_file():
+        raise InputError(f"what was begun in {str(folder)!r} has not ended; the same command goes on with it")
+    return found
 
 
 @contextmanager

@@ -21,12 +21,11 @@ from autodistil_search.progress import Reporter
 from autodistil_search.proxies import RelationProxy
 from autodistil_search.report import write_training_figure
 from autodistil_search.results import load_run
-from autodistil_search.runfolder import check_folder, exclusive, open_folder
+from autodistil_search.runfolder import DISTIL_CONFIG, STUDENT, check_folder, exclusive, open_folder
 from autodistil_search.space import Subnet
 from autodistil_search.teacher import model_sha256
 from autodistil_search.training import relation_proxy
 
-DISTIL_CONFIG = "distil.yaml"
 _SUMMARY = "distil.json"
 
 
@@ -86,7 +85,7 @@ class _Job:
     @property
     def student_folder(self) -> Path:
         """Where the model goes."""
-        return self._folder / "student"
+        return self._folder / STUDENT
 
     @cached_property
     def _proxy(self) -> RelationProxy:

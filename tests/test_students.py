@@ -113,3 +113,29 @@ def test_what_cannot_be_used_is_one_line(run, refusal, tmp_path):
     assert "--lr -1" in refusal(["distil", str(run.folder), "--lr", "-1"])
     assert "--steps 0" in refusal(["distil", str(run.folder), "--steps", "0"])
     assert load_run(run.folder).folder == run.folder
+
+
+def test_the_whole_way_from_the_frontier_to_a_measured_classifier(run, config, tmp_path, refusal):
+    table = tmp_path / "mail.csv"
+    table.write_text("text,label\n" + "".join(f"w{i % 40} w{i % 7},{'ab'[i % 40 < 20]}\n" for i in range(200)))
+    student, tuned, exported = (str(tmp_path / name) for name in ("student", "tuned", "exported"))
+    assert main(["distil", str(run.folder), "--steps", "4", "--out", student]) == 0
+    flags = ["--epochs", "1", "--seeds", "2", "--max-length", "16", "--lr", "1e-3"]
+    assert main(["finetune", student, "--task", str(table), *flags, "--out", tuned]) == 0
+    assert main(["export", tuned, "--to", exported, "--int8", "--task", str(table)]) == 0
+    summary = json.loads((Path(tuned) / "summary.json").read_text())
+    results = pd.read_csv(Path(tuned) / "results.csv").set_index("seed")
+    best = results.loc[int(summary["model"].removeprefix("seed-"))]
+    card = (Path(exported) / "README.md").read_text()
+    words = f"accuracy {best['accuracy']:.4f}, macro F1 {best['f1_macro']:.4f}"
+    assert f"On the 40 dev rows of mail: PyTorch {words}" in card
+    assert card.count(words) >= 2  # ONNX computes the same
+    assert "`model_int8.onnx` accuracy" in card
+    assert "the student no such head" in refusal(["export", student, "--to", str(tmp_path / "x"), "--task", str(table)])
+
+
+def test_what_has_not_ended_is_not_taken_for_a_model(config, refusal, tmp_path):
+    for name in ("distil.yaml", "finetune.yaml"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("")
+        assert "has not ended" in refusal(["export", str(tmp_path / name), "--to", str(tmp_path / "x")])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -150,10 +150,14 @@ class Prepared:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, rows: Encoded, device: Device) -> Array:
-    """A classifier's outputs for all rows, `(n, outputs)`."""
+def predict(model: Callable[..., Any], rows: Encoded, device: Device) -> Array:
+    """A classifier's outputs for all rows, `(n, outputs)`.
+
+    model: a module, or whatever else takes its inputs by name and gives something with `logits`.
+    """
     found: list[tuple[int, Array]] = []
-    model.eval()
+    if isinstance(model, nn.Module):
+        model.eval()
     for indices in rows.by_length():
         inputs, _ = rows.batch(indices, device.name)
         with device.autocast():

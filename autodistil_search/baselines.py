@@ -72,12 +72,9 @@ def measure(
     and so on.
     """
     results = []
-    # A student trains itself, however the subnets of a SuperLM are chosen and weighed.
-    options = replace(options, sampling="largest-random", random_subnets=None, subnet_weights="", in_place=0.0)
+    options = options_alone(options)
     for name, subnet in SHAPES.items():
-        with seeded(options.seed):
-            model = AutoDistilModel(teacher.student_config(subnet))
-        start_from(model, teacher, init, sample_ids, options.relation_heads)
+        model = begin_alone(teacher, subnet, options, init, sample_ids)
         how = COPY
         is_copy = init != "random" and subnet == teacher.subnet and teacher.copies_exactly
         if not is_copy or teacher.layer != subnet.layers - 1:
@@ -90,6 +87,24 @@ def measure(
         device.place(model)
         results.append(Baseline(name, subnet, how, _measure_all(model, subnet, teacher, proxy, columns)))
     return results
+
+
+def options_alone(options: TrainOptions) -> TrainOptions:
+    """How a student is trained alone that is to be held against subnets of a SuperLM trained by `options`.
+
+    It trains itself, however the subnets of a SuperLM are chosen and weighed.
+    """
+    return replace(options, sampling="largest-random", random_subnets=None, subnet_weights="", in_place=0.0)
+
+
+def begin_alone(
+    teacher: Teacher, subnet: Subnet, options: TrainOptions, init: str, sample_ids: Tensor
+) -> AutoDistilModel:
+    """A student of those sizes before its training; see `start.start_from`."""
+    with seeded(options.seed):
+        model = AutoDistilModel(teacher.student_config(subnet))
+    start_from(model, teacher, init, sample_ids, options.relation_heads)
+    return model
 
 
 def _measure_all(

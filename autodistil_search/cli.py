@@ -15,11 +15,12 @@ import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 from autodistil_search import __version__
-from autodistil_search.config import DistilConfig, FinetuneConfig, SearchConfig, TrainConfig, flag
+from autodistil_search.config import SearchConfig, TrainConfig, flag
 from autodistil_search.errors import ExportError, InputError, ScoringError, Terminated
 from autodistil_search.objectives import parse_amount
 from autodistil_search.plugins import Plugins
 from autodistil_search.processes import is_main
+from autodistil_search.stepconfig import DistilConfig, FinetuneConfig, ValidateConfig
 
 
 class _Parser(ArgumentParser):
@@ -73,6 +74,12 @@ def make_parser() -> ArgumentParser:
     distil.add_argument("run", type=str, help=_helps(DistilConfig)["run"])
     _add_settings(distil, DistilConfig, {field.name for field in fields(DistilConfig)} - {"run"})
     commands.add_subcommand("distil", distil, help="train a chosen student further")
+    validate = _Parser(
+        description="How well the proxy of a finished search ranks subnets of like cost, and whether it beats FLOPs."
+    )
+    validate.add_argument("run", type=str, help=_helps(ValidateConfig)["run"])
+    _add_settings(validate, ValidateConfig, {field.name for field in fields(ValidateConfig)} - {"run"})
+    commands.add_subcommand("validate-proxy", validate, help="how well a proxy ranks, with confidence intervals")
     finetune = _Parser(
         description="Fine-tune a model on a labelled task, several times over: a teacher, or a student, by the labels, "
         "by a fine-tuned teacher, or by both."
@@ -288,6 +295,20 @@ def _distil(settings: Mapping[str, Any]) -> int:
     return 0
 
 
+def _validate_proxy(settings: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from autodistil_search.progress import ConsoleReporter
+    from autodistil_search.tables import print_validation
+    from autodistil_search.validation import validate_proxy
+
+    config, console = ValidateConfig(**settings), Console()
+    reporter = ConsoleReporter(console)
+    reporter.say(f"validating the proxy of {config.run}; results go to {config.folder}")
+    print_validation(validate_proxy(config, reporter), console)
+    return 0
+
+
 def _finetune(settings: Mapping[str, Any]) -> int:
     from rich.console import Console
 
@@ -354,6 +375,7 @@ _COMMANDS = {
     "worker": _worker,
     "distil": _distil,
     "finetune": _finetune,
+    "validate-proxy": _validate_proxy,
     "list": _list,
     "partition": _partition,
     "export": _export,

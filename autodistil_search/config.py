@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 
 from autodistil_search.errors import InputError
 from autodistil_search.files import without_password
-from autodistil_search.weights import parse_terms
 
 _LARGEST_SEED = 2**32 - 1
 _LISTS = ("text", "constraint")
@@ -37,9 +36,12 @@ _LEAST = {
     "train_rows": 2,
     "proxy_rows": 2,
     "proxy_epochs": 1,
+    "subnets": 2,
+    "bands": 1,
+    "alone_steps": 0,
     "max_length": 4,
 }
-_CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "worker_timeout")
+CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "worker_timeout")
 """Settings that leave every number as it is, but for rounding: a run may be continued with others."""
 
 
@@ -113,7 +115,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         defaults = {setting.name: setting.default for setting in fields(self)}
-        _check_words(self)
+        check_words(self)
         for name in _WORDS:
             if hasattr(self, name) and not isinstance(getattr(self, name), str):
                 raise InputError(f"{flag(name)} {getattr(self, name)!r}; allowed: text, such as {defaults[name]!r}")
@@ -123,12 +125,12 @@ class TrainConfig:
         for name in _LISTS:
             if isinstance(getattr(self, name, None), str):
                 object.__setattr__(self, name, [getattr(self, name)])
-        _check_whole_numbers(self)
+        check_whole_numbers(self)
         if self.seed > _LARGEST_SEED:
             raise InputError(f"--seed {self.seed}; allowed: whole numbers from 0 to {_LARGEST_SEED}")
         for name in ("lr", "proxy_lr"):
             rate = getattr(self, name, None)
-            if rate is not None and not _is_positive(rate):
+            if rate is not None and not is_positive(rate):
                 raise InputError(f"{flag(name)} {rate!r}; allowed: numbers above 0")
         if not self.space_names:
             raise InputError(f"--space {self.space!r}; allowed: one or more spaces, separated by commas")
@@ -153,9 +155,13 @@ class TrainConfig:
 
     def absolute(self) -> Self:
         """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
-        spaces = ",".join(_absolute(name) if name.endswith((".yaml", ".yml")) else name for name in self.space_names)
-        texts = None if self.text is None else [name if name == "packaged" else _absolute(name) for name in self.text]
-        return replace(self, space=spaces, text=texts, teacher=_absolute(self.teacher))
+        spaces = ",".join(
+            absolute_path(name) if name.endswith((".yaml", ".yml")) else name for name in self.space_names
+        )
+        texts = (
+            None if self.text is None else [name if name == "packaged" else absolute_path(name) for name in self.text]
+        )
+        return replace(self, space=spaces, text=texts, teacher=absolute_path(self.teacher))
 
     @property
     def space_names(self) -> list[str]:
@@ -174,7 +180,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As `config.yaml` holds it: all that was chosen and can change a number."""
-        return {key: value for key, value in asdict(self).items() if key not in _CHANGES_NOTHING}
+        return {key: value for key, value in asdict(self).items() if key not in CHANGES_NOTHING}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -251,17 +257,24 @@ class SearchConfig(TrainConfig):
 
     def absolute(self) -> Self:
         """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
-        superlm = None if self.superlm is None else _absolute(self.superlm)
+        superlm = None if self.superlm is None else absolute_path(self.superlm)
         storage = self.storage
         if storage is not None and "://" not in storage:
             storage = str(Path(storage).resolve())
         kind, colon, task = self.proxy.partition(":")
-        return replace(super().absolute(), superlm=superlm, storage=storage, proxy=f"{kind}{colon}{_absolute(task)}")
+        return replace(
+            super().absolute(), superlm=superlm, storage=storage, proxy=f"{kind}{colon}{absolute_path(task)}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As `config.yaml` holds it: all that was chosen and can change a number, and no password."""
         content = super().to_dict()
         return content | {"storage": None if self.storage is None else without_password(self.storage)}
+
+    def training(self, **changes: Any) -> TrainConfig:
+        """How its SuperLMs are trained, with these settings changed."""
+        settings = {setting.name: getattr(self, setting.name) for setting in fields(TrainConfig)}
+        return TrainConfig(**settings | changes).absolute()
 
     def for_workers(self) -> dict[str, Any]:
         """What workers need of it, for `from_dict`; how subnets are chosen is not their matter."""
@@ -281,7 +294,7 @@ class SearchConfig(TrainConfig):
             )
         chosen = {}
         for setting in fields(TrainConfig):
-            if setting.name in (*_CHANGES_NOTHING, "space", "device", "precision"):
+            if setting.name in (*CHANGES_NOTHING, "space", "device", "precision"):
                 continue
             own, theirs = getattr(self, setting.name), getattr(trained, setting.name)
             if own not in (setting.default, theirs):
@@ -294,161 +307,12 @@ class SearchConfig(TrainConfig):
         return replace(self, **chosen)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistilConfig:
-    """Which student of a finished search to train further, and for how long.
-
-    Args:
-        run: The --out folder of a search that ended.
-        pick: Which student: knee, the number of a row of frontier.csv, or bounds such as "flops<=200M".
-        steps: Training steps.
-        batch_size: Blocks in a step, over all processes; the run's if not given.
-        lr: Peak learning rate; the run's if not given.
-        text: Text to train on, as search takes it; the run's if not given.
-        accumulate: Parts that each process divides its blocks into, one in memory at a time.
-        seed: Fixes the order of text.
-        device: Where to compute; auto takes CUDA if there is one.
-        precision: auto takes bf16 where the hardware has it; fp16 scales the loss.
-        held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
-        keep: Checkpoints kept while training.
-        out: Folder of the result; if not given, students/<run>-<pick>.
-    """
-
-    run: str = "runs/tiny"
-    pick: str = "knee"
-    steps: int = 1000
-    batch_size: int | None = None
-    lr: float | None = None
-    text: list[str] | None = None
-    accumulate: int = 1
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    held_out_every: int | None = None
-    keep: int = 2
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_words(self)
-        _check_whole_numbers(self)
-        if self.lr is not None and not _is_positive(self.lr):
-            raise InputError(f"--lr {self.lr!r}; allowed: numbers above 0")
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the result."""
-        words = "".join(letter if letter.isalnum() else "-" for letter in self.pick.replace("<=", "-"))
-        return Path(self.out or Path("students") / f"{Path(self.run).name}-{words}")
-
-    def training(self, run: SearchConfig) -> TrainConfig:
-        """How the student is trained: as the run trained its SuperLMs, but for what is given here.
-
-        Raises:
-            InputError: for values that do not go together.
-        """
-        names = {setting.name for setting in fields(TrainConfig)}
-        settings = {name: value for name, value in asdict(run).items() if name in names}
-        own = {name: value for name, value in asdict(self).items() if name in names and value is not None}
-        return TrainConfig(**{**settings, "held_out_every": None, **own}).absolute()
-
-    def to_dict(self) -> dict[str, Any]:
-        """All that was chosen and can change a number."""
-        return {key: value for key, value in asdict(self).items() if key not in _CHANGES_NOTHING}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Which model to fine-tune on which task, and how.
-
-    Args:
-        model: Hugging Face id or folder of an encoder, a student's among them; the folder of an earlier finetune; or
-            "packaged" for the teacher in the quickstart extra.
-        task: A task of GLUE (mnli, qnli, qqp, sst2, cola, mrpc, rte, stsb) from the hub, a folder with its own files
-            (such as glue/SST-2), topic (extra "wiki", needs no network), a folder with train and dev tables, or one
-            table (.csv, .tsv, .jsonl).
-        text_columns: Columns of a table with the one or two texts, separated by a comma; usual names are found.
-        label_column: Column with the label; "label" if not given.
-        losses: What is learnt by, with weights: labels, and of a teacher logits, embeddings, hidden, attention, such as
-            logits,hidden:0.1.
-        teacher: Folder of a model fine-tuned on the same task, for losses other than labels.
-        temperature: Divides the logits of both before the teacher's are learnt.
-        epochs: Passes over the training rows; the best one is kept, chosen on a tenth of them.
-        batch_size: Rows in a step.
-        lr: Peak learning rate; of several, separated by commas, the first seed chooses.
-        seeds: How many times to fine-tune, for mean and spread.
-        max_length: Tokens of a row, at most.
-        train_rows: Rows to train on, at most.
-        device: Where to compute; auto takes CUDA if there is one.
-        precision: auto takes bf16 where the hardware has it; fp16 scales the loss.
-        out: Folder of the result; if not given, finetuned/<model>-<task>.
-    """
-
-    model: str = "packaged"
-    task: str = "topic"
-    text_columns: str | None = None
-    label_column: str | None = None
-    losses: str = "labels"
-    teacher: str | None = None
-    temperature: float = 1.0
-    epochs: int = 3
-    batch_size: int = 32
-    lr: str = "1e-4"
-    seeds: int = 3
-    max_length: int = 128
-    train_rows: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_words(self)
-        _check_whole_numbers(self)
-        terms = parse_terms(self.losses)
-        if (self.teacher is None) != (set(terms) <= {"labels"}):
-            raise InputError(
-                f"--losses {self.losses!r} with --teacher {self.teacher!r}; allowed: labels alone without a teacher, "
-                "and with one whatever is learnt from it, too"
-            )
-        if not _is_positive(self.temperature):
-            raise InputError(f"--temperature {self.temperature!r}; allowed: numbers above 0")
-        _ = self.rates
-
-    @property
-    def rates(self) -> list[float]:
-        """The learning rates to try."""
-        try:
-            found = [float(part) for part in str(self.lr).split(",")]
-        except ValueError:
-            found = []
-        if not found or not all(0 < rate < float("inf") for rate in found):
-            raise InputError(f"--lr {self.lr!r}; allowed: one or more numbers above 0, separated by commas")
-        return found
-
-    @property
-    def columns(self) -> list[str] | None:
-        """The text columns asked for."""
-        return None if self.text_columns is None else [name.strip() for name in self.text_columns.split(",")]
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the result."""
-        return Path(self.out or Path("finetuned") / f"{Path(self.model).name}-{Path(self.task).stem}".lower())
-
-    def absolute(self) -> FinetuneConfig:
-        """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
-        teacher = None if self.teacher is None else _absolute(self.teacher)
-        return replace(self, model=_absolute(self.model), task=_absolute(self.task), teacher=teacher)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All that was chosen and can change a number."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "seeds")}
-
-
-def _is_positive(value: object) -> bool:
+def is_positive(value: object) -> bool:
+    """Whether `value` is a finite number above 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-def _check_words(config: Any) -> None:
+def check_words(config: Any) -> None:
     """Refuse a value outside a closed list."""
     defaults = {setting.name: setting.default for setting in fields(config)}
     for name, allowed in choices(type(config)).items():
@@ -457,7 +321,7 @@ def _check_words(config: Any) -> None:
             raise InputError(f"{flag(name)} {value!r}; allowed: {', '.join(allowed)}")
 
 
-def _check_whole_numbers(config: Any) -> None:
+def check_whole_numbers(config: Any) -> None:
     """Refuse what is no whole number, or too small a one."""
     defaults = {setting.name: setting.default for setting in fields(config)}
     for name, lowest in _LEAST.items():
@@ -478,7 +342,7 @@ def choices(config: type[Any] = SearchConfig) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _absolute(name: str) -> str:
+def absolute_path(name: str) -> str:
     """The absolute path of what exists, and any other name as it is."""
     try:
         return str(Path(name).resolve()) if name and Path(name).exists() else name

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from autodistil_search.config import FinetuneConfig
 from autodistil_search.device import Device, choose_device
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, write_atomically
@@ -21,6 +20,7 @@ from autodistil_search.model import quiet_transformers
 from autodistil_search.progress import Reporter
 from autodistil_search.runfolder import FINETUNE_CONFIG, check_folder, exclusive, model_folder, open_folder, versions
 from autodistil_search.schedule import seeded
+from autodistil_search.stepconfig import FinetuneConfig
 from autodistil_search.tasks.data import Task, load_task
 from autodistil_search.tasks.finetune import FinetuneOptions, Prepared, finetune
 from autodistil_search.teacher import PACKAGED, model_sha256, packaged_folder

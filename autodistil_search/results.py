@@ -146,12 +146,21 @@ class Run:
             InputError: if the run trained no SuperLM.
         """
         row = self.knee if row is None else row
-        folder = self.folder / "superlm" / str(row["space"])
+        return self.superlm(str(row["space"])).extract(Subnet.from_row({str(key): value for key, value in row.items()}))
+
+    def superlm(self, space: str) -> AutoDistilModel:
+        """The trained SuperLM of a space.
+
+        Raises:
+            InputError: if the run trained none.
+        """
+        folder = self.folder / "superlm" / space
         if not (folder / "model.safetensors").is_file():
             raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
         with readable(folder / "model.safetensors"), quiet_transformers():
-            superlm = AutoDistilModel.from_pretrained(folder)
-        return superlm.extract(Subnet.from_row({str(key): value for key, value in row.items()}))
+            found: AutoDistilModel = AutoDistilModel.from_pretrained(folder)
+        found.eval()
+        return found
 
 
 def load_run(folder: str | Path) -> Run:

@@ -23,6 +23,7 @@ from autodistil_search.files import Settings, read_json, readable, refuse_other_
 SEARCH_CONFIG = "config.yaml"
 TRAIN_CONFIG = "train.yaml"
 DISTIL_CONFIG = "distil.yaml"
+VALIDATE_CONFIG = "validate.yaml"
 FINETUNE_CONFIG = "finetune.yaml"
 STUDENT = "student"
 """Folder of the model in that of a `distil`."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from autodistil_search.config import DistilConfig
 from autodistil_search.distill import distill
 from autodistil_search.files import write_atomically
 from autodistil_search.inputs import Materials, resolve_training
@@ -23,6 +22,7 @@ from autodistil_search.report import write_training_figure
 from autodistil_search.results import load_run
 from autodistil_search.runfolder import DISTIL_CONFIG, STUDENT, check_folder, exclusive, open_folder
 from autodistil_search.space import Subnet
+from autodistil_search.stepconfig import DistilConfig
 from autodistil_search.teacher import model_sha256
 from autodistil_search.training import relation_proxy
 

@@ -27,6 +27,7 @@ from autodistil_search.results import Run
 from autodistil_search.space import DIMENSIONS, SearchSpace, shipped_spaces
 from autodistil_search.tasks.metrics import METRICS
 from autodistil_search.teacher import PACKAGED
+from autodistil_search.validation import Validation
 
 
 def print_frontier(run: Run, console: Console) -> None:
@@ -62,6 +63,26 @@ def print_finetuning(run: FinetuneRun, console: Console) -> None:
         table.add_row(METRICS[metric].label, f"{mean:.4f}", f"{spread:.4f}" if several else "-", str(len(run.chosen)))
     console.print(table)
     console.print(f"learning rate {run.lr:g}; model: {run.model_folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_validation(found: Validation, console: Console) -> None:
+    """Rank correlations with their intervals, and what follows."""
+    labels = {each.column: each.label for each in found.measures}
+    table = Table(
+        title=f"{len(found.measured)} subnets: Kendall's tau [95 %]", box=None, pad_edge=False, padding=(0, 1)
+    )
+    for name in ("measure", "ranks", "all", "within bands"):
+        table.add_column(name)
+    rows = found.ranking.to_dict("records")
+    for whole, within in zip(rows[::2], rows[1::2], strict=True):
+        cells = [
+            f"{each['kendall']:.2f} [{each['kendall_low']:.2f}, {each['kendall_high']:.2f}]" for each in (whole, within)
+        ]
+        table.add_row(labels[whole["measure"]], labels[whole["target"]], *cells)
+    console.print(table)
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"figure: {found.folder / 'ranking.png'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _size(value: float | str) -> str:

@@ -14,9 +14,20 @@ from autodistil_search import config
 PACKAGE = Path(autodistil_search.__file__).parent
 LAYERS = [
     {"errors"},
-    {"plugins", "space", "pareto", "files", "sources", "weights", "processes", "progress", "modeling_student"},
+    {
+        "plugins",
+        "space",
+        "pareto",
+        "files",
+        "sources",
+        "weights",
+        "processes",
+        "progress",
+        "modeling_student",
+        "agreement",
+    },
     {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling", "schedule", "predictor"},
-    {"transfer", "hardware", "stream", "teacher", "checkpoint", "traininglog", "partition", "bert"},
+    {"stepconfig", "transfer", "hardware", "stream", "teacher", "checkpoint", "traininglog", "partition", "bert"},
     {"objectives", "start", "onnx_files"},
     {"archive", "tasks"},
     {"shared"},
@@ -24,13 +35,13 @@ LAYERS = [
     {"baselines", "inputs", "comparison"},
     {"report", "runfolder", "plan", "profile"},
     {"results", "training", "finetuning", "card"},
-    {"scoring", "students", "exportable"},
+    {"scoring", "students", "exportable", "validation"},
     {"run", "worker", "tables", "export"},
     {"cli"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 ENTRY_POINTS = {"__init__", "__main__"}
-USERS_OF_CONFIG = {"inputs", "results", "training", "finetuning", "students", "exportable", "run", "worker", "cli"}
+USERS_OF_CONFIG = {"stepconfig", "inputs", "results", "training", "exportable", "run", "worker", "cli"}
 
 
 def dotted(path):

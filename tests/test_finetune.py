@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from autodistil_search.cli import main
-from autodistil_search.config import FinetuneConfig
 from autodistil_search.errors import InputError
 from autodistil_search.finetuning import load_classifier, load_tokenizer, run_finetuning
 from autodistil_search.model import quiet_transformers
+from autodistil_search.stepconfig import FinetuneConfig
 from autodistil_search.tasks.data import Rows, Task
 from autodistil_search.tasks.finetune import FinetuneOptions, Prepared, finetune, predict
 
@@ -251,7 +251,7 @@ def test_a_killed_run_ends_as_one_never_stopped(config, tmp_path):
     code = (
         "import os, signal\n"
         "from autodistil_search.tasks import finetune as module\n"
-        "from autodistil_search.config import FinetuneConfig\n"
+        "from autodistil_search.stepconfig import FinetuneConfig\n"
         "from autodistil_search.finetuning import run_finetuning\n"
         "from autodistil_search.checkpoint import Checkpoints\n"
         "save = Checkpoints.save\n"

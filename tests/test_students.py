@@ -15,8 +15,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from autodistil_search import load_run, search
 from autodistil_search.cli import main
-from autodistil_search.config import DistilConfig
 from autodistil_search.errors import InputError
+from autodistil_search.stepconfig import DistilConfig
 from autodistil_search.students import distil
 
 
@@ -57,7 +57,7 @@ def test_a_training_killed_in_between_ends_as_one_never_stopped(config, tmp_path
     code = (
         "import os, signal\n"
         "from autodistil_search.checkpoint import Checkpoints\n"
-        "from autodistil_search.config import DistilConfig\n"
+        "from autodistil_search.stepconfig import DistilConfig\n"
         "from autodistil_search.students import distil\n"
         "save = Checkpoints.save\n"
         "def kill(self, step, text):\n"

@@ -1,0 +1,37 @@
+"""What a proxy's ranking is worth, drawn: each measure against the one it should predict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from autodistil_search.report.figures import SPACE_COLOURS
+
+_MARKERS = "osD^vPX*"
+
+
+def validation_figure(
+    measured: pd.DataFrame, pairs: Sequence[tuple[str, str]], labels: Mapping[str, str], titles: Sequence[str]
+) -> Figure:
+    """A panel for each pair of columns, `(x, y)`; a colour and a marker for each band of costs (column `band`)."""
+    columns = min(3, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(3.6 * columns, 0.4 + 3.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (x, y), title in zip(panels, pairs, titles, strict=False):
+        for number, (_, band) in enumerate(measured.groupby("band")):
+            flops = f"{band['flops'].min() / 1e6:,.0f} to {band['flops'].max() / 1e6:,.0f}M FLOPs"
+            colour, marker = SPACE_COLOURS[number % len(SPACE_COLOURS)], _MARKERS[number % len(_MARKERS)]
+            axes.scatter(band[x], band[y], s=26, color=colour, marker=marker, lw=0, alpha=0.85, label=flops)
+        axes.set_xlabel(labels[x], fontsize=8)
+        axes.set_ylabel(labels[y], fontsize=8)
+        axes.set_title(title, fontsize=9)
+        axes.grid(alpha=0.25)
+        axes.tick_params(labelsize=7)
+    for axes in panels[len(pairs) :]:
+        axes.set_visible(False)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure

@@ -1,0 +1,310 @@
+"""`validate-proxy`: how well cheap measures of a subnet rank what they stand for, in narrow cost bands above all.
+
+Anyone can tell a small subnet from one of six times its cost. A proxy is worth what it tells between subnets of equal
+cost, and must there beat FLOPs, which cost nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from autodistil_search.agreement import STATISTICS, Array, agreement, gain, kendall
+from autodistil_search.baselines import begin_alone, options_alone
+from autodistil_search.cost import flops
+from autodistil_search.distill import distill
+from autodistil_search.engines import ENUMERABLE
+from autodistil_search.errors import InputError
+from autodistil_search.files import readable, write_atomically
+from autodistil_search.inputs import Materials, resolve_training
+from autodistil_search.model import AutoDistilModel
+from autodistil_search.objectives import Objective, proxy_objective
+from autodistil_search.progress import Reporter
+from autodistil_search.proxies import PROBE, TASK, Proxy, ProxyKind, TaskBudget, task_proxy
+from autodistil_search.report.figures import save_figure
+from autodistil_search.report.validation import validation_figure
+from autodistil_search.results import Run, load_run
+from autodistil_search.runfolder import VALIDATE_CONFIG, check_folder, exclusive, open_folder, versions
+from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.stepconfig import ValidateConfig
+from autodistil_search.teacher import model_sha256
+from autodistil_search.training import relation_proxy
+
+_DRAWN_OF_LARGE_SPACES = 20_000
+ALONE = "alone_"
+"""What the proxy's column is called where it is of the subnet that was trained alone."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One way to judge a subnet: a column of the results, what it is in words, and which way is better."""
+
+    column: str
+    label: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was found out about a proxy.
+
+    Args:
+        folder: Where it lies.
+        measured: A row for each subnet: its sizes, `band`, `flops` and a column for each measure.
+        measures: Of the columns.
+        ranking: A row for each pair of measure and target: the rank correlations over all subnets and within bands.
+        notes: What follows, in words.
+    """
+
+    folder: Path
+    measured: pd.DataFrame
+    measures: Sequence[Measure]
+    ranking: pd.DataFrame
+    notes: Sequence[str]
+
+
+def validate_proxy(config: ValidateConfig, reporter: Reporter | None = None) -> Validation:
+    """Measure subnets of the SuperLM of `config.run` in several ways, and compare how they rank them.
+
+    Each subnet is recorded when it is measured; the same command goes on.
+
+    Raises:
+        InputError: for input that cannot be used, or a folder that holds another validation.
+    """
+    reporter = reporter or Reporter()
+    config = config.absolute()
+    run = load_run(config.run)
+    space = _space_of(config, run)
+    check_folder(config.folder, VALIDATE_CONFIG, config.to_dict())
+    job = _Job(config, run, space, reporter)
+    with exclusive(config.folder):
+        open_folder(config.folder, VALIDATE_CONFIG, config.to_dict(), job.environment)
+        return job.run()
+
+
+def draw_in_bands(space: SearchSpace, subnets: int, bands: int, width: float, seed: int) -> list[tuple[int, Subnet]]:
+    """Subnets for `bands` narrow bands of cost over the whole range, each with its band, the cheapest first.
+
+    The bands' middles lie evenly, on a logarithmic scale, between the smallest and the largest FLOPs. Of the subnets
+    within `width` (a share) of a middle as many are drawn as for each other band; if there are too few, the nearest.
+    """
+    rng = random.Random(seed)
+    if space.size <= ENUMERABLE:
+        everything = [space.decode(genome) for genome in space.genomes()]
+    else:
+        everything = list(dict.fromkeys(space.sample(rng) for _ in range(_DRAWN_OF_LARGE_SPACES)))
+    costs = np.log([flops(subnet) for subnet in everything])
+    low, high = (np.log(flops(end)) for end in space.ends)
+    found: list[tuple[int, Subnet]] = []
+    taken: set[int] = set()
+    for band in range(bands):
+        middle = low + (high - low) * (band + 0.5) / bands
+        share = subnets // bands + (band < subnets % bands)
+        nearest = [int(i) for i in np.argsort(np.abs(costs - middle), kind="stable") if int(i) not in taken]
+        inside = [i for i in nearest if abs(costs[i] - middle) <= np.log1p(width)]
+        chosen = rng.sample(inside, share) if len(inside) >= share else nearest[:share]
+        taken.update(chosen)
+        found += [(band, everything[i]) for i in sorted(chosen, key=costs.__getitem__)]
+    return found
+
+
+def _space_of(config: ValidateConfig, run: Run) -> str:
+    names = sorted(set(run.evaluations["space"]))
+    if config.space is None and len(names) > 1:
+        raise InputError(f"run {config.run!r} has spaces {', '.join(names)}; name one with --space")
+    name = config.space or names[0]
+    if name not in names:
+        raise InputError(f"--space {name!r}; run {config.run!r} has {', '.join(names)}")
+    return name
+
+
+class _Job:
+    """All that is measured of the subnets of one space."""
+
+    def __init__(self, config: ValidateConfig, run: Run, space: str, reporter: Reporter) -> None:
+        self._config, self._reporter = config, reporter
+        self._superlm = run.superlm(space)
+        self._space = self._superlm.space
+        if config.subnets > self._space.size:
+            raise InputError(f"--subnets {config.subnets}; space {space!r} has {self._space.size}")
+        budget = TaskBudget(config.train_rows, config.epochs, config.lr, config.seed)
+        self._probe, self._task = (
+            None if name is None else task_proxy(f"{kind}{name}", budget)
+            for kind, name in ((PROBE, config.probe), (TASK, config.task))
+        )
+        training = run.config.training(device=config.device, precision=config.precision, seed=config.seed)
+        steps = training.steps if config.alone_steps is None else config.alone_steps
+        self._alone_steps = steps
+        self._materials: Materials = resolve_training(replace(training, steps=max(1, steps)), reporter)
+        self._materials.device.place(self._superlm)
+        self._relation = proxy_objective(training.loss, training.relations)
+        self._eval_blocks = run.config.eval_blocks
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What `environment.json` says."""
+        kinds = {"probe": self._probe, "task": self._task}
+        tasks = {f"{name}_task": kind.digest for name, kind in kinds.items() if kind is not None}
+        inputs = {**self._materials.identity, **tasks, "superlm": model_sha256(self._superlm)}
+        return {**self._materials.environment, "inputs": inputs}
+
+    @cached_property
+    def _proxies(self) -> dict[str, Proxy]:
+        """By column, what is measured on the SuperLM's weights."""
+        found: dict[str, Proxy] = {self._relation.name: relation_proxy(self._materials, self._eval_blocks)}
+        if self._probe is not None:
+            found[self._probe.objective.name] = self._made(self._probe)
+        return found
+
+    @cached_property
+    def _fine_tuned(self) -> Proxy | None:
+        return None if self._task is None else self._made(self._task)
+
+    def _made(self, kind: ProxyKind) -> Proxy:
+        return kind.make(self._materials.teacher, torch.empty(0), self._materials.device)
+
+    @property
+    def measures(self) -> list[Measure]:
+        """The columns, what predicts before what is predicted."""
+        proxies = [self._relation, *([self._probe.objective] if self._probe else [])]
+        measures = [Measure("flops", "FLOPs", True), *(_measure_of(each, f"{each.label}, shared") for each in proxies)]
+        if self._alone_steps:
+            column = f"{ALONE}{self._relation.name}"
+            label = f"{self._relation.label}, trained alone"
+            measures.append(Measure(column, label, self._relation.direction == "maximize"))
+        if self._task:
+            measures.append(_measure_of(self._task.objective, f"{self._task.objective.label}, fine-tuned"))
+        return measures
+
+    @property
+    def targets(self) -> list[str]:
+        """The columns that should be predicted."""
+        return [each.column for each in self.measures][-((self._alone_steps > 0) + (self._task is not None)) :]
+
+    def run(self) -> Validation:
+        """Measure what has not been measured yet, and compare."""
+        config, path = self._config, self._config.folder / "subnets.csv"
+        drawn = draw_in_bands(self._space, config.subnets, config.bands, config.band_width, config.seed)
+        rows: list[dict[str, Any]] = []
+        if path.exists():
+            with readable(path):
+                rows = pd.read_csv(path).to_dict("records")  # type: ignore[assignment]
+        with self._reporter.bar("measuring", "subnets", len(drawn)) as bar:
+            bar.skip(len(rows))
+            for number in range(len(rows), len(drawn)):
+                rows.append(self._row(number, *drawn[number]))
+                frame = pd.DataFrame(rows)
+                write_atomically(path, lambda file, frame=frame: frame.to_csv(file, index=False))  # type: ignore[misc]
+                bar.advance()
+        return self._finish(pd.DataFrame(rows))
+
+    def _row(self, number: int, band: int, subnet: Subnet) -> dict[str, Any]:
+        row: dict[str, Any] = {"band": band, **subnet.to_row(), "flops": flops(subnet)}
+        row |= {column: proxy.score(self._superlm, subnet) for column, proxy in self._proxies.items()}
+        student = self._superlm.extract(subnet)
+        if self._alone_steps:
+            student = self._trained_alone(subnet, self._config.folder / "alone" / str(number))
+            row[f"{ALONE}{self._relation.name}"] = self._proxies[self._relation.name].score(student)
+        if self._fine_tuned is not None and self._task is not None:
+            row[self._task.objective.name] = self._fine_tuned.score(student)
+        return row
+
+    def _trained_alone(self, subnet: Subnet, folder: Path) -> AutoDistilModel:
+        materials = self._materials
+        assert materials.text is not None
+        options = options_alone(materials.options_of(self._space.largest.layers))
+        model = begin_alone(materials.teacher, subnet, options, materials.config.init, materials.sample_ids)
+        begun = materials.text.begin()
+        return distill(model, materials.teacher, begun, options, folder, materials.device, self._reporter, str(subnet))
+
+    def _finish(self, measured: pd.DataFrame) -> Validation:
+        measures, folder = self.measures, self._config.folder
+        ranking = rank(measured, measures, self.targets)
+        notes = [*conclusions(measured, measures, self.targets), self._conditions]
+        write_atomically(folder / "ranking.csv", lambda path: ranking.to_csv(path, index=False))
+        found = Validation(folder, measured, measures, ranking, notes)
+        draw(found, self.targets)
+        summary = {"notes": notes, "columns": {each.column: each.label for each in measures}, "versions": versions()}
+        write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2)))
+        return found
+
+    @property
+    def _conditions(self) -> str:
+        words = [f"{self._relation.name}: {self._proxies[self._relation.name].description}"]
+        if self._probe is not None:
+            words.append(f"probe: {self._proxies[self._probe.objective.name].description}")
+        if self._alone_steps:
+            words.append(f"alone: {self._alone_steps} steps from the same start, same text, batch and learning rate")
+        if self._fine_tuned is not None:
+            start = "trained alone" if self._alone_steps else "cut out of the SuperLM"
+            words.append(f"fine-tuned, as it was {start}: {self._fine_tuned.description}")
+        return "; ".join(words)
+
+
+def _measure_of(objective: Objective, label: str) -> Measure:
+    return Measure(objective.name, label, objective.direction == "maximize")
+
+
+def _sides(measured: pd.DataFrame, measures: Sequence[Measure]) -> dict[str, Array]:
+    """Each column, turned so that higher is better."""
+    return {
+        each.column: (1 if each.higher_is_better else -1) * measured[each.column].to_numpy(float) for each in measures
+    }
+
+
+def rank(measured: pd.DataFrame, measures: Sequence[Measure], targets: Sequence[str]) -> pd.DataFrame:
+    """Rank correlations of each measure with each target, over all subnets and within bands, with their intervals."""
+    sides, rows = _sides(measured, measures), []
+    scopes = {"all": np.zeros(len(measured), dtype=np.int64), "within bands": measured["band"].to_numpy(np.int64)}
+    for column, target in _pairs(measures, targets):
+        for scope, groups in scopes.items():
+            row: dict[str, Any] = {"measure": column, "target": target, "scope": scope, "subnets": len(measured)}
+            for name, statistic in STATISTICS.items():
+                found = agreement(statistic, sides[column], sides[target], groups)
+                row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _pairs(measures: Sequence[Measure], targets: Sequence[str]) -> list[tuple[str, str]]:
+    """Each measure with each target that comes after it."""
+    columns = [each.column for each in measures]
+    return [(a, b) for b in targets for a in columns[: columns.index(b)]]
+
+
+def conclusions(measured: pd.DataFrame, measures: Sequence[Measure], targets: Sequence[str]) -> list[str]:
+    """For each measure and target, whether it ranks subnets of like cost better than FLOPs do."""
+    sides, labels = _sides(measured, measures), {each.column: each.label for each in measures}
+    groups, notes = measured["band"].to_numpy(np.int64), []
+    for column, target in _pairs(measures, targets):
+        if column == "flops":
+            continue
+        own = agreement(kendall, sides[column], sides[target], groups)
+        free = agreement(kendall, sides["flops"], sides[target], groups)
+        gained = gain(kendall, sides[column], sides["flops"], sides[target], groups)
+        verdict = "better than FLOPs" if gained.low > 0 else "worse than FLOPs" if gained.high < 0 else "no telling"
+        notes.append(
+            f"{labels[column]} for {labels[target]}: tau {own} within bands, FLOPs alone {free}, difference {gained}: "
+            f"{verdict}{'' if verdict != 'no telling' else f' apart by {len(measured)} subnets'}"
+        )
+    return notes
+
+
+def draw(found: Validation, targets: Sequence[str]) -> None:
+    """Write `ranking.png`: each measure against each target."""
+    pairs = _pairs(found.measures, targets)
+    within = found.ranking[found.ranking["scope"] == "within bands"].set_index(["measure", "target"])
+    titles = [f"tau within bands {float(within['kendall'].loc[pair]):.2f}" for pair in pairs]  # type: ignore[arg-type]
+    labels = {each.column: each.label for each in found.measures}
+    new = found.folder / ".ranking.png.new"
+    save_figure(validation_figure(found.measured, pairs, labels, titles), new)
+    new.replace(found.folder / "ranking.png")

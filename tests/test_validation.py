@@ -1,0 +1,126 @@
+"""`validate-proxy`: subnets of like cost, measured in several ways, and how these rank them."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy.stats import kendalltau
+
+from autodistil_search import search
+from autodistil_search.cli import main
+from autodistil_search.cost import flops
+from autodistil_search.space import load_space
+from autodistil_search.stepconfig import ValidateConfig
+from autodistil_search.validation import draw_in_bands, validate_proxy
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "elastic"])
+def test_subnets_are_drawn_within_narrow_bands_over_the_whole_range(name):
+    space = load_space(name)
+    drawn = draw_in_bands(space, 24, 4, 0.1, seed=0)
+    assert len({subnet for _, subnet in drawn}) == 24
+    assert [band for band, _ in drawn] == sorted([0, 1, 2, 3] * 6)
+    low, high = (math.log(flops(end)) for end in space.ends)
+    for band, subnet in drawn:
+        middle = low + (high - low) * (band + 0.5) / 4
+        assert abs(math.log(flops(subnet)) - middle) < 0.1
+    assert drawn == draw_in_bands(space, 24, 4, 0.1, seed=0)
+    assert drawn != draw_in_bands(space, 24, 4, 0.1, seed=1)
+
+
+def test_where_a_band_is_nearly_empty_the_nearest_are_taken():
+    space = load_space("debug")
+    drawn = draw_in_bands(space, 16, 4, 0.001, seed=0)
+    assert len({subnet for _, subnet in drawn}) == space.size == 16
+
+
+@pytest.fixture
+def run(toy_config):
+    return search(toy_config)
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "mail.csv"
+    path.write_text("text,label\n" + "".join(f"w{i % 40} w{i % 7},{'ab'[i % 40 < 20]}\n" for i in range(100)))
+    return path
+
+
+@pytest.fixture
+def config(run, table):
+    return ValidateConfig(
+        run=str(run.folder), subnets=8, bands=2, alone_steps=3, probe=str(table), task=str(table), train_rows=40
+    )  # fmt: skip
+
+
+def test_every_measure_is_there_and_ranks_are_those_of_the_rows(run, config):
+    found = validate_proxy(config)
+    rows = pd.read_csv(found.folder / "subnets.csv")
+    columns = ["flops", "relation_loss", "mail_accuracy_probe", "alone_relation_loss", "mail_accuracy"]
+    assert [each.column for each in found.measures] == columns
+    assert rows[columns].notna().all(axis=None)
+    both = rows.merge(run.evaluations, on=["layers", "hidden_size", "mlp_ratio", "heads"])
+    assert len(both)
+    assert both["relation_loss_x"].to_list() == pytest.approx(both["relation_loss_y"].to_list(), rel=1e-6)
+    ranking = found.ranking.set_index(["measure", "target", "scope"])
+    assert len(ranking) == 2 * (3 + 4)
+    expected = kendalltau(-rows["relation_loss"], -rows["alone_relation_loss"]).statistic
+    assert ranking.loc[("relation_loss", "alone_relation_loss", "all"), "kendall"] == pytest.approx(expected)
+    expected = kendalltau(rows["flops"], -rows["alone_relation_loss"]).statistic
+    assert ranking.loc[("flops", "alone_relation_loss", "all"), "kendall"] == pytest.approx(expected)
+    assert (found.folder / "ranking.png").stat().st_size > 10_000
+    assert "tau" in json.loads((found.folder / "summary.json").read_text())["notes"][0]
+
+
+def test_a_validation_goes_on_where_it_was_stopped(config, tmp_path, monkeypatch):
+    from autodistil_search import validation
+
+    whole = validate_proxy(replace(config, out=str(tmp_path / "whole")))
+    row, left = validation._Job._row, [3]
+
+    def failing(self, *arguments):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return row(self, *arguments)
+
+    monkeypatch.setattr(validation._Job, "_row", failing)
+    with pytest.raises(KeyboardInterrupt):
+        validate_proxy(config)
+    assert len(pd.read_csv(Path(config.folder) / "subnets.csv")) == 3
+    left[0] = 5
+    pd.testing.assert_frame_equal(validate_proxy(config).measured, whole.measured)
+
+
+@pytest.mark.parametrize("change", [{"alone_steps": 5}, {"seed": 1}, {"lr": 1e-6}, {"train_rows": 20}, {"epochs": 1}])
+def test_every_setting_changes_what_is_measured(change, config, tmp_path):
+    numbers = tmp_path / "numbers.csv"
+    numbers.write_text("text,label\n" + "".join(f"w{i % 40} w{i % 7},{i % 40 / 7}\n" for i in range(100)))
+    small = replace(config, subnets=4, task=str(numbers))
+    first, other = (
+        validate_proxy(replace(small, out=str(tmp_path / name), **more)) for name, more in (("a", {}), ("b", change))
+    )
+    assert not first.measured.equals(other.measured)
+
+
+def test_what_is_not_asked_for_is_not_measured(config, tmp_path):
+    found = validate_proxy(replace(config, probe=None, task=None, out=str(tmp_path / "a")))
+    assert [each.column for each in found.measures] == ["flops", "relation_loss", "alone_relation_loss"]
+    found = validate_proxy(replace(config, probe=None, alone_steps=0, out=str(tmp_path / "b")))
+    assert [each.column for each in found.measures] == ["flops", "relation_loss", "mail_accuracy"]
+
+
+def test_from_the_command_line_and_refusals(run, table, capsys, refusal, tmp_path):
+    arguments = ["validate-proxy", str(run.folder), "--subnets", "4", "--bands", "2", "--alone-steps", "2"]
+    assert main([*arguments, "--out", str(tmp_path / "v")]) == 0
+    printed = capsys.readouterr().out
+    assert "FLOPs alone" in printed
+    assert "within bands" in printed
+    assert "two or more in each band" in refusal(["validate-proxy", str(run.folder), "--subnets", "5", "--bands", "3"])
+    assert "--subnets 17; space 'debug' has 16" in refusal(["validate-proxy", str(run.folder), "--subnets", "17"])
+    assert "something that the proxy" in refusal(["validate-proxy", str(run.folder), "--alone-steps", "0"])
+    assert "has debug" in refusal(["validate-proxy", str(run.folder), "--space", "tiny"])
+    assert "holds no finished run" in refusal(["validate-proxy", str(tmp_path / "nowhere")])

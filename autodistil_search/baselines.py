@@ -22,7 +22,7 @@ from autodistil_search.proxies import Proxy
 from autodistil_search.schedule import seeded
 from autodistil_search.space import Subnet
 from autodistil_search.start import start_from
-from autodistil_search.teacher import Teacher
+from autodistil_search.teacher import Teacher, truncated
 
 SHAPES = {
     "TinyBERT 4x312": Subnet(layers=4, hidden_size=312, ffn_size=1200, heads=12, head_dim=26),
@@ -33,6 +33,9 @@ SHAPES = {
 
 COPY = "copy of the teacher, not trained"
 DISTILLED = "distilled alone"
+AS_IT_IS = "scored as it is"
+NAMED_SHAPES, TRUNCATED = "shapes", "truncated"
+"""What `--baselines` calls `SHAPES`, and half of the teacher."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ def published() -> pd.DataFrame:
 
 
 def measure(
+    names: Sequence[str],
+    given: Mapping[str, AutoDistilModel],
     teacher: Teacher,
     begin_text: Callable[[], TrainingText],
     proxy: Proxy,
@@ -63,17 +68,27 @@ def measure(
     device: Device,
     reporter: Reporter,
 ) -> list[Baseline]:
-    """Distil each of `SHAPES` for the same steps, text, start and loss as the SuperLM, and score it the same way.
+    """Score what `names` asks for as the SuperLM's subnets are scored.
 
-    Trained shapes are kept under `cache`, so that a later run with the same settings only scores them. A shape that is
-    the teacher's own is not trained if it starts from the teacher and has a place for all of it: it is the teacher.
+    "shapes" distils each of `SHAPES` for the same steps, text, start and loss as the SuperLM. "truncated" is the
+    teacher's first half of layers. Other names are models in `given`, which score as they are. Trained shapes are kept
+    under `cache`, so that a later run with the same settings only scores them. A shape that is the teacher's own is not
+    trained if it starts from the teacher and has a place for all of it: it is the teacher.
 
     `columns` is what is measured; `identity` is what else the weights depend on: digests of the teacher, of the text
     and so on.
     """
+    ready = [(_shown(name), given[name], AS_IT_IS) for name in names if name in given]
+    if TRUNCATED in names and (half := truncated(teacher)) is not None:
+        layers = half.config.subnet.layers
+        ready.append((f"teacher's first {layers} layers", half, "truncated, not trained"))
     results = []
+    for name, model, how in ready:
+        device.place(model)
+        subnet = model.config.subnet
+        results.append(Baseline(name, subnet, how, _measure_all(model, subnet, teacher, proxy, columns)))
     options = options_alone(options)
-    for name, subnet in SHAPES.items():
+    for name, subnet in SHAPES.items() if NAMED_SHAPES in names else ():
         model = begin_alone(teacher, subnet, options, init, sample_ids)
         how = COPY
         is_copy = init != "random" and subnet == teacher.subnet and teacher.copies_exactly
@@ -87,6 +102,11 @@ def measure(
         device.place(model)
         results.append(Baseline(name, subnet, how, _measure_all(model, subnet, teacher, proxy, columns)))
     return results
+
+
+def _shown(name: str) -> str:
+    """A folder's own name, or a hub id."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def options_alone(options: TrainOptions) -> TrainOptions:

@@ -12,7 +12,7 @@ from autodistil_search.files import without_password
 
 _LARGEST_SEED = 2**32 - 1
 _LISTS = ("text", "constraint")
-_WORDS = ("objectives", "engine", "proxy", "space", "study", "teacher", "relations", "subnet_weights")
+_WORDS = ("baselines", "objectives", "engine", "proxy", "space", "study", "teacher", "relations", "subnet_weights")
 _LEAST = {
     "evaluations": 1,
     "population": 2,
@@ -225,7 +225,9 @@ class SearchConfig(TrainConfig):
             folder, for this process alone.
         study: Name of the study there.
         worker_timeout: Seconds without a sign of life after which a worker's subnet is given to another.
-        baselines: Whether to measure the shapes of TinyBERT and MiniLM on equal terms.
+        baselines: What the frontier is held against, separated by commas: shapes (those of TinyBERT and MiniLM,
+            distilled alone for as many steps), truncated (the teacher's first half of layers), hub ids or folders of
+            encoders with the teacher's tokens, scored as they are; or none.
     """
 
     objectives: str = "acc,flops"
@@ -246,9 +248,15 @@ class SearchConfig(TrainConfig):
     storage: str | None = None
     study: str = "search"
     worker_timeout: int = 60
-    baselines: Literal["measured", "none"] = "measured"
+    baselines: str = "shapes"
 
     _parent: ClassVar[str] = "runs"
+
+    @property
+    def baseline_names(self) -> list[str]:
+        """The baselines asked for; empty for none."""
+        names = [name.strip() for name in self.baselines.split(",") if name.strip()]
+        return [] if names == ["none"] else names
 
     @property
     def constraints(self) -> list[str]:
@@ -262,8 +270,14 @@ class SearchConfig(TrainConfig):
         if storage is not None and "://" not in storage:
             storage = str(Path(storage).resolve())
         kind, colon, task = self.proxy.partition(":")
+        named = ("shapes", "truncated", "none")
+        baselines = [name if name in named else absolute_path(name) for name in self.baseline_names]
         return replace(
-            super().absolute(), superlm=superlm, storage=storage, proxy=f"{kind}{colon}{absolute_path(task)}"
+            super().absolute(),
+            superlm=superlm,
+            storage=storage,
+            proxy=f"{kind}{colon}{absolute_path(task)}",
+            baselines=",".join(baselines) or "none",
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from autodistil_search.proxies import PROBE, RELATION, TASK, ProxyKind, TaskBudg
 from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.start import SAMPLE_BLOCKS
 from autodistil_search.stream import StreamedBlocks, open_stream
-from autodistil_search.teacher import Teacher, load_teacher, model_sha256
+from autodistil_search.teacher import Teacher, load_as_student, load_teacher, model_sha256
 from autodistil_search.weights import parse_relations, parse_subnet_weights
 
 _LR, _LR_OF_DEEP, _SHALLOW = 4e-3, 1e-3, 8
@@ -124,6 +124,8 @@ class Inputs(Materials):
     make_engine: MakeEngine
     proxy_kind: ProxyKind | None
     """None for the relation loss."""
+    given_baselines: Mapping[str, AutoDistilModel]
+    """Models that `--baselines` names."""
     predictor: Predictor
     """Of latency; fitted before the search, if an objective or a bound asks for it."""
 
@@ -205,8 +207,23 @@ def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plu
     constraints = [objectives.parse_constraint(text, known) for text in config.constraints]
     columns = [*wanted, *(constraint.objective for constraint in constraints)]
     found = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins)
+    given = {
+        name: load_as_student(name, found.teacher)
+        for name in config.baseline_names
+        if name not in ("shapes", "truncated")
+    }
     inputs = Inputs(
-        config, found.spaces, found.device, found.teacher, found.text, wanted, constraints, make_engine, kind, predictor
+        config,
+        found.spaces,
+        found.device,
+        found.teacher,
+        found.text,
+        wanted,
+        constraints,
+        make_engine,
+        kind,
+        given,
+        predictor,
     )
     if any(column.name in (*objectives.MEASURED, "predicted_latency") for column in columns):
         check_measured_length(config.measured_seq_len, found.teacher)

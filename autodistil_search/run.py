@@ -28,7 +28,7 @@ from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import TASK
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, write_report
-from autodistil_search.report.data import minimised
+from autodistil_search.report.data import against_frontier, evaluation_table, keeps, minimised
 from autodistil_search.results import Run, is_finished, load_run, write_summary
 from autodistil_search.runfolder import SEARCH_CONFIG, Stopwatch, check_folder, exclusive, open_folder, versions
 from autodistil_search.scoring import Scorer, agree
@@ -218,13 +218,15 @@ def _search_space(
 
 def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporter: Reporter) -> pd.DataFrame:
     proxy, text, config = inputs.proxy_objective, inputs.text, inputs.config
-    if proxy is None or text is None or config.baselines == "none":
+    if proxy is None or text is None or not config.baseline_names:
         return baseline_table([], inputs.columns)
     identity = {**inputs.identity, "seq_len": str(config.seq_len)}
     for name in ("spaces", "proxy_task"):  # the baselines' weights do not depend on them
         identity.pop(name, None)
     with clock.phase("baselines"):
         results = baselines.measure(
+            config.baseline_names,
+            inputs.given_baselines,
             inputs.teacher,
             text.begin,
             scorer.proxy,
@@ -307,8 +309,19 @@ def _report(
             *learning_notes(inputs, archive, scorer),
             *trust_notes(inputs, exact),
             *start_notes,
+            *_notes_on_baselines(inputs, archive, measured),
         ],
     )
+
+
+def _notes_on_baselines(inputs: Inputs, archive: Archive, measured: pd.DataFrame) -> list[str]:
+    """How the baselines compare with what keeps the constraints."""
+    proxy = inputs.proxy_objective
+    if proxy is None or measured.empty:
+        return []
+    table = evaluation_table(archive.evaluations, [column.name for column in inputs.columns])
+    kept = table[keeps(table, inputs.constraints)]
+    return against_frontier(kept, measured, proxy) if len(kept) else []
 
 
 def _with_measured_latency(report: ParetoReport, inputs: Inputs, archive: Archive) -> ParetoReport:

@@ -137,9 +137,9 @@ class _Job:
         self._materials.teacher.tokenizer.save_pretrained(found.folder)
         summary = {
             "run": str(run),
-            "row": {str(key): value for key, value in found.row.items()},
+            "row": json.loads(found.row.to_json(double_precision=15)),
             "relation_loss": {"before": found.before, "after": found.after},
             "measured": self._proxy.description,
         }
-        text = json.dumps(summary, indent=2, default=str)
+        text = json.dumps(summary, indent=2)
         write_atomically(self._folder / _SUMMARY, lambda path: path.write_text(text))

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
@@ -19,7 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from autodistil_search.cost import Vocabulary
 from autodistil_search.errors import InputError
 from autodistil_search.families import FAMILIES, WITHOUT_PLACE, check_family, find, find_layers
-from autodistil_search.files import file_sha256
+from autodistil_search.files import file_sha256, read_json, readable
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel, ElasticLayer, ElasticLinear, quiet_transformers
 from autodistil_search.space import SearchSpace, Subnet
 
@@ -345,6 +346,48 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
             "tokens; allowed: a model with the tokenizer it was trained with"
         )
     return teacher
+
+
+def load_as_student(name: str, teacher: Teacher) -> AutoDistilModel:
+    """The encoder of that hub id or folder as a model of ours, which computes the same; or a student that was saved.
+
+    Raises:
+        InputError: if there is no such model, if no model of ours computes the same, or if it reads other tokens than
+            `teacher`.
+    """
+    own = Path(name, "config.json")
+    if own.is_file() and read_json(own).get("model_type") == AutoDistilConfig.model_type:
+        with readable(own), quiet_transformers():
+            model = AutoDistilModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        if model.config.vocab_size != teacher.vocabulary.tokens:
+            raise InputError(
+                f"student {name!r} has {model.config.vocab_size:,} embeddings, the teacher "
+                f"{teacher.vocabulary.tokens:,}; allowed: students of this teacher's vocabulary"
+            )
+        model.eval()
+        return model
+    other = load_teacher(name)
+    if other.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise InputError(f"encoder {name!r} reads other tokens than the teacher; allowed: encoders with its vocabulary")
+    if missing := other._without_place():
+        raise InputError(f"encoder {name!r} cannot be scored as it is: {missing[0]}; allowed: such as BERT's")
+    model = AutoDistilModel(other.student_config(other.subnet))
+    other.copy_into(model)
+    model.eval()
+    return model
+
+
+def truncated(teacher: Teacher) -> AutoDistilModel | None:
+    """A copy of the teacher's first half of layers, rounded up; None if no model of ours computes what they do."""
+    if not teacher.copies_exactly:
+        return None
+    whole = AutoDistilModel(teacher.student_config(teacher.subnet))
+    teacher.copy_into(whole)
+    kept = replace(teacher.subnet, layers=-(-teacher.subnet.layers // 2))
+    model = AutoDistilModel(teacher.student_config(kept))
+    model.load_state_dict(whole.state_dict(), strict=False)
+    model.eval()
+    return model
 
 
 def _transformer_folder(name: str) -> str:

@@ -12,7 +12,7 @@ from autodistil_search import baselines
 from autodistil_search.archive import Evaluation
 from autodistil_search.baselines import Baseline
 from autodistil_search.comparison import COLUMNS
-from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint
+from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
 from autodistil_search.pareto import hypervolume
 from autodistil_search.report import (
     baseline_table,
@@ -22,7 +22,7 @@ from autodistil_search.report import (
     shown,
     write_report,
 )
-from autodistil_search.report.data import progress_table
+from autodistil_search.report.data import against_frontier, progress_table
 from autodistil_search.report.figures import axes_pairs
 from autodistil_search.space import Subnet
 
@@ -180,3 +180,27 @@ def test_the_page_shows_every_frontier_row_and_note(report, tmp_path):
 )
 def test_numbers_are_shown_for_people(value, expected):
     assert shown(value) == expected
+
+
+def test_a_baseline_is_held_against_what_was_measured_and_nothing_beyond():
+    rows = [(1.0, 100e6), (0.8, 200e6), (0.6, 400e6), (0.9, 300e6)]  # the last is dominated
+    evaluations = pd.DataFrame(rows, columns=["relation_loss", "flops"])
+
+    def words(loss, flops):
+        baseline = pd.DataFrame([{"name": "B", "how": "as it is", "relation_loss": loss, "flops": flops}])
+        (note,) = against_frontier(evaluations, baseline, RELATION_LOSS)
+        return note
+
+    assert "reaches it with 50% of its FLOPs; at its FLOPs the frontier is 0.2 better" in words(0.9, 300e6)
+    assert "no subnet of the frontier reaches it; with 50% of its FLOPs the frontier is 0.1 worse" in words(0.5, 800e6)
+    assert "cheapest subnet, with 25% of its FLOPs, is as good or better" in words(1.5, 400e6)
+    assert "reaches it with 800% of its FLOPs; it costs less than any subnet" in words(0.6, 50e6)
+    assert "reaches it with 100% of its FLOPs; at its FLOPs the frontier is 0 better" in words(0.7, 300e6)
+
+
+def test_what_is_better_when_it_is_high_is_interpolated_alike():
+    accuracy = Objective("accuracy", "accuracy", "share", "maximize", is_proxy=True)
+    evaluations = pd.DataFrame([(0.5, 100e6), (0.7, 200e6)], columns=["accuracy", "flops"])
+    baseline = pd.DataFrame([{"name": "B", "how": "as it is", "accuracy": 0.6, "flops": 200e6}])
+    (note,) = against_frontier(evaluations, baseline, accuracy)
+    assert "reaches it with 75% of its FLOPs; at its FLOPs the frontier is 0.1 better" in note

@@ -15,10 +15,9 @@ import pytest
 import torch
 import yaml
 
-from autodistil_search import InputError, SearchConfig, baselines, load_run, search
-from autodistil_search.baselines import COPY, DISTILLED, SHAPES
+from autodistil_search import InputError, SearchConfig, load_run, search
 from autodistil_search.cost import flops, params
-from autodistil_search.inputs import cache_folder, resolve_training
+from autodistil_search.inputs import resolve_training
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.teacher import load_teacher
 
@@ -32,7 +31,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_a_run_leaves_everything_that_the_readme_names(toy_config):
-    run = search(replace(toy_config, baselines="measured"))
+    run = search(replace(toy_config, baselines="shapes"))
     expected = {
         "archive.log",
         "baselines.csv",
@@ -439,34 +438,6 @@ def test_a_run_is_read_back_as_it_was(toy_config):
     assert run.summary == again.summary
     with pytest.raises(InputError, match="no finished run"):
         load_run(run.folder / "superlm")
-
-
-def test_baselines_are_measured_alike_and_kept(toy_config, monkeypatch, tmp_path):
-    monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
-    run = search(replace(toy_config, baselines="measured"))
-    assert list(run.baselines["name"]) == list(SHAPES)
-    vocabulary = load_teacher(toy_config.teacher).vocabulary
-    for row, subnet in zip(run.baselines.to_dict("records"), SHAPES.values(), strict=True):
-        assert (row["flops"], row["params"]) == (flops(subnet), params(subnet, vocabulary))
-    trained = files(cache_folder() / "baselines")
-    again = search(
-        replace(toy_config, baselines="measured", space="debug", seed=0, engine="exhaustive", out=toy_config.out + "2")
-    )
-    pd.testing.assert_frame_equal(run.baselines, again.baselines)
-    assert {name: stamp for name, (stamp, _) in trained.items()} == {
-        name: stamp for name, (stamp, _) in files(cache_folder() / "baselines").items()
-    }
-
-
-@pytest.mark.parametrize(("model_type", "how"), [("bert", COPY), ("mpnet", DISTILLED)])
-def test_only_a_teacher_without_parts_of_its_own_stands_in_for_its_shape(
-    toy_config, teacher_folder, monkeypatch, model_type, how
-):
-    monkeypatch.setattr(baselines, "SHAPES", {"own": Subnet(3, 48, 96, 6, 8)})
-    run = search(replace(toy_config, teacher=str(teacher_folder(model_type)), baselines="measured"))
-    (row,) = run.baselines.to_dict("records")
-    assert row["how"] == how
-    assert (row["relation_loss"] < 1e-5) == (how == COPY)
 
 
 def test_config_yaml_repeats_the_run(toy_config):

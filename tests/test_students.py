@@ -37,6 +37,7 @@ def test_a_student_starts_as_the_subnet_it_was_and_gets_better(run, config):
     assert found.after < found.before
     summary = json.loads((Path(config.out) / "distil.json").read_text())
     assert summary["relation_loss"] == {"before": found.before, "after": found.after}
+    assert summary["row"]["flops"] == row["flops"]
     model = AutoModel.from_pretrained(found.folder)
     assert model.num_parameters() == row["params"]
     held_out = pd.read_csv(found.folder / "held_out.csv")

@@ -109,6 +109,38 @@ def baseline_table(baselines: Sequence[Baseline], columns: Sequence[Objective]) 
     return pd.DataFrame(rows, columns=["name", *SUBNET_COLUMNS[1:], *names, "how", "source"])
 
 
+def against_frontier(evaluations: pd.DataFrame, baselines: pd.DataFrame, proxy: Objective) -> list[str]:
+    """What the frontier has at each baseline's proxy and at its FLOPs, in words.
+
+    Between neighbours on the frontier of `evaluations` by proxy and FLOPs values are interpolated; beyond its ends
+    nothing is made up.
+    """
+    values = np.column_stack([minimised(evaluations, [proxy])[:, 0], evaluations["flops"].to_numpy(float)])
+    front = values[pareto.is_on_frontier(values)]
+    front = front[np.argsort(front[:, 1])]  # dearer and better from row to row
+    return [
+        f"{row['name']} ({row['how']}; {row['flops'] / 1e6:,.0f}M FLOPs, {proxy.label} {row[proxy.name]:.4g}): "
+        + _words_against(front, proxy.minimised(float(row[proxy.name])), float(row["flops"]))
+        for row in baselines.to_dict("records")
+    ]
+
+
+def _words_against(front: pareto.Values, score: float, cost: float) -> str:
+    scores, costs = front.T
+    if score < scores[-1]:
+        reaches = "no subnet of the frontier reaches it"
+    elif score >= scores[0]:
+        reaches = f"the frontier's cheapest subnet, with {costs[0] / cost:.0%} of its FLOPs, is as good or better"
+    else:
+        needed = float(np.interp(-score, -scores, costs))
+        reaches = f"the frontier reaches it with {needed / cost:.0%} of its FLOPs"
+    if cost < costs[0]:
+        return f"{reaches}; it costs less than any subnet"
+    where = "at its FLOPs" if cost <= costs[-1] else f"with {costs[-1] / cost:.0%} of its FLOPs"
+    better = score - float(np.interp(cost, costs, scores))  # np.interp takes the last subnet beyond the end
+    return f"{reaches}; {where} the frontier is {abs(better):.4g} {'better' if better >= 0 else 'worse'}"
+
+
 def pareto_report(
     title: str,
     evaluations: Sequence[Evaluation],

@@ -26,6 +26,9 @@ from autodistil_search.weights import Weights
 
 BLOCKS_AT_ONCE = 16
 
+HARDLY_LEARNT = 0.95
+"""Share of the relation loss of one that knows nothing, above which a model has learnt next to nothing."""
+
 RELATION = "relation"
 """What `--proxy` calls the relation loss."""
 

@@ -26,7 +26,7 @@ from autodistil_search.pareto import is_on_frontier
 from autodistil_search.plugins import Plugins
 from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import TASK
+from autodistil_search.proxies import HARDLY_LEARNT, TASK
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, write_report
 from autodistil_search.report.data import against_frontier, evaluation_table, keeps, minimised
 from autodistil_search.results import Run, is_finished, load_run, write_summary
@@ -42,8 +42,6 @@ _MARGIN_OF_MEASURED = 1.1
 """Likewise of what is measured, and never twice the same."""
 NOT_COMPARED = pd.DataFrame(columns=comparison.COLUMNS)
 """Where not every subnet was scored, no one knows what there was to find."""
-_HARDLY_LEARNT = 0.95
-"""Share of the loss of one that knows nothing, above which a SuperLM's best subnet has learnt next to nothing."""
 
 
 def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None) -> Run:
@@ -368,7 +366,7 @@ def learning_notes(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[str
     notes = []
     for space in inputs.spaces:
         scores = [each.measured[proxy.name] for each in archive.evaluations if each.space == space.name]
-        if min(scores) > _HARDLY_LEARNT * scorer.proxy.reference:
+        if min(scores) > HARDLY_LEARNT * scorer.proxy.reference:
             notes.append(
                 f"The SuperLM of {space.name} has hardly learnt anything: its best subnet scores {min(scores):.4g}, "
                 f"one that knows nothing {scorer.proxy.reference:.4g}. Its frontier means nothing yet: try a lower "

@@ -180,6 +180,7 @@ class ValidateConfig:
         bands: Narrow bands of cost that they are drawn from, over the whole range.
         band_width: Distance from a band's middle, as a share of it, up to which subnets belong to it.
         alone_steps: Steps that each is distilled alone; those of its SuperLM if not given, 0 for not at all.
+        alone_lr: Peak learning rate of that; the SuperLM's if not given.
         probe: Task, as finetune names it, for a probe of frozen features.
         task: Task to fine-tune each on: from its weights after training alone, or else those of the SuperLM.
         train_rows: Rows of a task to train on, at most.
@@ -197,6 +198,7 @@ class ValidateConfig:
     bands: int = 4
     band_width: float = 0.1
     alone_steps: int | None = None
+    alone_lr: float | None = None
     probe: str | None = None
     task: str | None = None
     train_rows: int = 2000
@@ -210,9 +212,10 @@ class ValidateConfig:
     def __post_init__(self) -> None:
         check_words(self)
         check_whole_numbers(self)
-        for name in ("lr", "band_width"):
-            if not is_positive(getattr(self, name)):
-                raise InputError(f"{flag(name)} {getattr(self, name)!r}; allowed: numbers above 0")
+        for name in ("lr", "band_width", "alone_lr"):
+            value = getattr(self, name)
+            if not is_positive(value) and not (name == "alone_lr" and value is None):
+                raise InputError(f"{flag(name)} {value!r}; allowed: numbers above 0")
         if self.subnets < 2 * self.bands:
             raise InputError(f"--subnets {self.subnets} with --bands {self.bands}; allowed: two or more in each band")
         if self.alone_steps == 0 and self.task is None:

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from autodistil_search.agreement import Agreement
 from autodistil_search.cost import Vocabulary, params
 from autodistil_search.engines import ENGINES
 from autodistil_search.errors import InputError
@@ -75,9 +76,8 @@ def print_validation(found: Validation, console: Console) -> None:
         table.add_column(name)
     rows = found.ranking.to_dict("records")
     for whole, within in zip(rows[::2], rows[1::2], strict=True):
-        cells = [
-            f"{each['kendall']:.2f} [{each['kendall_low']:.2f}, {each['kendall_high']:.2f}]" for each in (whole, within)
-        ]
+        taus = [Agreement(each["kendall"], each["kendall_low"], each["kendall_high"]) for each in (whole, within)]
+        cells = [str(tau) if np.isfinite(tau.value) else "all alike" for tau in taus]
         table.add_row(labels[whole["measure"]], labels[whole["target"]], *cells)
     console.print(table)
     for note in found.notes:

@@ -21,7 +21,7 @@ import torch
 from autodistil_search.agreement import STATISTICS, Array, agreement, gain, kendall
 from autodistil_search.baselines import begin_alone, options_alone
 from autodistil_search.cost import flops
-from autodistil_search.distill import distill
+from autodistil_search.distill import TrainOptions, distill
 from autodistil_search.engines import ENUMERABLE
 from autodistil_search.errors import InputError
 from autodistil_search.files import readable, write_atomically
@@ -29,7 +29,7 @@ from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import Objective, proxy_objective
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import PROBE, TASK, Proxy, ProxyKind, TaskBudget, task_proxy
+from autodistil_search.proxies import HARDLY_LEARNT, PROBE, TASK, Proxy, ProxyKind, TaskBudget, task_proxy
 from autodistil_search.report.figures import save_figure
 from autodistil_search.report.validation import validation_figure
 from autodistil_search.results import Run, load_run
@@ -218,10 +218,16 @@ class _Job:
             row[self._task.objective.name] = self._fine_tuned.score(student)
         return row
 
+    @property
+    def _options_alone(self) -> TrainOptions:
+        """As the SuperLM was trained, but for what was asked for."""
+        options = options_alone(self._materials.options_of(self._space.largest.layers))
+        return options if self._config.alone_lr is None else replace(options, lr=self._config.alone_lr)
+
     def _trained_alone(self, subnet: Subnet, folder: Path) -> AutoDistilModel:
         materials = self._materials
         assert materials.text is not None
-        options = options_alone(materials.options_of(self._space.largest.layers))
+        options = self._options_alone
         model = begin_alone(materials.teacher, subnet, options, materials.config.init, materials.sample_ids)
         begun = materials.text.begin()
         return distill(model, materials.teacher, begun, options, folder, materials.device, self._reporter, str(subnet))
@@ -229,7 +235,7 @@ class _Job:
     def _finish(self, measured: pd.DataFrame) -> Validation:
         measures, folder = self.measures, self._config.folder
         ranking = rank(measured, measures, self.targets)
-        notes = [*conclusions(measured, measures, self.targets), self._conditions]
+        notes = [*conclusions(measured, measures, self.targets), *self._broken(measured), self._conditions]
         write_atomically(folder / "ranking.csv", lambda path: ranking.to_csv(path, index=False))
         found = Validation(folder, measured, measures, ranking, notes)
         draw(found, self.targets)
@@ -237,13 +243,28 @@ class _Job:
         write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2)))
         return found
 
+    def _broken(self, measured: pd.DataFrame) -> list[str]:
+        """Whether training alone broke some subnets, which then say nothing about their sizes."""
+        column, reference = f"{ALONE}{self._relation.name}", self._proxies[self._relation.name].reference
+        if column not in measured:
+            return []
+        broken = int((measured[column] > HARDLY_LEARNT * reference).sum())
+        note = (
+            f"{broken} of {len(measured)} subnets learnt nothing when they were trained alone, at a peak learning rate "
+            f"of {self._options_alone.lr:g}: try a lower --alone-lr, or more steps."
+        )
+        return [note] if broken else []
+
     @property
     def _conditions(self) -> str:
         words = [f"{self._relation.name}: {self._proxies[self._relation.name].description}"]
         if self._probe is not None:
             words.append(f"probe: {self._proxies[self._probe.objective.name].description}")
         if self._alone_steps:
-            words.append(f"alone: {self._alone_steps} steps from the same start, same text, batch and learning rate")
+            lr = f"{self._options_alone.lr:g}"
+            words.append(
+                f"alone: {self._alone_steps} steps from the same start, same text and batch, learning rate {lr}"
+            )
         if self._fine_tuned is not None:
             start = "trained alone" if self._alone_steps else "cut out of the SuperLM"
             words.append(f"fine-tuned, as it was {start}: {self._fine_tuned.description}")
@@ -285,7 +306,9 @@ def conclusions(measured: pd.DataFrame, measures: Sequence[Measure], targets: Se
     """For each measure and target, whether it ranks subnets of like cost better than FLOPs do."""
     sides, labels = _sides(measured, measures), {each.column: each.label for each in measures}
     groups, notes = measured["band"].to_numpy(np.int64), []
-    for column, target in _pairs(measures, targets):
+    alike = [each for each in targets if measured.groupby("band")[each].nunique().max() == 1]
+    notes += [f"{labels[target]} is the same for all subnets of a band: there is nothing to rank" for target in alike]
+    for column, target in _pairs(measures, [each for each in targets if each not in alike]):
         if column == "flops":
             continue
         own = agreement(kendall, sides[column], sides[target], groups)
@@ -303,7 +326,8 @@ def draw(found: Validation, targets: Sequence[str]) -> None:
     """Write `ranking.png`: each measure against each target."""
     pairs = _pairs(found.measures, targets)
     within = found.ranking[found.ranking["scope"] == "within bands"].set_index(["measure", "target"])
-    titles = [f"tau within bands {float(within['kendall'].loc[pair]):.2f}" for pair in pairs]  # type: ignore[arg-type]
+    taus = [float(within["kendall"].loc[pair]) for pair in pairs]  # type: ignore[arg-type]
+    titles = [f"tau within bands {tau:.2f}" if np.isfinite(tau) else "alike within bands" for tau in taus]
     labels = {each.column: each.label for each in found.measures}
     new = found.folder / ".ranking.png.new"
     save_figure(validation_figure(found.measured, pairs, labels, titles), new)

@@ -95,7 +95,9 @@ def test_a_validation_goes_on_where_it_was_stopped(config, tmp_path, monkeypatch
     pd.testing.assert_frame_equal(validate_proxy(config).measured, whole.measured)
 
 
-@pytest.mark.parametrize("change", [{"alone_steps": 5}, {"seed": 1}, {"lr": 1e-6}, {"train_rows": 20}, {"epochs": 1}])
+@pytest.mark.parametrize(
+    "change", [{"alone_steps": 5}, {"alone_lr": 1e-5}, {"seed": 1}, {"lr": 1e-6}, {"train_rows": 20}, {"epochs": 1}]
+)
 def test_every_setting_changes_what_is_measured(change, config, tmp_path):
     numbers = tmp_path / "numbers.csv"
     numbers.write_text("text,label\n" + "".join(f"w{i % 40} w{i % 7},{i % 40 / 7}\n" for i in range(100)))
@@ -124,3 +126,15 @@ def test_from_the_command_line_and_refusals(run, table, capsys, refusal, tmp_pat
     assert "something that the proxy" in refusal(["validate-proxy", str(run.folder), "--alone-steps", "0"])
     assert "has debug" in refusal(["validate-proxy", str(run.folder), "--space", "tiny"])
     assert "holds no finished run" in refusal(["validate-proxy", str(tmp_path / "nowhere")])
+
+
+def test_what_all_score_alike_and_what_broke_is_said(run, config, tmp_path, monkeypatch):
+    from autodistil_search import proxies
+
+    monkeypatch.setattr(proxies.TaskProxy, "score", lambda *_: 0.75)
+    found = validate_proxy(replace(config, alone_lr=0.5, alone_steps=20))
+    assert any("mail accuracy, fine-tuned is the same for all" in note for note in found.notes)
+    assert any("learnt nothing when they were trained alone, at a peak learning rate of 0.5" in n for n in found.notes)
+    assert not any("nan" in note for note in found.notes)
+    with_sense = validate_proxy(replace(config, alone_lr=3e-3, alone_steps=40, out=str(tmp_path / "b")))
+    assert not any("learnt nothing" in note for note in with_sense.notes)

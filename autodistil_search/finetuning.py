@@ -7,11 +7,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from autodistil_search.device import Device, choose_device
 from autodistil_search.errors import InputError
@@ -91,7 +97,7 @@ class _Job:
         first = load_classifier(config.model, self._source, self._task, 0)
         _check_positions(config, first)
         self._identity = {
-            "model": model_sha256(cast(PreTrainedModel, first.base_model)),
+            "model": model_sha256(first),
             "task": self._task.digest,
             "computed_in": f"{self._device.precision} on {self._device.type}",
             **({} if self._teacher is None else {"teacher": model_sha256(self._teacher)}),
@@ -107,7 +113,9 @@ class _Job:
         source = model_source(name)
         if load_tokenizer(name, source).get_vocab() != tokenizer.get_vocab():
             raise InputError(f"teacher {name!r} has another vocabulary than the model; allowed: the same tokens")
-        return load_classifier(name, source, self._task, 0, must_fit=True)
+        teacher = load_classifier(name, source, self._task, 0, must_fit=True)
+        _check_labels(name, source, self._task)
+        return teacher
 
     def run(self, folder: Path) -> FinetuneRun:
         """Each learning rate with the first seed, then the best one with the others."""
@@ -124,9 +132,9 @@ class _Job:
     def _one(self, folder: Path, rate: float, seed: int) -> dict[str, float]:
         """The result of one learning rate and seed: made now, or read from its folder."""
         own = folder / f"lr-{rate:g}-seed-{seed}"
-        done = folder / f"seed-{seed}" if (folder / f"seed-{seed}" / _RESULT).is_file() else own
-        if (done / _RESULT).is_file() and (found := read_json(done / _RESULT))["lr"] == rate:
-            return {key: float(value) for key, value in found.items()}
+        for done in (folder / f"seed-{seed}", own):
+            if (done / _RESULT).is_file() and (found := read_json(done / _RESULT))["lr"] == rate:
+                return {key: float(value) for key, value in found.items()}
         options = FinetuneOptions(
             **{key: getattr(self._config, key) for key in ("epochs", "batch_size", "losses", "temperature")},
             lr=rate,
@@ -225,6 +233,19 @@ def load_classifier(name: str, source: str, task: Task, seed: int, must_fit: boo
         raise InputError(f"teacher {name!r} has no head for task {task.name!r}; allowed: a model fine-tuned on it")
     found: PreTrainedModel = model
     return found
+
+
+def _check_labels(name: str, source: str, task: Task) -> None:
+    """Refuse a teacher whose outputs stand for other labels, or for the same in another order."""
+    with quiet_transformers():
+        named = AutoConfig.from_pretrained(source, trust_remote_code=False).id2label or {}
+    theirs = tuple(str(label) for _, label in sorted(named.items()))
+    unnamed = all(label.startswith("LABEL_") for label in theirs)
+    if task.labels and not unnamed and theirs != task.labels:
+        raise InputError(
+            f"teacher {name!r} has labels {', '.join(theirs)}, task {task.name!r} {', '.join(task.labels)}; "
+            "allowed: the same in the same order"
+        )
 
 
 def _unloadable(name: str, error: Exception) -> InputError:

@@ -229,6 +229,10 @@ def test_of_several_rates_the_best_on_the_rows_to_choose_by_is_taken(config):
     run = run_finetuning(replace(config, lr="1e-6,2e-3", epochs=4))
     assert run.results[["lr", "seed"]].to_numpy().tolist() == [[1e-6, 0], [2e-3, 0], [2e-3, 1]]
     assert run.lr == 2e-3
+    stamps = [(run.folder / name / "result.json").stat().st_mtime_ns for name in ("seed-0", "lr-1e-06-seed-0")]
+    again = run_finetuning(replace(config, lr="1e-6,2e-3", epochs=4))
+    assert again.results.equals(run.results)
+    assert stamps == [(run.folder / name / "result.json").stat().st_mtime_ns for name in ("seed-0", "lr-1e-06-seed-0")]
     assert run.results.loc[1, "chosen_by"] > run.results.loc[0, "chosen_by"]
     assert run.model_folder.is_dir()
 
@@ -291,6 +295,13 @@ def test_what_cannot_be_used_is_one_line(config, refusal, teacher_folder, tmp_pa
     assert "has no head for task" in refusal(
         ["finetune", student, "--task", table, "--losses", "logits", "--teacher", student, "--max-length", "16"]
     )
+    tuned = run_finetuning(replace(config, seeds=1, epochs=1))
+    swapped = tmp_path / "swapped.csv"
+    swapped.write_text((config.folder.parent / "mail" / "dev.csv").read_text().replace("high", "zero"))
+    assert "has labels high, low, task 'swapped' low, zero" in refusal(
+        ["finetune", student, "--task", str(swapped), "--losses", "logits", "--teacher", str(tuned.folder),
+         "--max-length", "16"]
+    )  # fmt: skip
     assert "--lr 'fast'; allowed" in refusal(["finetune", student, "--task", table, "--lr", "fast"])
     assert "positions for 4 to 40" in refusal(["finetune", student, "--task", table, "--max-length", "41"])
     assert "'no-task' is not known" in refusal(["finetune", student, "--task", "no-task"])

@@ -125,7 +125,7 @@ def test_the_words_a_setting_allows_are_those_the_code_knows():
     from autodistil_search.start import STARTS
 
     choices = config.choices()
-    assert set(choices) == {"depth", "init", "loss", "sampling", "device", "precision", "baselines"}
+    assert set(choices) == {"depth", "init", "loss", "sampling", "device", "precision"}
     assert set(choices["sampling"]) == set(SAMPLINGS)
     assert set(choices["loss"]) == set(LOSSES)
     assert choices["init"] == STARTS

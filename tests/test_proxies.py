@@ -161,9 +161,8 @@ def test_every_part_of_the_budget_changes_a_task_score(
 def test_reported_rows_are_never_looked_at(toy_task, toy_teacher, debug_superlm, debug_space, cpu, monkeypatch):
     monkeypatch.setattr(Prepared, "dev", property(lambda _: pytest.fail("the dev rows were read")))
     for kind in ("probe", "task"):
-        task_proxy(f"{kind}:{toy_task}", BUDGET).make(toy_teacher(), torch.empty(0), cpu).score(
-            debug_superlm(), debug_space.smallest
-        )
+        proxy = task_proxy(f"{kind}:{toy_task}", BUDGET).make(toy_teacher(), torch.empty(0), cpu)
+        assert 0 <= proxy.score(debug_superlm(), debug_space.smallest) <= 1
 
 
 @pytest.mark.parametrize("kind", ["probe", "task"])

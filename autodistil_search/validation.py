@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -204,6 +205,7 @@ class _Job:
                 rows.append(self._row(number, *drawn[number]))
                 frame = pd.DataFrame(rows)
                 write_atomically(path, lambda file, frame=frame: frame.to_csv(file, index=False))  # type: ignore[misc]
+                shutil.rmtree(config.folder / "alone", ignore_errors=True)  # large, and measured
                 bar.advance()
         return self._finish(pd.DataFrame(rows))
 

@@ -72,6 +72,7 @@ def test_every_measure_is_there_and_ranks_are_those_of_the_rows(run, config):
     expected = kendalltau(rows["flops"], -rows["alone_relation_loss"]).statistic
     assert ranking.loc[("flops", "alone_relation_loss", "all"), "kendall"] == pytest.approx(expected)
     assert (found.folder / "ranking.png").stat().st_size > 10_000
+    assert not (found.folder / "alone").exists()
     assert "tau" in json.loads((found.folder / "summary.json").read_text())["notes"][0]
 
 

@@ -133,6 +133,12 @@ def test_what_cannot_be_had_is_refused_with_what_can(name):
         load_task(name)  # the hub is offline in the tests
 
 
+@pytest.mark.parametrize("name", ["topic", "rte"])
+def test_columns_are_not_named_where_they_are_known(name):
+    with pytest.raises(InputError, match="has columns of its own"):
+        load_task(name, ["a"])
+
+
 def test_a_label_of_no_glue_task_is_refused(tmp_path):
     (tmp_path / "RTE").mkdir()
     for stem in ("train", "dev"):

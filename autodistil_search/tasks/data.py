@@ -151,6 +151,9 @@ def load_task(name: str, text_columns: Sequence[str] | None = None, label_column
     Raises:
         InputError: for anything that is no such task.
     """
+    named = text_columns is not None or label_column is not None
+    if named and (name == TOPIC or name in GLUE):
+        raise InputError(f"task {name!r} has columns of its own; allowed: --text-columns and --label-column of a table")
     if name == TOPIC:
         return _topic()
     if name in GLUE:

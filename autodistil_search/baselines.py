@@ -1,9 +1,11 @@
-"""What the frontier is held against: published results with their sources, and hand-designed shapes measured here."""
+"""What the frontier is held against: published results with their sources, and models measured here."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,34 +20,53 @@ from autodistil_search.distill import TrainOptions, distill
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import Objective, costs
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import Proxy
+from autodistil_search.proxies import Proxy, RelationProxy
 from autodistil_search.schedule import seeded
-from autodistil_search.space import Subnet
+from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.start import start_from
 from autodistil_search.teacher import Teacher, truncated
+from autodistil_search.transfer import LayerTransfer
 
 SHAPES = {
     "TinyBERT 4x312": Subnet(layers=4, hidden_size=312, ffn_size=1200, heads=12, head_dim=26),
     "MiniLM 3x384": Subnet(layers=3, hidden_size=384, ffn_size=1536, heads=12, head_dim=32),
     "MiniLM 6x384": Subnet(layers=6, hidden_size=384, ffn_size=1536, heads=12, head_dim=32),
 }
-"""Shapes of TinyBERT (arXiv 1909.10351) and MiniLM (arXiv 2002.10957), which `measure` distils on equal terms."""
+"""Shapes of TinyBERT (arXiv 1909.10351) and MiniLM (arXiv 2002.10957), which are trained here on equal terms."""
 
 COPY = "copy of the teacher, not trained"
 DISTILLED = "distilled alone"
+DRAWN = "drawn at random, distilled alone"
+TINYBERT, MINILM = "by TinyBERT's own objective", "by MiniLM's own objective"
 AS_IT_IS = "scored as it is"
-NAMED_SHAPES, TRUNCATED = "shapes", "truncated"
-"""What `--baselines` calls `SHAPES`, and half of the teacher."""
+
+_DRAWN = 3
+"""Subnets that "random" draws of each space."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A hand-designed shape, measured as the subnets are."""
+    """What the subnets of a space are held against, measured as they are.
+
+    weights: the folder of its model and tokenizer; None where the model is not kept.
+    """
 
     name: str
     subnet: Subnet
     how: str
     measured: Mapping[str, float]
+    weights: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a baseline comes to be that is trained alone."""
+
+    name: str
+    subnet: Subnet
+    how: str
+    options: TrainOptions
+    layer_by_layer: bool = False
 
 
 def published() -> pd.DataFrame:
@@ -53,55 +74,105 @@ def published() -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name("baselines.csv"))
 
 
-def measure(
-    names: Sequence[str],
-    given: Mapping[str, AutoDistilModel],
-    teacher: Teacher,
-    begin_text: Callable[[], TrainingText],
-    proxy: Proxy,
-    columns: Sequence[Objective],
-    options: TrainOptions,
-    init: str,
-    sample_ids: Tensor,
-    identity: dict[str, str],
-    cache: Path,
-    device: Device,
-    reporter: Reporter,
-) -> list[Baseline]:
-    """Score what `names` asks for as the SuperLM's subnets are scored.
+@dataclass(frozen=True)
+class Bench:
+    """What baselines are trained and measured with: all that the subnets of the search had.
 
-    "shapes" distils each of `SHAPES` for the same steps, text, start and loss as the SuperLM. "truncated" is the
-    teacher's first half of layers. Other names are models in `given`, which score as they are. Trained shapes are kept
-    under `cache`, so that a later run with the same settings only scores them. A shape that is the teacher's own is not
-    trained if it starts from the teacher and has a place for all of it: it is the teacher.
-
-    `columns` is what is measured; `identity` is what else the weights depend on: digests of the teacher, of the text
-    and so on.
+    begin_text: gives the training text from its start. columns: what is measured. options, init, sample_ids: how the
+    SuperLM was trained and started. identity: what else weights depend on, such as digests of teacher and text. cache:
+    where trained weights are kept, so that a later run with the same settings only scores them.
     """
-    ready = [(_shown(name), given[name], AS_IT_IS) for name in names if name in given]
-    if TRUNCATED in names and (half := truncated(teacher)) is not None:
-        layers = half.config.subnet.layers
-        ready.append((f"teacher's first {layers} layers", half, "truncated, not trained"))
-    results = []
-    for name, model, how in ready:
-        device.place(model)
+
+    teacher: Teacher
+    begin_text: Callable[[], TrainingText]
+    proxy: Proxy
+    columns: Sequence[Objective]
+    options: TrainOptions
+    init: str
+    sample_ids: Tensor
+    identity: Mapping[str, str]
+    cache: Path
+    device: Device
+    reporter: Reporter
+
+    def measure(
+        self, names: Sequence[str], given: Mapping[str, AutoDistilModel], spaces: Sequence[SearchSpace]
+    ) -> list[Baseline]:
+        """Score what `names` asks for (see `config.BASELINES`) as the SuperLM's subnets are scored.
+
+        Names that are not among those are models in `given`, which score as they are. Whatever is trained has the
+        SuperLM's steps, text, batch, start and learning rate.
+        """
+        found = [self._as_it_is(_shown(name), given[name], AS_IT_IS, Path(name)) for name in names if name in given]
+        if "truncated" in names and (half := truncated(self.teacher)) is not None:
+            name = f"teacher's first {half.config.subnet.layers} layers"
+            found.append(self._as_it_is(name, half, "truncated, not trained"))
+        return [*found, *(self._trained(recipe) for recipe in self._recipes(names, spaces))]
+
+    def _recipes(self, names: Sequence[str], spaces: Sequence[SearchSpace]) -> list[_Recipe]:
+        alone = options_alone(self.options)
+        found = []
+        if "shapes" in names:
+            found += [_Recipe(name, subnet, DISTILLED, alone) for name, subnet in SHAPES.items()]
+        if "tinybert" in names:
+            found += [
+                _Recipe(name, SHAPES[name], TINYBERT, alone, layer_by_layer=True)
+                for name in SHAPES
+                if name.startswith("TinyBERT")
+            ]
+        if "minilm" in names:
+            attention = replace(alone, loss="kl", relations="qk,vv", relation_heads=self.teacher.subnet.heads)
+            found += [_Recipe(name, SHAPES[name], MINILM, attention) for name in SHAPES if name.startswith("MiniLM")]
+        if "random" in names:
+            rng = random.Random(alone.seed)
+            for space in spaces:
+                drawn = dict.fromkeys(space.sample(rng) for _ in range(_DRAWN))
+                found += [
+                    _Recipe(f"random {i} of {space.name}", each, DRAWN, alone) for i, each in enumerate(drawn, start=1)
+                ]
+        return found
+
+    def _as_it_is(self, name: str, model: AutoDistilModel, how: str, weights: Path | None = None) -> Baseline:
+        self.device.place(model)
         subnet = model.config.subnet
-        results.append(Baseline(name, subnet, how, _measure_all(model, subnet, teacher, proxy, columns)))
-    options = options_alone(options)
-    for name, subnet in SHAPES.items() if NAMED_SHAPES in names else ():
-        model = begin_alone(teacher, subnet, options, init, sample_ids)
-        how = COPY
-        is_copy = init != "random" and subnet == teacher.subnet and teacher.copies_exactly
-        if not is_copy or teacher.layer != subnet.layers - 1:
-            how = DISTILLED
-            settings = {**identity, **asdict(options), **asdict(subnet), "init": init, "version": __version__}
-            key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-            distill(
-                model, teacher, begin_text(), options, cache / "baselines" / key, device, reporter, f"baseline {name}"
-            )
-        device.place(model)
-        results.append(Baseline(name, subnet, how, _measure_all(model, subnet, teacher, proxy, columns)))
-    return results
+        measured = costs(self.columns, subnet, self.teacher.vocabulary, lambda: model)
+        # The relation loss says nothing of a model that was trained for something else.
+        unlike = how in (TINYBERT, MINILM) and isinstance(self.proxy, RelationProxy)
+        score = math.nan if unlike else self.proxy.score(model)
+        measured |= {column.name: score for column in self.columns if column.is_proxy}
+        return Baseline(name, subnet, how, measured, weights)
+
+    def _trained(self, recipe: _Recipe) -> Baseline:
+        """Trained alone, unless it starts as a whole copy of the teacher."""
+        teacher, options = self.teacher, recipe.options
+        model = begin_alone(teacher, recipe.subnet, options, self.init, self.sample_ids)
+        is_copy = self.init != "random" and recipe.subnet == teacher.subnet and teacher.copies_exactly
+        if is_copy and teacher.layer == recipe.subnet.layers - 1:
+            return self._as_it_is(recipe.name, model, COPY)
+        transfer = None
+        if recipe.layer_by_layer:
+            with seeded(options.seed):
+                transfer = LayerTransfer(model, teacher.model, "mse")
+        folder = self.cache / "baselines" / self._key(recipe, "" if transfer is None else transfer.description)
+        distill(
+            model,
+            teacher,
+            self.begin_text(),
+            options,
+            folder,
+            self.device,
+            self.reporter,
+            f"baseline {recipe.name}, {recipe.how}",
+            transfer=transfer,
+        )
+        if not (folder / "tokenizer_config.json").exists():
+            teacher.tokenizer.save_pretrained(folder)
+        return self._as_it_is(recipe.name, model, recipe.how, folder)
+
+    def _key(self, recipe: _Recipe, transfer: str) -> str:
+        settings = {**self.identity, **asdict(recipe.options), **asdict(recipe.subnet), "init": self.init}
+        settings |= {"version": __version__, "transfer": transfer}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _shown(name: str) -> str:
@@ -125,10 +196,3 @@ def begin_alone(
         model = AutoDistilModel(teacher.student_config(subnet))
     start_from(model, teacher, init, sample_ids, options.relation_heads)
     return model
-
-
-def _measure_all(
-    model: AutoDistilModel, subnet: Subnet, teacher: Teacher, proxy: Proxy, columns: Sequence[Objective]
-) -> dict[str, float]:
-    found = costs(columns, subnet, teacher.vocabulary, lambda: model)
-    return found | {column.name: proxy.score(model) for column in columns if column.is_proxy}

@@ -41,6 +41,9 @@ _LEAST = {
     "alone_steps": 0,
     "max_length": 4,
 }
+BASELINES = ("shapes", "tinybert", "minilm", "random", "truncated")
+"""What `--baselines` knows by name; other words are hub ids and folders."""
+
 CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "worker_timeout")
 """Settings that leave every number as it is, but for rounding: a run may be continued with others."""
 
@@ -226,8 +229,9 @@ class SearchConfig(TrainConfig):
         study: Name of the study there.
         worker_timeout: Seconds without a sign of life after which a worker's subnet is given to another.
         baselines: What the frontier is held against, separated by commas: shapes (those of TinyBERT and MiniLM,
-            distilled alone for as many steps), truncated (the teacher's first half of layers), hub ids or folders of
-            encoders with the teacher's tokens, scored as they are; or none.
+            distilled alone for as many steps), tinybert and minilm (the same by their own objectives), random (three
+            subnets of each space, distilled alone), truncated (the teacher's first half of layers), hub ids or folders
+            of encoders with the teacher's tokens, scored as they are; or none.
     """
 
     objectives: str = "acc,flops"
@@ -252,6 +256,11 @@ class SearchConfig(TrainConfig):
 
     _parent: ClassVar[str] = "runs"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "none" in self.baseline_names:
+            raise InputError(f"--baselines {self.baselines!r}; allowed: none alone, or names without it")
+
     @property
     def baseline_names(self) -> list[str]:
         """The baselines asked for; empty for none."""
@@ -270,8 +279,7 @@ class SearchConfig(TrainConfig):
         if storage is not None and "://" not in storage:
             storage = str(Path(storage).resolve())
         kind, colon, task = self.proxy.partition(":")
-        named = ("shapes", "truncated", "none")
-        baselines = [name if name in named else absolute_path(name) for name in self.baseline_names]
+        baselines = [name if name in BASELINES else absolute_path(name) for name in self.baseline_names]
         return replace(
             super().absolute(),
             superlm=superlm,

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 
 from autodistil_search.checkpoint import Checkpoints, finish, load_finished
 from autodistil_search.corpus import TrainingText
@@ -38,6 +38,7 @@ from autodistil_search.schedule import MAX_GRADIENT_NORM, WEIGHT_DECAY, set_lear
 from autodistil_search.space import Subnet
 from autodistil_search.teacher import Teacher
 from autodistil_search.traininglog import TrainingLog
+from autodistil_search.transfer import LayerTransfer
 from autodistil_search.weights import parse_relations
 
 
@@ -99,10 +100,13 @@ def distill(
     title: str = "training",
     execution: Execution | None = None,
     held_out: HeldOut | None = None,
+    transfer: LayerTransfer | None = None,
 ) -> AutoDistilModel:
     """Train `model` in place to the end, going on from the last good checkpoint in `folder` if there is one.
 
-    A SuperLM trains the subnets of its space that `options.sampling` draws for each step; a student trains itself.
+    A SuperLM trains the subnets of its space that `options.sampling` draws for each step; a student trains itself. With
+    `transfer`, which must be between `model` and `teacher`, a student learns layer by layer and not by relations: its
+    loss is the sum of `transfer.LAYER_TERMS` (TinyBERT's general distillation, arXiv 1909.10351, equations 7 to 9).
     `folder` holds checkpoints while it trains, `training.csv` and `held_out.csv`, and at the end the model and
     `trainer_state.json`. A model that was finished before is read from there. Launched as several processes, each
     works on its rows of every batch, and the first alone writes.
@@ -114,6 +118,9 @@ def distill(
     """
     execution, reporter = execution or Execution(), reporter or Reporter()
     group, settings = processes(device.type == "cpu"), asdict(options)
+    if transfer is not None:
+        device.place(transfer)
+        settings |= {"transfer": transfer.description}
     device.place(model)
     model.train()
     with _lock(folder, group), reporter.bar(title, "steps", options.steps) as bar, _sigterm() as asked_to_stop:
@@ -122,8 +129,10 @@ def distill(
             bar.skip(options.steps)
             model.eval()
             return model
-        training = _Training(model, teacher, text, options, execution, device, group)
-        checkpoints = Checkpoints(folder, model, training.optimizer, training.scaler, settings, execution.keep)
+        training = _Training(model, teacher, text, options, execution, device, group, transfer)
+        checkpoints = Checkpoints(
+            folder, training.learner, training.optimizer, training.scaler, settings, execution.keep
+        )
         first = training.go_on_from(checkpoints)
         bar.skip(first)
         log = TrainingLog(folder, first, execution.tensorboard) if group.main else None
@@ -156,6 +165,7 @@ class _Training:
     execution: Execution
     device: Device
     group: Processes
+    transfer: LayerTransfer | None = None
 
     def __post_init__(self) -> None:
         options, parts = self.options, self.execution.accumulate * self.group.count
@@ -164,8 +174,9 @@ class _Training:
                 f"--batch-size {options.batch_size} for {self.group.count} processes with --accumulate "
                 f"{self.execution.accumulate}; allowed: at least one block for each part of a step, {parts} or more"
             )
+        self.learner = self.model if self.transfer is None else nn.ModuleList([self.model, self.transfer])
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True
+            self.learner.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True
         )
         self.scaler = self.device.scaler()
         self.tokens_in_a_step = 0
@@ -179,7 +190,7 @@ class _Training:
         """Take one step; returns its subnets, their losses, and which of two `flags` are set on any process by now."""
         drawn = subnets_of_step(self.model, self.options, step)
         own = self._gradients(step, drawn)
-        *losses, first, second = self.group.add_up(self.model.parameters(), [*own, *map(float, flags())])
+        *losses, first, second = self.group.add_up(self.learner.parameters(), [*own, *map(float, flags())])
         check_finite(losses, drawn, step)
         set_learning_rate(self.optimizer, self.options.lr, step, self.options.steps)
         self._update(drawn, step)
@@ -192,23 +203,28 @@ class _Training:
         self.tokens_in_a_step = size * rows.shape[1]
         losses = [0.0] * len(drawn)
         for part in rows.tensor_split(self.execution.accumulate):
-            share = len(part) / size
-            found = train_step(
-                self.model,
-                self.teacher,
-                part.to(self.device.name),
-                drawn,
-                self.options,
-                self.device,
-                share,
-                self.scaler,
-            )
+            share, ids = len(part) / size, part.to(self.device.name)
+            if self.transfer is not None:
+                found = [self._layer_step(self.transfer, ids, share)]
+            else:
+                found = train_step(self.model, self.teacher, ids, drawn, self.options, self.device, share, self.scaler)
             losses = [loss + share * more for loss, more in zip(losses, found, strict=True)]
         return losses
 
+    def _layer_step(self, transfer: LayerTransfer, input_ids: Tensor, share: float) -> float:
+        """Add up the gradients of `transfer`'s loss on `input_ids` `(B, T)`; returns the loss."""
+        mask = torch.ones_like(input_ids)  # blocks of text have no padding
+        with self.device.autocast(), transfer.watching() as (mine, theirs):
+            with torch.no_grad():
+                self.teacher.model(input_ids=input_ids)
+            self.model(input_ids)
+            loss = torch.stack(transfer(mine, theirs, mask)).sum()
+        self.scaler.scale(loss * share).backward()
+        return loss.item()
+
     def _update(self, drawn: Sequence[Drawn], step: int) -> None:
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRADIENT_NORM).item()
         if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
             # In float16 such a step is left out and the scale lowered; below 1 the fault is not the scale's.
             check_finite([norm], drawn[:1], step, "norm of the gradients")
@@ -234,8 +250,8 @@ class _Training:
     def _copy_from_main(self) -> None:
         if self.group.count == 1:
             return
-        self.group.copy_from_main(self.model.state_dict().values())
-        names = dict(self.model.named_parameters())
+        self.group.copy_from_main(self.learner.state_dict().values())
+        names = dict(self.learner.named_parameters())
         state = self.optimizer.state
         begun = self.group.from_main([name for name, parameter in names.items() if state.get(parameter)])
         for name in begun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,17 +129,17 @@ class _Job:
         self._summarise(found)
         return found
 
+    def _options(self, rate: float, seed: int) -> FinetuneOptions:
+        kept = {key: getattr(self._config, key) for key in ("epochs", "batch_size", "losses", "temperature")}
+        return FinetuneOptions(**kept, lr=rate, seed=seed)
+
     def _one(self, folder: Path, rate: float, seed: int) -> dict[str, float]:
         """The result of one learning rate and seed: made now, or read from its folder."""
         own = folder / f"lr-{rate:g}-seed-{seed}"
         for done in (folder / f"seed-{seed}", own):
             if (done / _RESULT).is_file() and (found := read_json(done / _RESULT))["lr"] == rate:
                 return {key: float(value) for key, value in found.items()}
-        options = FinetuneOptions(
-            **{key: getattr(self._config, key) for key in ("epochs", "batch_size", "losses", "temperature")},
-            lr=rate,
-            seed=seed,
-        )
+        options = self._options(rate, seed)
         model = load_classifier(self._config.model, self._source, self._task, seed)
         title = f"{self._task.name}, lr {rate:g}, seed {seed}"
         ended = finetune(
@@ -175,7 +175,7 @@ class _Job:
             "rows": {"train": len(prepared.train), "choose": len(prepared.choose), "dev": len(prepared.dev)},
             "lr": found.lr,
             "seeds": self._config.seeds,
-            "options": asdict(replace(FinetuneOptions(), lr=found.lr, epochs=self._config.epochs)),
+            "options": asdict(self._options(found.lr, 0)),
             "model": found.model_folder.name,
             "versions": versions(),
         }

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from autodistil_search import hardware, objectives
-from autodistil_search.config import SearchConfig, TrainConfig
+from autodistil_search.config import BASELINES, SearchConfig, TrainConfig
 from autodistil_search.corpus import Blocks, TrainingText, load_corpus
 from autodistil_search.cost import params
 from autodistil_search.device import Device, choose_device
@@ -207,11 +207,7 @@ def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plu
     constraints = [objectives.parse_constraint(text, known) for text in config.constraints]
     columns = [*wanted, *(constraint.objective for constraint in constraints)]
     found = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins)
-    given = {
-        name: load_as_student(name, found.teacher)
-        for name in config.baseline_names
-        if name not in ("shapes", "truncated")
-    }
+    given = {name: load_as_student(name, found.teacher) for name in config.baseline_names if name not in BASELINES}
     inputs = Inputs(
         config,
         found.spaces,

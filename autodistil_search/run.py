@@ -222,9 +222,7 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
     for name in ("spaces", "proxy_task"):  # the baselines' weights do not depend on them
         identity.pop(name, None)
     with clock.phase("baselines"):
-        results = baselines.measure(
-            config.baseline_names,
-            inputs.given_baselines,
+        bench = baselines.Bench(
             inputs.teacher,
             text.begin,
             scorer.proxy,
@@ -237,6 +235,7 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
             inputs.device,
             reporter,
         )
+        results = bench.measure(config.baseline_names, inputs.given_baselines, inputs.spaces)
     return baseline_table(results, inputs.columns)
 
 

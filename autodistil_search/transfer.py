@@ -35,6 +35,10 @@ _OURS = Family(
 """A student's own parts."""
 
 
+LAYER_TERMS = ("embeddings", "hidden", "attention")
+"""What `LayerTransfer` compares."""
+
+
 @dataclass
 class States:
     """What was seen of one forward pass: `(B, T, H)` embeddings and outputs of layers, `(B, T, W)` queries and keys."""
@@ -130,7 +134,14 @@ class LayerTransfer(nn.Module):
         with self._student.states() as mine, self._teacher.states() as theirs:
             yield mine, theirs
 
-    def forward(self, mine: States, theirs: States, attention_mask: Tensor, terms: tuple[str, ...]) -> list[Tensor]:
+    @property
+    def description(self) -> str:
+        """Which layers are compared and how, for records."""
+        return f"attention by {self._compared}, layers {self._pairs}"
+
+    def forward(
+        self, mine: States, theirs: States, attention_mask: Tensor, terms: tuple[str, ...] = LAYER_TERMS
+    ) -> list[Tensor]:
         """The losses of these `terms`, in their order; padding (0 in `attention_mask` `(B, T)`) does not count."""
         return [getattr(self, f"_{term}")(mine, theirs, attention_mask) for term in terms]
 

@@ -2,16 +2,19 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from autodistil_search import InputError, baselines, search
-from autodistil_search.baselines import COPY, DISTILLED, SHAPES
+from autodistil_search.baselines import COPY, DISTILLED, DRAWN, MINILM, SHAPES, TINYBERT
 from autodistil_search.cost import flops, params
 from autodistil_search.inputs import cache_folder
-from autodistil_search.space import Subnet
-from autodistil_search.teacher import load_teacher, truncated
+from autodistil_search.relations import relation_loss, relation_target
+from autodistil_search.space import Subnet, load_space
+from autodistil_search.teacher import load_as_student, load_teacher, truncated
+from autodistil_search.transfer import LayerTransfer
 
 
 def files(folder):
@@ -80,3 +83,55 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_trained(make, said,
     with pytest.raises(InputError, match=said):
         search(replace(toy_config, baselines=make(tmp_path, teacher_folder)))
     assert not toy_config.folder.exists()
+
+
+def test_tinybert_and_minilm_are_trained_by_their_own_objectives(toy_config, teacher_folder, monkeypatch):
+    """Each trained twice, by its own objective and by ours: other weights, and its own loss lower for it."""
+    shapes = {"TinyBERT toy": Subnet(2, 32, 64, 4, 8), "MiniLM toy": Subnet(2, 24, 64, 6, 4)}
+    monkeypatch.setattr(baselines, "SHAPES", shapes)
+    names = "shapes,tinybert,minilm"
+    run = search(replace(toy_config, baselines=names, steps=30, batch_size=4, lr=4e-3, proxy="relation"))
+    rows = run.baselines.set_index(["name", "how"])
+    teacher = load_teacher(toy_config.teacher)
+    text = torch.tensor([[7, 9, 11, 13, 15, 17, 19, 21], [6, 8, 10, 12, 14, 16, 18, 20]])
+
+    def student(name, how):
+        return load_as_student(rows.loc[(name, how), "weights"], teacher)
+
+    def losses_layer_by_layer(model):
+        transfer, mask = LayerTransfer(model, teacher.model, "mse"), torch.ones_like(text)
+        with torch.no_grad(), transfer.watching() as (mine, theirs):
+            model(text)
+            teacher.model(input_ids=text)
+            return transfer(mine, theirs, mask, ("attention",))[0].item()
+
+    def loss_of_attention(model):
+        relations = (("qk", 1.0), ("vv", 1.0))
+        target = relation_target(teacher.projections(text), None, teacher.subnet.heads, "kl", relations)
+        return relation_loss(model.last_projections(text), target).item()
+
+    for name, how, own_loss in (
+        ("TinyBERT toy", TINYBERT, losses_layer_by_layer),
+        ("MiniLM toy", MINILM, loss_of_attention),
+    ):
+        own, ours = student(name, how), student(name, DISTILLED)
+        assert own.config.subnet == ours.config.subnet == shapes[name]
+        assert own_loss(own) < own_loss(ours)
+        assert np.isnan(rows.loc[(name, how), "relation_loss"])  # it says nothing of them
+        assert any(note.startswith(f"{name} ({how}): not trained for") for note in run.summary["notes"])
+    assert rows.loc[("TinyBERT toy", DISTILLED), "relation_loss"] > 0
+
+
+def test_random_subnets_are_drawn_from_each_space_and_trained_alone(toy_config):
+    run = search(replace(toy_config, baselines="random", steps=2))
+    space = load_space("debug")
+    drawn = [Subnet.from_row(row) for row in run.baselines.to_dict("records")]
+    assert len(set(drawn)) == 3
+    assert all(space.decode(space.encode(each)) == each for each in drawn)
+    assert set(run.baselines["how"]) == {DRAWN}
+    assert run.baselines["relation_loss"].notna().all()
+
+
+def test_none_stands_alone(toy_config):
+    with pytest.raises(InputError, match="--baselines 'none,shapes'; allowed: none alone, or names without it"):
+        replace(toy_config, baselines="none,shapes")

@@ -35,10 +35,11 @@ from autodistil_search.processes import Processes
 from autodistil_search.proxies import RelationProxy
 from autodistil_search.relations import relation_loss, relation_target
 from autodistil_search.sampling import Drawn
-from autodistil_search.schedule import set_learning_rate
+from autodistil_search.schedule import seeded, set_learning_rate
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.stream import open_stream
 from autodistil_search.teacher import Teacher, load_teacher
+from autodistil_search.transfer import LayerTransfer
 
 CPU = Device("cpu", "fp32")
 OPTIONS = TrainOptions(steps=4, batch_size=4, lr=2e-3, seed=0, relation_heads=4, random_subnets=3)
@@ -511,6 +512,31 @@ def test_sigterm_saves_the_step_in_flight_and_the_same_run_goes_on(
     assert (tmp_path / "run" / "checkpoint-00000003.safetensors").exists()
     assert _same(_weights(distill(_superlm(teacher), teacher, text(), OPTIONS, tmp_path / "run", CPU)), whole)
     assert _rows(tmp_path / "run") == _rows(tmp_path / "whole")
+
+
+def test_a_student_that_learns_layer_by_layer_goes_on_with_its_maps_where_it_was_stopped(
+    teacher: Teacher, streams: tuple[Blocks, Blocks], tmp_path: Path
+) -> None:
+    """The maps to the teacher's width train, too: without theirs, a run that goes on would end elsewhere."""
+
+    def begin() -> tuple[AutoDistilModel, LayerTransfer]:
+        with seeded(0):
+            student = AutoDistilModel(teacher.student_config(load_space("debug").smallest))
+            return student, LayerTransfer(student, teacher.model, "mse")
+
+    def train(folder: str, text: TrainingText) -> tuple[Weights, Weights]:
+        student, transfer = begin()
+        distill(student, teacher, text, OPTIONS, tmp_path / folder, CPU, transfer=transfer)
+        return _weights(student), _weights(transfer)
+
+    whole = train("whole", streams[0])
+    with pytest.raises(Terminated):
+        train("run", Terminating(streams[0], 2))
+    resumed = train("run", streams[0])
+    assert all(_same(a, b) for a, b in zip(resumed, whole, strict=True))
+    assert not any(_same(a, _weights(b)) for a, b in zip(whole, begin(), strict=True))
+    with pytest.raises(InputError, match="holds a run with other settings: transfer was"):
+        distill(begin()[0], teacher, streams[0], OPTIONS, tmp_path / "whole", CPU)
 
 
 class EverySecondStep:

@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -216,6 +216,7 @@ def test_a_run_has_mean_spread_and_a_model_that_gives_the_figures(config):
     assert summary["metrics"]["accuracy"]["mean"] == pytest.approx(table["accuracy"].mean())
     assert summary["metrics"]["accuracy"]["standard_deviation"] == pytest.approx(table["accuracy"].std(ddof=1))
     assert summary["rows"] == {"train": 216, "choose": 24, "dev": 40}
+    assert summary["options"] == asdict(FinetuneOptions(batch_size=16, epochs=2, lr=2e-3))
     model = AutoModelForSequenceClassification.from_pretrained(run.model_folder)
     assert model.config.id2label == {0: "high", 1: "low"}
     prepared = Prepared(run.task, AutoTokenizer.from_pretrained(run.model_folder), 16)

@@ -103,10 +103,11 @@ def baseline_table(baselines: Sequence[Baseline], columns: Sequence[Objective]) 
             **{name: baseline.measured[name] for name in names},
             "how": baseline.how,
             "source": "measured in this run",
+            "weights": str(baseline.weights or "not kept"),
         }
         for baseline in baselines
     ]
-    return pd.DataFrame(rows, columns=["name", *SUBNET_COLUMNS[1:], *names, "how", "source"])
+    return pd.DataFrame(rows, columns=["name", *SUBNET_COLUMNS[1:], *names, "how", "source", "weights"])
 
 
 def against_frontier(evaluations: pd.DataFrame, baselines: pd.DataFrame, proxy: Objective) -> list[str]:
@@ -118,11 +119,15 @@ def against_frontier(evaluations: pd.DataFrame, baselines: pd.DataFrame, proxy: 
     values = np.column_stack([minimised(evaluations, [proxy])[:, 0], evaluations["flops"].to_numpy(float)])
     front = values[pareto.is_on_frontier(values)]
     front = front[np.argsort(front[:, 1])]  # dearer and better from row to row
-    return [
-        f"{row['name']} ({row['how']}; {row['flops'] / 1e6:,.0f}M FLOPs, {proxy.label} {row[proxy.name]:.4g}): "
-        + _words_against(front, proxy.minimised(float(row[proxy.name])), float(row["flops"]))
-        for row in baselines.to_dict("records")
-    ]
+    notes = []
+    for row in baselines.to_dict("records"):
+        what, score, cost = f"{row['name']} ({row['how']}", float(row[proxy.name]), float(row["flops"])
+        if np.isnan(score):
+            notes.append(f"{what}): not trained for the {proxy.label}; to compare it, fine-tune {row['weights']}")
+            continue
+        what += f"; {cost / 1e6:,.0f}M FLOPs, {proxy.label} {score:.4g}): "
+        notes.append(what + _words_against(front, proxy.minimised(score), cost))
+    return notes
 
 
 def _words_against(front: pareto.Values, score: float, cost: float) -> str:

@@ -55,7 +55,7 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective) 
     knee = report.frontier[report.frontier["knee"]]
     axes.scatter(knee[x.name], knee[y.name], marker="*", s=190, color=KNEE_COLOUR, zorder=4, label="knee")
     for marker, (_, row) in zip(_BASELINE_MARKERS, report.baselines.iterrows(), strict=False):
-        if x.name in row and y.name in row:
+        if row.reindex([x.name, y.name]).notna().all():
             label = row["name"] + (" (the teacher's copy)" if row["how"].startswith("copy") else "")
             axes.scatter(row[x.name], row[y.name], marker=marker, s=48, color=BASELINE_COLOUR, zorder=5, label=label)
     for axis, set_scale, objective in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from typing import Any
 
 import jinja2
@@ -19,7 +20,7 @@ def render_html(report: ParetoReport, frontier_png: bytes, progress_png: bytes, 
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__name__.rpartition(".")[0], "."), autoescape=True)
     panels = "; ".join(f"{y.label} against {x.label}" for x, y in axes_pairs(report))
     units = {objective.name: objective.unit for objective in report.columns}
-    measured = report.baselines.drop(columns="source")  # the heading says it
+    measured = report.baselines.drop(columns=["source", "weights"])  # the heading says it; for the CSV file
     tables = {
         "frontier": _table(report.frontier, "Frontier", units, mark="knee"),
         "baselines": _table(measured, "Baselines", units) if len(measured) else "",
@@ -90,6 +91,8 @@ def shown(value: object) -> str:
     """A number or word as tables for people show it: four digits, thousands of millions as G."""
     if isinstance(value, bool):
         return "knee" if value else ""
+    if isinstance(value, float) and math.isnan(value):
+        return "-"
     if isinstance(value, int | float) and abs(value) >= 1e4:
         return EngFormatter(places=2, sep="")(value)
     return f"{value:#.4g}" if isinstance(value, float) else str(value)

@@ -30,14 +30,13 @@ from autodistil_search.progress import Bar, Reporter
 from autodistil_search.schedule import MAX_GRADIENT_NORM, WEIGHT_DECAY, seeded, set_learning_rate
 from autodistil_search.tasks.data import Rows, Task
 from autodistil_search.tasks.metrics import METRICS, Array
-from autodistil_search.transfer import LayerTransfer
+from autodistil_search.transfer import LAYER_TERMS, LayerTransfer
 from autodistil_search.weights import parse_terms
 
 _ROWS_AT_ONCE = 64
 """When nothing is learnt."""
 _BATCHES_SORTED = 32
 """Batches whose rows are put together by length: less padding, and still at random."""
-_LAYER_TERMS = ("embeddings", "hidden", "attention")
 _BEST, _EPOCHS = "best.safetensors", "epochs.json"
 
 
@@ -227,7 +226,7 @@ class _Learner(nn.Module):
         self.student, self._task, self._options = student, task, options
         self._weights = parse_terms(options.losses)
         self._teacher = [teacher]  # in a list: it is no part of what is trained and saved
-        self._by_layer = tuple(name for name in self._weights if name in _LAYER_TERMS)
+        self._by_layer = tuple(name for name in self._weights if name in LAYER_TERMS)
         self.transfer = None
         if self._by_layer:
             assert teacher is not None

@@ -1,0 +1,239 @@
+"""Reference results on real text and tasks: SuperLM, frontier, baselines, students, fine-tuned scores, ranking.
+
+    python benchmarks/results.py --data DATA --to FOLDER
+
+DATA holds `wiki/train.txt.gz` (paragraphs, one a line) and GLUE's files in `glue/SST-2` and so on. Every step is a
+command of the product, printed before it runs; what has ended is not done again, so the same command goes on with what
+was stopped. At the end `FOLDER/results.md` has the tables that docs/results.md shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from autodistil_search import load_run
+from autodistil_search.objectives import Objective
+from autodistil_search.report.data import against_frontier
+from autodistil_search.results import Run
+from autodistil_search.tasks.metrics import METRICS
+
+TASKS = ("SST-2", "CoLA", "MRPC", "RTE")
+PICKS = ("flops<=110M", "knee", "flops<=330M", "flops<=500M")
+BASELINES = "truncated,tinybert,minilm,random"
+STUDENT, BASELINE, TEACHER = "student of the frontier", "baseline", "teacher"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is fine-tuned: its name in tables, what it is, where it lies and its multiply-adds at 128 tokens."""
+
+    name: str
+    kind: str
+    source: str
+    flops: float
+    params: float
+
+    @property
+    def slug(self) -> str:
+        """Its name for folders."""
+        return "".join(letter if letter.isalnum() else "-" for letter in self.name.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """All steps, in their order, with what they are told."""
+
+    arguments: argparse.Namespace
+
+    @property
+    def to(self) -> Path:
+        """Where everything goes."""
+        return Path(self.arguments.to)
+
+    def command(self, *words: str, log: str, threads: int | None = None) -> None:
+        """Run a command of the product; its output goes to a log.
+
+        Raises:
+            RuntimeError: if it fails.
+        """
+        print("autodistil-search", shlex.join(words), flush=True)
+        environment = dict(os.environ)
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        self.to.mkdir(parents=True, exist_ok=True)
+        with (self.to / f"{log}.log").open("a") as file:
+            done = subprocess.run(
+                [sys.executable, "-m", "autodistil_search", *words], stdout=file, stderr=file, env=environment
+            )
+        if done.returncode:
+            raise RuntimeError(f"{shlex.join(words)} ended with {done.returncode}; see {self.to / log}.log")
+
+    def train(self) -> None:
+        """The SuperLM."""
+        given = self.arguments
+        text = str(Path(given.data) / "wiki" / "train.txt.gz")
+        sizes = ["--steps", str(given.steps), "--batch-size", str(given.batch_size), "--lr", str(given.lr)]
+        out = str(self.to / "superlm")
+        self.command("train", "--space", given.space, "--text", text, *sizes, "--out", out, log="train")
+
+    def search(self) -> Run:
+        """The whole space, and the baselines."""
+        out = self.to / "run"
+        if not (out / "summary.json").exists():
+            scored = ["--engine", "exhaustive", "--evaluations", "256", "--baselines", BASELINES]
+            superlm = str(self.to / "superlm")
+            space = self.arguments.space
+            self.command("search", "--space", space, "--superlm", superlm, *scored, "--out", str(out), log="search")
+        return load_run(out)
+
+    def distil(self, run: Run) -> list[Model]:
+        """The chosen students, trained further."""
+        found, taken = [], set()
+        for pick in PICKS:
+            row = run.pick(pick)
+            number = 1 + run.frontier.index.to_list().index(row.name)
+            if number in taken:
+                continue
+            taken.add(number)
+            out = self.to / "students" / str(number)
+            steps = ["--steps", str(self.arguments.distil_steps), "--lr", str(self.arguments.distil_lr)]
+            if not (out / "distil.json").exists():
+                self.command("distil", str(run.folder), "--pick", str(number), *steps, "--out", str(out), log="distil")
+            name = f"{row['layers']}x{row['hidden_size']}, {row['heads']} heads, ratio {row['mlp_ratio']:g}"
+            found.append(Model(name, STUDENT, str(out), row["flops"], row["params"]))
+        return found
+
+    def baselines(self, run: Run) -> list[Model]:
+        """Those whose weights are kept; a copy of the teacher is the teacher."""
+        kept = run.baselines[run.baselines["weights"] != "not kept"]
+        return [
+            Model(f"{row['name']} ({row['how']})", BASELINE, row["weights"], row["flops"], row["params"])
+            for row in kept.to_dict("records")
+        ]
+
+    def finetune(self, models: Sequence[Model]) -> pd.DataFrame:
+        """A row for each model and task: mean and spread of GLUE's metric on dev."""
+        jobs = [(model, task) for task in TASKS for model in models]
+        with ThreadPoolExecutor(self.arguments.jobs) as pool:
+            rows = list(pool.map(lambda job: self._finetuned(*job), jobs))
+        return pd.DataFrame(rows)
+
+    def _finetuned(self, model: Model, task: str) -> dict[str, object]:
+        given, out = self.arguments, self.to / "tuned" / f"{model.slug}-{task}"
+        if not (out / "summary.json").exists():
+            settings = {
+                "task": str(Path(given.data) / "glue" / task),
+                "lr": given.finetune_lr,
+                "epochs": str(given.epochs),
+                "train-rows": str(given.rows),
+                "seeds": str(given.seeds),
+                "out": str(out),
+            }
+            flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
+            self.command("finetune", model.source, *flags, log=f"tuned-{model.slug}-{task}", threads=1)
+        summary = json.loads((out / "summary.json").read_text())
+        metric, found = next(iter(summary["metrics"].items()))
+        return {
+            "model": model.name,
+            "kind": model.kind,
+            "flops": model.flops,
+            "params": model.params,
+            "task": task,
+            "metric": metric,
+            **found,
+            "lr": summary["lr"],
+        }
+
+    def validate(self, run: Run) -> Path:
+        """How well the proxy ranks."""
+        out, given = self.to / "validation", self.arguments
+        if not (out / "summary.json").exists():
+            task = str(Path(given.data) / "glue" / "SST-2")
+            drawn = ["--subnets", str(given.subnets), "--alone-steps", str(given.alone_steps)]
+            tuned = ["--probe", task, "--task", task, "--train-rows", str(given.rows), "--lr", "5e-4"]
+            alone = ["--alone-lr", str(given.lr)]
+            self.command("validate-proxy", str(run.folder), *drawn, *alone, *tuned, "--out", str(out), log="validation")
+        return out
+
+
+def compared(scores: pd.DataFrame) -> Iterator[str]:
+    """What the students have at each baseline's score and at its FLOPs, by interpolation between students."""
+    for task, rows in scores.groupby("task", sort=False):
+        metric = str(rows["metric"].iloc[0])
+        objective = Objective(metric, METRICS[metric].label, "share", "maximize", is_proxy=True)
+        named = rows.rename(columns={"mean": metric, "model": "name"}).assign(how=rows["kind"], weights="")
+        students = named[named["kind"] == STUDENT]
+        for line in against_frontier(students, named[named["kind"] == BASELINE], objective):
+            yield f"- {task}: {line}"
+
+
+def tables(run: Run, scores: pd.DataFrame, validation: Path | None) -> str:
+    """Everything measured, in Markdown."""
+    lines = ["## Frontier", "", run.frontier.to_markdown(index=False), "", "## Baselines, by the proxy", ""]
+    lines += [run.baselines.drop(columns=["source", "weights"]).to_markdown(index=False), ""]
+    lines += [f"- {note}" for note in run.summary["notes"]]
+    means = zip(scores["mean"], scores["standard_deviation"], strict=True)
+    cells = [f"{100 * mean:.1f} ± {100 * spread:.1f}" for mean, spread in means]
+    titles = [f"{task} ({metric})" for task, metric in zip(scores["task"], scores["metric"], strict=True)]
+    wide = scores.assign(cells=cells, titles=titles).pivot_table(
+        index=["kind", "model", "flops", "params"], columns="titles", values="cells", aggfunc="first", sort=False
+    )
+    lines += ["", "## Fine-tuned", "", wide.reset_index().sort_values("flops").to_markdown(index=False), ""]
+    lines += compared(scores)
+    if validation is not None:
+        lines += [
+            "",
+            "## How the proxy ranks",
+            "",
+            pd.read_csv(validation / "ranking.csv").to_markdown(index=False),
+            "",
+        ]
+        lines += [f"- {note}" for note in json.loads((validation / "summary.json").read_text())["notes"]]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run what has not been run yet, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with wiki/ and glue/")
+    parser.add_argument("--to", default="runs/results", help="folder for everything")
+    parser.add_argument("--space", default="tiny")
+    parser.add_argument("--steps", type=int, default=1200, help="of the SuperLM and of each baseline")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--distil-steps", type=int, default=100, help="of each student after the search")
+    parser.add_argument("--distil-lr", type=float, default=1e-3)
+    parser.add_argument("--finetune-lr", default="1e-4,5e-4")
+    parser.add_argument("--rows", type=int, default=3000, help="labelled rows to train on, at most")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--subnets", type=int, default=24, help="of the validation; 0 for none")
+    parser.add_argument("--alone-steps", type=int, default=100, help="that each of them is trained alone")
+    parser.add_argument("--jobs", type=int, default=2, help="fine-tunings side by side, a thread each")
+    pipeline = Pipeline(parser.parse_args())
+    pipeline.train()
+    run = pipeline.search()
+    models = [*pipeline.distil(run), *pipeline.baselines(run)]
+    teacher = run.baselines[run.baselines["how"].str.startswith("copy")]
+    if len(teacher):  # its own shape is among the baselines, so what it costs is known
+        models.append(Model("teacher", TEACHER, "packaged", teacher["flops"].iloc[0], teacher["params"].iloc[0]))
+    scores = pipeline.finetune(models)
+    scores.to_csv(pipeline.to / "scores.csv", index=False)
+    validation = pipeline.validate(run) if pipeline.arguments.subnets else None
+    (pipeline.to / "results.md").write_text(tables(run, scores, validation))
+    print(f"{pipeline.to / 'results.md'}")
+
+
+if __name__ == "__main__":
+    main()

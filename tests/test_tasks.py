@@ -133,8 +133,19 @@ def test_what_cannot_be_had_is_refused_with_what_can(name):
         load_task(name)  # the hub is offline in the tests
 
 
-@pytest.mark.parametrize("name", ["topic", "rte"])
-def test_columns_are_not_named_where_they_are_known(name):
+def test_a_damaged_line_is_named(tmp_path):
+    path = write(tmp_path / "t.jsonl", ROWS)
+    path.write_text(path.read_text() + '{"text": "cut of')
+    with pytest.raises(InputError, match=rf"line {len(ROWS) + 1} of .*t.jsonl is no JSON"):
+        load_task(str(path))
+
+
+@pytest.mark.parametrize("name", ["topic", "rte", "folder/RTE"])
+def test_columns_are_not_named_where_they_are_known(name, tmp_path):
+    if name == "folder/RTE":
+        (tmp_path / "RTE").mkdir()
+        (tmp_path / "RTE" / "train.tsv").write_text(IN_GLUES_FORMAT["RTE"])
+        name = str(tmp_path / "RTE")
     with pytest.raises(InputError, match="has columns of its own"):
         load_task(name, ["a"])
 

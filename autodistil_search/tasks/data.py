@@ -151,22 +151,28 @@ def load_task(name: str, text_columns: Sequence[str] | None = None, label_column
     Raises:
         InputError: for anything that is no such task.
     """
+    path, own = Path(name), _glue_of_folder(Path(name))
     named = text_columns is not None or label_column is not None
-    if named and (name == TOPIC or name in GLUE):
+    if named and (name == TOPIC or name in GLUE or own is not None):
         raise InputError(f"task {name!r} has columns of its own; allowed: --text-columns and --label-column of a table")
     if name == TOPIC:
         return _topic()
     if name in GLUE:
         return _from_hub(name, GLUE[name])
-    path = Path(name)
+    if own is not None:
+        return _from_glue_folder(own, GLUE[own], path)
     if path.is_dir():
-        own = next((key for key, glue in GLUE.items() if glue.folder.lower() == path.resolve().name.lower()), None)
-        if own is not None and _find_table(path, "train", (".tsv",)) is not None:
-            return _from_glue_folder(own, GLUE[own], path)
         return _from_tables(path, _both(path), text_columns, label_column)
     if path.is_file() and _suffix(path) in _TABLES:
         return _from_tables(path, {"train": path}, text_columns, label_column)
     raise InputError(f"task {name!r} is not known; allowed: {_ALLOWED}")
+
+
+def _glue_of_folder(folder: Path) -> str | None:
+    """The task of GLUE whose own files `folder` holds, by its name; None if it is no such folder."""
+    if not folder.is_dir() or _find_table(folder, "train", (".tsv",)) is None:
+        return None
+    return next((key for key, glue in GLUE.items() if glue.folder.lower() == folder.resolve().name.lower()), None)
 
 
 def _suffix(path: Path) -> str:
@@ -191,7 +197,10 @@ def _read(path: Path) -> Iterator[dict[str | int, Cell]]:
         if _suffix(path) == ".jsonl":
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    row = json.loads(line)
+                    try:
+                        row = json.loads(line)
+                    except ValueError as error:
+                        raise InputError(f"line {number} of {path} is no JSON ({error})") from None
                     if not isinstance(row, dict):
                         raise InputError(f"line {number} of {path} is no object; allowed: an object with the columns")
                     yield row

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: search test lint clean
+.PHONY: search test lint docs clean
 
 search: $(VENV)/.search
 	$(BIN)/python search.py --objectives acc,flops $(ARGS)
@@ -18,6 +18,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 $(VENV)/.search: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart]'
@@ -28,4 +31,4 @@ $(VENV)/.test: $(VENV)/.search
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

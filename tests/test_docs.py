@@ -1,7 +1,10 @@
 """README, docs and notebook say what is so: their code runs as written."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -9,11 +12,14 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
+import autodistil_search
 from autodistil_search import load_run, search
-from autodistil_search.cli import make_parser
+from autodistil_search.cli import main, make_parser
 from autodistil_search.space import SearchSpace
 
 ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+FIGURES = ("docs/benchmarks.md", "docs/results.md")  # of the benchmarks' own commands
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +54,42 @@ def test_the_python_of_the_page_on_plugging_in_runs_as_written(tmp_path, monkeyp
     assert (load_run("runs/mine").evaluations["depth"] >= 2).all()
 
 
-def test_the_space_of_readme_is_valid():
+def test_the_tutorial_leads_to_a_student_that_others_load(tmp_path, monkeypatch):
+    """Its commands, one after another, then its Python, in a process that does not know this package."""
+    monkeypatch.chdir(tmp_path)
+    commands = commands_in("docs/tutorial.md")
+    assert [each[0] for each in commands] == ["profile", "search", "distil", "finetune", "export"]
+    for words in commands:
+        assert main(words) == 0
+    (python,) = blocks("python", "docs/tutorial.md")
+    script = f"{python}\nimport sys; print(tuple(logits.shape), 'autodistil_search' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "(1, 11) False", done.stderr
+
+
+def test_the_site_builds_with_every_command_and_public_name_and_loads_nothing_from_elsewhere(tmp_path):
+    """Strict: a link or anchor that leads nowhere fails the build."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    commands, names = (tmp_path / "commands" / "index.html").read_text(), (tmp_path / "api" / "index.html").read_text()
+    subcommands = next(action for action in make_parser()._actions if action.dest == "command").choices
+    assert [name for name in subcommands if f'<h2 id="{name}">' not in commands] == []
+    homes = {name: f"autodistil_search.{module}.{name}" for name, module in autodistil_search._HOMES.items()}
+    assert [name for name, home in homes.items() if f'id="{home}"' not in names] == []
+    for page in tmp_path.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?:[^"]*)"', page.read_text())
+        assert loaded == [], page
+
+
+def test_the_spaces_of_readme_and_howtos_are_valid():
     (text,) = blocks("yaml")
     assert SearchSpace(name="mine", **yaml.safe_load(text)).size == 27 * (3**4 + 3**6 + 3**8) / 3
+    text, job = blocks("yaml", "docs/howto.md")
+    assert SearchSpace(name="mine", **yaml.safe_load(text)).size == 3 * 2 * 2 * 2
+    (container,) = yaml.safe_load(job)["spec"]["template"]["spec"]["containers"]
+    assert make_parser().parse_args(container["command"][1:]).command == "worker"
 
 
 def commands_in(page):
@@ -60,9 +99,7 @@ def commands_in(page):
     return [each[2:] for each in words if each[:2] == ["$", "autodistil-search"]]
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{name}.md" for name in ("training", "workers", "plugins", "tasks", "export"))]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_are_accepted(page):
     parsed = [make_parser().parse_args(words) for words in commands_in(page)]
     if page == "README.md":
@@ -71,14 +108,12 @@ def test_the_commands_of_a_page_are_accepted(page):
         assert [each.command for each in parsed] == ["search", "search", "worker"]
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
-)
-def test_links_between_files_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+def test_links_of_readme_lead_somewhere():
+    """Those of docs are held by the site's strict build."""
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
     for link in links:
         if not link.startswith("http"):
-            assert (page.parent / link).exists(), link
+            assert (ROOT / link).exists(), link
 
 
 def test_every_flag_named_in_readme_and_docs_exists():
@@ -86,11 +121,11 @@ def test_every_flag_named_in_readme_and_docs_exists():
     known = {flag for command in commands for action in command._actions for flag in action.option_strings}
     known |= {"--multi_gpu", "--num_processes", "--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"}
     known |= {"--cpu", "--mixed_precision"}  # of accelerate launch and torchrun
-    for page in (
-        ROOT / "README.md",
-        *(ROOT / "docs" / f"{name}.md" for name in ("design", "training", "plugins", "workers", "tasks", "export")),
-    ):
-        named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", page.read_text()))
+    known |= {"--array", "--gres", "--requeue"}  # of Slurm
+    for page in PAGES:
+        if page in FIGURES:
+            continue
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", (ROOT / page).read_text()))
         assert named <= known, named - known
 
 

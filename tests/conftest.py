@@ -34,8 +34,11 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One for all workers of the run: the packaged text is tokenized once."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("AUTODISTIL_SEARCH_CACHE", str(shared / "cache"))
         yield
 
 

@@ -9,7 +9,7 @@ import torch
 from autodistil_search import InputError, baselines, search
 from autodistil_search.baselines import COPY, DISTILLED, SHAPES
 from autodistil_search.cost import flops, params
-from autodistil_search.inputs import cache_folder
+from autodistil_search.files import cache_folder
 from autodistil_search.space import Subnet
 from autodistil_search.teacher import load_teacher, truncated
 

@@ -11,20 +11,24 @@ from argparse import Action
 from collections.abc import Container, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import fields
-from typing import Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
 from autodistil_search import __version__
-from autodistil_search.commands import COMMANDS
+from autodistil_search.commands import COMMANDS, Outcome
 from autodistil_search.config import SearchConfig, TrainConfig, flag
 from autodistil_search.errors import ExportError, InputError, ScoringError, Terminated
 from autodistil_search.processes import is_main
 from autodistil_search.stepconfig import DistilConfig, FinetuneConfig, ValidateConfig
 
+if TYPE_CHECKING:
+    from autodistil_search.progress import Reporter
+
 _EXAMPLES = {
     "": (
+        "autodistil-search doctor",
         "autodistil-search search --objectives acc,flops --space tiny",
         "autodistil-search search --text wiki/*.txt.gz --steps 20000 --constraint 'flops<=1.5G' --out runs/mine",
         "autodistil-search export runs/mine --to my-student --pick 'flops<=200M' --onnx",
@@ -67,12 +71,17 @@ _EXAMPLES = {
         "autodistil-search export runs/mine --to my-student",
         "autodistil-search export runs/mine --to my-student --pick 1 --int8 --license apache-2.0",
     ),
+    "doctor": ("autodistil-search doctor", "autodistil-search doctor --json"),
+    "completion": (
+        "autodistil-search completion bash > ~/.local/share/bash-completion/completions/autodistil-search",
+        "autodistil-search completion zsh > ~/.zfunc/_autodistil-search",
+    ),
 }
 """Command lines for the help of each command, and of all."""
 
 _EXIT_CODES = """exit codes:
   0    done
-  1    failed
+  1    failed, or what doctor looks at is broken
   2    input that cannot be used
   130  interrupted; the same command goes on
   143  terminated (SIGTERM); the same command goes on"""
@@ -124,8 +133,9 @@ def make_parser() -> ArgumentParser:
     def add(name: str, summary: str, description: str) -> _Parser:
         command = _Parser(description, _examples(name))
         commands.add_subcommand(name, command, help=summary)
-        command.add_argument("--json", action="store_true", help="Print the result as one JSON object.")
-        command.add_argument("--quiet", action="store_true", help="Show no progress, only the result.")
+        if name != "completion":
+            command.add_argument("--json", action="store_true", help="Print the result as one JSON object.")
+            command.add_argument("--quiet", action="store_true", help="Show no progress, only the result.")
         return command
 
     search = add(
@@ -211,6 +221,14 @@ def make_parser() -> ArgumentParser:
             "Write a student as a folder that loads without this package, with a card.",
         )
     )
+    add(
+        "doctor",
+        "what this machine offers, what is missing, what would be slow",
+        "Look at versions, device, precision, threads, memory, disk and extras of this machine; nothing is downloaded. "
+        "The exit code is 1 if something required is broken.",
+    )
+    completion = add("completion", "a script that completes commands, flags and values", "Print a completion script.")
+    completion.add_argument("shell", type=Literal["bash", "zsh"], help="Which shell it is for.")
     return parser
 
 
@@ -310,10 +328,16 @@ def _run(command: str, settings: dict[str, Any]) -> int:
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
         reporter = Reporter() if quiet or not is_main() else ConsoleReporter(Console(stderr=True))
-        outcome = COMMANDS[command](settings, reporter)
+        outcome = {**COMMANDS, "completion": _completion}[command](settings, reporter)
     if is_main():
         outcome.print(as_json)
     return outcome.code
+
+
+def _completion(settings: Mapping[str, Any], _: Reporter) -> Outcome:
+    from autodistil_search.completion import completion_script
+
+    return Outcome({}, lambda _: print(completion_script(make_parser(), settings["shell"])))
 
 
 def _complain(message: object) -> None:

@@ -199,6 +199,13 @@ def _export(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     return Outcome(record, _lines(*notes, f"exported to {folder}; its README.md says how to load it"))
 
 
+def _doctor(_: Mapping[str, Any], __: Reporter) -> Outcome:
+    from autodistil_search.doctor import examine, findings_record, is_usable, print_findings
+
+    findings = examine()
+    return Outcome(findings_record(findings), partial(print_findings, findings), 0 if is_usable(findings) else 1)
+
+
 COMMANDS: Mapping[str, Callable[[Mapping[str, Any], Reporter], Outcome]] = {
     "search": _search,
     "train": _train,
@@ -211,4 +218,5 @@ COMMANDS: Mapping[str, Callable[[Mapping[str, Any], Reporter], Outcome]] = {
     "list": _list,
     "partition": _partition,
     "export": _export,
+    "doctor": _doctor,
 }

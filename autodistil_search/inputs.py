@@ -196,8 +196,9 @@ def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plu
     device = choose_device(config.device, config.precision)
     predictor = Predictor()
     known = known_objectives(config, device, plugins, kind, predictor)
-    wanted = objectives.parse_objectives(config.objectives, known)
-    constraints = [objectives.parse_constraint(text, known) for text in config.constraints]
+    installed = plugins.names("objectives")
+    wanted = objectives.parse_objectives(config.objectives, known, installed)
+    constraints = [objectives.parse_constraint(text, known, others=installed) for text in config.constraints]
     columns = [*wanted, *(constraint.objective for constraint in constraints)]
     found = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins)
     given = {

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from autodistil_search.config import choices
 from autodistil_search.engines import ENGINES
 from autodistil_search.export import Format
-from autodistil_search.objectives import COSTS, MEASURED
+from autodistil_search.objectives import NAMES
 from autodistil_search.plugins import Plugins
 from autodistil_search.space import shipped_spaces
 
@@ -74,8 +74,7 @@ def completion_script(parser: ArgumentParser, shell: Shell) -> str:
 
 def _lists() -> list[tuple[str, str, Sequence[str]]]:
     """Flags that take several words, separated by commas: their group of plugins, and our own words."""
-    objectives = ["acc", *(cost.name for cost in COSTS), *MEASURED, "predicted_latency"]
-    return [("objectives", "objectives", objectives), ("space", "search_spaces", shipped_spaces())]
+    return [("objectives", "objectives", NAMES), ("space", "search_spaces", shipped_spaces())]
 
 
 def _commands(parser: ArgumentParser) -> list[ArgumentParser]:

@@ -69,15 +69,16 @@ class Finding:
     @property
     def words(self) -> str:
         """Value and unit."""
+        if self.value is None:
+            return "-"
         value = f"{self.value:,.4g}" if isinstance(self.value, float) else str(self.value)
         return f"{value} {self.unit}".strip()
 
 
 def examine() -> list[Finding]:
     """Look at everything, without a network."""
-    versions = _versions()
-    found = [*versions]
-    if not any(each.state == "broken" and each.name in ("torch", "transformers") for each in versions):
+    found = list(_versions())
+    if not any(each.state == "broken" and each.name in ("torch", "transformers") for each in found):
         found += [*_device(), *_threads(), *_packaged(), _hub()]
     return [*found, _memory(), *_cache(), *_extras()]
 
@@ -147,7 +148,8 @@ def _versions() -> Iterator[Finding]:
     for name, lack in lacks.items():
         if lack:
             yield Finding(name, None, state="broken", remark=f"{lack}; pip install '{_PACKAGE}' again")
-    yield Finding("other requirements", sum(not lack for lack in lacks.values()), f"of {len(lacks)} as required")
+    kept = sum(not lack for lack in lacks.values())
+    yield Finding("other requirements", kept, f"of {len(lacks)}", remark="as required")
 
 
 def _imported(name: str, lack: str | None) -> Finding:
@@ -165,10 +167,14 @@ def _device() -> Iterator[Finding]:
 
     from autodistil_search.device import choose_device, has_bf16
 
-    chosen = choose_device()
+    try:
+        chosen = choose_device()
+        gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    except RuntimeError as error:  # a driver that does not fit, say
+        yield Finding("device", None, state="broken", remark=" ".join(str(error).split())[:300])
+        return
     if chosen.type == "cuda":
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
+        for index, properties in enumerate(gpus):
             yield Finding(f"cuda:{index}", properties.name, remark=f"{properties.total_memory / 1e9:.1f} GB")
     else:
         built = torch.version.cuda or torch.version.hip

@@ -105,6 +105,10 @@ MEASURED = ("latency", "memory", "throughput")
 """What is measured on a student, on this machine."""
 
 
+NAMES = ("acc", *(each.name for each in COSTS), *MEASURED, "predicted_latency")
+"""What our own objectives are called on the command line."""
+
+
 def measured_costs(single: Load, many: Load) -> list[Objective]:
     """`MEASURED`: latency and memory under the load `single`, throughput under `many`."""
     from autodistil_search import hardware  # torch, which the command line loads only when it must

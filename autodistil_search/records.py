@@ -17,7 +17,7 @@ from autodistil_search.engines import ENGINES
 from autodistil_search.errors import InputError
 from autodistil_search.families import FAMILIES
 from autodistil_search.finetuning import FinetuneRun
-from autodistil_search.objectives import COSTS, MEASURED, Objective
+from autodistil_search.objectives import NAMES, Objective
 from autodistil_search.partition import flops_of, spread_within
 from autodistil_search.plan import Plan
 from autodistil_search.plugins import GROUPS, Plugins, origin
@@ -140,7 +140,7 @@ def validation_record(found: Validation) -> Record:
 def names_record(plugins: Plugins) -> Record:
     """What can be named, by group: our own, and what is installed beside it, with its origin or its error."""
     own = {
-        "objectives": ["acc", *(cost.name for cost in COSTS), *MEASURED],
+        "objectives": list(NAMES),
         "engines": list(ENGINES),
         "proxies": [RELATION, f"{PROBE}NAME", f"{TASK}NAME"],
         "teachers": [PACKAGED, *sorted(FAMILIES)],

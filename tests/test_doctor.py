@@ -5,6 +5,7 @@ import socket
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,6 +140,25 @@ def test_the_precision_that_auto_takes_is_told_with_its_reason(has_bf16, monkeyp
     assert ("bf16" in told) is not has_bf16
     assert told["device"].state == "slow"
     assert "autodistil-search plan" in told["device"].remark
+
+
+def test_a_gpu_is_told_with_its_memory_or_what_is_wrong_with_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    gpu = SimpleNamespace(name="A big one", total_memory=80_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    told = found(doctor._device())
+    assert (told["cuda:0"].value, told["cuda:0"].remark) == ("A big one", "80.0 GB")
+    assert told["precision"].value == "bf16"
+    assert all(each.state == "ok" for each in told.values())
+
+    def fail(_):
+        raise RuntimeError("CUDA error:\nunknown")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", fail)
+    (told,) = doctor._device()
+    assert (told.state, told.remark) == ("broken", "CUDA error: unknown")
 
 
 def test_what_cannot_be_written_or_is_not_here_is_told(monkeypatch):

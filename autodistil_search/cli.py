@@ -1,53 +1,161 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 1 failed, 2 input that cannot be used,
-130 interrupted, 143 terminated.
+"""The command line: parse, run, print the result on standard output; all else goes to standard error.
+
+Exit codes: 0 done, 1 failed, 2 input that cannot be used, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+from argparse import Action
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import fields, replace
-from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from contextlib import redirect_stdout
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 import docstring_parser
-from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 
 from autodistil_search import __version__
+from autodistil_search.commands import COMMANDS, Outcome
 from autodistil_search.config import SearchConfig, TrainConfig, flag
 from autodistil_search.errors import ExportError, InputError, ScoringError, Terminated
-from autodistil_search.objectives import parse_amount
-from autodistil_search.plugins import Plugins
 from autodistil_search.processes import is_main
 from autodistil_search.stepconfig import DistilConfig, FinetuneConfig, ValidateConfig
+
+if TYPE_CHECKING:
+    from autodistil_search.progress import Reporter
+
+_EXAMPLES = {
+    "": (
+        "autodistil-search doctor",
+        "autodistil-search search --objectives acc,flops --space tiny",
+        "autodistil-search search --text wiki/*.txt.gz --steps 20000 --constraint 'flops<=1.5G' --out runs/mine",
+        "autodistil-search export runs/mine --to my-student --pick 'flops<=200M' --onnx",
+    ),
+    "search": (
+        "autodistil-search search --objectives acc,flops,params --space tiny,small --out runs/mine",
+        "autodistil-search search --space debug --steps 20 --baselines none --json --quiet | jq '.frontier[0]'",
+    ),
+    "train": (
+        "autodistil-search train --space small --text hf:wikimedia/wikipedia:20231101.en --stream --steps 100000",
+        "autodistil-search train --space tiny --steps 20000 --precision bf16 --out superlms/tiny",
+    ),
+    "plan": (
+        "autodistil-search plan --space tiny --tokens 100M",
+        "autodistil-search plan --space base --tokens 26B --devices 8 --batch-size 256 --flops-per-second 100T",
+    ),
+    "profile": (
+        "autodistil-search profile --space tiny",
+        "autodistil-search profile --space tiny,small --throughput-batch 64 --json",
+    ),
+    "worker": (
+        "autodistil-search worker --storage postgresql://me@db/nas --study small-1",
+        "autodistil-search worker --storage nas.journal --patience 600",
+    ),
+    "distil": (
+        "autodistil-search distil runs/mine --pick 'flops<=200M' --steps 20000",
+        "autodistil-search distil runs/mine --pick 3 --out students/third",
+    ),
+    "validate-proxy": (
+        "autodistil-search validate-proxy runs/mine",
+        "autodistil-search validate-proxy runs/mine --subnets 16 --probe topic --task topic",
+    ),
+    "finetune": (
+        "autodistil-search finetune packaged --task topic --seeds 5",
+        "autodistil-search finetune students/third --task mail.csv --losses logits,hidden:0.1 --teacher finetuned/mail",
+    ),
+    "list": ("autodistil-search list", "autodistil-search list --json | jq .engines"),
+    "partition": ("autodistil-search partition oneshot --k 3 --to spaces",),
+    "export": (
+        "autodistil-search export runs/mine --to my-student",
+        "autodistil-search export runs/mine --to my-student --pick 1 --int8 --license apache-2.0",
+    ),
+    "doctor": ("autodistil-search doctor", "autodistil-search doctor --json"),
+    "completion": (
+        "autodistil-search completion bash > ~/.local/share/bash-completion/completions/autodistil-search",
+        "autodistil-search completion zsh > ~/.zfunc/_autodistil-search",
+    ),
+}
+"""Command lines for the help of each command, and of all."""
+
+_EXIT_CODES = """exit codes:
+  0    done
+  1    failed, or what doctor looks at is broken
+  2    input that cannot be used
+  130  interrupted; the same command goes on
+  143  terminated (SIGTERM); the same command goes on"""
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Leaves the lines of an epilog as they are, and lists the commands without a line of its own."""
+
+    def _format_action(self, action: Action) -> str:
+        if action.dest == "command":
+            return "".join(map(self._format_action, self._iter_indented_subactions(action)))
+        return str(super()._format_action(action))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else str(super()._fill_text(text, width, indent))
 
 
 class _Parser(ArgumentParser):
     """Says what is wrong in one line."""
 
+    def __init__(self, description: str | None = None, epilog: str | None = None, **others: Any) -> None:
+        super().__init__(description=description, epilog=epilog, formatter_class=_HelpFormatter, **others)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002 - the base class's
         self.exit(2, f"autodistil-search: {' '.join(str(message).split())} (see --help)\n")
+
+
+def _examples(name: str) -> str:
+    return "\n".join(["examples:", *(f"  {line}" for line in _EXAMPLES[name])])
 
 
 def make_parser() -> ArgumentParser:
     """The parser of `autodistil-search`."""
     parser = _Parser(
+        "Multi-objective search for compressed language encoders. Results go to standard output, all else to standard "
+        "error.",
+        f"{_examples('')}\n\n{_EXIT_CODES}",
         prog="autodistil-search",
-        description="Multi-objective search for compressed language encoders.",
         version=__version__,
     )
-    commands = parser.add_subcommands(required=True, dest="command")
-    search = _Parser(description="Train the SuperLM of each space, search it, and report the Pareto frontier.")
+    commands = parser.add_subcommands(
+        required=True,
+        dest="command",
+        metavar="COMMAND",
+        title="commands",
+        description="autodistil-search COMMAND --help tells the flags of each.",
+    )
+
+    def add(name: str, summary: str, description: str) -> _Parser:
+        command = _Parser(description, _examples(name))
+        commands.add_subcommand(name, command, help=summary)
+        if name != "completion":
+            command.add_argument("--json", action="store_true", help="Print the result as one JSON object.")
+            command.add_argument("--quiet", action="store_true", help="Show no progress, only the result.")
+        return command
+
+    search = add(
+        "search",
+        "train, search and report",
+        "Train the SuperLM of each space, search it, and report the Pareto frontier.",
+    )
     _add_settings(search, SearchConfig)
-    commands.add_subcommand("search", search, help="train, search and report")
-    train = _Parser(
-        description="Train the SuperLM of each space, for searches to come. As several processes, on one machine or "
-        "many, it is started by `accelerate launch -m autodistil_search train ...` or `torchrun -m ...`."
+    train = add(
+        "train",
+        "train SuperLMs only; search them later with search --superlm",
+        "Train the SuperLM of each space, for searches to come. As several processes, on one machine or "
+        "many, it is started by `accelerate launch -m autodistil_search train ...` or `torchrun -m ...`.",
     )
     _add_settings(train, TrainConfig)
-    commands.add_subcommand("train", train, help="train SuperLMs only; search them later with search --superlm")
-    plan = _Parser(description="What training a SuperLM will take: steps, hours, device memory, checkpoints.")
+    plan = add(
+        "plan",
+        "what training will take",
+        "What training a SuperLM will take: steps, hours, device memory, checkpoints.",
+    )
     plan.add_argument("--tokens", type=str, required=True, help="Tokens to train on, such as 26B.")
     plan.add_argument("--devices", type=int, default=1, help="Devices that share each step.")
     plan.add_argument("--batch-size", type=int | None, help="Blocks in a step of all devices; 4 for each.")
@@ -55,51 +163,76 @@ def make_parser() -> ArgumentParser:
         "--flops-per-second", type=str | None, help="What a device sustains, such as 100T; else it is measured here."
     )
     _add_settings(plan, TrainConfig, _PLANNED)
-    commands.add_subcommand("plan", plan, help="what training will take")
-    profile = _Parser(description="What the subnets of a space cost: the range that constraints can ask for.")
+    profile = add(
+        "profile",
+        "what the subnets of a space cost",
+        "What the subnets of a space cost: the range that constraints can ask for.",
+    )
     _add_settings(profile, SearchConfig, _PROFILED)
-    commands.add_subcommand("profile", profile, help="what the subnets of a space cost")
-    worker = _Parser(
-        description="Score subnets for the searches at a study, on this machine, until they have ended. Start as many "
-        "as there are machines; teacher, text and settings are those of `search --storage URL --study NAME`."
+    worker = add(
+        "worker",
+        "score subnets for searches on other machines",
+        "Score subnets for the searches at a study, on this machine, until they have ended. Start as many "
+        "as there are machines; teacher, text and settings are those of `search --storage URL --study NAME`.",
     )
     worker.add_argument("--storage", type=str, required=True, help="A database's URL, or the path of a journal file.")
     worker.add_argument("--study", type=str, default=SearchConfig.study, help="Name of the study there.")
     worker.add_argument("--superlm", type=str | None, help="Folder of the search, if it has another path here.")
     worker.add_argument("--patience", type=float | None, help="Seconds without work after which to leave.")
-    commands.add_subcommand("worker", worker, help="score subnets for searches on other machines")
-    distil = _Parser(
-        description="Train a student of a finished search further, alone, from the weights that its SuperLM has for it."
+    distil = add(
+        "distil",
+        "train a chosen student further",
+        "Train a student of a finished search further, alone, from the weights that its SuperLM has for it.",
     )
     distil.add_argument("run", type=str, help=_helps(DistilConfig)["run"])
     _add_settings(distil, DistilConfig, {field.name for field in fields(DistilConfig)} - {"run"})
-    commands.add_subcommand("distil", distil, help="train a chosen student further")
-    validate = _Parser(
-        description="How well the proxy of a finished search ranks subnets of like cost, and whether it beats FLOPs."
+    validate = add(
+        "validate-proxy",
+        "how well a proxy ranks, with confidence intervals",
+        "How well the proxy of a finished search ranks subnets of like cost, and whether it beats FLOPs.",
     )
     validate.add_argument("run", type=str, help=_helps(ValidateConfig)["run"])
     _add_settings(validate, ValidateConfig, {field.name for field in fields(ValidateConfig)} - {"run"})
-    commands.add_subcommand("validate-proxy", validate, help="how well a proxy ranks, with confidence intervals")
-    finetune = _Parser(
-        description="Fine-tune a model on a labelled task, several times over: a teacher, or a student, by the labels, "
-        "by a fine-tuned teacher, or by both."
+    finetune = add(
+        "finetune",
+        "fine-tune a model on a labelled task",
+        "Fine-tune a model on a labelled task, several times over: a teacher, or a student, by the labels, "
+        "by a fine-tuned teacher, or by both.",
     )
     finetune.add_argument("model", type=str, help=_helps(FinetuneConfig)["model"])
     _add_settings(finetune, FinetuneConfig, {field.name for field in fields(FinetuneConfig)} - {"model"})
-    commands.add_subcommand("finetune", finetune, help="fine-tune a model on a labelled task")
-    listing = _Parser(description="What can be named: objectives, engines, proxies, teachers and search spaces.")
-    commands.add_subcommand("list", listing, help="what can be named, and what is installed beside it")
-    partition = _Parser(description="Split a search space into K sub-spaces of neighbouring cost, each a YAML file.")
+    add(
+        "list",
+        "what can be named, and what is installed beside it",
+        "What can be named: objectives, engines, proxies, teachers and search spaces.",
+    )
+    partition = add(
+        "partition",
+        "split a search space into K",
+        "Split a search space into K sub-spaces of neighbouring cost, each a YAML file.",
+    )
     partition.add_argument("space", type=str, help="Search space: a shipped one's name, or the path of a YAML file.")
     partition.add_argument("--k", type=int, required=True, help="Number of sub-spaces.")
     partition.add_argument("--to", type=str, default=".", help="Folder for the YAML files.")
-    commands.add_subcommand("partition", partition, help="split a search space into K")
-    commands.add_subcommand("export", _export_parser(), help="a student as a folder that others can load")
+    _add_export(
+        add(
+            "export",
+            "a student as a folder that others can load",
+            "Write a student as a folder that loads without this package, with a card.",
+        )
+    )
+    add(
+        "doctor",
+        "what this machine offers, what is missing, what would be slow",
+        "Look at versions, device, precision, threads, memory, disk and extras of this machine; nothing is downloaded. "
+        "The exit code is 1 if something required is broken.",
+    )
+    completion = add("completion", "a script that completes commands, flags and values", "Print a completion script.")
+    completion.add_argument("shell", type=Literal["bash", "zsh"], help="Which shell it is for.")
     return parser
 
 
-def _export_parser() -> _Parser:
-    parser = _Parser(description="Write a student as a folder that loads without this package, with a card.")
+def _add_export(parser: _Parser) -> None:
     parser.add_argument("model", type=str, help="Folder of a finished search, distil or finetune, or a student's.")
     parser.add_argument("--to", type=str, required=True, help="Folder to write: new, empty, or an earlier export.")
     parser.add_argument(
@@ -120,7 +253,6 @@ def _export_parser() -> _Parser:
     parser.add_argument("--task", type=str | None, help="Task to measure a fine-tuned student on, in every runtime.")
     parser.add_argument("--license", type=str | None, help="Licence of the weights, for the card, such as apache-2.0.")
     parser.add_argument("--push-to-hub", type=str | None, metavar="REPO_ID", help="Upload the folder to the hub.")
-    return parser
 
 
 _PLANNED = (
@@ -168,11 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(f"--config cannot be read: {error}")
         return 2
     settings: dict[str, Any] = parsed[parsed.command].as_dict()
-    settings.pop("config", None)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
-            return _COMMANDS[parsed.command](settings)
+        return _run(parsed.command, settings)
     except InputError as error:
         _complain(error)
         return 2
@@ -187,196 +316,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 143
 
 
+def _run(command: str, settings: dict[str, Any]) -> int:
+    """Run a command and print its result, from one of the processes that were started together."""
+    from rich.console import Console
+
+    from autodistil_search.progress import ConsoleReporter, Reporter
+
+    settings.pop("config", None)
+    as_json, quiet = settings.pop("json", False), settings.pop("quiet", False)
+    # Whatever a library or a plugin prints is not the result.
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
+        reporter = Reporter() if quiet or not is_main() else ConsoleReporter(Console(stderr=True))
+        outcome = {**COMMANDS, "completion": _completion}[command](settings, reporter)
+    if is_main():
+        outcome.print(as_json)
+    return outcome.code
+
+
+def _completion(settings: Mapping[str, Any], _: Reporter) -> Outcome:
+    from autodistil_search.completion import completion_script
+
+    return Outcome({}, lambda _: print(completion_script(make_parser(), settings["shell"])))
+
+
 def _complain(message: object) -> None:
     """One line on standard error, from one of the processes that were started together."""
     if is_main():
         print(f"autodistil-search: {message}", file=sys.stderr)
-
-
-def _search(settings: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
-    from autodistil_search.progress import ConsoleReporter
-    from autodistil_search.run import search
-    from autodistil_search.tables import print_frontier
-
-    config = SearchConfig.from_dict(settings)
-    console = Console()
-    reporter = ConsoleReporter(console)
-    reporter.say(f"searching {config.space} for {config.objectives}; results go to {config.folder}")
-    print_frontier(search(config, reporter), console)
-    return 0
-
-
-def _train(settings: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
-    from autodistil_search.progress import ConsoleReporter, Reporter
-    from autodistil_search.training import train
-
-    config = TrainConfig.from_dict(settings)
-    reporter = ConsoleReporter(Console()) if is_main() else Reporter()
-    reporter.say(f"training SuperLMs of {config.space}; they go to {config.folder}")
-    folder = train(config, reporter)
-    reporter.say(f"search them: autodistil-search search --space {config.space} --superlm {folder}")
-    return 0
-
-
-def _partition(settings: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
-    from autodistil_search.partition import partition, write_spaces
-    from autodistil_search.space import load_space
-    from autodistil_search.tables import print_partition
-
-    parent = load_space(settings["space"])
-    parts = partition(parent, settings["k"])
-    paths = write_spaces(parts, parent, Path(settings["to"]))
-    print_partition(parent, parts, paths, Console())
-    return 0
-
-
-def _export(settings: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
-    from autodistil_search.export import ExportOptions, export
-    from autodistil_search.progress import ConsoleReporter
-
-    own = ("model", "to")
-    options = ExportOptions(**{name: value for name, value in settings.items() if name not in own})
-    reporter = ConsoleReporter(Console())
-    folder = export(Path(settings["model"]), Path(settings["to"]), options, reporter)
-    reporter.say(f"exported to {folder}; its README.md says how to load it")
-    return 0
-
-
-def _profile(settings: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
-    from autodistil_search.device import choose_device
-    from autodistil_search.inputs import check_measured_length, find_teacher, known_objectives, load_spaces
-    from autodistil_search.profile import profile_space
-    from autodistil_search.tables import print_profile
-
-    config, plugins = SearchConfig.from_dict(settings), Plugins()
-    spaces = load_spaces(config.space_names)
-    device = choose_device(config.device, config.precision)
-    teacher = find_teacher(config, device, plugins)
-    check_measured_length(config.measured_seq_len, teacher)
-    costs = [each for each in known_objectives(config, device, plugins).values() if not each.is_proxy]
-    for space in spaces:
-        print_profile(space, profile_space(space, teacher, costs), costs, Console())
-    return 0
-
-
-def _worker(settings: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
-    from autodistil_search.progress import ConsoleReporter
-    from autodistil_search.worker import work
-
-    reporter = ConsoleReporter(Console())
-    scored = work(**settings, reporter=reporter)
-    reporter.say(f"scored {scored} subnets")
-    return 0
-
-
-def _distil(settings: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
-    from autodistil_search.progress import ConsoleReporter, Reporter
-    from autodistil_search.students import distil
-
-    config = DistilConfig(**settings)
-    reporter = ConsoleReporter(Console()) if is_main() else Reporter()
-    reporter.say(f"training a student of {config.run} further; it goes to {config.folder}")
-    found = distil(config, reporter)
-    reporter.say(f"held-out relation loss {found.before:.4f} before, {found.after:.4f} now; student: {found.folder}")
-    return 0
-
-
-def _validate_proxy(settings: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
-    from autodistil_search.progress import ConsoleReporter
-    from autodistil_search.tables import print_validation
-    from autodistil_search.validation import validate_proxy
-
-    config, console = ValidateConfig(**settings), Console()
-    reporter = ConsoleReporter(console)
-    reporter.say(f"validating the proxy of {config.run}; results go to {config.folder}")
-    print_validation(validate_proxy(config, reporter), console)
-    return 0
-
-
-def _finetune(settings: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
-    from autodistil_search.finetuning import run_finetuning
-    from autodistil_search.progress import ConsoleReporter
-    from autodistil_search.tables import print_finetuning
-
-    config = FinetuneConfig(**settings)
-    console = Console()
-    reporter = ConsoleReporter(console)
-    reporter.say(f"fine-tuning {config.model} on {config.task}; results go to {config.folder}")
-    print_finetuning(run_finetuning(config, reporter), console)
-    return 0
-
-
-def _list(_: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
-    from autodistil_search.tables import print_names
-
-    print_names(Plugins(), Console())
-    return 0
-
-
-def _plan(settings: Mapping[str, Any]) -> int:
-    own = ("tokens", "devices", "batch_size", "flops_per_second")
-    tokens_text, devices, batch_size, speed_text = (settings[name] for name in own)
-    tokens = parse_amount(tokens_text, "--tokens")
-    speed = parse_amount(speed_text, "--flops-per-second")
-    if devices < 1:
-        raise InputError(f"--devices {devices}; allowed: whole numbers from 1")
-    others = {name: value for name, value in settings.items() if name not in own}
-    if batch_size is None:
-        batch_size = TrainConfig.batch_size * devices
-    config = TrainConfig.from_dict({**others, "batch_size": batch_size})
-    if config.batch_size < devices:
-        raise InputError(f"--batch-size {config.batch_size}; allowed: at least one block for each of {devices} devices")
-    assert tokens is not None
-
-    from rich.console import Console
-
-    from autodistil_search.inputs import resolve_training
-    from autodistil_search.plan import make_plan, steps_for
-    from autodistil_search.progress import ConsoleReporter
-    from autodistil_search.tables import print_plans
-
-    console = Console()
-    config = replace(config, steps=steps_for(tokens, config.batch_size, config.seq_len))
-    found, reporter = resolve_training(config, needs_text=False), ConsoleReporter(console)
-    plans = [
-        make_plan(space, found.teacher, found.options, config.seq_len, found.device, devices, speed, reporter)
-        for space in found.spaces
-    ]
-    where = f"measured here, {found.device.name} {found.device.precision}"
-    print_plans(plans, where if speed is None else "as stated", config.keep, console)
-    return 0
-
-
-_COMMANDS = {
-    "search": _search,
-    "train": _train,
-    "plan": _plan,
-    "profile": _profile,
-    "worker": _worker,
-    "distil": _distil,
-    "finetune": _finetune,
-    "validate-proxy": _validate_proxy,
-    "list": _list,
-    "partition": _partition,
-    "export": _export,
-}

@@ -61,13 +61,14 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
     name = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if precision == "auto":
         launched_with = os.environ.get("ACCELERATE_MIXED_PRECISION")
-        precision = str(launched_with) if launched_with in _HALVES else "bf16" if _has_bf16(name) else "fp32"
+        precision = str(launched_with) if launched_with in _HALVES else "bf16" if has_bf16(name) else "fp32"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     return Device(name, precision)
 
 
-def _has_bf16(device: str) -> bool:
+def has_bf16(device: str) -> bool:
+    """Whether a kind of device, cpu or cuda, computes in bfloat16 by itself and does not emulate it."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

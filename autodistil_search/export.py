@@ -121,8 +121,6 @@ def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | 
         if task is not None:
             measured.notes.append(_task_note(task, found, exported, folder))
         _write_words(found, exported, measured, options, folder, to.name)
-    for note in measured.notes:
-        reporter.say(note.replace("`", ""))
     if options.push_to_hub is not None:
         reporter.say(f"uploaded to {push(to, options.push_to_hub)}")
     return to

@@ -1,4 +1,4 @@
-"""Files of a run folder: written whole or not at all, and read with a clear word when they are damaged."""
+"""Files of a run folder: written whole or not at all, and read with a clear word when they are damaged; the cache."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ Settings = Mapping[str, Any]
 """What the content of a folder depends on, as JSON holds it; a folder made with other settings is refused."""
 
 _SIGNS_OF_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError, yaml.YAMLError)
+
+
+def cache_folder() -> Path:
+    """Where tokenized text and baselines are kept for later runs: AUTODISTIL_SEARCH_CACHE, or the user's cache."""
+    if given := os.environ.get("AUTODISTIL_SEARCH_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodistil_search"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from autodistil_search.device import Device, choose_device
 from autodistil_search.distill import Execution, TrainOptions
 from autodistil_search.engines import ENGINES, ENUMERABLE, MakeEngine
 from autodistil_search.errors import InputError
+from autodistil_search.files import cache_folder
 from autodistil_search.hardware import Load
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import Constraint, Objective
@@ -38,13 +38,6 @@ from autodistil_search.weights import parse_relations, parse_subnet_weights
 
 _LR, _LR_OF_DEEP, _SHALLOW = 4e-3, 1e-3, 8
 """Peak learning rates by default; layers up to which the higher one was measured to work. See docs/benchmarks.md."""
-
-
-def cache_folder() -> Path:
-    """Where tokenized text and baselines are kept for later runs: AUTODISTIL_SEARCH_CACHE, or the user's cache."""
-    if given := os.environ.get("AUTODISTIL_SEARCH_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodistil_search"
 
 
 @dataclass(frozen=True)
@@ -203,8 +196,9 @@ def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plu
     device = choose_device(config.device, config.precision)
     predictor = Predictor()
     known = known_objectives(config, device, plugins, kind, predictor)
-    wanted = objectives.parse_objectives(config.objectives, known)
-    constraints = [objectives.parse_constraint(text, known) for text in config.constraints]
+    installed = plugins.names("objectives")
+    wanted = objectives.parse_objectives(config.objectives, known, installed)
+    constraints = [objectives.parse_constraint(text, known, others=installed) for text in config.constraints]
     columns = [*wanted, *(constraint.objective for constraint in constraints)]
     found = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins)
     given = {name: load_as_student(name, found.teacher) for name in config.baseline_names if name not in BASELINES}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -105,6 +105,10 @@ MEASURED = ("latency", "memory", "throughput")
 """What is measured on a student, on this machine."""
 
 
+NAMES = ("acc", *(each.name for each in COSTS), *MEASURED, "predicted_latency")
+"""What our own objectives are called on the command line."""
+
+
 def measured_costs(single: Load, many: Load) -> list[Objective]:
     """`MEASURED`: latency and memory under the load `single`, throughput under `many`."""
     from autodistil_search import hardware  # torch, which the command line loads only when it must
@@ -161,18 +165,21 @@ def costs(
     return found
 
 
-def parse_objectives(text: str, known: Mapping[str, Objective]) -> list[Objective]:
+def parse_objectives(text: str, known: Mapping[str, Objective], others: Iterable[str] = ()) -> list[Objective]:
     """The objectives of a comma-separated list, in its order.
+
+    others: names that are allowed, too, and were not asked for.
 
     Raises:
         InputError: for an unknown or repeated name; it lists those allowed.
     """
+    allowed = ", ".join(dict.fromkeys((*known, *others)))
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise InputError(f"objective {name!r}; allowed: {', '.join(known)}, separated by commas")
+            raise InputError(f"objective {name!r}; allowed: {allowed}, separated by commas")
     if not names or len(set(names)) < len(names):
-        raise InputError(f"objectives {text!r}; allowed: one or more of {', '.join(known)}, each once")
+        raise InputError(f"objectives {text!r}; allowed: one or more of {allowed}, each once")
     return [known[name] for name in names]
 
 
@@ -214,15 +221,19 @@ class Constraint:
         return over / self.bound
 
 
-def parse_constraint(text: str, known: Mapping[str, Objective], flag: str = "--constraint") -> Constraint:
+def parse_constraint(
+    text: str, known: Mapping[str, Objective], flag: str = "--constraint", others: Iterable[str] = ()
+) -> Constraint:
     """A constraint such as `params<=8M` or `throughput>=100`.
+
+    others: names that are allowed, too, and were not asked for.
 
     Raises:
         InputError: for anything else; it names `flag` and lists the objectives allowed.
     """
     match = re.fullmatch(r"\s*([^\s<>=]+)\s*(<=|>=)\s*([^<>=]*)", text)
     if match is None or match[1] not in known:
-        names = ", ".join(known)
+        names = ", ".join(dict.fromkeys((*known, *others)))
         raise InputError(f"{flag} {text!r}; allowed: NAME<=AMOUNT or NAME>=AMOUNT, NAME one of {names}")
     amount = parse_amount(match[3], f"{flag} {match[1]}{match[2]}")
     assert amount is not None

@@ -19,7 +19,8 @@ from autodistil_search.config import SearchConfig
 from autodistil_search.cost import flops
 from autodistil_search.engines import Candidates, Goal, run_engine
 from autodistil_search.errors import InputError
-from autodistil_search.inputs import Inputs, cache_folder, resolve
+from autodistil_search.files import cache_folder
+from autodistil_search.inputs import Inputs, resolve
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.pareto import is_on_frontier

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from autodistil_search.agreement import Agreement
-from autodistil_search.cost import Vocabulary, params
-from autodistil_search.engines import ENGINES
-from autodistil_search.errors import InputError
-from autodistil_search.families import FAMILIES
 from autodistil_search.finetuning import FinetuneRun
-from autodistil_search.objectives import COSTS, MEASURED, Objective
-from autodistil_search.partition import flops_of, millions, spread_within
+from autodistil_search.objectives import Objective
+from autodistil_search.partition import millions
 from autodistil_search.plan import Plan
-from autodistil_search.plugins import GROUPS, Plugins, origin
 from autodistil_search.profile import Profile
-from autodistil_search.proxies import PROBE, RELATION, TASK
 from autodistil_search.report import shown
 from autodistil_search.results import Run
-from autodistil_search.space import DIMENSIONS, SearchSpace, shipped_spaces
+from autodistil_search.space import DIMENSIONS, SearchSpace
 from autodistil_search.tasks.metrics import METRICS
-from autodistil_search.teacher import PACKAGED
 from autodistil_search.validation import Validation
 
 
@@ -89,58 +80,47 @@ def _size(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def print_partition(parent: SearchSpace, parts: Sequence[SearchSpace], paths: Sequence[Path], console: Console) -> None:
+def print_partition(record: Mapping[str, Any], console: Console) -> None:
     """The sub-spaces as a table, how alike they are inside, and the flag that searches them all."""
-    table = Table(title=f"{parent.name} in {len(parts)}", box=None, pad_edge=False, padding=(0, 1))
+    rows = record["sub_spaces"]
+    table = Table(title=f"{record['space']} in {len(rows)}", box=None, pad_edge=False, padding=(0, 1))
     for name in ("sub-space", "subnets", "FLOPs from", "median", "to", "params from", "to"):
         table.add_column(name, justify="left" if name == "sub-space" else "right", no_wrap=True)
-    for part in parts:
-        flops = flops_of(part)
-        costs = [flops.min(), float(np.median(flops)), flops.max()]
-        costs += [params(subnet, Vocabulary()) for subnet in (part.smallest, part.largest)]
-        table.add_row(part.name, f"{part.size:,}", *map(millions, costs))
+    costs = ("flops_smallest", "flops_median", "flops_largest", "params_smallest", "params_largest")
+    for row in rows:
+        table.add_row(row["name"], f"{row['subnets']:,}", *(millions(row[cost]) for cost in costs))
     console.print(table)
     for line in (
-        f"{spread_within(parent, parts):.0%} of the variance of log FLOPs is within the sub-spaces, the rest between "
-        "them. FLOPs: multiply-adds at 128 tokens, batch 1; params: with BERT's vocabulary",
-        f"--space {shlex.quote(','.join(map(str, paths)))}",
+        f"{record['share_of_variance_within']:.0%} of the variance of log FLOPs is within the sub-spaces, the rest "
+        "between them. FLOPs: multiply-adds at 128 tokens, batch 1; params: with BERT's vocabulary",
+        record["space_flag"],
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_names(plugins: Plugins, console: Console) -> None:
+def print_names(record: Mapping[str, Any], console: Console) -> None:
     """What can be named, group by group; what is installed beside it, with its package, or why it cannot be loaded."""
-    own = {
-        "objectives": ["acc", *(cost.name for cost in COSTS), *MEASURED],
-        "engines": list(ENGINES),
-        "proxies": [RELATION, f"{PROBE}NAME", f"{TASK}NAME"],
-        "teachers": [PACKAGED, *sorted(FAMILIES)],
-        "search_spaces": shipped_spaces(),
-    }
-    for group in GROUPS:
-        console.print(f"{group.replace('_', ' ')}: {', '.join(own[group])}", highlight=False, soft_wrap=True)
-        for name in plugins.names(group):
-            try:
-                plugins.find(group, name)
-                line = f"  {origin(group, name)}"
-            except InputError as error:
-                line = f"  {error}"
+    for group, found in record.items():
+        console.print(f"{group.replace('_', ' ')}: {', '.join(found['own'])}", highlight=False, soft_wrap=True)
+        for each in found["installed"]:
+            line = f"  {each['error'] or each['origin']}"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_profile(
-    space: SearchSpace, profiles: Sequence[Profile], costs: Sequence[Objective], console: Console
+def print_profiles(
+    profiled: Sequence[tuple[SearchSpace, Sequence[Profile]]], costs: Sequence[Objective], console: Console
 ) -> None:
-    """A column for each of the profiled subnets, a row for each cost."""
-    table = Table(title=f"{space.name}: {space.size:,} subnets", box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("", no_wrap=True)
-    for profile in profiles:
-        table.add_column(profile.role, justify="right", no_wrap=True)
-    table.add_column("unit")
-    table.add_row("subnet", *(str(profile.subnet).replace(", ", "\n") for profile in profiles), "")
-    for cost in costs:
-        table.add_row(cost.name, *(shown(profile.costs[cost.name]) for profile in profiles), cost.unit)
-    console.print(table)
+    """A table for each space, with a column for each of the profiled subnets and a row for each cost."""
+    for space, profiles in profiled:
+        table = Table(title=f"{space.name}: {space.size:,} subnets", box=None, pad_edge=False, padding=(0, 1))
+        table.add_column("", no_wrap=True)
+        for profile in profiles:
+            table.add_column(profile.role, justify="right", no_wrap=True)
+        table.add_column("unit")
+        table.add_row("subnet", *(str(profile.subnet).replace(", ", "\n") for profile in profiles), "")
+        for cost in costs:
+            table.add_row(cost.name, *(shown(profile.costs[cost.name]) for profile in profiles), cost.unit)
+        console.print(table)
 
 
 def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) -> None:

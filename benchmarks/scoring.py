@@ -18,7 +18,7 @@ import torch
 from autodistil_search import start
 from autodistil_search.corpus import load_corpus
 from autodistil_search.device import choose_device
-from autodistil_search.inputs import cache_folder
+from autodistil_search.files import cache_folder
 from autodistil_search.proxies import BLOCKS_AT_ONCE, RelationProxy
 from autodistil_search.space import load_space
 from autodistil_search.teacher import load_teacher

@@ -26,7 +26,7 @@ from autodistil_search.corpus import load_corpus
 from autodistil_search.cost import flops
 from autodistil_search.device import Device
 from autodistil_search.distill import TrainOptions, distill
-from autodistil_search.inputs import cache_folder
+from autodistil_search.files import cache_folder
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.pareto import hypervolume
 from autodistil_search.proxies import RelationProxy

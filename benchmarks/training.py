@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from autodistil_search.corpus import load_corpus
+from autodistil_search.files import cache_folder
 from autodistil_search.hardware import most_allocated
-from autodistil_search.inputs import cache_folder
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.relations import RelationTarget, relation_loss, relation_scores, relation_target, split_heads
 from autodistil_search.space import Subnet, load_space

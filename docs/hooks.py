@@ -1,16 +1,23 @@
-"""What the site takes from the code while it is built: the reference of the command line."""
+"""What the site takes from elsewhere while it is built: the commands' own help, and pages of the folder above."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from autodistil_search.cli import make_parser
 
+_ABOVE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add `commands.md`, each command's own help."""
+    """Add `commands.md`, each command's own help, and the pages that lie beside README."""
     files.append(File.generated(config, "commands.md", content=_commands()))
+    for name in _ABOVE:
+        text = Path(config.config_file_path).with_name(name).read_text(encoding="utf-8")
+        files.append(File.generated(config, name, content=text.replace("](docs/", "](")))
     return files
 
 

@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["OMP_NUM_THREADS"] = "1"  # likewise torch; toys gain nothing from threads, and lose on a busy machine
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,17 +166,37 @@ def toy_text(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
-    """Runs a command that must end with exit code 2 and one line on standard error; gives the line."""
+    """Runs a command that must end with exit code 2 and, without progress, one line on standard error; gives it."""
 
     def run(arguments: list[str]) -> str:
+        capsys.readouterr()
         try:
-            code: object = main(arguments)
+            code: object = main([*arguments, "--quiet"])
         except SystemExit as stop:
             code = stop.code
         errors = capsys.readouterr().err
         assert code == 2
         assert errors.count("\n") == 1
         return errors
+
+    return run
+
+
+@pytest.fixture
+def printed_json(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], dict[str, Any]]:
+    """Runs a command that must end well and print one JSON object, without NaN, and nothing else; gives the object."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    def run(arguments: list[str]) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main([*arguments, "--json", "--quiet"]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        found = json.loads(printed.out, parse_constant=refuse)
+        assert isinstance(found, dict)
+        return found
 
     return run
 

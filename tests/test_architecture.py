@@ -28,7 +28,7 @@ LAYERS = [
     },
     {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling", "schedule", "predictor"},
     {"stepconfig", "transfer", "hardware", "stream", "teacher", "checkpoint", "traininglog", "partition", "bert"},
-    {"objectives", "start", "onnx_files"},
+    {"objectives", "start", "onnx_files", "doctor"},
     {"archive", "tasks"},
     {"shared"},
     {"distill", "proxies", "engines", "adapters"},
@@ -36,12 +36,24 @@ LAYERS = [
     {"report", "runfolder", "plan", "profile"},
     {"results", "training", "finetuning", "card"},
     {"scoring", "students", "exportable", "validation"},
-    {"run", "worker", "tables", "export"},
+    {"run", "worker", "tables", "records", "export"},
+    {"commands", "completion"},
     {"cli"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 ENTRY_POINTS = {"__init__", "__main__"}
-USERS_OF_CONFIG = {"stepconfig", "inputs", "results", "training", "exportable", "run", "worker", "cli"}
+USERS_OF_CONFIG = {
+    "stepconfig",
+    "inputs",
+    "results",
+    "training",
+    "exportable",
+    "run",
+    "worker",
+    "commands",
+    "completion",
+    "cli",
+}
 
 
 def dotted(path):

@@ -10,7 +10,7 @@ import torch
 from autodistil_search import InputError, baselines, search
 from autodistil_search.baselines import COPY, DISTILLED, DRAWN, MINILM, SHAPES, TINYBERT
 from autodistil_search.cost import flops, params
-from autodistil_search.inputs import cache_folder
+from autodistil_search.files import cache_folder
 from autodistil_search.relations import relation_loss, relation_target
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.teacher import load_as_student, load_teacher, truncated

@@ -27,10 +27,12 @@ def arguments(config: SearchConfig) -> list[str]:
 
 def test_a_search_prints_the_frontier_and_where_the_report_lies(toy_config, capsys):
     assert main(["search", *arguments(toy_config)]) == 0
-    printed = capsys.readouterr().out
+    shown = capsys.readouterr()
+    printed, progress = shown.out, shown.err
     run = load_run(toy_config.out)
-    assert "training SuperLM debug: 3/3 steps" in printed
-    assert "searching debug: 8/8 subnets" in printed
+    assert "training SuperLM debug: 3/3 steps" in progress
+    assert "searching debug: 8/8 subnets" in progress
+    assert "training" not in printed
     assert f"Pareto frontier of debug: {len(run.frontier)} of 8 scored" in printed
     assert printed.count("knee") == 1
     assert f"report: {run.folder / 'report.html'}" in printed
@@ -39,7 +41,11 @@ def test_a_search_prints_the_frontier_and_where_the_report_lies(toy_config, caps
 @pytest.mark.parametrize("command", [["search.py"], ["-m", "autodistil_search", "search"]])
 def test_every_way_in_is_the_same_command(command, toy_config):
     outcome = subprocess.run(
-        [sys.executable, *command, *arguments(toy_config)], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, *command, *arguments(toy_config), "--quiet"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stderr == ""
@@ -130,7 +136,7 @@ def test_the_config_a_run_leaves_repeats_it(toy_config, tmp_path):
 )
 def test_bad_input_gets_one_line_and_exit_code_2(flags, got, allowed, toy_config, capsys):
     try:
-        code = main(["search", *arguments(toy_config), *flags])
+        code = main(["search", "--quiet", *arguments(toy_config), *flags])
     except SystemExit as stop:
         code = stop.code
     printed = capsys.readouterr()
@@ -144,7 +150,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, got, allowed, toy_config
 def test_an_interrupted_search_says_how_to_go_on(toy_config):
     config = replace(toy_config, steps=100_000)
     process = subprocess.Popen(
-        [sys.executable, "-m", "autodistil_search", "search", *arguments(config)],
+        [sys.executable, "-m", "autodistil_search", "search", "--quiet", *arguments(config)],
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,7 @@ from nbclient import NotebookClient
 import autodistil_search
 from autodistil_search import load_run, search
 from autodistil_search.cli import main, make_parser
+from autodistil_search.commands import COMMANDS
 from autodistil_search.space import SearchSpace
 
 ROOT = Path(__file__).parent.parent
@@ -95,8 +97,12 @@ def test_the_spaces_of_readme_and_howtos_are_valid():
 def commands_in(page):
     """Every command line of ours in its console blocks, as words."""
     lines = "\n".join(blocks("console", page)).replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [each[2:] for each in words if each[:2] == ["$", "autodistil-search"]]
+    return [words_of(line.removeprefix("$ ")) for line in lines if line.startswith("$ autodistil-search ")]
+
+
+def words_of(line):
+    """The words of a command line of ours behind its name, up to a pipe or a file that it is written to."""
+    return list(takewhile(lambda word: word not in ("|", ">"), shlex.split(line, comments=True)))[1:]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -106,6 +112,28 @@ def test_the_commands_of_a_page_are_accepted(page):
         assert parsed[0].search.objectives == "acc,flops,params"
         assert parsed[0].search.text == ["wiki/*.txt.gz", "books.txt"]
         assert [each.command for each in parsed] == ["search", "search", "worker"]
+
+
+def test_help_has_examples_that_are_accepted():
+    parser = make_parser()
+    commands = next(action for action in parser._actions if action.dest == "command").choices
+    for name, command in {"": parser, **commands}.items():
+        examples = [line[2:] for line in command.epilog.splitlines() if line.startswith("  autodistil-search ")]
+        assert len(examples) in (1, 2, 4)
+        for example in examples:
+            assert f"\n  {example}\n" in f"{command.format_help()}\n"  # on a line of its own
+            assert make_parser().parse_args(words_of(example)).command == (name or example.split()[1])
+
+
+def test_help_and_the_page_on_the_command_line_tell_the_same_exit_codes():
+    listed = re.findall(r"^\| (\d+) \|", (ROOT / "docs/cli.md").read_text(), flags=re.MULTILINE)
+    assert listed == ["0", "1", "2", "130", "143"]
+    assert re.findall(r"^  (\d+) ", make_parser().format_help(), flags=re.MULTILINE) == listed
+
+
+def test_the_page_on_the_command_line_tells_what_each_command_prints_as_json():
+    told = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs/cli.md").read_text(), flags=re.MULTILINE)
+    assert sorted(told) == sorted(COMMANDS)
 
 
 def test_links_of_readme_lead_somewhere():

@@ -245,9 +245,9 @@ def test_the_command_times_steps_here_and_takes_several_spaces(teacher_folder, c
     path = tmp_path / "other.yaml"
     path.write_text("{layers: [1], hidden_size: [32], mlp_ratio: [2], heads: [2], head_dim: 8, relation_heads: 4}")
     assert main(flags(teacher_folder(), "--tokens=1K", f"--space=debug,{path}")) == 0
-    printed = capsys.readouterr().out
-    assert "timing debug: 5/5 steps" in printed
-    assert "timing other: 5/5 steps" in printed
+    printed, progress = capsys.readouterr()
+    assert "timing debug: 5/5 steps" in progress
+    assert "timing other: 5/5 steps" in progress
     assert "seconds of a step (measured here, cpu fp32)" in printed
     steps = next(line.split() for line in printed.splitlines() if line.startswith("steps"))
     assert steps == ["steps", "16", "16"]  # 4 blocks of 16 tokens

@@ -1,6 +1,7 @@
 """What others add: by a package that is really installed, and by objects handed over in Python."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -146,8 +147,15 @@ def test_an_installed_package_takes_part_in_a_search(installed, teacher_folder, 
     assert sorted(table["hidden_size"]) == sorted(subnet.hidden_size for subnet in last)
 
 
+@pytest.mark.parametrize("flags", [["--objectives", "deep,flops"], ["--constraint", "deep<=3"]])
+def test_what_is_installed_is_among_what_is_allowed(flags, refusal, monkeypatch, tmp_path):
+    offered = {"objectives": {"depth": "an entry point"}}
+    monkeypatch.setattr("autodistil_search.plugins._offered", lambda group: offered.get(group, {}))
+    assert re.search("'deep.*flops, .*, depth", refusal(["search", *flags, "--out", str(tmp_path / "run")]))
+
+
 def test_a_package_that_cannot_be_loaded_is_named(installed, tmp_path):
-    refused = command(installed, "search", "--objectives", "broken,flops", "--out", str(tmp_path / "run"))
+    refused = command(installed, "search", "--quiet", "--objectives", "broken,flops", "--out", str(tmp_path / "run"))
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "'broken' of objectives (toys:MISSING of autodistil-search-toys 1.2) cannot be loaded" in refused.stderr

@@ -381,8 +381,9 @@ def test_a_worker_says_what_it_scored(toy_config, storage, capsys):
     left = [subnet for subnet in SUBNETS if archive.find("debug", subnet) is None]
     archive._request([("debug", left[0])])
     assert main(["worker", "--storage", storage, "--patience", "1"]) == 0
-    printed = capsys.readouterr().out
-    assert f"scored {left[0]} of debug" in " ".join(printed.split())
+    printed, progress = capsys.readouterr()
+    assert f"scored {left[0]} of debug" in " ".join(progress.split())
+    assert printed == "scored 1 subnets\n"
     archive.refresh()
     assert archive.find("debug", left[0]).measured["flops"] > 0
 
@@ -477,7 +478,7 @@ def test_a_database_that_goes_away_is_one_line(toy_config, tmp_path, capsys):
         config = run_with(toy_config, server.get_uri(), objectives="params_non_embedding,params")
         path.write_text(yaml.safe_dump(config.to_dict() | {"out": config.out}))
         patch.setattr(SharedArchive, "claim", claim)
-        assert main(["search", "--config", str(path)]) == 1
+        assert main(["search", "--quiet", "--config", str(path)]) == 1
     errors = capsys.readouterr().err
     assert errors.startswith("autodistil-search: the storage failed: ")
     assert errors.count("\n") == 1

@@ -116,16 +116,21 @@ def test_what_cannot_be_used_is_one_line(run, refusal, tmp_path):
     assert load_run(run.folder).folder == run.folder
 
 
-def test_the_whole_way_from_the_frontier_to_a_measured_classifier(run, config, tmp_path, refusal):
+def test_the_whole_way_from_the_frontier_to_a_measured_classifier(run, config, tmp_path, refusal, printed_json):
     table = tmp_path / "mail.csv"
     table.write_text("text,label\n" + "".join(f"w{i % 40} w{i % 7},{'ab'[i % 40 < 20]}\n" for i in range(200)))
     student, tuned, exported = (str(tmp_path / name) for name in ("student", "tuned", "exported"))
-    assert main(["distil", str(run.folder), "--steps", "4", "--out", student]) == 0
+    distilled = printed_json(["distil", str(run.folder), "--steps", "4", "--out", student])
+    assert distilled["relation_loss"] == json.loads((Path(student) / "distil.json").read_text())["relation_loss"]
+    assert distilled["row"]["flops"] == run.knee["flops"]
     flags = ["--epochs", "1", "--seeds", "2", "--max-length", "16", "--lr", "1e-3"]
-    assert main(["finetune", student, "--task", str(table), *flags, "--out", tuned]) == 0
-    assert main(["export", tuned, "--to", exported, "--int8", "--task", str(table)]) == 0
+    finetuned = printed_json(["finetune", student, "--task", str(table), *flags, "--out", tuned])
+    found = printed_json(["export", tuned, "--to", exported, "--int8", "--task", str(table)])
+    assert found == {"folder": exported, **json.loads((Path(exported) / "export.json").read_text())}
     summary = json.loads((Path(tuned) / "summary.json").read_text())
     results = pd.read_csv(Path(tuned) / "results.csv").set_index("seed")
+    assert finetuned["metrics"] == summary["metrics"]
+    assert [row["accuracy"] for row in finetuned["results"]] == results["accuracy"].to_list()
     best = results.loc[int(summary["model"].removeprefix("seed-"))]
     card = (Path(exported) / "README.md").read_text()
     words = f"accuracy {best['accuracy']:.4f}, macro F1 {best['f1_macro']:.4f}"

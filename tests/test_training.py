@@ -68,8 +68,9 @@ def test_two_processes_with_half_the_batch_each_train_the_weights_of_one(toy_tra
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "autodistil_search", "train"]
     done = subprocess.run([*launch, *flags(two)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "2 processes" in done.stdout
-    assert done.stdout.count("training SuperLM debug: 5/5 steps") == 1  # one of them talks
+    assert "2 processes" in done.stderr
+    assert done.stderr.count("training SuperLM debug: 5/5 steps") == 1  # one of them talks
+    assert done.stdout.count("search them: ") == 1
     found, expected = weights(Path(two.out)), weights(Path(toy_training.out))
     # No output depends on a key's bias (softmax forgets it), but for the last layer's, whose relations are distilled:
     # its gradient is rounding and nothing else, which AdamW makes steps of full size.

@@ -117,12 +117,15 @@ def test_what_is_not_asked_for_is_not_measured(config, tmp_path):
     assert [each.column for each in found.measures] == ["flops", "relation_loss", "mail_accuracy"]
 
 
-def test_from_the_command_line_and_refusals(run, table, capsys, refusal, tmp_path):
+def test_from_the_command_line_and_refusals(run, table, capsys, refusal, printed_json, tmp_path):
     arguments = ["validate-proxy", str(run.folder), "--subnets", "4", "--bands", "2", "--alone-steps", "2"]
     assert main([*arguments, "--out", str(tmp_path / "v")]) == 0
     printed = capsys.readouterr().out
     assert "FLOPs alone" in printed
     assert "within bands" in printed
+    found = printed_json([*arguments, "--out", str(tmp_path / "v")])
+    assert len(found["measured"]) == 4
+    assert {row["measure"] for row in found["ranking"]} <= {each["column"] for each in found["measures"]}
     assert "two or more in each band" in refusal(["validate-proxy", str(run.folder), "--subnets", "5", "--bands", "3"])
     assert "--subnets 17; space 'debug' has 16" in refusal(["validate-proxy", str(run.folder), "--subnets", "17"])
     assert "something that the proxy" in refusal(["validate-proxy", str(run.folder), "--alone-steps", "0"])

@@ -1,0 +1,222 @@
+"""What each command does: settings in, an `Outcome` out, which is printed in one place, as text or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autodistil_search.config import SearchConfig, TrainConfig
+from autodistil_search.errors import InputError
+from autodistil_search.objectives import parse_amount
+from autodistil_search.plugins import Plugins
+from autodistil_search.stepconfig import DistilConfig, FinetuneConfig, ValidateConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autodistil_search.progress import Reporter
+
+_NO_END = 100_000
+"""Columns of a file or pipe: there a table is as wide as it is, and no cell is cut."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found.
+
+    Args:
+        record: For programs: what JSON can hold. Docs: docs/cli.md.
+        show: Prints the same for people.
+        code: Exit code.
+    """
+
+    record: Mapping[str, Any]
+    show: Callable[[Console], object]
+    code: int = 0
+
+    def print(self, as_json: bool) -> None:
+        """Print it on standard output."""
+        if as_json:
+            print(json.dumps(self.record, indent=2, allow_nan=False), flush=True)
+            return
+        from rich.console import Console
+
+        bounded = sys.stdout.isatty() or "COLUMNS" in os.environ
+        self.show(Console(width=None if bounded else _NO_END))
+
+
+def _lines(*texts: str) -> Callable[[Console], object]:
+    def show(console: Console) -> None:
+        for text in texts:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    return show
+
+
+def _search(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    from autodistil_search.records import search_record
+    from autodistil_search.run import search
+    from autodistil_search.tables import print_frontier
+
+    config = SearchConfig.from_dict(settings)
+    reporter.say(f"searching {config.space} for {config.objectives}; results go to {config.folder}")
+    run = search(config, reporter)
+    return Outcome(search_record(run), partial(print_frontier, run))
+
+
+def _train(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    from autodistil_search.training import train
+
+    config = TrainConfig.from_dict(settings)
+    reporter.say(f"training SuperLMs of {config.space}; they go to {config.folder}")
+    folder = train(config, reporter)
+    record = {"folder": str(folder), "spaces": config.space_names}
+    return Outcome(record, _lines(f"search them: autodistil-search search --space {config.space} --superlm {folder}"))
+
+
+def _plan(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    own = ("tokens", "devices", "batch_size", "flops_per_second")
+    tokens_text, devices, batch_size, speed_text = (settings[name] for name in own)
+    tokens = parse_amount(tokens_text, "--tokens")
+    speed = parse_amount(speed_text, "--flops-per-second")
+    if devices < 1:
+        raise InputError(f"--devices {devices}; allowed: whole numbers from 1")
+    others = {name: value for name, value in settings.items() if name not in own}
+    if batch_size is None:
+        batch_size = TrainConfig.batch_size * devices
+    config = TrainConfig.from_dict({**others, "batch_size": batch_size})
+    if config.batch_size < devices:
+        raise InputError(f"--batch-size {config.batch_size}; allowed: at least one block for each of {devices} devices")
+    assert tokens is not None
+
+    from autodistil_search.inputs import resolve_training
+    from autodistil_search.plan import make_plan, steps_for
+    from autodistil_search.records import plans_record
+    from autodistil_search.tables import print_plans
+
+    config = replace(config, steps=steps_for(tokens, config.batch_size, config.seq_len))
+    found = resolve_training(config, needs_text=False)
+    plans = [
+        make_plan(space, found.teacher, found.options, config.seq_len, found.device, devices, speed, reporter)
+        for space in found.spaces
+    ]
+    where = "as stated" if speed else f"measured here, {found.device.name} {found.device.precision}"
+    return Outcome(plans_record(plans, where, config.keep), partial(print_plans, plans, where, config.keep))
+
+
+def _profile(settings: Mapping[str, Any], _: Reporter) -> Outcome:
+    from autodistil_search.device import choose_device
+    from autodistil_search.inputs import check_measured_length, find_teacher, known_objectives, load_spaces
+    from autodistil_search.profile import profile_space
+    from autodistil_search.records import profiles_record
+    from autodistil_search.tables import print_profiles
+
+    config, plugins = SearchConfig.from_dict(settings), Plugins()
+    spaces = load_spaces(config.space_names)
+    device = choose_device(config.device, config.precision)
+    teacher = find_teacher(config, device, plugins)
+    check_measured_length(config.measured_seq_len, teacher)
+    costs = [each for each in known_objectives(config, device, plugins).values() if not each.is_proxy]
+    profiled = [(space, profile_space(space, teacher, costs)) for space in spaces]
+    return Outcome(profiles_record(profiled, costs), partial(print_profiles, profiled, costs))
+
+
+def _worker(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    from autodistil_search.worker import work
+
+    scored = work(**settings, reporter=reporter)
+    return Outcome({"study": settings["study"], "scored": scored}, _lines(f"scored {scored} subnets"))
+
+
+def _distil(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    from autodistil_search.records import distilled_record
+    from autodistil_search.students import distil
+
+    config = DistilConfig(**settings)
+    reporter.say(f"training a student of {config.run} further; it goes to {config.folder}")
+    found = distil(config, reporter)
+    line = f"held-out relation loss {found.before:.4f} before, {found.after:.4f} now; student: {found.folder}"
+    return Outcome(distilled_record(found), _lines(line))
+
+
+def _finetune(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    from autodistil_search.finetuning import run_finetuning
+    from autodistil_search.records import finetuning_record
+    from autodistil_search.tables import print_finetuning
+
+    config = FinetuneConfig(**settings)
+    reporter.say(f"fine-tuning {config.model} on {config.task}; results go to {config.folder}")
+    run = run_finetuning(config, reporter)
+    return Outcome(finetuning_record(run), partial(print_finetuning, run))
+
+
+def _validate_proxy(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    from autodistil_search.records import validation_record
+    from autodistil_search.tables import print_validation
+    from autodistil_search.validation import validate_proxy
+
+    config = ValidateConfig(**settings)
+    reporter.say(f"validating the proxy of {config.run}; results go to {config.folder}")
+    found = validate_proxy(config, reporter)
+    return Outcome(validation_record(found), partial(print_validation, found))
+
+
+def _list(_: Mapping[str, Any], __: Reporter) -> Outcome:
+    from autodistil_search.records import names_record
+    from autodistil_search.tables import print_names
+
+    record = names_record(Plugins())
+    return Outcome(record, partial(print_names, record))
+
+
+def _partition(settings: Mapping[str, Any], _: Reporter) -> Outcome:
+    from autodistil_search.partition import partition, write_spaces
+    from autodistil_search.records import partition_record
+    from autodistil_search.space import load_space
+    from autodistil_search.tables import print_partition
+
+    parent = load_space(settings["space"])
+    parts = partition(parent, settings["k"])
+    record = partition_record(parent, parts, write_spaces(parts, parent, Path(settings["to"])))
+    return Outcome(record, partial(print_partition, record))
+
+
+def _export(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    from autodistil_search.export import RECORD, ExportOptions, export
+    from autodistil_search.files import read_json
+
+    own = ("model", "to")
+    options = ExportOptions(**{name: value for name, value in settings.items() if name not in own})
+    folder = export(Path(settings["model"]), Path(settings["to"]), options, reporter)
+    record = {"folder": str(folder), **read_json(folder / RECORD)}
+    notes = [note.replace("`", "") for note in record["notes"]]
+    return Outcome(record, _lines(*notes, f"exported to {folder}; its README.md says how to load it"))
+
+
+def _doctor(_: Mapping[str, Any], __: Reporter) -> Outcome:
+    from autodistil_search.doctor import examine, findings_record, is_usable, print_findings
+
+    findings = examine()
+    return Outcome(findings_record(findings), partial(print_findings, findings), 0 if is_usable(findings) else 1)
+
+
+COMMANDS: Mapping[str, Callable[[Mapping[str, Any], Reporter], Outcome]] = {
+    "search": _search,
+    "train": _train,
+    "plan": _plan,
+    "profile": _profile,
+    "worker": _worker,
+    "distil": _distil,
+    "finetune": _finetune,
+    "validate-proxy": _validate_proxy,
+    "list": _list,
+    "partition": _partition,
+    "export": _export,
+    "doctor": _doctor,
+}

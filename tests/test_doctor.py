@@ -1,0 +1,173 @@
+"""What `doctor` tells of a machine, and of one with something missing, broken or slow."""
+
+import json
+import socket
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from autodistil_search import __version__, doctor
+from autodistil_search.cli import main
+from autodistil_search.doctor import PURPOSES, cgroup_limits, examine
+from autodistil_search.errors import InputError
+
+
+def found(findings):
+    return {each.name: each for each in findings}
+
+
+def test_all_is_looked_at_without_a_network_and_nothing_is_left(monkeypatch, tmp_path, capsys):
+    def refuse(*_):
+        raise AssertionError("doctor asked the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "new" / "cache"))
+    assert main(["doctor", "--json"]) == 0
+    told = {each["name"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert told["autodistil_search"]["value"] == __version__
+    for name in ("torch", "transformers", "pymoo", "optuna"):
+        assert (told[name]["value"], told[name]["state"]) == (metadata.version(name), "ok")
+    assert told["packaged text"]["value"] == 249
+    assert told["memory"]["value"] > 0.1
+    assert told["cache"]["remark"] == "can be made"
+    assert list(tmp_path.iterdir()) == []
+    assert all(each["remark"] for each in told.values() if each["state"] != "ok")
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in told)
+
+
+def test_every_extra_is_told_with_what_it_is_for(monkeypatch):
+    extras = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert set(PURPOSES) == set(extras["optional-dependencies"])
+    real = metadata.version
+
+    def version(name):
+        if name == "numba":
+            raise metadata.PackageNotFoundError
+        return "0.1" if name == "onnx" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    told = found(doctor._extras())
+    assert told["extra numba"].state == told["extra onnx"].state == "missing"
+    assert (
+        "numba is not installed: pip install 'autodistil_search[numba]', for --engine age" in told["extra numba"].remark
+    )
+    assert "onnx is 0.1; required: >=1.16" in told["extra onnx"].remark
+    assert told["extra quickstart"].state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("requires", "importing", "name", "remark"),
+    [
+        (["torch>=99", "transformers", "pymoo", "optuna"], None, "torch", "required: >=99"),
+        (["torch", "no-such-package"], None, "no-such-package", "no-such-package is not installed"),
+        (["torch"], OSError("libcudart.so: no\nsuch file"), "torch", "OSError: libcudart.so: no such file"),
+    ],
+)
+def test_what_is_required_and_broken_ends_with_exit_code_1(requires, importing, name, remark, monkeypatch, capsys):
+    def broken(_):
+        raise importing
+
+    monkeypatch.setattr(metadata, "requires", lambda _: requires)
+    if importing:
+        monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    assert main(["doctor", "--json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    told = {each["name"]: each for each in printed["findings"]}
+    assert printed["usable"] is False
+    assert told[name]["state"] == "broken"
+    assert remark in told[name]["remark"]
+    assert ("threads" in told) is (name != "torch")  # what is not looked at is not told
+
+
+@pytest.mark.parametrize(
+    ("cpus", "quota", "threads", "advice"),
+    [
+        (8, None, 8, ""),
+        (8, None, 4, ""),  # one for each of the cores, of which each counts twice
+        (8, None, 3, "3 of 8 CPUs"),
+        (2, None, 1, "OMP_NUM_THREADS=2"),
+        (8, 2.0, 8, "8 threads on 2 CPUs wait for each other"),
+        (8, 1.5, 2, ""),
+        (1, None, 1, "one CPU"),
+    ],
+)
+def test_threads_are_held_against_the_cpus_that_are_left(cpus, quota, threads, advice, monkeypatch):
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: set(range(cpus)), raising=False)
+    monkeypatch.setattr(doctor, "cgroup_limits", lambda: (quota, None))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    told = found(doctor._threads())["threads"]
+    assert told.state == ("slow" if advice else "ok")
+    assert advice in told.remark
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "limits"),
+    [
+        ("0::/", {"cpu.max": "150000 100000", "memory.max": "max"}, (1.5, None)),
+        ("0::/a/b", {"cpu.max": "max 100000", "a/cpu.max": "50000 100000", "a/b/memory.max": "4096"}, (0.5, 4096)),
+        ("4:memory:/x\n1:cpu:/", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, (2.0, None)),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, (None, None)),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": "9223372036854771712"}, (None, None)),
+        ("4:memory:/x", {"memory/memory.limit_in_bytes": "8192"}, (None, 8192)),
+        (None, {}, (None, None)),
+    ],
+)
+def test_the_limits_of_control_groups_of_both_versions(group, files, limits, tmp_path):
+    texts = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    if group is not None:
+        texts["proc/self/cgroup"] = group
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cgroup_limits(tmp_path) == limits
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_the_precision_that_auto_takes_is_told_with_its_reason(has_bf16, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr("autodistil_search.device.has_bf16", lambda _: has_bf16)
+    told = found(doctor._device())
+    assert told["precision"].value == ("bf16" if has_bf16 else "fp32")
+    assert ("bf16" in told) is not has_bf16
+    assert told["device"].state == "slow"
+    assert "autodistil-search plan" in told["device"].remark
+
+
+def test_a_gpu_is_told_with_its_memory_or_what_is_wrong_with_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    gpu = SimpleNamespace(name="A big one", total_memory=80_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    told = found(doctor._device())
+    assert (told["cuda:0"].value, told["cuda:0"].remark) == ("A big one", "80.0 GB")
+    assert told["precision"].value == "bf16"
+    assert all(each.state == "ok" for each in told.values())
+
+    def fail(_):
+        raise RuntimeError("CUDA error:\nunknown")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", fail)
+    (told,) = doctor._device()
+    assert (told.state, told.remark) == ("broken", "CUDA error: unknown")
+
+
+def test_what_cannot_be_written_or_is_not_here_is_told(monkeypatch):
+    def missing():
+        raise InputError("the packaged teacher is not installed")
+
+    monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", "/proc/nowhere/cache")
+    monkeypatch.setattr("autodistil_search.teacher.packaged_folder", missing)
+    told = found(examine())
+    assert told["cache"].state == "broken"
+    assert "AUTODISTIL_SEARCH_CACHE" in told["cache"].remark
+    assert told["packaged teacher"].state == "missing"

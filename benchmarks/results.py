@@ -28,7 +28,6 @@ from autodistil_search.report.data import against_frontier
 from autodistil_search.results import Run
 from autodistil_search.tasks.metrics import METRICS
 
-TASKS = ("SST-2", "CoLA", "MRPC", "RTE")
 PICKS = ("flops<=110M", "knee", "flops<=330M", "flops<=500M")
 BASELINES = "truncated,tinybert,minilm,random"
 STUDENT, BASELINE, TEACHER = "student of the frontier", "baseline", "teacher"
@@ -124,7 +123,7 @@ class Pipeline:
 
     def finetune(self, models: Sequence[Model]) -> pd.DataFrame:
         """A row for each model and task: mean and spread of GLUE's metric on dev."""
-        jobs = [(model, task) for task in TASKS for model in models]
+        jobs = [(model, task) for task in self.arguments.tasks.split(",") for model in models]
         with ThreadPoolExecutor(self.arguments.jobs) as pool:
             rows = list(pool.map(lambda job: self._finetuned(*job), jobs))
         return pd.DataFrame(rows)
@@ -214,6 +213,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--distil-steps", type=int, default=100, help="of each student after the search")
     parser.add_argument("--distil-lr", type=float, default=1e-3)
+    parser.add_argument("--tasks", default="SST-2,CoLA,MRPC,RTE", help="folders of GLUE")
     parser.add_argument("--finetune-lr", default="1e-4,5e-4")
     parser.add_argument("--rows", type=int, default=3000, help="labelled rows to train on, at most")
     parser.add_argument("--epochs", type=int, default=3)

@@ -94,7 +94,28 @@ def make_parser() -> ArgumentParser:
     partition.add_argument("--k", type=int, required=True, help="Number of sub-spaces.")
     partition.add_argument("--to", type=str, default=".", help="Folder for the YAML files.")
     commands.add_subcommand("partition", partition, help="split a search space into K")
+    commands.add_subcommand("report", _report_parser(), help="the page of one run, or of several together")
     commands.add_subcommand("export", _export_parser(), help="a student as a folder that others can load")
+    return parser
+
+
+def _report_parser() -> _Parser:
+    parser = _Parser(
+        description="Write report.html of a finished search again, with what was found out since, or one of several "
+        "searches together, if their numbers may share axes."
+    )
+    parser.add_argument("runs", type=str, nargs="+", help="Folders of finished searches.")
+    parser.add_argument(
+        "--to",
+        type=str | None,
+        help="Folder to write to: new, empty, or an earlier report's. If not given, the search's own; of several, one "
+        "beside the first.",
+    )
+    parser.add_argument(
+        "--figure",
+        action="store_true",
+        help="Write figures (PNG, PDF, SVG) and tables (Markdown, LaTeX) for papers, too.",
+    )
     return parser
 
 
@@ -250,6 +271,20 @@ def _export(settings: Mapping[str, Any]) -> int:
     return 0
 
 
+def _report(settings: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from autodistil_search.progress import ConsoleReporter
+    from autodistil_search.reporting import report_runs
+
+    to = settings["to"]
+    paths = report_runs([Path(each) for each in settings["runs"]], None if to is None else Path(to), settings["figure"])
+    reporter = ConsoleReporter(Console())
+    for path in paths:
+        reporter.say(str(path))
+    return 0
+
+
 def _profile(settings: Mapping[str, Any]) -> int:
     from rich.console import Console
 
@@ -378,5 +413,6 @@ _COMMANDS = {
     "validate-proxy": _validate_proxy,
     "list": _list,
     "partition": _partition,
+    "report": _report,
     "export": _export,
 }

@@ -183,9 +183,13 @@ def load_run(folder: str | Path) -> Run:
 def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
     columns = {each["name"]: Objective(**each) for each in summary["columns"]}
     conditions = tuple(summary["conditions"].items())
-    evaluations, frontier = (pd.read_csv(folder / f"{name}.csv") for name in ("evaluations", "frontier"))
-    for table in (evaluations, frontier):
-        table.attrs["units"] = {name: each.unit for name, each in columns.items() if name in table}
+
+    def table(name: str) -> pd.DataFrame:
+        return pd.read_csv(folder / f"{name}.csv")
+
+    evaluations, frontier = table("evaluations"), table("frontier")
+    for measured in (evaluations, frontier):
+        measured.attrs["units"] = {name: each.unit for name, each in columns.items() if name in measured}
     report = ParetoReport(
         title=summary["title"],
         objectives=[columns[name] for name in summary["objectives"]],
@@ -195,13 +199,13 @@ def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
         ],
         evaluations=evaluations,
         frontier=frontier,
-        baselines=pd.read_csv(folder / "baselines.csv"),
+        baselines=table("baselines"),
         published=baselines.published(),
         box=summary["box"],
         hypervolume=summary["hypervolume"],
         hypervolume_share=summary["hypervolume_share"],
-        progress=pd.read_csv(folder / "progress.csv"),
-        engines=pd.read_csv(folder / "engines.csv"),
+        progress=table("progress"),
+        engines=table("engines"),
         exact=summary["exact"],
         conditions=conditions,
         notes=tuple(summary["notes"]),

@@ -61,7 +61,8 @@ def commands_in(page):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{name}.md" for name in ("training", "workers", "plugins", "tasks", "export"))]
+    "page",
+    ["README.md", *(f"docs/{name}.md" for name in ("training", "workers", "plugins", "tasks", "export", "reports"))],
 )
 def test_the_commands_of_a_page_are_accepted(page):
     parsed = [make_parser().parse_args(words) for words in commands_in(page)]
@@ -88,7 +89,10 @@ def test_every_flag_named_in_readme_and_docs_exists():
     known |= {"--cpu", "--mixed_precision"}  # of accelerate launch and torchrun
     for page in (
         ROOT / "README.md",
-        *(ROOT / "docs" / f"{name}.md" for name in ("design", "training", "plugins", "workers", "tasks", "export")),
+        *(
+            ROOT / "docs" / f"{name}.md"
+            for name in ("design", "training", "plugins", "workers", "tasks", "export", "reports")
+        ),
     ):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", page.read_text()))
         assert named <= known, named - known

@@ -38,7 +38,8 @@ def toy_report(seed=0, name="toy"):
         subnet = Subnet(2 + i % 3, 32 * (1 + i), 64 * (1 + i), 4, 8)
         evaluations.append(Evaluation(f"space {i % 2}", subnet, measured | {"speed": 1e9 / flops}))
     columns = [RELATION_LOSS, FLOPS, PARAMS, SPEED]
-    shape = Baseline("B & <b>", Subnet(4, 312, 1200, 12, 26), "distilled alone", evaluations[0].measured)
+    far = {"relation_loss": 7.0, "flops": 4.5e8, "params": 7e7, "speed": 2.0}
+    shape = Baseline("B & <b>", Subnet(4, 312, 1200, 12, 26), "distilled alone", far)
     curves = {"space 0": [Curve("largest", False, [1, 2, 3], [3, 2, 1]), Curve("largest", True, [3], [2])]}
     report = pareto_report(
         title="toys",
@@ -107,7 +108,7 @@ def test_the_budget_finds_the_row_that_pick_finds(browser, tmp_path):
         assert page.inner_text("#command code") == f"autodistil-search export runs/toy --pick {row + 1} --to student"
         assert page.get_attribute("tr.chosen", "data-row") == str(row)
     page.fill("#amount", "1000")
-    assert page.inner_text("#words").startswith("No student fits: the frontier's speed reach")
+    assert page.inner_text("#words").startswith("No student fits; the frontier's highest speed: ")
     assert not page.is_visible("#command")
     assert page.locator(".chosen").count() == 0
     page.fill("#amount", "many")
@@ -163,8 +164,9 @@ def test_points_tell_what_they_are_to_pointer_and_keyboard(page):
     assert page.inner_text("#tip") == data["frontier"][1]["words"]
     page.keyboard.press("Enter")
     assert page.inner_text("#command code") == data["frontier"][1]["command"]
-    page.keyboard.press("Tab")
+    page.keyboard.press("Escape")
     assert not page.is_visible("#tip")
+    panel.scroll_into_view_if_needed()
     at = panel.evaluate(
         """svg => {
             const best = [...svg.querySelectorAll(".best path")].map(each => each.getAttribute("d"));

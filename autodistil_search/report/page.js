@@ -142,8 +142,8 @@ function answer() {
   if (!(limit > 0)) return choose(-1, `“${amount.value}” is no amount; allowed: a number above 0 such as 300M, 1.5G or 8000000.`);
   const row = within(name, least, limit);
   slider.setAttribute("aria-valuetext", `${label} ${amount.value}`);
-  const end = least ? `reach at most ${bound(values.at(-1), true)}` : `begin at ${bound(values[0], false)}`;
-  choose(row, row < 0 ? `No student fits: the frontier's ${label} ${end}.`
+  const end = least ? `highest ${label}: ${bound(values.at(-1), true)}` : `lowest ${label}: ${bound(values[0], false)}`;
+  choose(row, row < 0 ? `No student fits; the frontier's ${end}.`
     : `Best within ${name} ${least ? "≥" : "≤"} ${amount.value}:`);
 }
 

@@ -67,6 +67,10 @@ _EXAMPLES = {
     ),
     "list": ("autodistil-search list", "autodistil-search list --json | jq .engines"),
     "partition": ("autodistil-search partition oneshot --k 3 --to spaces",),
+    "report": (
+        "autodistil-search report runs/mine --figure",
+        "autodistil-search report runs/seed-0 runs/seed-1 --to both",
+    ),
     "export": (
         "autodistil-search export runs/mine --to my-student",
         "autodistil-search export runs/mine --to my-student --pick 1 --int8 --license apache-2.0",
@@ -214,6 +218,24 @@ def make_parser() -> ArgumentParser:
     partition.add_argument("space", type=str, help="Search space: a shipped one's name, or the path of a YAML file.")
     partition.add_argument("--k", type=int, required=True, help="Number of sub-spaces.")
     partition.add_argument("--to", type=str, default=".", help="Folder for the YAML files.")
+    report = add(
+        "report",
+        "the page of one run, or of several together",
+        "Write report.html of a finished search again, with what was found out since, or one of several searches "
+        "together, if their numbers may share axes.",
+    )
+    report.add_argument("runs", type=str, nargs="+", help="Folders of finished searches.")
+    report.add_argument(
+        "--to",
+        type=str | None,
+        help="Folder to write to: new, empty, or an earlier report's. If not given, the search's own; of several, one "
+        "beside the first.",
+    )
+    report.add_argument(
+        "--figure",
+        action="store_true",
+        help="Write figures and tables (PNG, PDF, SVG; Markdown, LaTeX) for papers.",
+    )
     _add_export(
         add(
             "export",

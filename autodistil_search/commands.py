@@ -199,6 +199,15 @@ def _export(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     return Outcome(record, _lines(*notes, f"exported to {folder}; its README.md says how to load it"))
 
 
+def _report(settings: Mapping[str, Any], _: Reporter) -> Outcome:
+    from autodistil_search.reporting import report_runs
+
+    to = settings["to"]
+    paths = report_runs([Path(each) for each in settings["runs"]], None if to is None else Path(to), settings["figure"])
+    page, *figures = map(str, paths)
+    return Outcome({"page": page, "figures": figures[0] if figures else None}, _lines(page, *figures))
+
+
 def _doctor(_: Mapping[str, Any], __: Reporter) -> Outcome:
     from autodistil_search.doctor import examine, findings_record, is_usable, print_findings
 
@@ -217,6 +226,7 @@ COMMANDS: Mapping[str, Callable[[Mapping[str, Any], Reporter], Outcome]] = {
     "validate-proxy": _validate_proxy,
     "list": _list,
     "partition": _partition,
+    "report": _report,
     "export": _export,
     "doctor": _doctor,
 }

@@ -15,7 +15,7 @@ from autodistil_search.space import shipped_spaces
 
 Shell = Literal["bash", "zsh"]
 
-_FOLDERS = ("out", "to", "superlm", "run", "model", "teacher")
+_FOLDERS = ("out", "to", "superlm", "run", "runs", "model", "teacher")
 _FILES = ("config", "text", "task", "storage")
 
 _PREAMBLES = {

@@ -19,7 +19,7 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, write_atomically
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import Constraint, Objective, parse_constraint
-from autodistil_search.report import REPORT_FILES, ParetoReport, frontier_figure
+from autodistil_search.report import REPORT_FILES, ParetoReport, frontier_figure, frontier_html, run_part
 from autodistil_search.runfolder import SEARCH_CONFIG
 from autodistil_search.space import Subnet
 
@@ -81,14 +81,18 @@ class Run:
         with readable(path):
             return SearchConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
+    def _repr_html_(self) -> str:
+        """Title, knee and frontier, for notebooks."""
+        return frontier_html(self.report)
+
     @property
     def evaluations(self) -> pd.DataFrame:
-        """All scored subnets."""
+        """All scored subnets; `attrs["units"]` has the unit of each measured column."""
         return self.report.evaluations
 
     @property
     def frontier(self) -> pd.DataFrame:
-        """The subnets that no other dominates, cheapest first."""
+        """The subnets that no other dominates, cheapest first; `attrs["units"]` as of `evaluations`."""
         return self.report.frontier
 
     @property
@@ -178,6 +182,14 @@ def load_run(folder: str | Path) -> Run:
 
 def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
     columns = {each["name"]: Objective(**each) for each in summary["columns"]}
+    conditions = tuple(summary["conditions"].items())
+
+    def table(name: str) -> pd.DataFrame:
+        return pd.read_csv(folder / f"{name}.csv")
+
+    evaluations, frontier = table("evaluations"), table("frontier")
+    for measured in (evaluations, frontier):
+        measured.attrs["units"] = {name: each.unit for name, each in columns.items() if name in measured}
     report = ParetoReport(
         title=summary["title"],
         objectives=[columns[name] for name in summary["objectives"]],
@@ -185,17 +197,18 @@ def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
         constraints=[
             Constraint(columns[each["objective"]], each["bound"], each["upper"]) for each in summary["constraints"]
         ],
-        evaluations=pd.read_csv(folder / "evaluations.csv"),
-        frontier=pd.read_csv(folder / "frontier.csv"),
-        baselines=pd.read_csv(folder / "baselines.csv"),
+        evaluations=evaluations,
+        frontier=frontier,
+        baselines=table("baselines"),
         published=baselines.published(),
         box=summary["box"],
         hypervolume=summary["hypervolume"],
         hypervolume_share=summary["hypervolume_share"],
-        progress=pd.read_csv(folder / "progress.csv"),
-        engines=pd.read_csv(folder / "engines.csv"),
+        progress=table("progress"),
+        engines=table("engines"),
         exact=summary["exact"],
-        conditions=tuple(summary["conditions"].items()),
+        conditions=conditions,
         notes=tuple(summary["notes"]),
+        runs=(run_part(folder, conditions, summary["exact"]),),
     )
     return Run(folder, report, summary)

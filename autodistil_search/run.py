@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,8 +29,9 @@ from autodistil_search.plugins import Plugins
 from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import HARDLY_LEARNT, TASK
-from autodistil_search.report import ParetoReport, baseline_table, pareto_report, write_report
+from autodistil_search.report import ParetoReport, baseline_table, pareto_report, run_part, write_report
 from autodistil_search.report.data import against_frontier, evaluation_table, keeps, minimised
+from autodistil_search.report.trust import NOT_VALIDATED
 from autodistil_search.results import Run, is_finished, load_run, write_summary
 from autodistil_search.runfolder import SEARCH_CONFIG, Stopwatch, check_folder, exclusive, open_folder, versions
 from autodistil_search.scoring import Scorer, agree
@@ -73,6 +75,7 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
                 report = _report(inputs, archive, scorer, measured, engines, exact=all(complete), start_notes=notes)
                 if inputs.predicts:
                     report = _with_measured_latency(report, inputs, archive)
+                report = replace(report, runs=[run_part(folder, report.conditions, report.exact)])
                 write_report(report, folder)
             write_summary(folder, report, clock.seconds, versions())
         return load_run(folder)
@@ -305,7 +308,7 @@ def _report(
         notes=[
             *cost_notes(inputs),
             *learning_notes(inputs, archive, scorer),
-            *trust_notes(inputs, exact),
+            *trust_notes(inputs, archive, exact),
             *start_notes,
             *_notes_on_baselines(inputs, archive, measured),
         ],
@@ -375,11 +378,13 @@ def learning_notes(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[str
     return notes
 
 
-def trust_notes(inputs: Inputs, exact: bool) -> list[str]:
+def trust_notes(inputs: Inputs, archive: Archive, exact: bool) -> list[str]:
     """Where a claim drawn from this run is weak."""
     notes = []
     if not exact:
-        notes.append("Not every admissible subnet was scored: a better frontier may exist.")
+        scored = Counter(each.space for each in archive.evaluations)
+        counts = ", ".join(f"{scored[each.name]:,} of the {each.size:,} of {each.name}" for each in inputs.spaces)
+        notes.append(f"Not every admissible subnet was scored ({counts}): a better frontier may exist.")
     if inputs.proxy_objective is not None:
         config = inputs.config
         tokens = config.steps * config.batch_size * config.seq_len
@@ -388,7 +393,7 @@ def trust_notes(inputs: Inputs, exact: bool) -> list[str]:
             "that are close to each other here may change places."
         )
         if not config.proxy.startswith(TASK):
-            notes.append("The proxy was not compared with fine-tuned accuracy in this run.")
+            notes.append(NOT_VALIDATED)
         notes.append("One seed: differences between neighbours on the frontier may be noise.")
     return notes
 

@@ -15,7 +15,7 @@ from autodistil_search.objectives import Objective
 from autodistil_search.partition import millions
 from autodistil_search.plan import Plan
 from autodistil_search.profile import Profile
-from autodistil_search.report import shown
+from autodistil_search.report import shown, warnings_of
 from autodistil_search.results import Run
 from autodistil_search.space import DIMENSIONS, SearchSpace
 from autodistil_search.tasks.metrics import METRICS
@@ -37,7 +37,7 @@ def print_frontier(run: Run, console: Console) -> None:
         numbers = [shown(row[name]) for name in values]
         table.add_row(*sizes, *numbers, "knee" if row["knee"] else "", style="bold" if row["knee"] else None)
     console.print(table)
-    for note in report.notes:
+    for note in warnings_of(report):
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 

@@ -35,7 +35,7 @@ LAYERS = [
     {"baselines", "inputs", "comparison"},
     {"report", "runfolder", "plan", "profile"},
     {"results", "training", "finetuning", "card"},
-    {"scoring", "students", "exportable", "validation"},
+    {"scoring", "students", "exportable", "validation", "reporting"},
     {"run", "worker", "tables", "records", "export"},
     {"commands", "completion"},
     {"cli"},

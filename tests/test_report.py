@@ -1,6 +1,8 @@
 """The report as data, and that its tables, figures and page show that data."""
 
+import json
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -12,10 +14,12 @@ from autodistil_search import baselines
 from autodistil_search.archive import Evaluation
 from autodistil_search.baselines import Baseline
 from autodistil_search.comparison import COLUMNS
+from autodistil_search.errors import InputError
 from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
 from autodistil_search.pareto import hypervolume
 from autodistil_search.report import (
     baseline_table,
+    figures,
     frontier_figure,
     pareto_report,
     published_figure,
@@ -23,7 +27,13 @@ from autodistil_search.report import (
     write_report,
 )
 from autodistil_search.report.data import against_frontier, progress_table
-from autodistil_search.report.figures import axes_pairs
+from autodistil_search.report.figures import for_papers, parallel_figure
+from autodistil_search.report.html import DRAWN, LISTED, render_html
+from autodistil_search.report.overlay import overlay
+from autodistil_search.report.papers import latex_table, markdown_table, write_for_papers
+from autodistil_search.report.runs import Input, ProxyCheck, RunPart
+from autodistil_search.report.trust import NOT_VALIDATED, warnings_of
+from autodistil_search.report.views import axes_pairs, baseline_points, export_commands, parallel_rows, step_lines
 from autodistil_search.space import Subnet
 
 LIKEWISE = {"relation_loss": 0.7, "flops": 300, "params": 3000}
@@ -125,44 +135,227 @@ def test_csv_files_hold_the_tables_in_full(report, tmp_path):
 
 
 class Page(HTMLParser):
-    """Collects what a browser would load and the text of table cells."""
+    """Collects what a browser would load and run, and the text of table cells."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.loads, self.cells, self._in_cell = [], [], [], False
+        self.tags, self.loads, self.scripts, self.cells, self._in = [], [], [], [], ""
+        self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.loads += [value for name, value in attrs if name in ("src", "href")]
-        self._in_cell = tag == "td"
+        self._in = tag
 
     def handle_data(self, data):
-        if self._in_cell:
+        if self._in == "td":
             self.cells.append(data)
+        if self._in == "script":
+            self.scripts.append(data)
+
+    def handle_endtag(self, tag):
+        self._in = ""
 
 
-def test_the_page_is_self_contained_and_escapes_what_it_shows(report, tmp_path):
-    write_report(report, tmp_path)
-    text = (tmp_path / "report.html").read_text()
-    page = Page()
-    page.feed(text)
-    assert page.loads
-    assert all(link.startswith("data:image/png;base64,") for link in page.loads)
-    assert "script" not in page.tags
-    assert "b" not in page.tags
-    assert "hand-made <b>" in page.cells
-    assert page.tags.count("table") == 4
-    assert not re.search(r"https?://", text)
+HOSTILE = "</script><script>alert(1)</script><b>"
 
 
-def test_the_page_shows_every_frontier_row_and_note(report, tmp_path):
-    write_report(report, tmp_path)
-    text = (tmp_path / "report.html").read_text()
-    frontier = text[text.index('aria-label="Frontier"') : text.index("Baselines, measured here")]
+def test_the_page_loads_nothing_and_hostile_names_stay_text(report):
+    named = report.evaluations.assign(space=HOSTILE)
+    hostile = replace(
+        report,
+        title=HOSTILE,
+        evaluations=named,
+        frontier=report.frontier.assign(space=HOSTILE),
+        notes=[HOSTILE],
+        runs=[RunPart("toy", HOSTILE)],
+    )
+    text = render_html(hostile)
+    page = Page(text)
+    assert page.loads == []
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert page.tags.count("script") == 2  # the data and the page's own
+    assert not {"b", "i"} & set(page.tags)
+    assert {"hand-made <b>", HOSTILE} <= set(page.cells)
+    data = json.loads(page.scripts[0])
+    assert HOSTILE in data["scored"][0]
+    assert "alert" not in "".join(page.scripts[1:])
+    assert shlex.split(data["frontier"][0]["command"])[2] == HOSTILE
+
+
+def test_the_page_shows_every_frontier_row_and_note(report):
+    text = render_html(report)
+    frontier = text[text.index('aria-label="Frontier"') : text.index("How the search went")]
     assert frontier.count("<tr") == 1 + len(FRONT)
-    assert frontier.count('class="knee"') == 1
+    assert frontier.count('<tr class="knee"') == 1
+    assert text.count('class="best') == len(FRONT)
     assert "a note &amp; more" in text
     assert "of those scored" in text
+
+
+def test_a_page_of_many_subnets_stays_small(report):
+    rng = np.random.default_rng(0)
+    many = [evaluation(*point) for point in zip(rng.random(20_000), 100 + 900 * rng.random(20_000), strict=True)]
+    table = pd.concat([report.evaluations, pd.DataFrame([each.measured for each in many])], ignore_index=True)
+    table = table.fillna(table.iloc[0])
+    text = render_html(replace(report, evaluations=table, objectives=[RELATION_LOSS, FLOPS, PARAMS]))
+    assert len(text) < 3e6
+    assert len(json.loads(Page(text).scripts[0])["scored"]) == DRAWN
+    assert f"Show {LISTED:,} rows, the first of 20,005" in text
+
+
+def test_a_step_holds_what_is_had_where_more_of_the_cost_is_better(report):
+    speed = Objective("speed", "speed", "rows/s", "maximize")
+    table = report.evaluations.assign(speed=1000 - report.evaluations["flops"])
+    frontier = report.frontier.assign(speed=1000 - report.frontier["flops"])
+    fast = replace(report, objectives=[RELATION_LOSS, speed], evaluations=table, frontier=frontier)
+    (line,) = step_lines(fast, speed, RELATION_LOSS)
+    assert line.where == "pre"  # who needs 700 a second gets the student of 800
+    assert list(zip(line.x, line.y, strict=True)) == [(600, 0.2), (800, 0.5), (900, 1.0)]
+
+
+def test_each_space_has_its_own_step_line_beside_the_frontier(report):
+    spaces = report.evaluations.assign(space=["a", "b", "a", "b", "b"])  # losses 1.1, .6, .2, .5, 1
+    lines = step_lines(replace(report, evaluations=spaces), FLOPS, RELATION_LOSS)
+    assert [(line.name, line.whole, line.series) for line in lines] == [
+        ("frontier", True, None),
+        ("frontier of a alone", False, 0),
+        ("frontier of b alone", False, 1),
+    ]
+    assert lines[1].y == [1.1, 0.2]
+    assert lines[2].y == [1.0, 0.5]
+
+
+def test_every_baseline_is_drawn_however_many(report):
+    ten = pd.concat([report.baselines] * 10, ignore_index=True)
+    many = replace(report, baselines=ten.assign(name=[f"B{i}" for i in range(10)]))
+    assert len(baseline_points(many, FLOPS, RELATION_LOSS)) == 10
+    labels = {text.get_text() for text in frontier_figure(many).legends[0].get_texts()}
+    assert {f"B{i}" for i in range(10)} <= labels
+    assert render_html(many).count('class="baseline" data-tip') == 10
+
+
+def test_parallel_coordinates_put_the_best_of_each_objective_at_the_bottom(report):
+    three = replace(report, objectives=[RELATION_LOSS, FLOPS, replace(PARAMS, direction="maximize")])
+    rows = parallel_rows(three)
+    np.testing.assert_allclose(rows, [[1, 0, 1], [0.375, 1 / 3, 2 / 3], [0, 1, 0]])
+    lines = [line.get_ydata() for line in parallel_figure(three).axes[0].lines if len(line.get_xdata()) == 3]
+    np.testing.assert_allclose(lines, rows)
+    assert render_html(three).count('<path class="profile') == len(FRONT)
+
+
+def test_export_commands_count_the_rows_of_each_run_as_pick_does(report):
+    alone = replace(report, runs=[RunPart("toy", "runs/my toy")])
+    assert export_commands(alone) == [
+        f"autodistil-search export 'runs/my toy' --pick {number} --to student" for number in (1, 2, 3)
+    ]
+    both = overlay([part(report, "a"), part(report, "b")])
+    assert [command.split()[2:5] for command in export_commands(both)] == [
+        [f"runs/{run}", "--pick", str(number)] for run in "ab" for number in (1, 2, 3)
+    ]
+    untrained = replace(alone, columns=[FLOPS, PARAMS])
+    assert export_commands(untrained) == [None] * 3
+
+
+def part(report, name, **inputs):
+    """The report as that of a run."""
+    known = {"proxy": {what: Input(words) for what, words in inputs.items()}}
+    return replace(report, runs=[RunPart(name, f"runs/{name}", inputs=known)])
+
+
+def test_runs_together_share_a_reference_point(report):
+    small = replace(part(report, "small"), box={"relation_loss": [0.0, 1.5], "flops": [0.0, 400.0]})
+    both = overlay([small, part(report, "large")])
+    assert both.box == {"relation_loss": [0.0, 2.0], "flops": [0.0, 500.0]}
+    assert both.hypervolume == pytest.approx(report.hypervolume)
+    last = both.progress.groupby("run")["hypervolume"].last()
+    assert last.to_list() == pytest.approx([report.hypervolume] * 2)
+    assert both.frontier["run"].to_list() == ["small"] * 3 + ["large"] * 3
+    assert both.baselines["run"].to_list() == ["small, large"]  # the same numbers: one point
+    assert both.notes == ["a note & more"]
+    lines = step_lines(both, FLOPS, RELATION_LOSS)
+    assert [(line.name, line.series) for line in lines] == [("frontier, small", 0), ("frontier, large", 1)]
+    page = render_html(both)
+    assert page.count("frontier, small") == 1
+    assert page.count('class="best') == 6
+
+
+def test_what_runs_measured_differently_beside_their_objectives_is_left_out(report):
+    other = replace(PARAMS, unit="without embeddings")
+    both = overlay([part(report, "a"), replace(part(report, "b"), columns=[RELATION_LOSS, FLOPS, other])])
+    assert both.columns == [RELATION_LOSS, FLOPS]
+    assert "params" not in both.evaluations
+    assert both.notes[0] == "Not measured alike in all runs, and left out: params."
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"teacher": "another"}, "the teacher behind relation_loss is 'BERT' and 'another'"),
+        ({"objectives": [RELATION_LOSS]}, "their objectives are flops, relation_loss and relation_loss"),
+        ({"objectives": [replace(RELATION_LOSS, unit="bits"), FLOPS]}, "the unit of relation_loss is 'nats, sum"),
+    ],
+)
+def test_runs_that_cannot_share_axes_are_refused(report, other, message):
+    second = part(report, "b", teacher=other.get("teacher", "BERT"))
+    if "objectives" in other:
+        second = replace(second, objectives=other["objectives"])
+    with pytest.raises(InputError, match=f"runs 'a' and 'b' cannot share axes: {message}"):
+        overlay([part(report, "a", teacher="BERT"), second])
+
+
+def test_a_run_is_not_laid_over_itself(report):
+    with pytest.raises(InputError, match="run 'runs/a' is given twice"):
+        overlay([part(report, "a"), part(report, "a")])
+
+
+def test_a_report_warns_of_a_search_that_was_still_finding_something(report):
+    (warning, _) = warnings_of(report)  # the fourth and fifth of five evaluations are on the frontier
+    assert warning == "The last tenth of the 5 evaluations still found something: the frontier has not converged."
+    assert warnings_of(replace(report, exact=True)) == ["a note & more"]
+
+
+@pytest.mark.parametrize(("target", "words"), [("score", "with fine-tuned accuracy"), ("alone", "training alone only")])
+def test_a_validation_takes_the_place_of_the_note_that_there_is_none(report, target, words):
+    ranking = pd.DataFrame({"measure": ["loss", "loss"], "target": [target] * 2, "kendall": [0.5, 0.1]})
+    measured = pd.DataFrame({"loss": [1.0, 2.0], target: [1.0, 3.0], "band": [0, 0]})
+    labels = {"loss": "loss, shared", "score": "MCC, fine-tuned", "alone": "loss, trained alone"}
+    notes = ["loss for it: tau 0.1 within bands, FLOPs alone 0.2, difference -0.1: no telling apart by 2 subnets"]
+    check = ProxyCheck("validation-toy", labels, measured, ranking, notes)
+    checked = replace(report, exact=True, notes=[NOT_VALIDATED], runs=[RunPart("toy", "toy", checks=[check])])
+    (warning,) = warnings_of(checked)
+    assert words in warning
+    assert "in 0 of 1 comparisons" in warning
+    page = render_html(checked)
+    assert "Proxy validation: validation-toy" in page
+    assert notes[0] in page
+    assert warnings_of(replace(checked, runs=[])) == [NOT_VALIDATED]
+
+
+def test_figures_for_papers_are_the_same_bytes_each_time(report, tmp_path, monkeypatch):
+    assert figures.COLUMNS == {"one-column": 3.3, "two-columns": 6.9}
+    monkeypatch.setattr(figures, "COLUMNS", {"one-column": 3.3})
+    first, second = (
+        {path.name: path.read_bytes() for path in write_for_papers(report, tmp_path / name)} for name in "ab"
+    )
+    assert first == second
+    assert len(first) == 2 * 3 + 2
+    assert b'width="237.6pt"' in first["frontier-one-column.svg"]  # 3.3 inches
+    with for_papers():
+        assert frontier_figure(report, 6.9).get_figwidth() == 6.9
+
+
+def test_tables_for_papers_escape_what_they_show(report):
+    table = pd.DataFrame({"hidden_size": [32], "name": ["50% & <b> of_it $x$ | \\ {a}"]})
+    latex = latex_table(table, "100 #1")
+    assert r"\caption{100 \#1}" in latex
+    assert r"  hidden\_size & name \\" in latex
+    body = r"50\% \& \textless{}b\textgreater{} of\_it \$x\$ \textbar{} \textbackslash{} \{a\} \\"
+    assert f"  32 & {body}" in latex
+    assert r"\begin{tabular}{rl}" in latex
+    markdown = markdown_table(table, "100 #1").splitlines()
+    assert markdown[2:4] == [r"| hidden\_size | name |", "| ---: | --- |"]
+    assert markdown[4] == r"| 32 | 50% & \<b\> of\_it $x$ \| \\ {a} |"
 
 
 @pytest.mark.parametrize(

@@ -1,36 +1,43 @@
-"""Reports: first as data (`ParetoReport`), then as CSV, figures and a page, all from the same numbers."""
+"""Reports: first as data (`ParetoReport`), then as CSV, figures, tables and a page, all from the same numbers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from autodistil_search.files import write_atomically
 from autodistil_search.report.data import ParetoReport, baseline_table, pareto_report
 from autodistil_search.report.figures import frontier_figure, progress_figure, published_figure, save_figure
-from autodistil_search.report.html import render_html, shown
+from autodistil_search.report.html import frontier_html, render_html
+from autodistil_search.report.overlay import overlay
+from autodistil_search.report.papers import FIGURES, write_for_papers
+from autodistil_search.report.runs import run_part
 from autodistil_search.report.training import write_training_figure
+from autodistil_search.report.trust import warnings_of
+from autodistil_search.report.views import shown
 
-REPORT_FILES = (
-    "baselines.csv",
-    "engines.csv",
-    "evaluations.csv",
-    "frontier.csv",
-    "frontier.png",
-    "progress.csv",
-    "progress.png",
-    "published.csv",
-    "published.png",
-    "report.html",
-)
+PAGE = "report.html"
+_TABLES = ("baselines", "engines", "evaluations", "frontier", "progress", "published")
+_FIGURES = {"frontier.png": frontier_figure, "progress.png": progress_figure}
+
+REPORT_FILES = tuple(sorted([*(f"{name}.csv" for name in _TABLES), *_FIGURES, "published.png", PAGE]))
 """What `write_report` writes."""
 
 __all__ = [
+    "FIGURES",
+    "PAGE",
     "REPORT_FILES",
     "ParetoReport",
     "baseline_table",
     "frontier_figure",
+    "frontier_html",
+    "overlay",
     "pareto_report",
     "published_figure",
+    "run_part",
     "shown",
+    "warnings_of",
+    "write_for_papers",
+    "write_page",
     "write_report",
     "write_training_figure",
 ]
@@ -38,19 +45,15 @@ __all__ = [
 
 def write_report(report: ParetoReport, folder: Path) -> None:
     """Write the tables, figures and page of `report` into `folder`; each file is there whole or not at all."""
-    new = folder / ".report"
-    new.mkdir(exist_ok=True)
-    report.published.to_csv(new / "published.csv", index=False)
-    report.evaluations.to_csv(new / "evaluations.csv", index=False)
-    report.frontier.to_csv(new / "frontier.csv", index=False)
-    report.baselines.to_csv(new / "baselines.csv", index=False)
-    report.engines.to_csv(new / "engines.csv", index=False)
-    report.progress.to_csv(new / "progress.csv", index=False)
-    save_figure(frontier_figure(report), new / "frontier.png")
-    save_figure(published_figure(report.published), new / "published.png")
-    save_figure(progress_figure(report), new / "progress.png")
-    figures = [(new / name).read_bytes() for name in ("frontier.png", "progress.png", "published.png")]
-    (new / "report.html").write_text(render_html(report, *figures), encoding="utf-8")
-    for file in new.iterdir():
-        file.replace(folder / file.name)
-    new.rmdir()
+    for name in _TABLES:
+        table = getattr(report, name)
+        write_atomically(folder / f"{name}.csv", lambda path, table=table: table.to_csv(path, index=False))  # type: ignore[misc]
+    write_page(report, folder)
+
+
+def write_page(report: ParetoReport, folder: Path) -> None:
+    """Write the figures and the page alone: what may say more once there is more to say."""
+    figures = {name: make(report) for name, make in _FIGURES.items()}
+    for name, figure in {**figures, "published.png": published_figure(report.published)}.items():
+        write_atomically(folder / name, lambda path, figure=figure: save_figure(figure, path))  # type: ignore[misc]
+    write_atomically(folder / PAGE, lambda path: path.write_text(render_html(report), encoding="utf-8"))

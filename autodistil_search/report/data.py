@@ -14,6 +14,7 @@ from autodistil_search.archive import Evaluation
 from autodistil_search.baselines import Baseline
 from autodistil_search.errors import InputError
 from autodistil_search.objectives import Constraint, Objective
+from autodistil_search.report.runs import RunPart
 
 SUBNET_COLUMNS = ["space", "layers", "hidden_size", "mlp_ratio", "heads", "head_dim"]
 
@@ -40,6 +41,8 @@ class ParetoReport:
         exact: Whether every subnet within the bounds was scored, so that the frontier is the exact one.
         conditions: How things were measured: (what, how) pairs.
         notes: What a reader should know before trusting the result.
+        runs: Where it comes from, and what else lies there. If there are several, every table has a column `run`, and
+            the frontier is that of each run, one after the other; see `overlay`.
     """
 
     title: str
@@ -58,6 +61,7 @@ class ParetoReport:
     exact: bool
     conditions: Sequence[tuple[str, str]] = field(default_factory=tuple)
     notes: Sequence[str] = field(default_factory=tuple)
+    runs: Sequence[RunPart] = field(default_factory=tuple)
 
 
 def evaluation_table(evaluations: Sequence[Evaluation], columns: Sequence[str]) -> pd.DataFrame:

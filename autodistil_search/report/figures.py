@@ -1,104 +1,222 @@
-"""Figures of a `ParetoReport` by matplotlib. They decide nothing: every number comes from the report."""
+"""Figures of a `ParetoReport` by matplotlib. They decide nothing: every number comes from the report and its views."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import combinations
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from autodistil_search import pareto
 from autodistil_search.objectives import Objective
-from autodistil_search.report.data import ParetoReport, minimised
+from autodistil_search.report.data import ParetoReport
+from autodistil_search.report.views import (
+    Line,
+    axes_pairs,
+    baseline_points,
+    better,
+    is_wide,
+    of_runs,
+    parallel_ends,
+    parallel_rows,
+    series_numbers,
+    series_of,
+    shown,
+    step_lines,
+    tick_label,
+    ticks,
+)
 
 SPACE_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's palette, told apart by colour-blind readers; markers differ as well."""
+SPACE_MARKERS = "o<>p"
 BASELINE_COLOUR = "#D55E00"
 KNEE_COLOUR = "#000000"
 _BASELINE_MARKERS = "sD^vPX"
-_WIDE = 3.0
-"""A cost that ranges over more than this ratio gets a logarithmic axis."""
+_LINE_COLOUR = "#333333"
+_DASHES = ("-", (0, (7, 3)), (0, (2, 2)), (0, (9, 3, 2, 3)))
+
+ONE_COLUMN, TWO_COLUMNS, SCREEN = 3.3, 6.9, 7.2
+"""Widths in inches: of a column and of both in a paper, and of what is not for print."""
+COLUMNS = {"one-column": ONE_COLUMN, "two-columns": TWO_COLUMNS}
+FORMATS = ("pdf", "png", "svg")
 
 
-def axes_pairs(report: ParetoReport) -> list[tuple[Objective, Objective]]:
-    """The (x, y) of each panel: every pair of objectives, costs on the x axis; one objective alone goes with a cost."""
-    if len(report.objectives) == 1:
-        (only,) = report.objectives
-        return [(next(each for each in report.columns if each != only and not each.is_proxy), only)]
-    return [(b, a) if a.is_proxy and not b.is_proxy else (a, b) for a, b in combinations(report.objectives, 2)]
+@contextmanager
+def for_papers() -> Iterator[None]:
+    """One style: 7 and 8 points as they are printed, embedded TrueType, files that are the same each time."""
+    settings: Any = {
+        "font.size": 7,
+        "axes.labelsize": 7,
+        "axes.titlesize": 8,
+        "legend.fontsize": 6.5,
+        "xtick.labelsize": 6.5,
+        "ytick.labelsize": 6.5,
+        "axes.linewidth": 0.6,
+        "pdf.fonttype": 42,
+        "svg.hashsalt": "autodistil_search",
+    }
+    with mpl.rc_context(settings):
+        yield
 
 
-def frontier_figure(report: ParetoReport) -> Figure:
-    """The scored subnets, the frontier as a step line, the knee and the measured baselines, a panel for each pair."""
+def _colour(series: int | None) -> str:
+    return _LINE_COLOUR if series is None else SPACE_COLOURS[series % len(SPACE_COLOURS)]
+
+
+def _marker(series: int) -> str:
+    return SPACE_MARKERS[series % len(SPACE_MARKERS)]
+
+
+def frontier_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
+    """The scored subnets, the frontier as a step line, the knee and the measured baselines, a panel for each pair.
+
+    width: in inches.
+    """
     pairs = axes_pairs(report)
-    figure = Figure(figsize=(7.2, 0.6 + 4.2 * len(pairs)), layout="constrained")
-    for axes, (x, y) in zip(figure.subplots(len(pairs), squeeze=False)[:, 0], pairs, strict=True):
-        draw_frontier(axes, report, x, y)
-    figure.suptitle(f"Pareto frontier of {report.title}", fontsize=11)
+    across = 1 if width != TWO_COLUMNS else min(len(pairs), 3 if len(pairs) != 4 else 2)
+    down = -(-len(pairs) // across)
+    figure = Figure(figsize=(width, 0.7 + _panel_height(width, across) * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for axes, (x, y) in zip(panels, pairs, strict=False):
+        draw_frontier(axes, report, x, y, small=width != SCREEN)
+    for axes in panels[len(pairs) :]:
+        axes.set_visible(False)
+    if width == SCREEN:
+        figure.suptitle(f"Pareto frontier of {report.title}", fontsize=11)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    size = {"fontsize": 8} if width == SCREEN else {}
+    figure.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(width), frameon=False, **size)
     return figure
 
 
-def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective) -> None:
-    """One panel: `y` against `x`."""
-    for number, (space, rows) in enumerate(report.evaluations.groupby("space", sort=False)):
-        colour = SPACE_COLOURS[number % len(SPACE_COLOURS)]
-        axes.scatter(rows[x.name], rows[y.name], s=12, color=colour, alpha=0.45, lw=0, label=f"scored, {space}")
-    _draw_step(axes, report.frontier, x, y)
+def _panel_height(width: float, across: int) -> float:
+    return 4.2 if width == SCREEN else 0.78 * width / max(across, 1) if across > 1 else min(0.72 * width, 3.6)
+
+
+def _legend_columns(width: float) -> int:
+    return 2 if width == ONE_COLUMN else 3
+
+
+def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, small: bool = False) -> None:
+    """One panel: `y` against `x`. small: for print."""
+    scale = 0.45 if small else 1.0
+    series = series_of(report)
+    for number, each in enumerate(series):
+        axes.scatter(
+            each.rows[x.name],
+            each.rows[y.name],
+            s=12 * scale,
+            marker=_marker(number),
+            color=_colour(number),
+            alpha=0.45,
+            lw=0,
+            label=f"scored, {each.name}",
+        )
+    for number, line in enumerate(step_lines(report, x, y)):
+        _draw_step(axes, line, _DASHES[number % len(_DASHES)] if line.whole else ":")
+    numbers = np.array(series_numbers(report, report.frontier))
+    for number in sorted(set(numbers)):
+        rows = report.frontier[numbers == number]
+        edge = _colour(number if len(series) > 1 else None)
+        axes.scatter(
+            rows[x.name],
+            rows[y.name],
+            s=22 * scale,
+            marker=_marker(number),
+            facecolor="white",
+            edgecolor=edge,
+            zorder=3,
+        )
     knee = report.frontier[report.frontier["knee"]]
-    axes.scatter(knee[x.name], knee[y.name], marker="*", s=190, color=KNEE_COLOUR, zorder=4, label="knee")
-    for marker, (_, row) in zip(_BASELINE_MARKERS, report.baselines.iterrows(), strict=False):
-        if row.reindex([x.name, y.name]).notna().all():
-            label = row["name"] + (" (the teacher's copy)" if row["how"].startswith("copy") else "")
-            axes.scatter(row[x.name], row[y.name], marker=marker, s=48, color=BASELINE_COLOUR, zorder=5, label=label)
+    axes.scatter(knee[x.name], knee[y.name], marker="*", s=190 * scale, color=KNEE_COLOUR, zorder=4, label="knee")
+    baselines = baseline_points(report, x, y)
+    for point in baselines:
+        marker = _BASELINE_MARKERS[point.number % len(_BASELINE_MARKERS)]
+        axes.scatter(point.x, point.y, marker=marker, s=48 * scale, color=BASELINE_COLOUR, zorder=5, label=point.name)
     for axis, set_scale, objective in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):
-        axis.set_label_text(_label(objective), fontsize=9)
-        if not objective.is_proxy:
-            _style_cost_axis(axis, set_scale)
+        axis.set_label_text(f"{objective.label} ({objective.unit})\n{better(objective)}")
+        if not small:
+            axis.label.set_fontsize(9)
+        _style_axis(axis, set_scale, objective, 4 if small else 6)
     axes.grid(alpha=0.25)
 
 
-def _style_cost_axis(axis: Axis, set_scale: Callable[[str], None]) -> None:
+def _style_axis(axis: Axis, set_scale: Callable[[str], Any], objective: Objective, most: int) -> None:
     """Equal ratios are equal lengths, where costs range widely; ticks as 300M."""
     low, high = axis.get_data_interval()
-    if high > _WIDE * low > 0:
+    if wide := is_wide(objective, [low, high]):
         set_scale("log")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(EngFormatter(sep=""))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(FixedLocator(ticks(low, high, wide, most)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(value)))
 
 
-def _draw_step(axes: Axes, frontier: pd.DataFrame, x: Objective, y: Objective) -> None:
-    """What the frontier offers at each budget: a step, as between two subnets there is none."""
-    on_pair = pareto.is_on_frontier(minimised(frontier, [x, y]))
-    line = frontier[on_pair].sort_values([x.name, y.name])
-    axes.plot(line[x.name], line[y.name], drawstyle="steps-post", color="#333333", lw=1.3, zorder=2, label="frontier")
-    axes.scatter(frontier[x.name], frontier[y.name], s=22, facecolor="white", edgecolor="#333333", zorder=3)
+def _draw_step(axes: Axes, line: Line, dashes: Any) -> None:
+    axes.plot(
+        line.x,
+        line.y,
+        drawstyle=f"steps-{line.where}",
+        color=_colour(line.series),
+        linestyle=dashes,
+        lw=1.3 if line.whole else 0.9,
+        zorder=2,
+        label=line.name,
+    )
 
 
-def _label(objective: Objective) -> str:
-    better = "lower is better" if objective.direction == "minimize" else "higher is better"
-    return f"{objective.label} ({objective.unit})\n{better}"
-
-
-def progress_figure(report: ParetoReport) -> Figure:
-    """The hypervolume against evaluations: whether the search was still finding something when it ended."""
-    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+def parallel_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
+    """The frontier in parallel coordinates: a line for each subnet, an axis for each objective, best at the bottom."""
+    figure = Figure(figsize=(width, min(0.75 * width, 3.4)), layout="constrained")
     axes = figure.subplots()
-    axes.step(report.progress["evaluations"], 100 * report.progress["share"], where="post", color="#333333", lw=1.3)
+    places = range(len(report.objectives))
+    numbers, knees = series_numbers(report, report.frontier), report.frontier["knee"].to_list()
+    for number, knee, values in zip(numbers, knees, parallel_rows(report), strict=True):
+        colour, width_of_line = (KNEE_COLOUR, 2.2) if knee else (_colour(number), 0.8)
+        axes.plot(places, values, color=colour, lw=width_of_line, alpha=1.0 if knee else 0.55, zorder=2 + knee)
+    for place, objective, (best, worst) in zip(places, report.objectives, parallel_ends(report), strict=True):
+        axes.axvline(place, color=_LINE_COLOUR, lw=0.8)
+        axes.annotate(shown(worst), (place, 1.02), ha="center", va="bottom", annotation_clip=False)
+        axes.annotate(f"{shown(best)}\n{objective.label}", (place, -0.03), ha="center", va="top", annotation_clip=False)
+    axes.set_ylim(-0.22, 1.1)
+    axes.set_xlim(-0.3, len(report.objectives) - 0.7)
+    axes.set_axis_off()
+    axes.set_title("worst of the frontier on top, best at the bottom; thick: the knee", fontsize="medium")
+    return figure
+
+
+def progress_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
+    """The hypervolume against evaluations: whether the search was still finding something when it ended."""
+    figure = Figure(figsize=(width, 2.8 if width == SCREEN else 0.55 * min(width, 4.5)), layout="constrained")
+    axes = figure.subplots()
+    for number, (run, table) in enumerate(of_runs(report.progress)):
+        axes.step(
+            table["evaluations"],
+            100 * table["share"],
+            where="post",
+            color=_colour(number if run else None),
+            linestyle=_DASHES[number % len(_DASHES)],
+            lw=1.3,
+            label=run,
+        )
     axes.set_xlabel("evaluations")
-    final = "the exact frontier's" if report.exact else "the last"
+    several = "run" in report.progress
+    final = "the exact frontier's" if report.exact else "the frontier of all" if several else "the last"
     axes.set_ylabel(f"hypervolume\n(% of {final})")
     axes.set_ylim(0, 103)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
+    if several:
+        axes.legend(frameon=False)
     return figure
 
 
@@ -139,3 +257,22 @@ def _annotate_column(axes: Axes, rows: pd.DataFrame) -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write `figure` as PNG, for screens and documents."""
     figure.savefig(path, dpi=150, format="png")
+
+
+def paper_figures(report: ParetoReport, width: float) -> dict[str, Figure]:
+    """The figures of a report by name, so many inches wide."""
+    figures = {"frontier": frontier_figure(report, width), "progress": progress_figure(report, width)}
+    return figures | ({"parallel": parallel_figure(report, width)} if len(report.objectives) > 2 else {})
+
+
+def save_for_papers(report: ParetoReport, folder: Path) -> list[Path]:
+    """Write each of `paper_figures` in each of `COLUMNS` and `FORMATS`; the same bytes each time."""
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+    paths = []
+    with for_papers():
+        for columns, width in COLUMNS.items():
+            for name, figure in paper_figures(report, width).items():
+                for kind in FORMATS:
+                    paths.append(folder / f"{name}-{columns}.{kind}")
+                    figure.savefig(paths[-1], dpi=300, format=kind, metadata=undated[kind])
+    return paths

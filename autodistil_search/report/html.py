@@ -1,98 +1,225 @@
-"""The report as one self-contained HTML page."""
+"""The report as one self-contained HTML page, which a browser opens offline; without scripts it is as complete."""
 
 from __future__ import annotations
 
-import base64
-import math
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.ticker import EngFormatter
 
+from autodistil_search.report import svg
 from autodistil_search.report.data import ParetoReport
-from autodistil_search.report.figures import axes_pairs
+from autodistil_search.report.trust import found_after, warnings_of
+from autodistil_search.report.views import (
+    axes_pairs,
+    budget_costs,
+    export_commands,
+    frontier_numbers,
+    is_crowded,
+    of_runs,
+    series_of,
+    shown_size,
+    subnet_words,
+    value_words,
+)
+
+DRAWN = 4000
+"""So many scored subnets are drawn at most, evenly taken of all; the frontier always is."""
+_LONG = 30
+"""Letters from which a cell is given more room."""
+LISTED = 1000
+"""So many scored subnets are in the page's table at most, the first ones; `evaluations.csv` has all."""
 
 
-def render_html(report: ParetoReport, frontier_png: bytes, progress_png: bytes, published_png: bytes) -> str:
-    """The page; the figures are embedded and nothing is loaded from elsewhere."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader(__name__.rpartition(".")[0], "."), autoescape=True)
-    panels = "; ".join(f"{y.label} against {x.label}" for x, y in axes_pairs(report))
-    units = {objective.name: objective.unit for objective in report.columns}
-    measured = report.baselines.drop(columns=["source", "weights"])  # the heading says it; for the CSV file
-    tables = {
-        "frontier": _table(report.frontier, "Frontier", units, mark="knee"),
-        "baselines": _table(measured, "Baselines", units) if len(measured) else "",
-        "engines": _table(_by_mark(report.engines), "Engines", {}) if len(report.engines) else "",
-        "published": _table(report.published, "Published results", {}),
-        "evaluations": _table(report.evaluations, "All scored subnets", units),
-    }
-    return environment.get_template("page.html").render(
-        report=report,
-        tables=tables,
-        frontier_png=base64.b64encode(frontier_png).decode(),
-        frontier_alt=f"{panels}: scored subnets, the frontier as a step line, the knee and the measured baselines",
-        progress_png=base64.b64encode(progress_png).decode(),
-        most_found=_found_after(report),
-        published_png=base64.b64encode(published_png).decode(),
+def render_html(report: ParetoReport) -> str:
+    """The page; nothing is loaded from elsewhere."""
+    commands, numbers = export_commands(report), frontier_numbers(report)
+    labels = svg.row_labels(report, commands, numbers)
+    every, drawn = series_of(report), _drawn(report)
+    pairs = axes_pairs(report)
+    units = {each.name: svg.axis_words(each) for each in report.columns}
+    frontier = report.frontier.copy()
+    frontier.insert(0, "pick", numbers)
+    source = {"source", "weights"} & set(report.baselines.columns)  # the heading says it; for the CSV file
+    progress = of_runs(report.progress)
+    together = "the frontier of all runs" if "run" in report.progress else "the last"
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            report=report,
+            warnings=warnings_of(report),
+            panels=[svg.frontier_panel(report, x, y, drawn, labels) for x, y in pairs],
+            closer=[
+                svg.frontier_panel(replace(report, baselines=report.baselines.head(0)), x, y, drawn, labels)
+                for x, y in pairs
+                if is_crowded(report, x, y)
+            ],
+            parallel=svg.parallel_panel(report, labels) if len(report.objectives) > 2 else "",
+            legend=svg.frontier_legend(report, *pairs[0], [each.name for each in every]),
+            left_out=len(report.evaluations) - sum(len(rows) for _, rows in drawn),
+            listed=min(LISTED, len(report.evaluations)),
+            frontier=_table(frontier, "Frontier", "frontier", units, mark="knee"),
+            evaluations=_table(report.evaluations.head(LISTED), "Scored subnets", "evaluations", units),
+            baselines=_table(report.baselines.drop(columns=source), "Baselines", "baselines", units),
+            engines=_table(_by_mark(report.engines), "Engines", "engines", {}) if len(report.engines) else "",
+            published=_table(report.published, "Published results", "published", {}),
+            published_panel=svg.published_panel(report.published),
+            progress=svg.progress_panel(progress, "the exact frontier's" if report.exact else together),
+            found=found_after(report),
+            training=[
+                (title, svg.training_panel(curves, title))
+                for part in report.runs
+                for space, curves in part.curves.items()
+                for title in [f"{part.name}: {space}" if len(report.runs) > 1 else space]
+                if curves
+            ],
+            checks=[
+                (
+                    f"{part.name}: {check.name}" if len(report.runs) > 1 else check.name,
+                    check,
+                    svg.check_panels(check),
+                    _table(check.ranking, "Rank correlations", f"ranking-{i}-{j}", {}),
+                )
+                for i, part in enumerate(report.runs)
+                for j, check in enumerate(part.checks)
+            ],
+            exportable=any(commands),
+            data=_json(_for_script(report, commands, numbers, labels, drawn)),
+            script=Markup(resources.files(__package__).joinpath("page.js").read_text(encoding="utf-8")),
+        )
     )
+
+
+def frontier_html(report: ParetoReport) -> str:
+    """Title, knee and frontier, for notebooks."""
+    knee = {str(key): value for key, value in report.frontier[report.frontier["knee"]].iloc[0].items()}
+    words = ", ".join([subnet_words(knee), *value_words(knee, report.columns)])
+    units = {each.name: svg.axis_words(each) for each in report.columns}
+    return Markup("<p><strong>Pareto frontier of {}</strong>: {} of {} scored subnets. Knee: {}</p>{}").format(
+        report.title, len(report.frontier), len(report.evaluations), words, _rows(report.frontier, units, "knee")
+    )
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(__name__.rpartition(".")[0], "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _drawn(report: ParetoReport) -> list[tuple[int, pd.DataFrame]]:
+    """The scored subnets that are drawn, by the number of their series."""
+    share = min(1.0, DRAWN / len(report.evaluations))
+    drawn = []
+    for number, each in enumerate(series_of(report)):
+        count = max(1, int(share * len(each.rows)))
+        drawn.append((number, each.rows.iloc[np.linspace(0, len(each.rows) - 1, count).round().astype(int)]))
+    return drawn
+
+
+def _for_script(
+    report: ParetoReport,
+    commands: Sequence[str | None],
+    numbers: Sequence[int],
+    labels: Sequence[str],
+    drawn: Sequence[tuple[int, pd.DataFrame]],
+) -> dict[str, Any]:
+    """What the page's script knows: costs, the frontier's values and commands, and words for each scored subnet."""
+    columns = [each for each in report.columns if each.name in report.frontier]
+    return {
+        "costs": [
+            {"name": each.name, "label": each.label, "unit": each.unit, "least": each.direction == "maximize"}
+            for each in budget_costs(report)
+        ],
+        "first": {
+            "name": report.objectives[0].name,
+            "most": report.objectives[0].direction == "maximize",
+        },
+        "frontier": [
+            {
+                "number": numbers[i],
+                "knee": bool(row["knee"]),
+                "command": commands[i],
+                "words": labels[i],
+                "values": {each.name: float(row[each.name]) for each in columns},
+            }
+            for i, (_, row) in enumerate(report.frontier.iterrows())
+        ],
+        "scored": [
+            "\n".join([subnet_words(row), *value_words(row, report.columns)])
+            for _, rows in drawn
+            for row in ({str(key): value for key, value in each.items()} for each in rows.to_dict("records"))
+        ],
+    }
+
+
+def _json(data: Mapping[str, Any]) -> Markup:
+    """JSON that ends no script element, whatever names it holds."""
+    text = json.dumps(data, separators=(",", ":"))
+    for letter in "<>&":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return Markup(text)
 
 
 def _by_mark(engines: pd.DataFrame) -> pd.DataFrame:
     """A row for each engine, by name, and a column for each number of evaluations."""
     cells = [f"{share:.4f} ± {spread:.4f}" for share, spread in zip(engines["share"], engines["spread"], strict=True)]
-    table = engines.assign(cells=cells).pivot_table(
-        index=["space", "engine"], columns="evaluations", values="cells", aggfunc="first"
-    )
+    index = [name for name in ("run", "space", "engine") if name in engines]
+    table = engines.assign(cells=cells).pivot_table(index=index, columns="evaluations", values="cells", aggfunc="first")
     return table.rename(columns=lambda mark: f"after {mark}").reset_index()
 
 
-def _found_after(report: ParetoReport) -> list[tuple[int, int]]:
-    """After how many evaluations 90, 99 and 100 % of the final hypervolume were there: (percent, evaluations)."""
-    progress = report.progress
-    if not report.hypervolume:
-        return []
-    return [
-        (percent, int(progress.loc[progress["share"] >= percent / 100 - 1e-9, "evaluations"].iloc[0]))
-        for percent in (90, 99, 100)
-    ]
-
-
-def _table(table: pd.DataFrame, caption: str, units: dict[str, str], mark: str | None = None) -> Markup:
-    """`table` as HTML, its numbers readable; the row where the column `mark` is True stands out."""
-    rows = [_row({str(name): value for name, value in row.items()}, mark) for row in table.to_dict("records")]
-    head = Markup("").join(
-        Markup('<th scope="col" class="{}" title="{}">{}</th>').format(_css(table[name]), units.get(name, ""), name)
-        for name in table.columns
-    )
+def _table(table: pd.DataFrame, caption: str, name: str, units: Mapping[str, str], mark: str | None = None) -> Markup:
+    """`table` with a place for its tools; nothing if it has no rows. name: of the CSV that its copy is."""
+    if table.empty:
+        return Markup("")
     return Markup(
-        '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table><tr>{}</tr>{}</table></div>'
-    ).format(caption, head, Markup("").join(rows))
+        '<div class="sheet" data-name="{}"><div class="tools" hidden></div>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="{}">{}</div></div>'
+    ).format(name, caption, _rows(table, units, mark))
 
 
-def _row(row: dict[str, object], mark: str | None) -> Markup:
-    cells = Markup("").join(
-        Markup('<td class="{}">{}</td>').format(
-            "text" if isinstance(value, str) else "",
-            f"{value:g}" if name == "mlp_ratio" and isinstance(value, float) else shown(value),
+def _rows(table: pd.DataFrame, units: Mapping[str, str], mark: str | None) -> Markup:
+    """`table` as HTML, its numbers readable; the row where the column `mark` is True stands out.
+
+    Where a number is shown in fewer digits than it has, the cell keeps it whole for sorting and copying.
+    """
+    text = {str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])}
+    head = Markup("").join(
+        Markup('<th scope="col"{}{}>{}</th>').format(
+            Markup(' class="text"') if name in text else "",
+            Markup(' title="{}"').format(units[name]) if name in units else "",
+            name,
         )
-        for name, value in row.items()
+        for name in map(str, table.columns)
     )
-    css = "knee" if mark is not None and row[mark] else ""
-    return Markup('<tr class="{}">{}</tr>').format(css, cells)
+    rows = [
+        _row({str(name): value for name, value in row.items()}, i, mark, text)
+        for i, row in enumerate(table.to_dict("records"))
+    ]
+    return Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(head, Markup("\n").join(rows))
 
 
-def _css(column: pd.Series[Any]) -> str:
-    return "" if pd.api.types.is_numeric_dtype(column) else "text"
+def _row(row: Mapping[str, Any], number: int, mark: str | None, text: set[str]) -> Markup:
+    cells = Markup("").join(_cell(name, value, name in text) for name, value in row.items())
+    css = Markup(' class="knee"') if mark is not None and row[mark] else ""
+    place = Markup(' data-row="{}"').format(number) if mark is not None else ""
+    return Markup("<tr{}{}>{}</tr>").format(css, place, cells)
 
 
-def shown(value: object) -> str:
-    """A number or word as tables for people show it: four digits, thousands of millions as G."""
-    if isinstance(value, bool):
-        return "knee" if value else ""
-    if isinstance(value, float) and math.isnan(value):
-        return "-"
-    if isinstance(value, int | float) and abs(value) >= 1e4:
-        return EngFormatter(places=2, sep="")(value)
-    return f"{value:#.4g}" if isinstance(value, float) else str(value)
+def _cell(name: str, value: object, is_text: bool) -> Markup:
+    missing = isinstance(value, float) and np.isnan(value)
+    words = "" if missing else shown_size(name, value)
+    whole = "" if missing or words == str(value) or isinstance(value, bool) else Markup(' data-v="{}"').format(value)
+    css = Markup(' class="text{}"').format(" long" if len(words) > _LONG else "") if is_text and words else ""
+    return Markup("<td{}{}>{}</td>").format(css, whole, words)

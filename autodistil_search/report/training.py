@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from autodistil_search.report.figures import BASELINE_COLOUR, SPACE_COLOURS, save_figure
+from autodistil_search.report.runs import training_curves
 
 _COLOURS = {
     "largest": SPACE_COLOURS[0],
@@ -16,8 +16,6 @@ _COLOURS = {
     "smallest": BASELINE_COLOUR,
     "student": SPACE_COLOURS[0],
 }
-_POINTS = 200
-"""Longer trainings are drawn as means over so many stretches."""
 
 
 def training_figure(training: pd.DataFrame, held_out: pd.DataFrame, title: str) -> Figure:
@@ -27,17 +25,13 @@ def training_figure(training: pd.DataFrame, held_out: pd.DataFrame, title: str) 
     """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    for role, rows in training.groupby("role", sort=False):
-        losses = rows.groupby("step")["loss"].mean()
-        stretch = -(-len(losses) // _POINTS)
-        means = losses.groupby(np.arange(len(losses)) // stretch).mean()
-        steps = losses.index.to_series().groupby(np.arange(len(losses)) // stretch).max()
-        axes.plot(steps, means, color=_COLOURS[str(role)], lw=1.2, label=f"{role}, trained on")
-    for role, rows in held_out.groupby("role", sort=False):
-        losses = rows.groupby("step")["loss"].mean()
-        axes.plot(
-            losses.index, losses, "o", ms=5, mec="white", color=_COLOURS[str(role)], label=f"{role}, held out", zorder=3
-        )
+    for curve in training_curves(training, held_out):
+        colour = _COLOURS[curve.role]
+        if curve.held_out:
+            label = f"{curve.role}, held out"
+            axes.plot(curve.steps, curve.losses, "o", ms=5, mec="white", color=colour, label=label, zorder=3)
+        else:
+            axes.plot(curve.steps, curve.losses, color=colour, lw=1.2, label=f"{curve.role}, trained on")
     axes.set_xlabel("step")
     axes.set_ylabel("relation loss\nlower is better")
     axes.set_title(title, fontsize=11)

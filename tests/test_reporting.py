@@ -1,0 +1,53 @@
+"""The command `report`, on finished runs."""
+
+import shutil
+
+import pytest
+
+from autodistil_search import search
+from autodistil_search.cli import main
+from autodistil_search.report import REPORT_FILES
+
+
+@pytest.fixture
+def run(toy_config):
+    return search(toy_config)
+
+
+def test_a_run_is_reported_again_alone_and_with_others(run, tmp_path, capsys, refusal):
+    tables = {path: path.read_bytes() for path in run.folder.glob("*.csv")}
+    page = run.folder / "report.html"
+    before = page.read_text()
+    assert "How the SuperLM was trained" in before  # also at the end of a search
+    assert f"export {run.folder} --pick 1 --to student" in before
+    page.unlink()
+    assert main(["report", str(run.folder)]) == 0
+    assert page.read_text() == before
+    assert {path: path.read_bytes() for path in tables} == tables
+
+    other = tmp_path / "other"
+    shutil.copytree(run.folder, other)
+    capsys.readouterr()
+    assert main(["report", str(run.folder), str(other), "--figure"]) == 0
+    together = tmp_path / "report-run-other"
+    assert capsys.readouterr().out.split() == [str(together / "report.html"), str(together / "figures")]
+    assert {*REPORT_FILES, "figures"} <= {path.name for path in together.iterdir()}
+
+    assert "holds something else" in refusal(["report", str(run.folder), "--to", str(other)])
+    assert "holds no finished run" in refusal(["report", str(tmp_path / "nothing")])
+    (other / "environment.json").write_text((other / "environment.json").read_text().replace('"text": "', '"text": "0'))
+    refused = refusal(["report", str(run.folder), str(other)])
+    assert "cannot share axes: the text behind relation_loss is" in refused
+    assert "another, of the same name" in refused
+
+
+def test_a_run_shows_itself_in_a_notebook_and_its_tables_have_units(run):
+    shown = run._repr_html_()
+    assert shown.count("<tr") == 1 + len(run.frontier)
+    assert f"Knee: debug: {run.knee['layers']} layers" in shown
+    for table in (run.evaluations, run.frontier):
+        assert table.attrs["units"] == {
+            "relation_loss": "nats, sum of QQ, KK and VV",
+            "flops": "multiply-adds, 128 tokens, batch 1",
+            "params": "parameters, embeddings included",
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from autodistil_search.report.views import (
     of_runs,
     parallel_ends,
     parallel_rows,
+    run_numbers,
     series_numbers,
     series_of,
     shown,
@@ -41,6 +43,8 @@ BASELINE_COLOUR = "#D55E00"
 KNEE_COLOUR = "#000000"
 _BASELINE_MARKERS = "sD^vPX"
 _LINE_COLOUR = "#333333"
+_LETTERS_PER_INCH = 11
+"""Of an axis's name, by the width of its panel in print."""
 _DASHES = ("-", (0, (7, 3)), (0, (2, 2)), (0, (9, 3, 2, 3)))
 
 ONE_COLUMN, TWO_COLUMNS, SCREEN = 3.3, 6.9, 7.2
@@ -86,7 +90,7 @@ def frontier_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
     figure = Figure(figsize=(width, 0.7 + _panel_height(width, across) * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for axes, (x, y) in zip(panels, pairs, strict=False):
-        draw_frontier(axes, report, x, y, small=width != SCREEN)
+        draw_frontier(axes, report, x, y, None if width == SCREEN else width / across)
     for axes in panels[len(pairs) :]:
         axes.set_visible(False)
     if width == SCREEN:
@@ -105,8 +109,9 @@ def _legend_columns(width: float) -> int:
     return 2 if width == ONE_COLUMN else 3
 
 
-def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, small: bool = False) -> None:
-    """One panel: `y` against `x`. small: for print."""
+def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, inches: float | None = None) -> None:
+    """One panel: `y` against `x`. inches: its width in print, where names have to be wrapped; None for a screen."""
+    small = inches is not None
     scale = 0.45 if small else 1.0
     series = series_of(report)
     for number, each in enumerate(series):
@@ -142,9 +147,12 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
         marker = _BASELINE_MARKERS[point.number % len(_BASELINE_MARKERS)]
         axes.scatter(point.x, point.y, marker=marker, s=48 * scale, color=BASELINE_COLOUR, zorder=5, label=point.name)
     for axis, set_scale, objective in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):
-        axis.set_label_text(f"{objective.label} ({objective.unit})\n{better(objective)}")
-        if not small:
+        words = f"{objective.label} ({objective.unit})"
+        if inches is None:
             axis.label.set_fontsize(9)
+        else:
+            words = textwrap.fill(words, int(_LETTERS_PER_INCH * inches))
+        axis.set_label_text(f"{words}\n{better(objective)}")
         _style_axis(axis, set_scale, objective, 4 if small else 6)
     axes.grid(alpha=0.25)
 
@@ -184,13 +192,13 @@ def parallel_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
         colour, width_of_line = (KNEE_COLOUR, 2.2) if knee else (_colour(number), 0.8)
         axes.plot(places, values, color=colour, lw=width_of_line, alpha=1.0 if knee else 0.55, zorder=2 + knee)
     for place, objective, (best, worst) in zip(places, report.objectives, parallel_ends(report), strict=True):
-        axes.axvline(place, color=_LINE_COLOUR, lw=0.8)
+        axes.plot([place, place], [0, 1], color=_LINE_COLOUR, lw=0.8)
         axes.annotate(shown(worst), (place, 1.02), ha="center", va="bottom", annotation_clip=False)
         axes.annotate(f"{shown(best)}\n{objective.label}", (place, -0.03), ha="center", va="top", annotation_clip=False)
     axes.set_ylim(-0.22, 1.1)
     axes.set_xlim(-0.3, len(report.objectives) - 0.7)
     axes.set_axis_off()
-    axes.set_title("worst of the frontier on top, best at the bottom; thick: the knee", fontsize="medium")
+    axes.set_title("top: worst of the frontier; bottom: best; thick: knee", fontsize="medium")
     return figure
 
 
@@ -198,13 +206,13 @@ def progress_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
     """The hypervolume against evaluations: whether the search was still finding something when it ended."""
     figure = Figure(figsize=(width, 2.8 if width == SCREEN else 0.55 * min(width, 4.5)), layout="constrained")
     axes = figure.subplots()
-    for number, (run, table) in enumerate(of_runs(report.progress)):
+    for dash, (run, table) in enumerate(of_runs(report.progress)):
         axes.step(
             table["evaluations"],
             100 * table["share"],
             where="post",
-            color=_colour(number if run else None),
-            linestyle=_DASHES[number % len(_DASHES)],
+            color=_colour(run_numbers(report).get(run)),
+            linestyle=_DASHES[dash % len(_DASHES)],
             lw=1.3,
             label=run,
         )

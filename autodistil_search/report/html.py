@@ -13,8 +13,18 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from autodistil_search.report import svg
 from autodistil_search.report.data import ParetoReport
+from autodistil_search.report.svg import (
+    axis_words,
+    check_panels,
+    frontier_legend,
+    frontier_panel,
+    parallel_panel,
+    progress_panel,
+    published_panel,
+    row_labels,
+    training_panel,
+)
 from autodistil_search.report.trust import found_after, warnings_of
 from autodistil_search.report.views import (
     axes_pairs,
@@ -22,7 +32,6 @@ from autodistil_search.report.views import (
     export_commands,
     frontier_numbers,
     is_crowded,
-    of_runs,
     series_of,
     shown_size,
     subnet_words,
@@ -40,14 +49,13 @@ LISTED = 1000
 def render_html(report: ParetoReport) -> str:
     """The page; nothing is loaded from elsewhere."""
     commands, numbers = export_commands(report), frontier_numbers(report)
-    labels = svg.row_labels(report, commands, numbers)
+    labels = row_labels(report, commands, numbers)
     every, drawn = series_of(report), _drawn(report)
     pairs = axes_pairs(report)
-    units = {each.name: svg.axis_words(each) for each in report.columns}
+    units = {each.name: axis_words(each) for each in report.columns}
     frontier = report.frontier.copy()
     frontier.insert(0, "pick", numbers)
     source = {"source", "weights"} & set(report.baselines.columns)  # the heading says it; for the CSV file
-    progress = of_runs(report.progress)
     together = "the frontier of all runs" if "run" in report.progress else "the last"
     return (
         _environment()
@@ -55,14 +63,14 @@ def render_html(report: ParetoReport) -> str:
         .render(
             report=report,
             warnings=warnings_of(report),
-            panels=[svg.frontier_panel(report, x, y, drawn, labels) for x, y in pairs],
+            panels=[frontier_panel(report, x, y, drawn, labels) for x, y in pairs],
             closer=[
-                svg.frontier_panel(replace(report, baselines=report.baselines.head(0)), x, y, drawn, labels)
+                frontier_panel(replace(report, baselines=report.baselines.head(0)), x, y, drawn, labels)
                 for x, y in pairs
                 if is_crowded(report, x, y)
             ],
-            parallel=svg.parallel_panel(report, labels) if len(report.objectives) > 2 else "",
-            legend=svg.frontier_legend(report, *pairs[0], [each.name for each in every]),
+            parallel=parallel_panel(report, labels) if len(report.objectives) > 2 else "",
+            legend=frontier_legend(report, *pairs[0], [each.name for each in every]),
             left_out=len(report.evaluations) - sum(len(rows) for _, rows in drawn),
             listed=min(LISTED, len(report.evaluations)),
             frontier=_table(frontier, "Frontier", "frontier", units, mark="knee"),
@@ -70,11 +78,11 @@ def render_html(report: ParetoReport) -> str:
             baselines=_table(report.baselines.drop(columns=source), "Baselines", "baselines", units),
             engines=_table(_by_mark(report.engines), "Engines", "engines", {}) if len(report.engines) else "",
             published=_table(report.published, "Published results", "published", {}),
-            published_panel=svg.published_panel(report.published),
-            progress=svg.progress_panel(progress, "the exact frontier's" if report.exact else together),
+            published_panel=published_panel(report.published),
+            progress=progress_panel(report, "the exact frontier's" if report.exact else together),
             found=found_after(report),
             training=[
-                (title, svg.training_panel(curves, title))
+                (title, training_panel(curves, title))
                 for part in report.runs
                 for space, curves in part.curves.items()
                 for title in [f"{part.name}: {space}" if len(report.runs) > 1 else space]
@@ -84,7 +92,7 @@ def render_html(report: ParetoReport) -> str:
                 (
                     f"{part.name}: {check.name}" if len(report.runs) > 1 else check.name,
                     check,
-                    svg.check_panels(check),
+                    check_panels(check),
                     _table(check.ranking, "Rank correlations", f"ranking-{i}-{j}", {}),
                 )
                 for i, part in enumerate(report.runs)
@@ -101,7 +109,7 @@ def frontier_html(report: ParetoReport) -> str:
     """Title, knee and frontier, for notebooks."""
     knee = {str(key): value for key, value in report.frontier[report.frontier["knee"]].iloc[0].items()}
     words = ", ".join([subnet_words(knee), *value_words(knee, report.columns)])
-    units = {each.name: svg.axis_words(each) for each in report.columns}
+    units = {each.name: axis_words(each) for each in report.columns}
     return Markup("<p><strong>Pareto frontier of {}</strong>: {} of {} scored subnets. Knee: {}</p>{}").format(
         report.title, len(report.frontier), len(report.evaluations), words, _rows(report.frontier, units, "knee")
     )

@@ -23,8 +23,10 @@ from autodistil_search.report.views import (
     baseline_points,
     better,
     is_wide,
+    of_runs,
     parallel_ends,
     parallel_rows,
+    run_numbers,
     series_numbers,
     shown,
     step_lines,
@@ -251,14 +253,15 @@ def parallel_panel(report: ParetoReport, labels: Sequence[str]) -> Markup:
     )
 
 
-def progress_panel(tables: Sequence[tuple[str, pd.DataFrame]], of_what: str) -> Markup:
-    """The share of the hypervolume against evaluations; a step line for each (run, table)."""
+def progress_panel(report: ParetoReport, of_what: str) -> Markup:
+    """The share of the hypervolume against evaluations; a step line for each run, in its colour."""
+    tables, numbers = of_runs(report.progress), run_numbers(report)
     ends = [0.0, max(float(table["evaluations"].iloc[-1]) for _, table in tables)]
     across, up, plane = _plane(ends, [0.0, 100.0], False, False)
     parts = [plane]
     for i, (run, table) in enumerate(tables):
         line = Line(run, table["evaluations"].tolist(), (100 * table["share"]).tolist(), "post", None, True)
-        css = colour_class(i) if run else "ink"
+        css = colour_class(numbers.get(run))
         parts.append(
             Markup('<path class="step {}" stroke-dasharray="{}" d="{}"/>').format(
                 css, _DASHES[i % len(_DASHES)] or "none", _step(_thinned(line), across, up)
@@ -267,7 +270,7 @@ def progress_panel(tables: Sequence[tuple[str, pd.DataFrame]], of_what: str) -> 
     words = "Share of the hypervolume against evaluations, rising step lines"
     figure = _figure(Markup("").join(parts), words, "evaluations →", f"↑ hypervolume, % of {of_what}")
     keys = [
-        _key(f"step {colour_class(i)}", "M-12 0H12", run, _DASHES[i % len(_DASHES)])
+        _key(f"step {colour_class(numbers.get(run))}", "M-12 0H12", run, _DASHES[i % len(_DASHES)])
         for i, (run, _) in enumerate(tables)
         if run
     ]

@@ -94,6 +94,14 @@ def series_numbers(report: ParetoReport, table: pd.DataFrame) -> list[int]:
     return [known[key] for key in table[keys].itertuples(False, None)]
 
 
+def run_numbers(report: ParetoReport) -> dict[str, int]:
+    """The series whose colour each run has: its first; empty where there is but one run, which has that of text."""
+    if "run" not in report.evaluations:
+        return {}
+    numbers = series_numbers(report, report.evaluations)
+    return {run: numbers[rows.index[0]] for run, rows in of_runs(report.evaluations)}
+
+
 def step_line(frontier: pd.DataFrame, x: Objective, y: Objective, name: str, series: int | None, whole: bool) -> Line:
     """The step line through those of `frontier` that no other dominates in `x` and `y`."""
     on_pair = pareto.is_on_frontier(minimised(frontier, [x, y]))
@@ -106,8 +114,7 @@ def step_lines(report: ParetoReport, x: Objective, y: Objective) -> list[Line]:
     """The frontier; of several spaces also each one's own; of several runs each run's."""
     series = series_of(report)
     if "run" in report.evaluations:
-        numbers = series_numbers(report, report.frontier)
-        firsts = {run: numbers[rows.index[0]] for run, rows in of_runs(report.frontier)}
+        firsts = run_numbers(report)
         return [
             step_line(rows, x, y, f"frontier, {run}", firsts[run], whole=True) for run, rows in of_runs(report.frontier)
         ]

@@ -66,7 +66,7 @@ class Pipeline:
         Raises:
             RuntimeError: if it fails.
         """
-        print("autodistil-search", shlex.join(words), flush=True)
+        print(f"autodistil-search {shlex.join(words)}\n", end="", flush=True)  # at once: others print, too
         environment = dict(os.environ)
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)

@@ -41,7 +41,7 @@ SPACE_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 SPACE_MARKERS = "o<>p"
 BASELINE_COLOUR = "#D55E00"
 KNEE_COLOUR = "#000000"
-_BASELINE_MARKERS = "sD^vPX"
+_BASELINE_MARKERS = "sD^vPX<>ph"
 _LINE_COLOUR = "#333333"
 _LETTERS_PER_INCH = 11
 """Of an axis's name, by the width of its panel in print."""

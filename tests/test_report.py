@@ -318,7 +318,7 @@ def test_a_report_warns_of_a_search_that_was_still_finding_something(report):
 @pytest.mark.parametrize(("target", "words"), [("score", "with fine-tuned accuracy"), ("alone", "training alone only")])
 def test_a_validation_takes_the_place_of_the_note_that_there_is_none(report, target, words):
     ranking = pd.DataFrame({"measure": ["loss", "loss"], "target": [target] * 2, "kendall": [0.5, 0.1]})
-    measured = pd.DataFrame({"loss": [1.0, 2.0], target: [1.0, 3.0], "band": [0, 0]})
+    measured = pd.DataFrame({"loss": [1.0, 2.0], target: [1.0, 3.0], "band": [0, 0], "flops": [2e6, 3e6]})
     labels = {"loss": "loss, shared", "score": "MCC, fine-tuned", "alone": "loss, trained alone"}
     notes = ["loss for it: tau 0.1 within bands, FLOPs alone 0.2, difference -0.1: no telling apart by 2 subnets"]
     check = ProxyCheck("validation-toy", labels, measured, ranking, notes)
@@ -329,6 +329,7 @@ def test_a_validation_takes_the_place_of_the_note_that_there_is_none(report, tar
     page = render_html(checked)
     assert "Proxy validation: validation-toy" in page
     assert notes[0] in page
+    assert "2.00M to 3.00M FLOPs" in page
     assert warnings_of(replace(checked, runs=[])) == [NOT_VALIDATED]
 
 

@@ -14,7 +14,8 @@ def run(toy_config):
     return search(toy_config)
 
 
-def test_a_run_is_reported_again_alone_and_with_others(run, tmp_path, capsys, refusal):
+def test_a_run_is_reported_again_alone_and_with_others(run, tmp_path, capsys, refusal, monkeypatch):
+    monkeypatch.setattr("autodistil_search.report.figures.FORMATS", ("svg",))  # test_report.py has the others
     tables = {path: path.read_bytes() for path in run.folder.glob("*.csv")}
     page = run.folder / "report.html"
     before = page.read_text()

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.svg import (
     axis_words,
+    check_legend,
     check_panels,
     frontier_legend,
     frontier_panel,
@@ -93,6 +94,7 @@ def render_html(report: ParetoReport) -> str:
                     f"{part.name}: {check.name}" if len(report.runs) > 1 else check.name,
                     check,
                     check_panels(check),
+                    check_legend(check),
                     _table(check.ranking, "Rank correlations", f"ranking-{i}-{j}", {}),
                 )
                 for i, part in enumerate(report.runs)

@@ -333,6 +333,20 @@ def check_panels(check: ProxyCheck) -> list[Markup]:
     return panels
 
 
+def check_legend(check: ProxyCheck) -> Markup:
+    """The bands of cost of `check_panels`."""
+    return legend(
+        [
+            _key(
+                f"held {colour_class(number)}",
+                f"M0 0{_SHAPES[number % len(_SHAPES)]}",
+                f"{shown(int(band['flops'].min()))} to {shown(int(band['flops'].max()))} FLOPs",
+            )
+            for number, (_, band) in enumerate(check.measured.groupby("band"))
+        ]
+    )
+
+
 def published_panel(published: pd.DataFrame) -> Markup:
     """Average GLUE score against FLOPs of published models, with their names."""
     xs, ys = (published[name].tolist() for name in ("flops_g", "average"))

@@ -48,6 +48,8 @@ def test_the_python_of_readme_runs_as_written(tmp_path, monkeypatch):
     assert len(names["study"].trials) == 10
     assert (names["result"].F[:, 1] > 1e6).all()  # FLOPs
     assert "widest" in load_run("runs/widest").frontier
+    exec("\n".join(blocks("python", "docs/reports.md")), {})  # reads the same run
+    assert Path("frontier.pdf").stat().st_size > 10_000
 
 
 def test_the_python_of_the_page_on_plugging_in_runs_as_written(tmp_path, monkeypatch):

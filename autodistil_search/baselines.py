@@ -78,16 +78,17 @@ def published() -> pd.DataFrame:
 class Bench:
     """What baselines are trained and measured with: all that the subnets of the search had.
 
-    begin_text: gives the training text from its start. columns: what is measured. options, init, sample_ids: how the
-    SuperLM was trained and started. identity: what else weights depend on, such as digests of teacher and text. cache:
-    where trained weights are kept, so that a later run with the same settings only scores them.
+    begin_text: gives the training text from its start. columns: what is measured. options_of: how a SuperLM of so many
+    layers is trained. init, sample_ids: how it starts. identity: what else weights depend on, such as digests of
+    teacher and text. cache: where trained weights are kept, so that a later run with the same settings only scores
+    them.
     """
 
     teacher: Teacher
     begin_text: Callable[[], TrainingText]
     proxy: Proxy
     columns: Sequence[Objective]
-    options: TrainOptions
+    options_of: Callable[[int], TrainOptions]
     init: str
     sample_ids: Tensor
     identity: Mapping[str, str]
@@ -110,7 +111,7 @@ class Bench:
         return [*found, *(self._trained(recipe) for recipe in self._recipes(names, spaces))]
 
     def _recipes(self, names: Sequence[str], spaces: Sequence[SearchSpace]) -> list[_Recipe]:
-        alone = options_alone(self.options)
+        alone = options_alone(self.options_of(max(subnet.layers for subnet in SHAPES.values())))
         found = []
         if "shapes" in names:
             found += [_Recipe(name, subnet, DISTILLED, alone) for name, subnet in SHAPES.items()]
@@ -126,9 +127,11 @@ class Bench:
         if "random" in names:
             rng = random.Random(alone.seed)
             for space in spaces:
+                options = options_alone(self.options_of(space.largest.layers))  # deep ones break at 4e-3
                 drawn = dict.fromkeys(space.sample(rng) for _ in range(_DRAWN))
                 found += [
-                    _Recipe(f"random {i} of {space.name}", each, DRAWN, alone) for i, each in enumerate(drawn, start=1)
+                    _Recipe(f"random {i} of {space.name}", each, DRAWN, options)
+                    for i, each in enumerate(drawn, start=1)
                 ]
         return found
 

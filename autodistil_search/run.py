@@ -231,7 +231,7 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
             text.begin,
             scorer.proxy,
             inputs.columns,
-            inputs.options,
+            inputs.options_of,
             config.init,
             inputs.sample_ids,
             identity,

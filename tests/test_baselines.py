@@ -1,5 +1,6 @@
 """Baselines: measured as the subnets are, trained once, and told beside the frontier."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -130,6 +131,15 @@ def test_random_subnets_are_drawn_from_each_space_and_trained_alone(toy_config):
     assert all(space.decode(space.encode(each)) == each for each in drawn)
     assert set(run.baselines["how"]) == {DRAWN}
     assert run.baselines["relation_loss"].notna().all()
+
+
+def test_random_subnets_of_a_deep_space_learn_at_the_rate_of_its_superlm(toy_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
+    space = tmp_path / "deep.yaml"
+    space.write_text("layers: [9]\nhidden_size: [16]\nmlp_ratio: [1, 2]\nheads: [2]\nhead_dim: 8\nrelation_heads: 4\n")
+    search(replace(toy_config, space=str(space), baselines="random", steps=2))
+    states = [json.loads(path.read_text()) for path in cache_folder().glob("baselines/*/trainer_state.json")]
+    assert {state["settings"]["lr"] for state in states} == {1e-3}  # 4e-3 broke SuperLMs of 12 layers
 
 
 def test_none_stands_alone(toy_config):

@@ -30,6 +30,8 @@ class AutoDistilConfig(PreTrainedConfig):
 
     num_attention_heads, intermediate_size: a list with a number for each layer, if layers differ.
     classifier_dropout: probability that a head drops a number of the pooled output while it is trained.
+    relation_heads: into how many relation heads the dimensions of the last layer's queries, keys and values go in
+        turns, as those of a SuperLM and its students do; None if relation heads are blocks of neighbouring dimensions.
     search_space: the space (`SearchSpace.to_dict`) whose SuperLM this is; None for a student.
     """
 
@@ -48,6 +50,7 @@ class AutoDistilConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
     classifier_dropout: float = 0.1
+    relation_heads: int | None = None
     search_space: dict[str, Any] | None = None
 
     _shared = (
@@ -58,6 +61,7 @@ class AutoDistilConfig(PreTrainedConfig):
         "layer_norm_eps",
         "initializer_range",
         "pad_token_id",
+        "relation_heads",
     )
 
     @property
@@ -255,15 +259,28 @@ class AutoDistilModel(_AutoDistil):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the last layer, each `(B, T, W)`: all that relation distillation needs.
 
-        The rest of the last layer is not computed. words: the word embeddings of `input_ids`, if they were looked up
-        before (`shared_words`).
+        Their dimensions are ordered by relation heads, as `relations.split_heads` takes them. The rest of the last
+        layer is not computed. words: the word embeddings of `input_ids`, if they were looked up before
+        (`shared_words`).
         """
         subnet = subnet or self.config.subnet
         *body, (last, last_sizes) = self._layers_of(subnet)
         x = self._embed(input_ids, None, subnet.hidden_size, words)
         for layer, sizes in body:
             x = layer(x, sizes, _padding(attention_mask))
-        return last.project(x, last_sizes)
+        query, key, value = last.project(x, last_sizes)
+        return self._by_relation_head(query), self._by_relation_head(key), self._by_relation_head(value)
+
+    def _by_relation_head(self, x: Tensor) -> Tensor:
+        """Dimensions that go to the relation heads in turns, `(..., W)`, put into one block for each relation head.
+
+        In turns, a weight belongs to the same relation head in every subnet, whatever number of heads it has: the
+        relation heads of a narrower subnet are the leading dimensions of a wider one's.
+        """
+        if self.config.relation_heads is None:
+            return x
+        blocks: Tensor = x.unflatten(-1, (-1, self.config.relation_heads)).transpose(-1, -2).flatten(-2)
+        return blocks
 
     def forward(
         self,

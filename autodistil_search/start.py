@@ -57,7 +57,7 @@ def start_from(
         teacher: Whose weights it gets.
         init: One of `STARTS`. "random" leaves the model as it is; "slices" copies slices of the teacher; "pca" does so
             after turning its hidden dimensions, heads and relation heads, so that the first dimensions carry most.
-            What is not cut off is not turned: a model of the teacher's own shape is its copy either way.
+            What is not cut off is not turned: a student of the teacher's own shape is its copy either way.
         sample_ids: `(N, T)` token ids of training text; only "pca" looks at them.
         relation_heads: Into how many heads the loss splits Q, K and V.
 
@@ -68,11 +68,10 @@ def start_from(
         raise InputError(f"init {init!r}; allowed: {', '.join(STARTS)}")
     if init == "random":
         return ["starts wholly at random"]
-    if init == "slices":
-        return teacher.copy_into(model)
     family = teacher.model.config.model_type
-    if family not in _KNOWN_FAMILIES:
-        return [f"init {init} does not know teachers of type {family!r}: slices instead", *teacher.copy_into(model)]
+    if init == "slices" or family not in _KNOWN_FAMILIES:
+        other = [] if init == "slices" else [f"init {init} does not know teachers of type {family!r}: slices instead"]
+        return [*other, *_slices(model, teacher, relation_heads)]
     assert sample_ids is not None
     turned = Teacher(copy.deepcopy(teacher.model), teacher.tokenizer, teacher.name, teacher.layer)
     _turn_heads(turned, teacher, sample_ids, model.config.subnet)
@@ -80,6 +79,15 @@ def start_from(
     turn = _turn_hidden(turned, teacher, sample_ids, widths)
     notes = turned.copy_into(model)
     _align_relations(model, teacher, sample_ids, turn, relation_heads)
+    return notes
+
+
+def _slices(model: AutoDistilModel, teacher: Teacher, relation_heads: int) -> list[str]:
+    """Slices of the teacher as it is; a SuperLM's relation heads get the leading dimensions of the teacher's."""
+    notes = teacher.copy_into(model)
+    if teacher.copies_layers and model.config.relation_heads is not None:
+        unturned = torch.eye(teacher.subnet.hidden_size, dtype=torch.double, device=teacher.model.device)
+        _align_relations(model, teacher, None, unturned, relation_heads)
     return notes
 
 
@@ -153,39 +161,69 @@ def _turn_hidden(turned: Teacher, teacher: Teacher, sample_ids: Tensor, widths: 
 
 
 def _align_relations(
-    model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor, turn: Tensor, relation_heads: int
+    model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor | None, turn: Tensor, relation_heads: int
 ) -> None:
-    """In the last layer, relation head by relation head, the whole model gets the teacher's principal components.
+    """In the last layer, relation head by relation head, the whole model gets the teacher's leading dimensions.
 
-    The components are orthogonal, so all of them together have the teacher's relations; Q and K share theirs. Their
-    scale keeps the scores' size when the width changes. Attention's own heads are not kept apart: the loss sees the
-    relation heads only.
+    Of a sample of text, their principal components: orthogonal, so all of them together have the teacher's relations;
+    Q and K share theirs. Their scale keeps the scores' size when the width changes. Without a sample, the dimensions as
+    they are. Attention's own heads are not kept apart: the loss sees the relation heads only. What is wider than the
+    teacher starts at random.
 
     turn: What the hidden states were turned by, `(H, H)`.
     """
     mine, theirs = model.config.subnet, teacher.subnet
     width, hidden = mine.attention_width, min(mine.hidden_size, theirs.hidden_size)
-    if width >= theirs.attention_width:
+    if width >= theirs.attention_width and model.config.relation_heads is None:
         return
     source = (mine.layers - 1) * theirs.layers // mine.layers  # as `Teacher.copy_into` maps layers
-    query, key, value, output = (
-        _linear(teacher, source, part) for part in ("query", "key", "value", "attention_output")
-    )
-    q, k, v = _averages(teacher, sample_ids, [(each, lambda _, y: y.mT @ y) for each in (query, key, value)])
     mine_each, theirs_each = (-(-each // relation_heads) for each in (width, theirs.attention_width))
-    groups = torch.arange(theirs.attention_width, device=q.device).split(theirs_each)
-    order = torch.cat([*(group[:mine_each] for group in groups), *(group[mine_each:] for group in groups)])[:width]
-    scale = (mine_each / theirs_each) ** 0.25
-    last = cast(ElasticLayer, model.layers[-1])
-    both = q / q.trace() + k / k.trace()
-    for linear, target, moment in ((query, last.query, both), (key, last.key, both), (value, last.value, v)):
-        components = torch.block_diag(*(_principal(moment[group][:, group]).mT for group in groups))[
-            order
-        ]  # (width, W)
-        target.weight[:, :hidden].copy_((scale * components @ linear.weight.double() @ turn)[:, :hidden])
-        target.bias.copy_(scale * components @ linear.bias.double())
-    turned_output = turn.mT @ output.weight.double() @ components.mT / scale  # of V, the last one
-    last.attention_output.weight[:hidden].copy_(turned_output[:hidden])
+    groups = torch.arange(theirs.attention_width, device=turn.device).split(theirs_each)
+    rows, order = _places(groups, relation_heads, mine_each, model.config.relation_heads is not None)
+    rows, order = rows[:width], order[:width]
+    last, parts = cast(ElasticLayer, model.layers[-1]), teacher.layer_parts(source)
+    components, scale = _relation_components(teacher, source, sample_ids, groups), 1.0
+    if sample_ids is not None:
+        scale = (mine_each / theirs_each) ** 0.25
+    for name in ("query", "key", "value"):
+        target, chosen = getattr(last, name), scale * components[name][order]  # (rows, W)
+        if len(rows) < width:
+            model._init_weights(target)
+        weight = chosen @ parts[name].weight.double() @ turn
+        target.weight[rows, :hidden] = weight[:, :hidden].to(target.weight)
+        target.bias[rows] = (chosen @ parts[name].bias.double()).to(target.bias)
+    output = turn.mT @ parts["attention_output"].weight.double() @ components["value"][order].mT / scale
+    last.attention_output.weight[:hidden, rows] = output[:hidden].to(last.attention_output.weight)
+
+
+def _places(groups: Sequence[Tensor], relation_heads: int, each: int, in_turns: bool) -> tuple[Tensor, Tensor]:
+    """Which of a model's rows get which of the teacher's components, at most `each` of every relation head's group.
+
+    In blocks, the components that are left follow: they complete a width that the relation heads do not divide.
+    """
+    leading = [group[:each] for group in groups]
+    order = torch.cat(leading)
+    if in_turns:
+        turns = torch.arange(relation_heads * each, device=order.device).unflatten(0, (each, relation_heads)).T
+        return torch.cat([turn[: len(group)] for turn, group in zip(turns, leading, strict=False)]), order
+    order = torch.cat([order, *(group[each:] for group in groups)])
+    return torch.arange(len(order), device=order.device), order
+
+
+def _relation_components(
+    teacher: Teacher, layer: int, sample_ids: Tensor | None, groups: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """What each relation head's dimensions are turned by, `(W, W)` in blocks, for query, key and value."""
+    if sample_ids is None:
+        same = torch.eye(teacher.subnet.attention_width, dtype=torch.double, device=teacher.model.device)
+        return dict.fromkeys(("query", "key", "value"), same)
+    watched = [(_linear(teacher, layer, part), lambda _, y: y.mT @ y) for part in ("query", "key", "value")]
+    q, k, v = _averages(teacher, sample_ids, watched)
+    both, value = (
+        torch.block_diag(*(_principal(moment[group][:, group]).mT for group in groups))
+        for moment in (q / q.trace() + k / k.trace(), v)
+    )
+    return {"query": both, "key": both, "value": value}
 
 
 def _norm_sums(x: Tensor, y: Tensor, widths: Sequence[int]) -> Tensor:

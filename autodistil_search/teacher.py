@@ -166,6 +166,7 @@ class Teacher:
             hidden_act=next(name for name in activations if name),
             layer_norm_eps=find(self.model, self.family.embedding_norm).eps,
             pad_token_id=config.pad_token_id,
+            relation_heads=None if space is None else space.relation_heads,
         ).resized(subnet, space)
 
     @torch.no_grad()

@@ -21,12 +21,29 @@ from autodistil_search.corpus import Blocks, load_corpus
 from autodistil_search.device import Device, choose_device
 from autodistil_search.distill import TrainOptions, distill
 from autodistil_search.files import cache_folder
+from autodistil_search.model import AutoDistilModel
 from autodistil_search.proxies import RelationProxy
 from autodistil_search.schedule import seeded
 from autodistil_search.space import load_space
 from autodistil_search.teacher import Teacher, load_teacher
 
 HELD_OUT_BLOCKS = 16
+
+
+BLOCKS = "pca, relation heads in blocks"
+"""The default start with another layout of the last layer: a relation head of every subnet is a block of dimensions."""
+
+
+def begin(name: str, teacher: Teacher, train: Blocks) -> AutoDistilModel:
+    """A SuperLM of `tiny` before its training."""
+    space = load_space("tiny")
+    config = teacher.student_config(space.largest, space)
+    if name == BLOCKS:
+        config.relation_heads = None
+    superlm = AutoDistilModel(config)
+    init = name.partition(",")[0]
+    start.start_from(superlm, teacher, init, train.spread(start.SAMPLE_BLOCKS), space.relation_heads)
+    return superlm
 
 
 def measure(
@@ -37,7 +54,7 @@ def measure(
     rng = random.Random(5)
     subnets = [space.largest, space.smallest, *(space.sample(rng) for _ in range(16))]
     with seeded(options.seed):
-        superlm, _ = start.superlm(teacher, space, name, train.spread(start.SAMPLE_BLOCKS))
+        superlm = begin(name, teacher, train)
     device.place(superlm)
     before = [proxy.score(superlm, subnet) for subnet in subnets]
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +70,7 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     """Measure what was not measured yet and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", nargs="+", choices=start.STARTS, default=["slices", "pca"])
+    parser.add_argument("--starts", nargs="+", choices=[*start.STARTS, BLOCKS], default=["slices", BLOCKS, "pca"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=4)

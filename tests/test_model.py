@@ -20,6 +20,7 @@ from autodistil_search.model import (
     AutoDistilModel,
     quiet_transformers,
 )
+from autodistil_search.relations import split_heads
 from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.teacher import FAMILIES
 
@@ -31,7 +32,7 @@ SPACES = {"debug": load_space("debug"), "other": OTHER, "unlike": UNLIKE}
 
 
 def _superlm(space: SearchSpace, randomised: Callable[..., AutoDistilModel]) -> AutoDistilModel:
-    config = AutoDistilConfig(vocab_size=95, max_position_embeddings=24)
+    config = AutoDistilConfig(vocab_size=95, max_position_embeddings=24, relation_heads=space.relation_heads)
     return randomised(AutoDistilModel(config.resized(space.largest, space)))
 
 
@@ -77,9 +78,14 @@ def test_each_subnet_computes_what_its_extracted_and_its_reloaded_student_comput
 
 
 @pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("in_turns", [False, True])
 def test_last_projections_are_those_the_full_forward_pass_computes(
-    superlm: AutoDistilModel, toy_batch: Callable[..., tuple[Tensor, Tensor]], padded: bool
+    superlm: AutoDistilModel, toy_batch: Callable[..., tuple[Tensor, Tensor]], padded: bool, in_turns: bool
 ) -> None:
+    """Ordered by relation heads: as they are in blocks, every so many-th dimension in turns."""
+    heads = superlm.space.relation_heads
+    if not in_turns:
+        superlm.config.relation_heads = None
     ids, mask = toy_batch()
     last, seen = superlm.layers[-1], []
     for part in (last.query, last.key, last.value):
@@ -87,11 +93,25 @@ def test_last_projections_are_those_the_full_forward_pass_computes(
     with torch.no_grad():
         for subnet in _subnets(superlm.space):
             superlm(ids, mask if padded else None, subnet=subnet)
-            expected = tuple(seen)
+            order = [i for head in range(heads) for i in range(head, seen[0].shape[-1], heads)]
+            expected = tuple(each[..., order] if in_turns else each for each in seen)
             seen.clear()
             found = superlm.last_projections(ids, mask if padded else None, subnet=subnet)
             seen.clear()
             assert_close(found, expected, atol=0, rtol=0)
+
+
+def test_a_subnet_with_fewer_heads_has_the_leading_dimensions_of_every_relation_head(
+    randomised: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    """So a weight means the same to the loss of every subnet that uses it. One layer: what is below it is equal."""
+    space = SearchSpace("heads", (1,), (16,), (1.0,), (1, 2, 3), head_dim=8, relation_heads=4)
+    superlm, (ids, _) = _superlm(space, randomised), toy_batch()
+    narrow, _, wide = (
+        [split_heads(each, 4) for each in superlm.last_projections(ids, subnet=subnet)] for subnet in _subnets(space)
+    )
+    assert narrow[0].shape[-1] == 2
+    assert_close(narrow, [each[..., :2] for each in wide], atol=1e-6, rtol=0)
 
 
 def _as_bert(model: AutoDistilModel) -> BertModel:

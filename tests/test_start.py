@@ -75,6 +75,33 @@ def test_heads_of_half_rank_lose_nothing_when_their_width_is_halved(
     assert_close(*through, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("init", ["slices", "pca"])
+@pytest.mark.parametrize("head_dim", [4, 8, 16])
+def test_a_superlm_has_the_relations_of_a_teacher_whose_relation_heads_lead_with_all_that_matters(
+    toy_teacher: Callable[..., Teacher], sample: Tensor, init: str, head_dim: int
+) -> None:
+    """Half as wide as the teacher it has what matters of each relation head, as wide all, wider more than all.
+
+    One layer, so that nothing else is sliced.
+    """
+    teacher, heads = toy_teacher(num_hidden_layers=1), 4
+    for part in ("query", "key", "value"):
+        linear = teacher.module(0, part)
+        linear.weight.unflatten(0, (heads, 12))[:, 6:] = 0
+        linear.bias.unflatten(0, (heads, 12))[:, 6:] = 0
+    space = SearchSpace("one", (1,), (48,), (2.0,), (3, 6), head_dim=head_dim, relation_heads=heads)
+    torch.manual_seed(0)
+    superlm, _ = start.superlm(teacher, space, init, sample)
+    with torch.no_grad():
+        target = relation_target(teacher.projections(sample), None, heads)
+        found = superlm.last_projections(sample)
+        if init == "slices":  # does not scale: scores are divided by the root of another width
+            found = [each * (head_dim / 8) ** 0.25 for each in found]
+        assert relation_loss(found, target) < (1e-4 if head_dim <= 8 else 0.02)
+    weight = superlm.layers[0].query.weight
+    assert weight[48:].numel() == 0 or weight[48:].std().item() == pytest.approx(0.02, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("family", "sizes"), [*((family, {}) for family in FAMILIES), ("electra", {"embedding_size": 32})]
 )

@@ -302,12 +302,14 @@ def test_narrow_embeddings_are_projected_table_by_table(toy_teacher: Callable[..
 def test_a_superlm_starts_from_every_nth_layer_the_first_heads_and_their_first_rows(
     toy_teacher: Callable[..., Teacher],
 ) -> None:
+    """In the last layer, which is distilled, from the first rows of each of the teacher's relation heads, in turns."""
     teacher = toy_teacher(num_hidden_layers=5, num_attention_heads=4)  # heads of 12
     space = SearchSpace("narrow", (3,), (32,), (2.0,), (3,), head_dim=8, relation_heads=4)
     superlm, notes = start.superlm(teacher, space, "slices")
     assert notes == []
-    rows = [12 * head + row for head in range(3) for row in range(8)]
-    for mine, source in zip(superlm.layers, (0, 1, 3), strict=True):
+    by_heads = [12 * head + row for head in range(3) for row in range(8)]
+    in_turns = [12 * head + row for row in range(6) for head in range(4)]
+    for mine, source, rows in zip(superlm.layers, (0, 1, 3), (by_heads, by_heads, in_turns), strict=True):
         theirs = teacher.model.encoder.layer[source]
         attention = theirs.attention
         for part in ("query", "key", "value"):

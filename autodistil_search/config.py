@@ -210,6 +210,8 @@ class SearchConfig(TrainConfig):
         superlm: Folder of an earlier train, whose SuperLMs are searched; they are trained first if not given.
         proxy: What acc measures: relation (the relation loss on held-out text), probe:TASK (a linear model on frozen
             features), task:TASK (fine-tuned for a while; TASK as finetune names it), or what is installed.
+        proxy_text_columns: Columns of the table that TASK names with the one or two texts; usual names are found.
+        proxy_label_column: Its column with the label; "label" if not given.
         proxy_rows: Rows that probe and task train on, at most.
         proxy_epochs: Passes over them, of task.
         proxy_lr: Peak learning rate of task.
@@ -237,6 +239,8 @@ class SearchConfig(TrainConfig):
     objectives: str = "acc,flops"
     superlm: str | None = None
     proxy: str = "relation"
+    proxy_text_columns: str | None = None
+    proxy_label_column: str | None = None
     proxy_rows: int = 2000
     proxy_epochs: int = 2
     proxy_lr: float = 2e-4
@@ -260,12 +264,22 @@ class SearchConfig(TrainConfig):
         super().__post_init__()
         if "none" in self.baseline_names:
             raise InputError(f"--baselines {self.baselines!r}; allowed: none alone, or names without it")
+        if (self.proxy_text_columns or self.proxy_label_column) and ":" not in self.proxy:
+            raise InputError(
+                f"--proxy {self.proxy!r} reads no table; allowed: --proxy-text-columns and --proxy-label-column with "
+                "probe:TASK or task:TASK"
+            )
 
     @property
     def baseline_names(self) -> list[str]:
         """The baselines asked for; empty for none."""
         names = [name.strip() for name in self.baselines.split(",") if name.strip()]
         return [] if names == ["none"] else names
+
+    @property
+    def proxy_columns(self) -> list[str] | None:
+        """The text columns asked for."""
+        return column_names(self.proxy_text_columns)
 
     @property
     def constraints(self) -> list[str]:
@@ -327,6 +341,11 @@ class SearchConfig(TrainConfig):
                 )
             chosen[setting.name] = theirs
         return replace(self, **chosen)
+
+
+def column_names(text: str | None) -> list[str] | None:
+    """Names of a table's columns, separated by commas; None if none are given."""
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def is_positive(value: object) -> bool:

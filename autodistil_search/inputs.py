@@ -228,7 +228,7 @@ def _proxy_kind(config: SearchConfig, plugins: Plugins) -> ProxyKind | None:
         return None
     if config.proxy.startswith((PROBE, TASK)):
         budget = TaskBudget(config.proxy_rows, config.proxy_epochs, config.proxy_lr, config.seed)
-        return task_proxy(config.proxy, budget)
+        return task_proxy(config.proxy, budget, config.proxy_columns, config.proxy_label_column)
     found: ProxyKind = _plugged(plugins, "proxies", "--proxy", config.proxy, [RELATION, f"{PROBE}NAME", f"{TASK}NAME"])
     return found
 

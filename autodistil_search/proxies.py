@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -148,16 +148,19 @@ class TaskBudget:
     batch_size: int = 32
 
 
-def task_proxy(name: str, budget: TaskBudget) -> ProxyKind:
+def task_proxy(
+    name: str, budget: TaskBudget, text_columns: Sequence[str] | None = None, label_column: str | None = None
+) -> ProxyKind:
     """The proxy `probe:TASK` or `task:TASK`: the task's first metric on a part of its training rows.
 
-    The task's `dev` rows are never looked at: what a search chooses by cannot be what it reports.
+    The task's `dev` rows are never looked at: what a search chooses by cannot be what it reports. Columns of a table:
+    see `tasks.data.load_task`.
 
     Raises:
         InputError: if there is no such task.
     """
     probing = name.startswith(PROBE)
-    task = load_task(name.partition(":")[2])
+    task = load_task(name.partition(":")[2], text_columns, label_column)
     metric = METRICS[task.metrics[0]]
     objective = Objective(
         f"{task.column}_probe" if probing else task.column,

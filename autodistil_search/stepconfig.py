@@ -13,6 +13,7 @@ from autodistil_search.config import (
     absolute_path,
     check_whole_numbers,
     check_words,
+    column_names,
     flag,
     is_positive,
 )
@@ -152,7 +153,7 @@ class FinetuneConfig:
     @property
     def columns(self) -> list[str] | None:
         """The text columns asked for."""
-        return None if self.text_columns is None else [name.strip() for name in self.text_columns.split(",")]
+        return column_names(self.text_columns)
 
     @property
     def folder(self) -> Path:
@@ -183,6 +184,8 @@ class ValidateConfig:
         alone_lr: Peak learning rate of that; the SuperLM's if not given.
         probe: Task, as finetune names it, for a probe of frozen features.
         task: Task to fine-tune each on: from its weights after training alone, or else those of the SuperLM.
+        text_columns: Columns of the table that probe or task names with the one or two texts; usual names are found.
+        label_column: Its column with the label; "label" if not given.
         train_rows: Rows of a task to train on, at most.
         epochs: Passes over them.
         lr: Peak learning rate of fine-tuning.
@@ -201,6 +204,8 @@ class ValidateConfig:
     alone_lr: float | None = None
     probe: str | None = None
     task: str | None = None
+    text_columns: str | None = None
+    label_column: str | None = None
     train_rows: int = 2000
     epochs: int = 2
     lr: float = 2e-4
@@ -220,6 +225,11 @@ class ValidateConfig:
             raise InputError(f"--subnets {self.subnets} with --bands {self.bands}; allowed: two or more in each band")
         if self.alone_steps == 0 and self.task is None:
             raise InputError("--alone-steps 0 without --task; allowed: something that the proxy should predict")
+
+    @property
+    def columns(self) -> list[str] | None:
+        """The text columns asked for."""
+        return column_names(self.text_columns)
 
     @property
     def folder(self) -> Path:

@@ -139,7 +139,7 @@ class _Job:
             raise InputError(f"--subnets {config.subnets}; space {space!r} has {self._space.size}")
         budget = TaskBudget(config.train_rows, config.epochs, config.lr, config.seed)
         self._probe, self._task = (
-            None if name is None else task_proxy(f"{kind}{name}", budget)
+            None if name is None else task_proxy(f"{kind}{name}", budget, config.columns, config.label_column)
             for kind, name in ((PROBE, config.probe), (TASK, config.task))
         )
         training = run.config.training(device=config.device, precision=config.precision, seed=config.seed)

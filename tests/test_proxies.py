@@ -184,3 +184,18 @@ def test_a_task_that_is_not_there_is_refused_before_anything_is_trained(toy_conf
     with pytest.raises(InputError, match="'nowhere' is not known"):
         search(replace(toy_config, proxy="task:nowhere"))
     assert not toy_config.folder.exists()
+
+
+def test_columns_of_a_table_are_named_to_its_proxy_and_to_no_other(toy_config, tmp_path):
+    path = tmp_path / "mail.csv"
+    rows = [f"w{i % 40} w{i % 7},{'ab'[i % 40 < 20]},x" for i in range(60)]
+    path.write_text("\n".join(["subject,folder,label", *rows]))
+    config = replace(toy_config, proxy=f"probe:{path}", evaluations=2, proxy_rows=30)
+    named = replace(config, proxy_text_columns="subject", proxy_label_column="folder")
+    assert search(named).evaluations["mail_accuracy_probe"].between(0, 1).all()
+    with pytest.raises(InputError, match="of a search, --proxy-text-columns"):
+        search(replace(config, out=str(tmp_path / "usual")))
+    with pytest.raises(InputError, match="has 1 different labels"):
+        search(replace(named, proxy_label_column=None, out=str(tmp_path / "label")))
+    with pytest.raises(InputError, match="--proxy 'relation' reads no table; allowed: --proxy-text-columns"):
+        replace(toy_config, proxy_text_columns="subject")

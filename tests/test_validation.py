@@ -45,14 +45,15 @@ def run(toy_config):
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "mail.csv"
-    path.write_text("text,label\n" + "".join(f"w{i % 40} w{i % 7},{'ab'[i % 40 < 20]}\n" for i in range(100)))
+    path.write_text("subject,folder\n" + "".join(f"w{i % 40} w{i % 7},{'ab'[i % 40 < 20]}\n" for i in range(100)))
     return path
 
 
 @pytest.fixture
 def config(run, table):
     return ValidateConfig(
-        run=str(run.folder), subnets=8, bands=2, alone_steps=3, probe=str(table), task=str(table), train_rows=40
+        run=str(run.folder), subnets=8, bands=2, alone_steps=3, probe=str(table), task=str(table), train_rows=40,
+        text_columns="subject", label_column="folder",
     )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def test_a_validation_goes_on_where_it_was_stopped(config, tmp_path, monkeypatch
 )
 def test_every_setting_changes_what_is_measured(change, config, tmp_path):
     numbers = tmp_path / "numbers.csv"
-    numbers.write_text("text,label\n" + "".join(f"w{i % 40} w{i % 7},{i % 40 / 7}\n" for i in range(100)))
+    numbers.write_text("subject,folder\n" + "".join(f"w{i % 40} w{i % 7},{i % 40 / 7}\n" for i in range(100)))
     small = replace(config, subnets=2, bands=1, probe=None, task=str(numbers))
     first, other = (
         validate_proxy(replace(small, out=str(tmp_path / name), **more)) for name, more in (("a", {}), ("b", change))

@@ -154,7 +154,7 @@ def load_task(name: str, text_columns: Sequence[str] | None = None, label_column
     path, own = Path(name), _glue_of_folder(Path(name))
     named = text_columns is not None or label_column is not None
     if named and (name == TOPIC or name in GLUE or own is not None):
-        raise InputError(f"task {name!r} has columns of its own; allowed: --text-columns and --label-column of a table")
+        raise InputError(f"task {name!r} has columns of its own; allowed: to name those of a table")
     if name == TOPIC:
         return _topic()
     if name in GLUE:
@@ -295,7 +295,7 @@ def _text_columns(path: Path, columns: Sequence[str | int], given: Sequence[str]
     usual = ", ".join("+".join(names) for names in _TEXT_COLUMNS)
     raise InputError(
         f"table {path} has columns {', '.join(map(str, columns))}, none of them the usual ones ({usual}); "
-        "name them with --text-columns"
+        "name them with --text-columns (of a search, --proxy-text-columns)"
     )
 
 

@@ -188,13 +188,13 @@ def _partition(settings: Mapping[str, Any], _: Reporter) -> Outcome:
 
 
 def _export(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
-    from autodistil_search.export import RECORD, ExportOptions, export
-    from autodistil_search.files import read_json
+    from autodistil_search.export import ExportOptions, export
+    from autodistil_search.files import EXPORT_RECORD, read_json
 
     own = ("model", "to")
     options = ExportOptions(**{name: value for name, value in settings.items() if name not in own})
     folder = export(Path(settings["model"]), Path(settings["to"]), options, reporter)
-    record = {"folder": str(folder), **read_json(folder / RECORD)}
+    record = {"folder": str(folder), **read_json(folder / EXPORT_RECORD)}
     notes = [note.replace("`", "") for note in record["notes"]]
     return Outcome(record, _lines(*notes, f"exported to {folder}; its README.md says how to load it"))
 

@@ -27,7 +27,7 @@ from autodistil_search.card import Card, Variant
 from autodistil_search.cost import FLOPS_SEQ_LEN, flops
 from autodistil_search.errors import ExportError, InputError
 from autodistil_search.exportable import CPU, Exportable, Student, find_exportable
-from autodistil_search.files import read_json, whole_folder
+from autodistil_search.files import EXPORT_RECORD, read_json, whole_folder
 from autodistil_search.hardware import Load
 from autodistil_search.model import AutoDistilForSequenceClassification, quiet_transformers
 from autodistil_search.onnx_files import MODEL, MODEL_INT8, TOLERANCE
@@ -39,8 +39,6 @@ from autodistil_search.tasks.finetune import Prepared, predict, scores
 from autodistil_search.tasks.metrics import METRICS
 
 Format = Literal["auto", "bert", "own"]
-RECORD = "export.json"
-"""What was measured, and the files of the export; it tells a folder of ours from others."""
 _WEIGHTS = "model.safetensors"
 _OWN_FILE = "modeling_student.py"
 
@@ -146,7 +144,7 @@ def _check_target(to: Path) -> None:
     if to.is_symlink() or (to.exists() and not to.is_dir()):
         raise InputError(f"--to {str(to)!r} is not a folder; allowed: a new or empty folder, or an earlier export")
     names = {item.name for item in to.iterdir()} if to.exists() else set()
-    known = set(read_json(to / RECORD).get("files", ())) if RECORD in names else set()
+    known = set(read_json(to / EXPORT_RECORD).get("files", ())) if EXPORT_RECORD in names else set()
     if strangers := sorted(names - known):
         raise InputError(
             f"--to {str(to)!r} holds {strangers[0]!r}, which no export wrote; allowed: a new or empty folder, or an "
@@ -366,6 +364,6 @@ def _write_words(
         "load": measured.load.words,
         "notes": measured.notes,
         "versions": used,
-        "files": [*files, RECORD],
+        "files": [*files, EXPORT_RECORD],
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+    (folder / EXPORT_RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")

@@ -20,6 +20,9 @@ from autodistil_search.errors import InputError
 Settings = Mapping[str, Any]
 """What the content of a folder depends on, as JSON holds it; a folder made with other settings is refused."""
 
+EXPORT_RECORD = "export.json"
+"""What was measured of an exported student, and its files; it tells a folder of ours from others."""
+
 _SIGNS_OF_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError, yaml.YAMLError)
 
 

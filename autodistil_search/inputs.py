@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ from autodistil_search.device import Device, choose_device
 from autodistil_search.distill import Execution, TrainOptions
 from autodistil_search.engines import ENGINES, ENUMERABLE, MakeEngine
 from autodistil_search.errors import InputError
-from autodistil_search.files import cache_folder
+from autodistil_search.files import EXPORT_RECORD, cache_folder, read_json
 from autodistil_search.hardware import Load
-from autodistil_search.model import AutoDistilModel, quiet_transformers
+from autodistil_search.model import AutoDistilConfig, AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.plugins import Plugins
 from autodistil_search.predictor import Predictor
@@ -201,7 +202,7 @@ def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plu
     constraints = [objectives.parse_constraint(text, known, others=installed) for text in config.constraints]
     columns = [*wanted, *(constraint.objective for constraint in constraints)]
     found = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins)
-    given = {name: load_as_student(name, found.teacher) for name in config.baseline_names if name not in BASELINES}
+    given = {name: _given(name, found.teacher, kind) for name in config.baseline_names if name not in BASELINES}
     inputs = Inputs(
         config,
         found.spaces,
@@ -220,6 +221,18 @@ def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plu
     for space in found.spaces:
         _check_constraints(inputs, space)
     return inputs
+
+
+def _given(name: str, teacher: Teacher, kind: ProxyKind | None) -> AutoDistilModel:
+    """A model that is to be scored as it is."""
+    if kind is None and Path(name, EXPORT_RECORD).is_file():
+        config = read_json(Path(name, "config.json"))
+        if config.get("model_type") != AutoDistilConfig.model_type:
+            raise InputError(
+                f"baseline {name!r} is a student exported as stock BERT, whose padded heads give other relations; "
+                "allowed: an export with --format own, or --proxy probe:TASK or task:TASK"
+            )
+    return load_as_student(name, teacher)
 
 
 def _proxy_kind(config: SearchConfig, plugins: Plugins) -> ProxyKind | None:

@@ -11,6 +11,7 @@ import torch
 from autodistil_search import InputError, baselines, search
 from autodistil_search.baselines import COPY, DISTILLED, DRAWN, MINILM, SHAPES, TINYBERT
 from autodistil_search.cost import flops, params
+from autodistil_search.export import ExportOptions, export
 from autodistil_search.files import cache_folder
 from autodistil_search.relations import relation_loss, relation_target
 from autodistil_search.space import Subnet, load_space
@@ -63,6 +64,17 @@ def test_other_models_are_scored_as_they_are(toy_config, teacher_folder, tokeniz
     assert rows.loc["student", "flops"] == run.knee["flops"]
     assert 0 < rows.loc["teacher's first 2 layers", "relation_loss"] < 2
     assert sum("of its FLOPs" in note or "than any subnet" in note for note in run.summary["notes"]) == 3
+
+
+def test_an_exported_student_scores_as_itself_or_is_refused(toy_config, tmp_path):
+    """Stock BERT's heads are padded with zeros: its relation heads are not those that were trained."""
+    run = search(toy_config)
+    for layout in ("own", "bert"):
+        export(run.folder, tmp_path / layout, ExportOptions(format=layout))
+    config = replace(toy_config, baselines=str(tmp_path / "own"), out=str(tmp_path / "with-own"))
+    assert search(config).baselines["relation_loss"].item() == pytest.approx(run.knee["relation_loss"])
+    with pytest.raises(InputError, match=r"exported as stock BERT.*allowed: an export with --format own"):
+        search(replace(config, baselines=str(tmp_path / "bert"), out=str(tmp_path / "with-bert")))
 
 
 def test_half_of_a_teacher_is_its_first_layers(toy_teacher, toy_batch):

@@ -27,7 +27,9 @@ def run(toy_config):
 
 @pytest.fixture
 def config(run, tmp_path):
-    return DistilConfig(run=str(run.folder), pick="1", steps=30, lr=2e-3, out=str(tmp_path / "student"))
+    return DistilConfig(
+        run=str(run.folder), pick="1", steps=30, lr=2e-3, precision="fp32", out=str(tmp_path / "student")
+    )
 
 
 def test_a_student_starts_as_the_subnet_it_was_and_gets_better(run, config):
@@ -65,7 +67,7 @@ def test_a_training_killed_in_between_ends_as_one_never_stopped(config, tmp_path
         "    save(self, step, text)\n"
         "    if step == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
         "Checkpoints.save, Checkpoints.due = kill, True\n"
-        f"distil(DistilConfig(run={config.run!r}, pick='1', steps=30, lr=2e-3, out={config.out!r}))\n"
+        f"distil(DistilConfig(run={config.run!r}, pick='1', steps=30, lr=2e-3, precision='fp32', out={config.out!r}))\n"
     )
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -73,6 +75,24 @@ def test_a_training_killed_in_between_ends_as_one_never_stopped(config, tmp_path
     weights = [load_file(each.folder / "model.safetensors") for each in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert resumed.after == whole.after
+
+
+def test_two_processes_train_the_student_of_one_and_only_the_first_writes_and_talks(config, tmp_path):
+    config = replace(config, steps=4, batch_size=4, lr=4e-4)  # of the size that AdamW steps of mere rounding may have
+    alone, out = distil(config), tmp_path / "two"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "autodistil_search", "distil"]
+    flags = [config.run, "--pick", "1", "--steps", "4", "--batch-size", "4", "--lr", "4e-4"]
+    done = subprocess.run(
+        [*launch, *flags, "--precision", "fp32", "--out", str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" now") == 1
+    found, expected = (load_file(folder / "model.safetensors") for folder in (out / "student", alone.folder))
+    idle = [name for name in expected if name.endswith("key.bias") and name != "layers.1.key.bias"]  # see test_training
+    for name in expected.keys() - idle:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+    summaries = [json.loads((each / "distil.json").read_text())["relation_loss"] for each in (out, Path(config.out))]
+    assert summaries[0] == pytest.approx(summaries[1], abs=1e-4)
 
 
 @pytest.mark.parametrize("change", [{"steps": 8}, {"lr": 1e-4}, {"seed": 1}, {"batch_size": 3}, {"pick": "knee"}])

@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 import warnings
 from argparse import Action
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 import docstring_parser
@@ -117,144 +118,55 @@ def _examples(name: str) -> str:
     return "\n".join(["examples:", *(f"  {line}" for line in _EXAMPLES[name])])
 
 
-def make_parser() -> ArgumentParser:
-    """The parser of `autodistil-search`."""
-    parser = _Parser(
-        "Multi-objective search for compressed language encoders. Results go to standard output, all else to standard "
-        "error.",
-        f"{_examples('')}\n\n{_EXIT_CODES}",
-        prog="autodistil-search",
-        version=__version__,
-    )
-    commands = parser.add_subcommands(
-        required=True,
-        dest="command",
-        metavar="COMMAND",
-        title="commands",
-        description="autodistil-search COMMAND --help tells the flags of each.",
-    )
-
-    def add(name: str, summary: str, description: str) -> _Parser:
-        command = _Parser(description, _examples(name))
-        commands.add_subcommand(name, command, help=summary)
-        if name != "completion":
-            command.add_argument("--json", action="store_true", help="Print the result as one JSON object.")
-            command.add_argument("--quiet", action="store_true", help="Show no progress, only the result.")
-        return command
-
-    search = add(
-        "search",
-        "train, search and report",
-        "Train the SuperLM of each space, search it, and report the Pareto frontier.",
-    )
-    _add_settings(search, SearchConfig)
-    train = add(
-        "train",
-        "train SuperLMs only; search them later with search --superlm",
-        "Train the SuperLM of each space, for searches to come. As several processes, on one machine or "
-        "many, it is started by `accelerate launch -m autodistil_search train ...` or `torchrun -m ...`.",
-    )
-    _add_settings(train, TrainConfig)
-    plan = add(
-        "plan",
-        "what training will take",
-        "What training a SuperLM will take: steps, hours, device memory, checkpoints.",
-    )
-    plan.add_argument("--tokens", type=str, required=True, help="Tokens to train on, such as 26B.")
-    plan.add_argument("--devices", type=int, default=1, help="Devices that share each step.")
-    plan.add_argument("--batch-size", type=int | None, help="Blocks in a step of all devices; 4 for each.")
-    plan.add_argument(
+def _add_plan(parser: ArgumentParser) -> None:
+    parser.add_argument("--tokens", type=str, required=True, help="Tokens to train on, such as 26B.")
+    parser.add_argument("--devices", type=int, default=1, help="Devices that share each step.")
+    parser.add_argument("--batch-size", type=int | None, help="Blocks in a step of all devices; 4 for each.")
+    parser.add_argument(
         "--flops-per-second", type=str | None, help="What a device sustains, such as 100T; else it is measured here."
     )
-    _add_settings(plan, TrainConfig, _PLANNED)
-    profile = add(
-        "profile",
-        "what the subnets of a space cost",
-        "What the subnets of a space cost: the range that constraints can ask for.",
-    )
-    _add_settings(profile, SearchConfig, _PROFILED)
-    worker = add(
-        "worker",
-        "score subnets for searches on other machines",
-        "Score subnets for the searches at a study, on this machine, until they have ended. Start as many "
-        "as there are machines; teacher, text and settings are those of `search --storage URL --study NAME`.",
-    )
-    worker.add_argument("--storage", type=str, required=True, help="A database's URL, or the path of a journal file.")
-    worker.add_argument("--study", type=str, default=SearchConfig.study, help="Name of the study there.")
-    worker.add_argument("--superlm", type=str | None, help="Folder of the search, if it has another path here.")
-    worker.add_argument("--patience", type=float | None, help="Seconds without work after which to leave.")
-    distil = add(
-        "distil",
-        "train a chosen student further",
-        "Train a student of a finished search further, alone, from the weights that its SuperLM has for it.",
-    )
-    distil.add_argument("run", type=str, help=_helps(DistilConfig)["run"])
-    _add_settings(distil, DistilConfig, {field.name for field in fields(DistilConfig)} - {"run"})
-    validate = add(
-        "validate-proxy",
-        "how well a proxy ranks, with confidence intervals",
-        "How well the proxy of a finished search ranks subnets of like cost, and whether it beats FLOPs.",
-    )
-    validate.add_argument("run", type=str, help=_helps(ValidateConfig)["run"])
-    _add_settings(validate, ValidateConfig, {field.name for field in fields(ValidateConfig)} - {"run"})
-    finetune = add(
-        "finetune",
-        "fine-tune a model on a labelled task",
-        "Fine-tune a model on a labelled task, several times over: a teacher, or a student, by the labels, "
-        "by a fine-tuned teacher, or by both.",
-    )
-    finetune.add_argument("model", type=str, help=_helps(FinetuneConfig)["model"])
-    _add_settings(finetune, FinetuneConfig, {field.name for field in fields(FinetuneConfig)} - {"model"})
-    add(
-        "list",
-        "what can be named, and what is installed beside it",
-        "What can be named: objectives, engines, proxies, teachers and search spaces.",
-    )
-    partition = add(
-        "partition",
-        "split a search space into K",
-        "Split a search space into K sub-spaces of neighbouring cost, each a YAML file.",
-    )
-    partition.add_argument("space", type=str, help="Search space: a shipped one's name, or the path of a YAML file.")
-    partition.add_argument("--k", type=int, required=True, help="Number of sub-spaces.")
-    partition.add_argument("--to", type=str, default=".", help="Folder for the YAML files.")
-    report = add(
-        "report",
-        "the page of one run, or of several together",
-        "Write report.html of a finished search again, with what was found out since, or one of several searches "
-        "together, if their numbers may share axes.",
-    )
-    report.add_argument("runs", type=str, nargs="+", help="Folders of finished searches.")
-    report.add_argument(
+    _add_settings(parser, TrainConfig, _PLANNED)
+
+
+def _add_worker(parser: ArgumentParser) -> None:
+    parser.add_argument("--storage", type=str, required=True, help="A database's URL, or the path of a journal file.")
+    parser.add_argument("--study", type=str, default=SearchConfig.study, help="Name of the study there.")
+    parser.add_argument("--superlm", type=str | None, help="Folder of the search, if it has another path here.")
+    parser.add_argument("--patience", type=float | None, help="Seconds without work after which to leave.")
+
+
+def _add_positional_and_settings(parser: ArgumentParser, config: type[Any], positional: str) -> None:
+    """All settings of `config`, one of them without a flag."""
+    parser.add_argument(positional, type=str, help=_helps(config)[positional])
+    _add_settings(parser, config, {field.name for field in fields(config)} - {positional})
+
+
+def _add_partition(parser: ArgumentParser) -> None:
+    parser.add_argument("space", type=str, help="Search space: a shipped one's name, or the path of a YAML file.")
+    parser.add_argument("--k", type=int, required=True, help="Number of sub-spaces.")
+    parser.add_argument("--to", type=str, default=".", help="Folder for the YAML files.")
+
+
+def _add_report(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=str, nargs="+", help="Folders of finished searches.")
+    parser.add_argument(
         "--to",
         type=str | None,
         help="Folder to write to: new, empty, or an earlier report's. If not given, the search's own; of several, one "
         "beside the first.",
     )
-    report.add_argument(
+    parser.add_argument(
         "--figure",
         action="store_true",
         help="Write figures and tables (PNG, PDF, SVG; Markdown, LaTeX) for papers.",
     )
-    _add_export(
-        add(
-            "export",
-            "a student as a folder that others can load",
-            "Write a student as a folder that loads without this package, with a card.",
-        )
-    )
-    add(
-        "doctor",
-        "what this machine offers, what is missing, what would be slow",
-        "Look at versions, device, precision, threads, memory, disk and extras of this machine; nothing is downloaded. "
-        "The exit code is 1 if something required is broken.",
-    )
-    completion = add("completion", "a script that completes commands, flags and values", "Print a completion script.")
-    completion.add_argument("shell", type=Literal["bash", "zsh"], help="Which shell it is for.")
-    return parser
 
 
-def _add_export(parser: _Parser) -> None:
+def _add_completion(parser: ArgumentParser) -> None:
+    parser.add_argument("shell", type=Literal["bash", "zsh"], help="Which shell it is for.")
+
+
+def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument("model", type=str, help="Folder of a finished search, distil or finetune, or a student's.")
     parser.add_argument("--to", type=str, required=True, help="Folder to write: new, empty, or an earlier export.")
     parser.add_argument(
@@ -312,6 +224,113 @@ def _add_settings(parser: ArgumentParser, config: type[Any], names: Container[st
             parser.add_argument(
                 flag(setting.name), type=types[setting.name], default=setting.default, help=helps[setting.name]
             )
+
+
+_PARSERS: dict[str, tuple[str, str, Callable[[ArgumentParser], None] | None]] = {
+    "search": (
+        "train, search and report",
+        "Train the SuperLM of each space, search it, and report the Pareto frontier.",
+        partial(_add_settings, config=SearchConfig),
+    ),
+    "train": (
+        "train SuperLMs only; search them later with search --superlm",
+        "Train the SuperLM of each space, for searches to come. As several processes, on one machine or "
+        "many, it is started by `accelerate launch -m autodistil_search train ...` or `torchrun -m ...`.",
+        partial(_add_settings, config=TrainConfig),
+    ),
+    "plan": (
+        "what training will take",
+        "What training a SuperLM will take: steps, hours, device memory, checkpoints.",
+        _add_plan,
+    ),
+    "profile": (
+        "what the subnets of a space cost",
+        "What the subnets of a space cost: the range that constraints can ask for.",
+        partial(_add_settings, config=SearchConfig, names=_PROFILED),
+    ),
+    "worker": (
+        "score subnets for searches on other machines",
+        "Score subnets for the searches at a study, on this machine, until they have ended. Start as many "
+        "as there are machines; teacher, text and settings are those of `search --storage URL --study NAME`.",
+        _add_worker,
+    ),
+    "distil": (
+        "train a chosen student further",
+        "Train a student of a finished search further, alone, from the weights that its SuperLM has for it.",
+        partial(_add_positional_and_settings, config=DistilConfig, positional="run"),
+    ),
+    "validate-proxy": (
+        "how well a proxy ranks, with confidence intervals",
+        "How well the proxy of a finished search ranks subnets of like cost, and whether it beats FLOPs.",
+        partial(_add_positional_and_settings, config=ValidateConfig, positional="run"),
+    ),
+    "finetune": (
+        "fine-tune a model on a labelled task",
+        "Fine-tune a model on a labelled task, several times over: a teacher, or a student, by the labels, "
+        "by a fine-tuned teacher, or by both.",
+        partial(_add_positional_and_settings, config=FinetuneConfig, positional="model"),
+    ),
+    "list": (
+        "what can be named, and what is installed beside it",
+        "What can be named: objectives, engines, proxies, teachers and search spaces.",
+        None,
+    ),
+    "partition": (
+        "split a search space into K",
+        "Split a search space into K sub-spaces of neighbouring cost, each a YAML file.",
+        _add_partition,
+    ),
+    "report": (
+        "the page of one run, or of several together",
+        "Write report.html of a finished search again, with what was found out since, or one of several searches "
+        "together, if their numbers may share axes.",
+        _add_report,
+    ),
+    "export": (
+        "a student as a folder that others can load",
+        "Write a student as a folder that loads without this package, with a card.",
+        _add_export,
+    ),
+    "doctor": (
+        "what this machine offers, what is missing, what would be slow",
+        "Look at versions, device, precision, threads, memory, disk and extras of this machine; nothing is "
+        "downloaded. The exit code is 1 if something required is broken.",
+        None,
+    ),
+    "completion": (
+        "a script that completes commands, flags and values",
+        "Print a completion script.",
+        _add_completion,
+    ),
+}
+"""Each command's summary, its description, and what adds its flags if it has some of its own."""
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of `autodistil-search`."""
+    parser = _Parser(
+        "Multi-objective search for compressed language encoders. Results go to standard output, all else to standard "
+        "error.",
+        f"{_examples('')}\n\n{_EXIT_CODES}",
+        prog="autodistil-search",
+        version=__version__,
+    )
+    commands = parser.add_subcommands(
+        required=True,
+        dest="command",
+        metavar="COMMAND",
+        title="commands",
+        description="autodistil-search COMMAND --help tells the flags of each.",
+    )
+    for name, (summary, description, add_flags) in _PARSERS.items():
+        command = _Parser(description, _examples(name))
+        commands.add_subcommand(name, command, help=summary)
+        if name != "completion":
+            command.add_argument("--json", action="store_true", help="Print the result as one JSON object.")
+            command.add_argument("--quiet", action="store_true", help="Show no progress, only the result.")
+        if add_flags is not None:
+            add_flags(command)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,86 @@
+"""The notebooks run from a clean kernel, top to bottom, and show what they say; so do their stored outputs."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb") if path.stem != "pareto_exploration")
+_ABSOLUTE = re.compile(r"(?<![\w./:])/(?:home|root|tmp|work|usr|opt|mnt|var|private|Users|builds?)/\S*|\b[A-Z]:\\\S*")
+
+
+def read(name: str) -> NotebookNode:
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
+    for cell in notebook.cells:
+        yield from cell.get("outputs", [])
+
+
+def words(output: NotebookNode) -> str:
+    """All that an output shows, but pictures."""
+    texts = [text for kind, text in output.get("data", {}).items() if not kind.startswith("image/")]
+    return "\n".join([output.get("text", ""), *map(str, texts)])
+
+
+def printed(notebook: NotebookNode) -> str:
+    return "".join(output.text for output in outputs(notebook) if output.output_type == "stream")
+
+
+def check_outputs(notebook: NotebookNode) -> None:
+    """There are some, and neither errors nor warnings nor the places of files on a machine."""
+    found = list(outputs(notebook))
+    assert found, "no outputs"
+    assert [each for each in found if each.output_type == "error" or each.get("name") == "stderr"] == []
+    assert [match for each in found for match in _ABSOLUTE.findall(words(each))] == []
+
+
+def search_spaces(shown: str, folder: Path) -> None:
+    """Costs are counted on models, and a search keeps the bounds that the table does."""
+    assert "NOT EQUAL" not in shown
+    assert len(re.findall(r": equal$", shown, flags=re.MULTILINE)) == 3
+    table, constraints = re.search(r"kept by the table: (\d+); kept by the search's constraints: (\d+)", shown).groups()
+    assert table == constraints
+    assert 0 < int(table) < 16
+    assert "equal to the one in the file: True" in shown
+    assert shown.count("allowed:") == 3  # refusals
+
+
+CHECKS: dict[str, Callable[[str, Path], None]] = {
+    "1_search_spaces": search_spaces,
+}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_from_a_clean_kernel_and_shows_what_it_says(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTODISTIL_SMOKE", "1")
+    folder = tmp_path / "notebooks"  # its runs go beside it
+    folder.mkdir()
+    shutil.copy(FOLDER / f"{name}.ipynb", folder)
+    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=300, coalesce_streams=True, resources=resources).execute()
+    check_outputs(notebook)
+    assert str(tmp_path) not in "".join(map(words, outputs(notebook)))
+    if name in CHECKS:
+        CHECKS[name](printed(notebook), tmp_path)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_stored_as_a_clean_run_left_it(name):
+    notebook = read(name)
+    check_outputs(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not any("execution" in cell.metadata for cell in notebook.cells)  # times
+    assert any("image/png" in each.get("data", {}) for each in outputs(notebook))
+    assert not any(_ABSOLUTE.findall(cell.source) for cell in notebook.cells)
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 500_000
+    assert "AUTODISTIL_SMOKE" in code[0].source

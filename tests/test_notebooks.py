@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
@@ -53,8 +54,23 @@ def search_spaces(shown: str, folder: Path) -> None:
     assert shown.count("allowed:") == 3  # refusals
 
 
+def training_a_superlm(shown: str, folder: Path) -> None:
+    """The loss is what it is explained as, slices are models, and a resumed training equals one never stopped."""
+    by_hand, ours = re.search(r"on the sentence: ([\d.]+) by hand, ([\d.]+) by", shown).groups()
+    assert float(by_hand) == pytest.approx(float(ours), abs=2e-5)
+    assert re.search(r"stopped after step \d+, which is saved", shown)
+    assert re.search(r"\d+ tensors, all equal: True", shown)
+    assert "same losses in every step: True" in shown
+    as_slice, alone = re.search(r"held-out loss: ([\d.]+) as a slice, ([\d.]+) as a model", shown).groups()
+    assert as_slice == alone
+    log = pd.read_csv(folder / "runs" / "notebook-2-smoke" / "superlm" / "superlm" / "debug" / "training.csv")
+    trained = {*zip(log["layers"], log["hidden_size"], log["mlp_ratio"], log["heads"], strict=True)}
+    assert f"{len(trained)} of 16 subnets were trained in at least one step" in shown
+
+
 CHECKS: dict[str, Callable[[str, Path], None]] = {
     "1_search_spaces": search_spaces,
+    "2_training_a_superlm": training_a_superlm,
 }
 
 

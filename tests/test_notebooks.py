@@ -11,6 +11,8 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from autodistil_search import load_run
+
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb") if path.stem != "pareto_exploration")
 _ABSOLUTE = re.compile(r"(?<![\w./:])/(?:home|root|tmp|work|usr|opt|mnt|var|private|Users|builds?)/\S*|\b[A-Z]:\\\S*")
@@ -68,9 +70,28 @@ def training_a_superlm(shown: str, folder: Path) -> None:
     assert f"{len(trained)} of 16 subnets were trained in at least one step" in shown
 
 
+def your_own_parts(shown: str, folder: Path) -> None:
+    """The search had the objectives, the engine and the space; others' searches score a subnet once, and alike."""
+    runs = folder / "runs" / "notebook-4-smoke"
+    frontier = load_run(runs / "objectives").frontier
+    assert (frontier["tiled_flops"] >= frontier["flops"]).all()
+    assert frontier["int8_drift"].between(1e-5, 0.1).all()
+    table, again = re.search(r"int8_drift in the table ([\d.]+), of the extracted student ([\d.]+)", shown).groups()
+    assert table == again
+    assert load_run(runs / "engine-neighbours").config.engine == "neighbours"
+    assert set(load_run(runs / "space").evaluations["space"]) == {"filled"}
+    assert "every width fills its own: True" in shown
+    asked, scored = map(int, re.search(r"asked (\d+) times; (\d+) subnets were scored", shown).groups())
+    assert 0 < scored <= 16 < asked
+    common, apart = re.search(r"(\d+) subnets were in .* differ by at most ([\d.e+-]+)", shown).groups()
+    assert int(common) > 0
+    assert float(apart) == 0
+
+
 CHECKS: dict[str, Callable[[str, Path], None]] = {
     "1_search_spaces": search_spaces,
     "2_training_a_superlm": training_a_superlm,
+    "4_your_own_parts": your_own_parts,
 }
 
 

@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from autodistil_search import load_run
+from autodistil_search.files import read_json
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb") if path.stem != "pareto_exploration")
@@ -88,16 +89,31 @@ def your_own_parts(shown: str, folder: Path) -> None:
     assert float(apart) == 0
 
 
+def from_frontier_to_student(shown: str, folder: Path) -> None:
+    """A process without this package, and ONNX Runtime, compute what the student here does."""
+    assert "modules of autodistil_search loaded: 0" in shown
+    assert float(re.search(r"logits to those of the student here: (\S+)", shown).group(1)) < 1e-5
+    assert float(re.search(r"ONNX logits to PyTorch's: (\S+)", shown).group(1)) < 1e-4
+    reported, of_card = re.search(r"accuracy: ([\d.]+) by finetune in \w+, ([\d.]+) in the card", shown).groups()
+    assert float(of_card) == pytest.approx(float(reported), abs=0.01)  # in bfloat16 and float32
+    runs = folder / "runs" / "notebook-5-smoke"
+    flops, budget = load_run(runs / "search").frontier["flops"], re.search(r"best within ([\d,]+)", shown).group(1)
+    chosen = read_json(runs / "distilled" / "distil.json")["row"]["flops"]
+    assert chosen == flops[flops <= int(budget.replace(",", ""))].max()
+
+
 CHECKS: dict[str, Callable[[str, Path], None]] = {
     "1_search_spaces": search_spaces,
     "2_training_a_superlm": training_a_superlm,
     "4_your_own_parts": your_own_parts,
+    "5_from_frontier_to_student": from_frontier_to_student,
 }
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_from_a_clean_kernel_and_shows_what_it_says(name, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTODISTIL_SMOKE", "1")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = tmp_path / "notebooks"  # its runs go beside it
     folder.mkdir()
     shutil.copy(FOLDER / f"{name}.ipynb", folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from autodistil_search.card import ObjectiveValue
@@ -28,7 +29,7 @@ from autodistil_search.plugins import Plugins
 from autodistil_search.progress import Reporter
 from autodistil_search.report import shown
 from autodistil_search.results import load_run
-from autodistil_search.runfolder import model_folder
+from autodistil_search.runfolder import DISTIL_CONFIG, FINETUNE_CONFIG, model_folder
 from autodistil_search.teacher import PACKAGED, Teacher
 
 CPU = Device("cpu", "fp32")
@@ -100,7 +101,7 @@ def find_exportable(
     Raises:
         InputError: if it holds neither, or what belongs to it cannot be used.
     """
-    source = model_folder(source)
+    given, source = source, model_folder(source)
     if (source / "summary.json").is_file():
         return _of_run(source, pick or "knee", teacher, with_text, reporter)
     if not (source / "config.json").is_file():
@@ -110,7 +111,7 @@ def find_exportable(
         )
     if pick is not None:
         raise InputError(f"--pick {pick!r}, but {str(source)!r} holds one student; allowed: --pick with a run's folder")
-    return _of_folder(source, teacher)
+    return _of_folder(source, teacher, _history(given))
 
 
 def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, reporter: Reporter) -> Exportable:
@@ -144,7 +145,11 @@ def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, 
 
 def _facts(config: SearchConfig, conditions: dict[str, str], teacher: Teacher) -> list[tuple[str, str]]:
     """Teacher, text and training of a run; of files and folders the names, as their places are no one else's matter."""
-    facts = [_teacher_fact(teacher)]
+    return [_teacher_fact(teacher), *_text_and_training(config, conditions)]
+
+
+def _text_and_training(config: SearchConfig, conditions: dict[str, str]) -> list[tuple[str, str]]:
+    facts = []
     texts = ", ".join(config.texts)
     if (text := conditions.get("text")) is not None:
         described = text.removeprefix(f"{texts}: ")
@@ -164,7 +169,44 @@ def _named(name: str, packaged: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _of_folder(folder: Path, teacher_name: str | None) -> Exportable:
+def _history(folder: Path) -> list[tuple[str, str]]:
+    """What is known of how the student in a `distil` or `finetune` folder came to be, the first step first."""
+    if (folder / FINETUNE_CONFIG).is_file():
+        settings, summary = _yaml(folder / FINETUNE_CONFIG), read_json(folder / "summary.json")
+        rows, metrics = summary["rows"], summary["metrics"]
+        found = ", ".join(f"{name} {each['mean']:.4f}" for name, each in metrics.items())
+        words = (
+            f"{summary['task']} by {settings['losses']}: up to {settings['epochs']} passes over {rows['train']:,} rows in "
+            f"batches of {settings['batch_size']}, peak learning rate {summary['lr']:g}; mean of {summary['seeds']} seeds on {rows['dev']:,} dev rows: {found}; this is the "
+            "seed that did best on rows kept back from training"
+        )
+        return [*_history(Path(settings["model"])), ("fine-tuning", words)]
+    if (folder / DISTIL_CONFIG).is_file():
+        settings, loss = _yaml(folder / DISTIL_CONFIG), read_json(folder / "distil.json")["relation_loss"]
+        words = (
+            f"{settings['steps']:,} steps alone, from the weights of its SuperLM; held-out relation loss "
+            f"{loss['before']:.4f} before and {loss['after']:.4f} after"
+        )
+        return [*_run_facts(Path(settings["run"])), ("distillation", words)]
+    return []
+
+
+def _run_facts(folder: Path) -> list[tuple[str, str]]:
+    """Teacher, text and training of a search; nothing if it is no longer there."""
+    if not (folder / "summary.json").is_file():
+        return []
+    run = load_run(folder)
+    teacher = ("teacher", _named(run.config.teacher, _PACKAGED_ID))
+    return [teacher, *_text_and_training(run.config, dict(run.report.conditions))]
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    with readable(path):
+        content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _of_folder(folder: Path, teacher_name: str | None, history: Sequence[tuple[str, str]]) -> Exportable:
     student = _load_student(folder)
     teacher = None if teacher_name is None else find_teacher(SearchConfig(teacher=teacher_name), CPU, Plugins())
     if any((folder / name).is_file() for name in _TOKENIZER_FILES):
@@ -178,8 +220,9 @@ def _of_folder(folder: Path, teacher_name: str | None) -> Exportable:
             "with the model it comes from"
         )
     _check_vocabulary(tokenizer, student)
-    facts = [] if teacher is None else [_teacher_fact(teacher)]
-    facts.append(("student", "given as a folder; what it was trained on is not known here"))
+    facts = list(history) or [("student", "given as a folder; what it was trained on is not known here")]
+    if teacher is not None:
+        facts = [_teacher_fact(teacher), *(fact for fact in facts if fact[0] != "teacher")]
     return Exportable(student, tokenizer, teacher, _sentences(tokenizer, student), facts)
 
 

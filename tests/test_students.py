@@ -156,6 +156,13 @@ def test_the_whole_way_from_the_frontier_to_a_measured_classifier(run, config, t
     words = f"accuracy {best['accuracy']:.4f}, macro F1 {best['f1_macro']:.4f}"
     assert f"On the 40 dev rows of mail: PyTorch {words}" in card
     assert card.count(words) >= 2  # ONNX computes the same
+    loss = distilled["relation_loss"]
+    assert f"4 steps alone, from the weights of its SuperLM; held-out relation loss {loss['before']:.4f} before" in card
+    assert "| fine-tuning | mail by labels: up to 1 passes over 144 rows" in card
+    assert f"40 dev rows: accuracy {summary['metrics']['accuracy']['mean']:.4f}" in card
+    assert "| teacher | toy-bert |" in card
+    assert "| training | 3 steps" in card
+    assert str(tmp_path) not in card
     assert "`model_int8.onnx` accuracy" in card
     assert "the student no such head" in refusal(["export", student, "--to", str(tmp_path / "x"), "--task", str(table)])
 

@@ -176,9 +176,9 @@ def _history(folder: Path) -> list[tuple[str, str]]:
         rows, metrics = summary["rows"], summary["metrics"]
         found = ", ".join(f"{name} {each['mean']:.4f}" for name, each in metrics.items())
         words = (
-            f"{summary['task']} by {settings['losses']}: up to {settings['epochs']} passes over {rows['train']:,} rows in "
-            f"batches of {settings['batch_size']}, peak learning rate {summary['lr']:g}; mean of {summary['seeds']} seeds on {rows['dev']:,} dev rows: {found}; this is the "
-            "seed that did best on rows kept back from training"
+            f"{summary['task']} by {settings['losses']}: up to {settings['epochs']} passes over {rows['train']:,} rows "
+            f"in batches of {settings['batch_size']}, peak learning rate {summary['lr']:g}; mean of {summary['seeds']} "
+            f"seeds on {rows['dev']:,} dev rows: {found}; this is the seed that did best on rows kept back from training"
         )
         return [*_history(Path(settings["model"])), ("fine-tuning", words)]
     if (folder / DISTIL_CONFIG).is_file():

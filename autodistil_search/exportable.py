@@ -178,7 +178,7 @@ def _history(folder: Path) -> list[tuple[str, str]]:
         words = (
             f"{summary['task']} by {settings['losses']}: up to {settings['epochs']} passes over {rows['train']:,} rows "
             f"in batches of {settings['batch_size']}, peak learning rate {summary['lr']:g}; mean of {summary['seeds']} "
-            f"seeds on {rows['dev']:,} dev rows: {found}; this is the seed that did best on rows kept back from training"
+            f"seeds on {rows['dev']:,} dev rows: {found}; this seed did best on rows kept back from training"
         )
         return [*_history(Path(settings["model"])), ("fine-tuning", words)]
     if (folder / DISTIL_CONFIG).is_file():

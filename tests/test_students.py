@@ -2,14 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from processes import SERVER, killed_after_saving
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
@@ -55,20 +54,10 @@ def test_a_run_that_was_distilled_on_stays_as_it_was(run, config):
 
 def test_a_training_killed_in_between_ends_as_one_never_stopped(config, tmp_path):
     whole = distil(replace(config, out=str(tmp_path / "whole")))
-    code = (
-        "import os, signal\n"
-        "from autodistil_search.checkpoint import Checkpoints\n"
-        "from autodistil_search.stepconfig import DistilConfig\n"
-        "from autodistil_search.students import distil\n"
-        "save = Checkpoints.save\n"
-        "def kill(self, step, text):\n"
-        "    save(self, step, text)\n"
-        "    if step == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Checkpoints.save, Checkpoints.due = kill, True\n"
-        f"distil(DistilConfig(run={config.run!r}, pick='1', steps=30, lr=2e-3, out={config.out!r}))\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = SERVER.Process(target=killed_after_saving, args=(7, distil, config))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     resumed = distil(config)
     weights = [load_file(each.folder / "model.safetensors") for each in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -49,9 +49,9 @@ def test_only_a_teacher_without_parts_of_its_own_stands_in_for_its_shape(
     assert (row["relation_loss"] < 1e-5) == (how == COPY)
 
 
-def test_other_models_are_scored_as_they_are(toy_config, teacher_folder, tokenizer, tmp_path):
+def test_other_models_are_scored_as_they_are(toy_config, teacher_folder, tokenizer, tmp_path, searched):
     """The teacher itself, a student that was saved and half of the teacher, each beside the frontier."""
-    student = search(toy_config).student()
+    student = searched(toy_config).student()
     student.save_pretrained(tmp_path / "student")
     names = f"truncated,{toy_config.teacher},{tmp_path / 'student'}"
     run = search(replace(toy_config, baselines=names, out=toy_config.out + "2"))

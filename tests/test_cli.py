@@ -86,8 +86,8 @@ def test_a_config_file_gives_the_settings_and_flags_override_it(toy_config, tmp_
     assert yaml.safe_load((run.folder / "config.yaml").read_text()) == replace(toy_config, evaluations=5).to_dict()
 
 
-def test_the_config_a_run_leaves_repeats_it(toy_config, tmp_path):
-    assert main(["search", *arguments(toy_config)]) == 0
+def test_the_config_a_run_leaves_repeats_it(toy_config, searched, tmp_path):
+    searched(toy_config)
     again = str(tmp_path / "again")
     assert main(["search", "--config", str(Path(toy_config.out) / "config.yaml"), "--out", again]) == 0
     assert load_run(again).evaluations.equals(load_run(toy_config.out).evaluations)

@@ -25,7 +25,7 @@ from transformers import (
     BertModel,
 )
 
-from autodistil_search import SearchConfig, load_run, modeling_student, onnx_files, search
+from autodistil_search import SearchConfig, load_run, modeling_student, onnx_files
 from autodistil_search.cli import main
 from autodistil_search.cost import flops
 from autodistil_search.errors import ExportError, InputError
@@ -301,8 +301,8 @@ def test_the_python_of_a_card_runs_as_written(
 
 
 @pytest.fixture
-def run(toy_config: SearchConfig) -> Run:
-    return search(toy_config)
+def run(toy_config: SearchConfig, searched: Callable[[SearchConfig], Run]) -> Run:
+    return searched(toy_config)
 
 
 def test_a_picked_row_of_a_run_is_exported_with_what_is_known_of_it(run: Run, tmp_path: Path) -> None:

@@ -388,6 +388,15 @@ def test_a_worker_says_what_it_scored(toy_config, storage, capsys):
     assert archive.find("debug", left[0]).measured["flops"] > 0
 
 
+@pytest.fixture(scope="module")
+def finished(_toy_settings, tmp_path_factory):
+    """A search of a study, which is refused to others."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = replace(_toy_settings, storage=str(folder / "study.log"), out=str(folder / "run"))
+    search(config)
+    return config
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -399,17 +408,15 @@ def test_a_worker_says_what_it_scored(toy_config, storage, capsys):
         ({"objectives": "acc,params"}, "is one of relation_loss, flops, not of relation_loss, params"),
     ],
 )
-def test_a_study_is_not_mixed_with_what_is_scored_otherwise(change, named, toy_config, toy_text, tmp_path):
-    storage = str(tmp_path / "study.log")
-    search(run_with(toy_config, storage))
+def test_a_study_is_not_mixed_with_what_is_scored_otherwise(change, named, finished, toy_text, tmp_path):
     if "text" in change:
         change = {"text": [str(toy_text(seed=9, name="other.txt"))]}
     if "space" in change:
         (tmp_path / "another.yaml").write_text(yaml.safe_dump(SPACE.to_dict() | {"name": "another"}))
         change = {"space": str(tmp_path / "another.yaml")}
     with pytest.raises(InputError, match=named):
-        search(run_with(toy_config, storage, out=str(tmp_path / "other"), **change))
-    assert len(scored_once(storage, "search")) == 8
+        search(replace(finished, out=str(tmp_path / "other"), **change))
+    assert len(scored_once(finished.storage, "search")) == 8
     trained = (tmp_path / "other" / "superlm").exists()
     assert trained == ("seed" in change)  # what can be known before is
 

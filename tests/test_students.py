@@ -12,7 +12,7 @@ from processes import SERVER, killed_after_saving
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from autodistil_search import load_run, search
+from autodistil_search import load_run
 from autodistil_search.cli import main
 from autodistil_search.errors import InputError
 from autodistil_search.stepconfig import DistilConfig
@@ -20,8 +20,8 @@ from autodistil_search.students import distil
 
 
 @pytest.fixture
-def run(toy_config):
-    return search(toy_config)
+def run(toy_config, searched):
+    return searched(toy_config)
 
 
 @pytest.fixture

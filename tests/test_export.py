@@ -46,11 +46,6 @@ UNLIKE_FFN = Subnet.of_layers(48, [96, 48], [3, 3], 8)
 TEXTS = ["w1 w2 w3 w4 w5", "w6", "w7 w8 w9"]
 
 
-@pytest.fixture(autouse=True)
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autodistil_search.hardware._SECONDS", 0.0)
-
-
 @pytest.fixture
 def saved(tmp_path: Path, randomised: Callable[..., Any], tokenizer: Any) -> Callable[..., tuple[Any, Path]]:
     """A random student of those sizes, with a head of so many labels if any, and its folder with the tokenizer."""

@@ -43,7 +43,8 @@ def test_only_a_teacher_without_parts_of_its_own_stands_in_for_its_shape(
     toy_config, teacher_folder, monkeypatch, model_type, how
 ):
     monkeypatch.setattr(baselines, "SHAPES", {"own": Subnet(3, 48, 96, 6, 8)})
-    run = search(replace(toy_config, teacher=str(teacher_folder(model_type)), baselines="shapes"))
+    exact = replace(toy_config, precision="fp32")
+    run = search(replace(exact, teacher=str(teacher_folder(model_type)), baselines="shapes"))
     (row,) = run.baselines.to_dict("records")
     assert row["how"] == how
     assert (row["relation_loss"] < 1e-5) == (how == COPY)
@@ -51,10 +52,11 @@ def test_only_a_teacher_without_parts_of_its_own_stands_in_for_its_shape(
 
 def test_other_models_are_scored_as_they_are(toy_config, teacher_folder, tokenizer, tmp_path, searched):
     """The teacher itself, a student that was saved and half of the teacher, each beside the frontier."""
-    student = searched(toy_config).student()
+    exact = replace(toy_config, precision="fp32")
+    student = searched(exact).student()
     student.save_pretrained(tmp_path / "student")
     names = f"truncated,{toy_config.teacher},{tmp_path / 'student'}"
-    run = search(replace(toy_config, baselines=names, out=toy_config.out + "2"))
+    run = search(replace(exact, baselines=names, out=toy_config.out + "2"))
     rows = run.baselines.set_index("name")
     assert set(rows.index) == {"teacher's first 2 layers", "toy-bert", "student"}
     assert rows.loc["toy-bert", "relation_loss"] < 1e-5

@@ -267,6 +267,12 @@ def toy_config(_toy_settings: SearchConfig, tmp_path: Path) -> SearchConfig:
     return replace(_toy_settings, out=str(tmp_path / "run"))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are files without a picture: drawing them is half of the time of a toy run."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.write_bytes(b""))
+
+
 @pytest.fixture(scope="session")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[SearchConfig], "Run"]:
     """As `search`, for tests of what is done with a finished run: equal searches of a session are copies of one."""

@@ -17,6 +17,8 @@ from autodistil_search.space import Subnet, load_space
 from autodistil_search.teacher import load_as_student, load_teacher, truncated
 from autodistil_search.transfer import LayerTransfer
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def files(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

@@ -13,6 +13,8 @@ from autodistil_search.pareto import hypervolume
 from autodistil_search.progress import Reporter
 from autodistil_search.space import SearchSpace, load_space
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SPACE = SearchSpace("toy", (1, 2, 3), (8, 16, 24), (1.0, 2.0), (1, 2, 3), head_dim=4, relation_heads=2)
 REFERENCE = np.array([2.0, 4.0])
 

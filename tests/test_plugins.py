@@ -20,6 +20,8 @@ from autodistil_search.proxies import ProxyKind
 from autodistil_search.run import search
 from autodistil_search.space import load_space
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PACKAGE = """
 from pathlib import Path
 

@@ -22,6 +22,8 @@ from autodistil_search.inputs import resolve_training
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.teacher import load_teacher
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {

@@ -30,6 +30,8 @@ from autodistil_search.shared import TRIES, SharedArchive, open_storage
 from autodistil_search.space import load_space
 from autodistil_search.worker import work
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 OBJECTIVES = [Objective("error", "error", "", "minimize"), Objective("size", "size", "", "minimize")]
 SPACE = load_space("debug")
 SUBNETS = [SPACE.decode(genome) for genome in SPACE.genomes()]

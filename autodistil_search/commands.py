@@ -60,20 +60,22 @@ def _lines(*texts: str) -> Callable[[Console], object]:
 
 
 def _search(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    config = SearchConfig.from_dict(settings)
+
     from autodistil_search.records import search_record
     from autodistil_search.run import search
     from autodistil_search.tables import print_frontier
 
-    config = SearchConfig.from_dict(settings)
     reporter.say(f"searching {config.space} for {config.objectives}; results go to {config.folder}")
     run = search(config, reporter)
     return Outcome(search_record(run), partial(print_frontier, run))
 
 
 def _train(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    config = TrainConfig.from_dict(settings)
+
     from autodistil_search.training import train
 
-    config = TrainConfig.from_dict(settings)
     reporter.say(f"training SuperLMs of {config.space}; they go to {config.folder}")
     folder = train(config, reporter)
     record = {"folder": str(folder), "spaces": config.space_names}
@@ -135,10 +137,11 @@ def _worker(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
 
 
 def _distil(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    config = DistilConfig(**settings)
+
     from autodistil_search.records import distilled_record
     from autodistil_search.students import distil
 
-    config = DistilConfig(**settings)
     reporter.say(f"training a student of {config.run} further; it goes to {config.folder}")
     found = distil(config, reporter)
     line = f"held-out relation loss {found.before:.4f} before, {found.after:.4f} now; student: {found.folder}"
@@ -146,22 +149,24 @@ def _distil(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
 
 
 def _finetune(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    config = FinetuneConfig(**settings)
+
     from autodistil_search.finetuning import run_finetuning
     from autodistil_search.records import finetuning_record
     from autodistil_search.tables import print_finetuning
 
-    config = FinetuneConfig(**settings)
     reporter.say(f"fine-tuning {config.model} on {config.task}; results go to {config.folder}")
     run = run_finetuning(config, reporter)
     return Outcome(finetuning_record(run), partial(print_finetuning, run))
 
 
 def _validate_proxy(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    config = ValidateConfig(**settings)
+
     from autodistil_search.records import validation_record
     from autodistil_search.tables import print_validation
     from autodistil_search.validation import validate_proxy
 
-    config = ValidateConfig(**settings)
     reporter.say(f"validating the proxy of {config.run}; results go to {config.folder}")
     found = validate_proxy(config, reporter)
     return Outcome(validation_record(found), partial(print_validation, found))

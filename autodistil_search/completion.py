@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 
 from autodistil_search.config import choices
 from autodistil_search.engines import ENGINES
-from autodistil_search.export import Format
 from autodistil_search.objectives import NAMES
 from autodistil_search.plugins import Plugins
 from autodistil_search.space import shipped_spaces
+from autodistil_search.stepconfig import Format
 
 Shell = Literal["bash", "zsh"]
 

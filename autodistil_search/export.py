@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import huggingface_hub
 import torch
@@ -34,11 +34,11 @@ from autodistil_search.onnx_files import MODEL, MODEL_INT8, TOLERANCE
 from autodistil_search.progress import Reporter
 from autodistil_search.runfolder import versions
 from autodistil_search.space import Subnet
+from autodistil_search.stepconfig import Format
 from autodistil_search.tasks.data import Task, load_task
 from autodistil_search.tasks.finetune import Prepared, predict, scores
 from autodistil_search.tasks.metrics import METRICS
 
-Format = Literal["auto", "bert", "own"]
 _WEIGHTS = "model.safetensors"
 _OWN_FILE = "modeling_student.py"
 

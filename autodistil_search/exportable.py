@@ -16,6 +16,7 @@ from autodistil_search.card import ObjectiveValue
 from autodistil_search.config import SearchConfig
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError
+from autodistil_search.families import PACKAGED
 from autodistil_search.files import read_json, readable
 from autodistil_search.inputs import find_teacher, open_text
 from autodistil_search.model import (
@@ -30,7 +31,7 @@ from autodistil_search.progress import Reporter
 from autodistil_search.report import shown
 from autodistil_search.results import load_run
 from autodistil_search.runfolder import DISTIL_CONFIG, FINETUNE_CONFIG, model_folder
-from autodistil_search.teacher import PACKAGED, Teacher
+from autodistil_search.teacher import Teacher
 
 CPU = Device("cpu", "fp32")
 """Where exported students are checked and measured: every user has it, in both runtimes."""

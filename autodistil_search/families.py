@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from typing import TYPE_CHECKING, Any
 
 from autodistil_search.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+PACKAGED = "packaged"
+"""What `--teacher` calls the one in the quickstart extra."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,11 @@ def check_family(name: str, config: Any) -> None:
 
 
 def _kind(config: Any) -> str:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
     model_type = config.model_type
     if config.is_encoder_decoder:
         return "an encoder-decoder"
@@ -171,6 +180,8 @@ def find_layers(name: str, model: nn.Module, family: Family, heads: int) -> list
     Raises:
         InputError: for layers without the family's parts, or of unlike sizes; names what was found.
     """
+    from torch import nn
+
     layers = find(model, family.layers)
     if not isinstance(layers, nn.ModuleList):
         raise InputError(f"teacher {name!r} has no {family.layers!r}; found: {_listed(model.named_children())}")

@@ -21,6 +21,7 @@ from transformers import (
 
 from autodistil_search.device import Device, choose_device
 from autodistil_search.errors import InputError
+from autodistil_search.families import PACKAGED
 from autodistil_search.files import read_json, write_atomically
 from autodistil_search.model import quiet_transformers
 from autodistil_search.progress import Reporter
@@ -29,7 +30,7 @@ from autodistil_search.schedule import seeded
 from autodistil_search.stepconfig import FinetuneConfig
 from autodistil_search.tasks.data import Task, load_task
 from autodistil_search.tasks.finetune import FinetuneOptions, Prepared, finetune
-from autodistil_search.teacher import PACKAGED, model_sha256, packaged_folder
+from autodistil_search.teacher import model_sha256, packaged_folder
 
 _SUMMARY, _RESULT = "summary.json", "result.json"
 

@@ -25,12 +25,12 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import EXPORT_RECORD, cache_folder, read_json
 from autodistil_search.hardware import Load
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel, quiet_transformers
-from autodistil_search.objectives import Constraint, Objective
+from autodistil_search.objectives import PROBE, RELATION, TASK, Constraint, Objective
 from autodistil_search.plugins import Plugins
 from autodistil_search.predictor import Predictor
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import PROBE, RELATION, TASK, ProxyKind, TaskBudget, task_proxy
+from autodistil_search.proxies import ProxyKind, TaskBudget, task_proxy
 from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.start import SAMPLE_BLOCKS
 from autodistil_search.stream import StreamedBlocks, open_stream

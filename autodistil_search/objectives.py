@@ -60,6 +60,12 @@ _PROXIES = {
 }
 
 
+RELATION = "relation"
+"""What `--proxy` calls the relation loss."""
+PROBE, TASK = "probe:", "task:"
+"""What `--proxy` calls the proxies of a labelled task, before its name."""
+
+
 def proxy_objective(loss: str, relations: str) -> Objective:
     """What `acc` stands for: the distillation loss of the run, on held-out text; its unit says of which relations.
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
-from scipy.stats import kendalltau
 
 from autodistil_search.space import Subnet
 
@@ -36,6 +34,8 @@ def features(subnet: Subnet) -> Vector:
 
 def _fit(x: Vector, milliseconds: Vector) -> Vector:
     """Weights of the features `(n, 8)`, none negative, with the least relative errors."""
+    from scipy.optimize import nnls
+
     scale = x.max(axis=0)
     weights, _ = nnls(x / scale / milliseconds[:, None], np.ones(len(x)))
     return np.asarray(weights / scale)
@@ -51,6 +51,8 @@ def in_rounds(subnets: Sequence[Subnet], measure: Callable[[Subnet], float]) -> 
 
 def error(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, float]:
     """Mean and largest relative error, and Kendall's tau (nan of fewer than two)."""
+    from scipy.stats import kendalltau  # slow to import, and predictions are rare
+
     relative = np.abs(np.array(predicted) / np.array(measured) - 1)
     return {
         "mean": float(relative.mean()),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autodistil_search.device import Device
 from autodistil_search.model import AutoDistilForSequenceClassification, AutoDistilModel
-from autodistil_search.objectives import Objective
+from autodistil_search.objectives import PROBE, Objective
 from autodistil_search.relations import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
 from autodistil_search.schedule import seeded
 from autodistil_search.space import Subnet
@@ -28,9 +28,6 @@ BLOCKS_AT_ONCE = 16
 
 HARDLY_LEARNT = 0.95
 """Share of the relation loss of one that knows nothing, above which a model has learnt next to nothing."""
-
-RELATION = "relation"
-"""What `--proxy` calls the relation loss."""
 
 
 class Proxy(Protocol):
@@ -126,10 +123,6 @@ class RelationProxy:
         """The loss of a student that relates every token to all others alike."""
         losses = [uniform_loss(target) * len(batch) for batch, target in zip(self._batches, self._targets, strict=True)]
         return sum(losses) / self.blocks
-
-
-PROBE, TASK = "probe:", "task:"
-"""What `--proxy` calls the proxies of a labelled task, before its name."""
 
 
 @dataclass(frozen=True)

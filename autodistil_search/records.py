@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,19 +15,19 @@ import pandas as pd
 from autodistil_search.cost import Vocabulary, params
 from autodistil_search.engines import ENGINES
 from autodistil_search.errors import InputError
-from autodistil_search.families import FAMILIES
-from autodistil_search.finetuning import FinetuneRun
-from autodistil_search.objectives import NAMES, Objective
+from autodistil_search.families import FAMILIES, PACKAGED
+from autodistil_search.objectives import NAMES, PROBE, RELATION, TASK, Objective
 from autodistil_search.partition import flops_of, spread_within
-from autodistil_search.plan import Plan
 from autodistil_search.plugins import GROUPS, Plugins, origin
-from autodistil_search.profile import Profile
-from autodistil_search.proxies import PROBE, RELATION, TASK
-from autodistil_search.results import Run
 from autodistil_search.space import SearchSpace, shipped_spaces
-from autodistil_search.students import Distilled
-from autodistil_search.teacher import PACKAGED
-from autodistil_search.validation import Validation
+
+if TYPE_CHECKING:
+    from autodistil_search.finetuning import FinetuneRun
+    from autodistil_search.plan import Plan
+    from autodistil_search.profile import Profile
+    from autodistil_search.results import Run
+    from autodistil_search.students import Distilled
+    from autodistil_search.validation import Validation
 
 Record = dict[str, Any]
 

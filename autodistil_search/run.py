@@ -23,12 +23,12 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import cache_folder
 from autodistil_search.inputs import Inputs, resolve
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.objectives import Constraint, Objective
+from autodistil_search.objectives import TASK, Constraint, Objective
 from autodistil_search.pareto import is_on_frontier
 from autodistil_search.plugins import Plugins
 from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import HARDLY_LEARNT, TASK
+from autodistil_search.proxies import HARDLY_LEARNT
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, run_part, write_report
 from autodistil_search.report.data import against_frontier, evaluation_table, keeps, minimised
 from autodistil_search.report.trust import NOT_VALIDATED

@@ -20,6 +20,9 @@ from autodistil_search.config import (
 from autodistil_search.errors import InputError
 from autodistil_search.weights import parse_terms
 
+Format = Literal["auto", "bert", "own"]
+"""What `export --format` takes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistilConfig:

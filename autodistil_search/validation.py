@@ -28,9 +28,9 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import readable, write_atomically
 from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.objectives import Objective, proxy_objective
+from autodistil_search.objectives import PROBE, TASK, Objective, proxy_objective
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import HARDLY_LEARNT, PROBE, TASK, Proxy, ProxyKind, TaskBudget, task_proxy
+from autodistil_search.proxies import HARDLY_LEARNT, Proxy, ProxyKind, TaskBudget, task_proxy
 from autodistil_search.report.figures import save_figure
 from autodistil_search.report.validation import validation_figure
 from autodistil_search.results import Run, load_run

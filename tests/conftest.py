@@ -9,9 +9,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # likewise torch; toys gain nothing from th
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -25,6 +27,9 @@ from autodistil_search.device import Device
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.space import SearchSpace, load_space
 from autodistil_search.teacher import Teacher
+
+if TYPE_CHECKING:
+    from autodistil_search import Run
 
 settings.register_profile("toys", deadline=None, max_examples=25, database=None, derandomize=True)
 settings.load_profile("toys")
@@ -43,6 +48,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _short_measurements() -> Iterator[None]:
+    """Of a toy, a latency is the median of ten passes; half a second of them is for numbers that someone reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autodistil_search.hardware._SECONDS", 0.0)
+        yield
+
+
 @pytest.fixture
 def cpu() -> Device:
     return Device("cpu", "fp32")
@@ -53,10 +66,14 @@ def debug_space() -> SearchSpace:
     return load_space("debug")
 
 
+def _word_tokenizer() -> BertTokenizerFast:
+    return BertTokenizerFast(vocab={word: i for i, word in enumerate(VOCABULARY)})
+
+
 @pytest.fixture
 def tokenizer() -> BertTokenizerFast:
     """One token a word; "w0" is token 5."""
-    return BertTokenizerFast(vocab={word: i for i, word in enumerate(VOCABULARY)})
+    return _word_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -99,17 +116,32 @@ def toy_encoder(randomised: Callable[..., nn.Module]) -> Callable[..., PreTraine
     return make
 
 
-@pytest.fixture
-def teacher_folder(
-    tmp_path: Path, toy_encoder: Callable[..., PreTrainedModel], tokenizer: BertTokenizerFast
+@pytest.fixture(scope="session")
+def _saved_teacher(
+    toy_encoder: Callable[..., PreTrainedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
+    """A folder for each kind of toy encoder, which no test may change."""
+    saved: dict[str, Path] = {}
+
+    def save(model_type: str, **sizes: Any) -> Path:
+        if (kind := f"{model_type} {sizes}") not in saved:
+            folder = tmp_path_factory.mktemp("teacher") / f"toy-{model_type}"
+            with quiet_transformers():
+                toy_encoder(model_type, **sizes).save_pretrained(folder)
+            _word_tokenizer().save_pretrained(folder)
+            saved[kind] = folder
+        return saved[kind]
+
+    return save
+
+
+@pytest.fixture
+def teacher_folder(tmp_path: Path, _saved_teacher: Callable[..., Path]) -> Callable[..., Path]:
     """A folder with a toy encoder and its tokenizer, as `save_pretrained` writes it."""
 
     def save(model_type: str = "bert", **sizes: Any) -> Path:
         folder = tmp_path / f"toy-{model_type}"
-        with quiet_transformers():
-            toy_encoder(model_type, **sizes).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        shutil.copytree(_saved_teacher(model_type, **sizes), folder, dirs_exist_ok=True)
         return folder
 
     return save
@@ -150,16 +182,19 @@ def toy_batch() -> Callable[..., tuple[Tensor, Tensor]]:
     return make
 
 
+def _write_text(path: Path, documents: int, seed: int) -> Path:
+    rng = random.Random(seed)
+    paragraphs = [" ".join(rng.choices(WORDS, k=20)) for _ in range(2 * documents)]
+    path.write_text("\n\n".join("\n".join(paragraphs[i : i + 2]) for i in range(0, len(paragraphs), 2)))
+    return path
+
+
 @pytest.fixture
 def toy_text(tmp_path: Path) -> Callable[..., Path]:
     """A text file of random words in documents of two paragraphs."""
 
     def write(documents: int = 60, seed: int = 0, name: str = "toy.txt") -> Path:
-        rng = random.Random(seed)
-        paragraphs = [" ".join(rng.choices(WORDS, k=20)) for _ in range(2 * documents)]
-        path = tmp_path / name
-        path.write_text("\n\n".join("\n".join(paragraphs[i : i + 2]) for i in range(0, len(paragraphs), 2)))
-        return path
+        return _write_text(tmp_path / name, documents, seed)
 
     return write
 
@@ -201,13 +236,19 @@ def printed_json(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], di
     return run
 
 
-@pytest.fixture
-def toy_config(teacher_folder: Callable[..., Path], toy_text: Callable[..., Path], tmp_path: Path) -> SearchConfig:
-    """A whole run on the debug space that takes about a second."""
-    return SearchConfig(
+@pytest.fixture(scope="session")
+def _toy_settings(
+    _saved_teacher: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SearchConfig]:
+    """Those of `toy_config` but for the folder; their teacher and text must be left as they are."""
+    teacher = _saved_teacher("bert")
+    text = _write_text(tmp_path_factory.mktemp("text") / "toy.txt", documents=60, seed=0)
+    inputs = [text, *sorted(teacher.iterdir())]
+    before = [path.read_bytes() for path in inputs]
+    yield SearchConfig(
         space="debug",
-        teacher=str(teacher_folder()),
-        text=[str(toy_text())],
+        teacher=str(teacher),
+        text=[str(text)],
         seq_len=16,
         steps=3,
         batch_size=2,
@@ -217,5 +258,33 @@ def toy_config(teacher_folder: Callable[..., Path], toy_text: Callable[..., Path
         baselines="none",
         held_out_every=0,
         precision="fp32",  # the same numbers on machines with and without bfloat16
-        out=str(tmp_path / "run"),
     )
+    assert [path.read_bytes() for path in inputs] == before
+
+
+@pytest.fixture
+def toy_config(_toy_settings: SearchConfig, tmp_path: Path) -> SearchConfig:
+    """A whole run on the debug space that takes about a second."""
+    return replace(_toy_settings, out=str(tmp_path / "run"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are files without a picture: drawing them is half of the time of a toy run."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.write_bytes(b""))
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[SearchConfig], "Run"]:
+    """As `search`, for tests of what is done with a finished run: equal searches of a session are copies of one."""
+    from autodistil_search import load_run, search
+
+    made: dict[str, Path] = {}
+
+    def find(config: SearchConfig) -> "Run":
+        if (settings := repr(replace(config, out=None))) not in made:
+            made[settings] = search(replace(config, out=str(tmp_path_factory.mktemp("made") / "run"))).folder
+        shutil.copytree(made[settings], config.folder)
+        return load_run(config.folder)
+
+    return find

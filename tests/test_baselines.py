@@ -18,6 +18,8 @@ from autodistil_search.space import Subnet, load_space
 from autodistil_search.teacher import load_as_student, load_teacher, truncated
 from autodistil_search.transfer import LayerTransfer
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def files(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -44,18 +46,20 @@ def test_only_a_teacher_without_parts_of_its_own_stands_in_for_its_shape(
     toy_config, teacher_folder, monkeypatch, model_type, how
 ):
     monkeypatch.setattr(baselines, "SHAPES", {"own": Subnet(3, 48, 96, 6, 8)})
-    run = search(replace(toy_config, teacher=str(teacher_folder(model_type)), baselines="shapes"))
+    exact = replace(toy_config, precision="fp32")
+    run = search(replace(exact, teacher=str(teacher_folder(model_type)), baselines="shapes"))
     (row,) = run.baselines.to_dict("records")
     assert row["how"] == how
     assert (row["relation_loss"] < 1e-5) == (how == COPY)
 
 
-def test_other_models_are_scored_as_they_are(toy_config, teacher_folder, tokenizer, tmp_path):
+def test_other_models_are_scored_as_they_are(toy_config, teacher_folder, tokenizer, tmp_path, searched):
     """The teacher itself, a student that was saved and half of the teacher, each beside the frontier."""
-    student = search(toy_config).student()
+    exact = replace(toy_config, precision="fp32")
+    student = searched(exact).student()
     student.save_pretrained(tmp_path / "student")
     names = f"truncated,{toy_config.teacher},{tmp_path / 'student'}"
-    run = search(replace(toy_config, baselines=names, out=toy_config.out + "2"))
+    run = search(replace(exact, baselines=names, out=toy_config.out + "2"))
     rows = run.baselines.set_index("name")
     assert set(rows.index) == {"teacher's first 2 layers", "toy-bert", "student"}
     assert rows.loc["toy-bert", "relation_loss"] < 1e-5

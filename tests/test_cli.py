@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import start_command
 
 from autodistil_search import SearchConfig, TrainConfig, load_run
 from autodistil_search.cli import main, make_parser
@@ -38,18 +39,26 @@ def test_a_search_prints_the_frontier_and_where_the_report_lies(toy_config, caps
     assert f"report: {run.folder / 'report.html'}" in printed
 
 
-@pytest.mark.parametrize("command", [["search.py"], ["-m", "autodistil_search", "search"]])
-def test_every_way_in_is_the_same_command(command, toy_config):
-    outcome = subprocess.run(
-        [sys.executable, *command, *arguments(toy_config), "--quiet"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+def in_a_process(*command):
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_a_process_of_its_own_searches(toy_config):
+    outcome = in_a_process("-m", "autodistil_search", "search", *arguments(toy_config), "--quiet")
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stderr == ""
     assert len(load_run(toy_config.out).evaluations) == 8
+
+
+def test_every_way_in_is_the_same_command():
+    refused = ("--evaluations", "0")  # at once, without torch
+    outcomes = [in_a_process(*way, *refused) for way in (["search.py"], ["-m", "autodistil_search", "search"])]
+    assert [outcome.returncode for outcome in outcomes] == [2, 2]
+    assert (
+        outcomes[0].stderr
+        == outcomes[1].stderr
+        == ("autodistil-search: --evaluations 0; allowed: whole numbers from 1\n")
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,8 +86,8 @@ def test_a_config_file_gives_the_settings_and_flags_override_it(toy_config, tmp_
     assert yaml.safe_load((run.folder / "config.yaml").read_text()) == replace(toy_config, evaluations=5).to_dict()
 
 
-def test_the_config_a_run_leaves_repeats_it(toy_config, tmp_path):
-    assert main(["search", *arguments(toy_config)]) == 0
+def test_the_config_a_run_leaves_repeats_it(toy_config, searched, tmp_path):
+    searched(toy_config)
     again = str(tmp_path / "again")
     assert main(["search", "--config", str(Path(toy_config.out) / "config.yaml"), "--out", again]) == 0
     assert load_run(again).evaluations.equals(load_run(toy_config.out).evaluations)
@@ -147,20 +156,15 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, got, allowed, toy_config
     assert not (Path(toy_config.out) / "superlm").exists()
 
 
-def test_an_interrupted_search_says_how_to_go_on(toy_config):
+def test_an_interrupted_search_says_how_to_go_on(toy_config, tmp_path):
     config = replace(toy_config, steps=100_000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "autodistil_search", "search", "--quiet", *arguments(config)],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
+    process = start_command(["search", "--quiet", *arguments(config)], tmp_path / "printed")
     log = Path(config.out) / "superlm" / "debug" / "training.csv"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.stat().st_size > 200) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == "autodistil-search: stopped; the same command goes on from here\n"
+    process.join(timeout=60)
+    assert process.exitcode == 130
+    assert (tmp_path / "printed").read_text() == "autodistil-search: stopped; the same command goes on from here\n"
     assert list((Path(config.out) / "superlm" / "debug").glob("checkpoint-*.json"))

@@ -13,6 +13,8 @@ from autodistil_search.pareto import hypervolume
 from autodistil_search.progress import Reporter
 from autodistil_search.space import SearchSpace, load_space
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SPACE = SearchSpace("toy", (1, 2, 3), (8, 16, 24), (1.0, 2.0), (1, 2, 3), head_dim=4, relation_heads=2)
 REFERENCE = np.array([2.0, 4.0])
 
@@ -98,7 +100,7 @@ def test_a_report_of_a_space_scored_whole_says_what_each_engine_would_have_found
     assert f"{share:.4f} ±" in page
 
 
-def test_where_not_all_was_scored_nothing_is_said_of_engines(toy_config):
-    run = search(toy_config)
+def test_where_not_all_was_scored_nothing_is_said_of_engines(toy_config, searched):
+    run = searched(toy_config)
     assert run.report.engines.empty
     assert "What each engine" not in (run.folder / "report.html").read_text()

@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import multiprocessing
 import os
 import pkgutil
 import random
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import SERVER
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -44,8 +44,6 @@ from autodistil_search.transfer import LayerTransfer
 CPU = Device("cpu", "fp32")
 OPTIONS = TrainOptions(steps=4, batch_size=4, lr=2e-3, seed=0, relation_heads=4, random_subnets=3)
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["autodistil_search.distill"])  # imports torch once for all processes to be killed
 
 Weights = dict[str, Tensor]
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from autodistil_search import load_run, search
 from autodistil_search.cli import main, make_parser
 from autodistil_search.commands import COMMANDS
 from autodistil_search.space import SearchSpace
+from autodistil_search.tasks import data
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -28,6 +30,18 @@ FIGURES = ("docs/benchmarks.md", "docs/results.md")  # of the benchmarks' own co
 def a_start_from_less_text(monkeypatch):
     """With the real teacher the averages that a PCA start takes are most of the time of so short a run."""
     monkeypatch.setattr("autodistil_search.inputs.SAMPLE_BLOCKS", 4)
+
+
+@pytest.fixture
+def few_rows_to_report(monkeypatch):
+    """Likewise the 1,807 rows on which a student is measured after each epoch, of 64 that it was trained on."""
+
+    def topic():
+        task = real()
+        return replace(task, dev=task.dev.take(range(64)))
+
+    real = data._topic
+    monkeypatch.setattr(data, "_topic", topic)
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:
@@ -58,7 +72,7 @@ def test_the_python_of_the_page_on_plugging_in_runs_as_written(tmp_path, monkeyp
     assert (load_run("runs/mine").evaluations["depth"] >= 2).all()
 
 
-def test_the_tutorial_leads_to_a_student_that_others_load(tmp_path, monkeypatch):
+def test_the_tutorial_leads_to_a_student_that_others_load(few_rows_to_report, tmp_path, monkeypatch):
     """Its commands, one after another, then its Python, in a process that does not know this package."""
     monkeypatch.chdir(tmp_path)
     commands = commands_in("docs/tutorial.md")

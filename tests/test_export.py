@@ -25,7 +25,7 @@ from transformers import (
     BertModel,
 )
 
-from autodistil_search import SearchConfig, load_run, modeling_student, onnx_files, search
+from autodistil_search import SearchConfig, load_run, modeling_student, onnx_files
 from autodistil_search.cli import main
 from autodistil_search.cost import flops
 from autodistil_search.errors import ExportError, InputError
@@ -44,11 +44,6 @@ UNLIKE_HEADS = Subnet.of_layers(48, [96, 96], [2, 3], 8)
 NO_BERT = Subnet(2, 40, 80, 3, 16)  # 5 x 8: too narrow
 UNLIKE_FFN = Subnet.of_layers(48, [96, 48], [3, 3], 8)
 TEXTS = ["w1 w2 w3 w4 w5", "w6", "w7 w8 w9"]
-
-
-@pytest.fixture(autouse=True)
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autodistil_search.hardware._SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -301,8 +296,8 @@ def test_the_python_of_a_card_runs_as_written(
 
 
 @pytest.fixture
-def run(toy_config: SearchConfig) -> Run:
-    return search(toy_config)
+def run(toy_config: SearchConfig, searched: Callable[[SearchConfig], Run]) -> Run:
+    return searched(toy_config)
 
 
 def test_a_picked_row_of_a_run_is_exported_with_what_is_known_of_it(run: Run, tmp_path: Path) -> None:

@@ -1,17 +1,15 @@
 """Fine-tuning: learns what there is to learn, resumes exactly, never looks at the reported rows before the end."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processes import SERVER, killed_after_saving
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from autodistil_search.cli import main
@@ -253,21 +251,10 @@ def test_other_settings_in_the_same_folder_are_refused(config):
 
 def test_a_killed_run_ends_as_one_never_stopped(config, tmp_path):
     whole = run_finetuning(replace(config, out=str(tmp_path / "whole")))
-    code = (
-        "import os, signal\n"
-        "from autodistil_search.tasks import finetune as module\n"
-        "from autodistil_search.stepconfig import FinetuneConfig\n"
-        "from autodistil_search.finetuning import run_finetuning\n"
-        "from autodistil_search.checkpoint import Checkpoints\n"
-        "save = Checkpoints.save\n"
-        "def kill(self, step, text):\n"
-        "    save(self, step, text)\n"
-        "    if step == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Checkpoints.save, Checkpoints.due = kill, True\n"
-        f"run_finetuning(FinetuneConfig(**{ {**config.to_dict(), 'seeds': 2, 'out': config.out}!r}))\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", code], env={**os.environ}, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = SERVER.Process(target=killed_after_saving, args=(9, run_finetuning, config))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     resumed = run_finetuning(config)
     pd.testing.assert_frame_equal(resumed.results, whole.results)
 

@@ -1,7 +1,5 @@
 """The SuperLM sliced, extracted, reloaded, and as transformers' own BERT computes it: always the same numbers."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import SERVER
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
@@ -284,21 +283,23 @@ def test_words_looked_up_once_for_several_subnets_get_the_sum_of_their_gradients
     assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
 
 
+def _states_of_the_smallest(folder: Path) -> None:
+    model = AutoModel.from_pretrained(folder / "superlm")
+    ids, mask = torch.load(folder / "batch.pt")
+    torch.save(model(ids, mask, subnet=model.space.smallest).last_hidden_state, folder / "found.pt")
+
+
 def test_a_superlm_saved_here_is_the_same_in_a_fresh_process(
     debug_superlm: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]], tmp_path: Path
 ) -> None:
     superlm, (ids, mask) = debug_superlm(), toy_batch()
     with quiet_transformers():
         superlm.save_pretrained(tmp_path / "superlm")
-    script = (
-        "import sys, torch, autodistil_search.model\n"
-        "from transformers import AutoModel\n"
-        "model = AutoModel.from_pretrained(sys.argv[1] + '/superlm')\n"
-        "ids, mask = torch.load(sys.argv[1] + '/batch.pt')\n"
-        "torch.save(model(ids, mask, subnet=model.space.smallest).last_hidden_state, sys.argv[1] + '/found.pt')\n"
-    )
     torch.save((ids, mask), tmp_path / "batch.pt")
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, timeout=120)
+    process = SERVER.Process(target=_states_of_the_smallest, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     expected = superlm(ids, mask, subnet=superlm.space.smallest).last_hidden_state
     assert_close(torch.load(tmp_path / "found.pt"), expected, atol=1e-5, rtol=0)
 

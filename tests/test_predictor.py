@@ -11,6 +11,8 @@ from autodistil_search import InputError, Objective, hardware, load_run, search
 from autodistil_search.predictor import ROUNDS, Predictor, error, features
 from autodistil_search.space import Subnet, load_space
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def fitted(subnets, seconds):
     predictor = Predictor()

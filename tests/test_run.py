@@ -1,7 +1,7 @@
 """Whole runs on toy inputs: what a folder holds, how it is continued, what is refused."""
 
 import json
-import multiprocessing
+import os
 import re
 import signal
 import subprocess
@@ -14,12 +14,15 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from processes import SERVER
 
 from autodistil_search import InputError, SearchConfig, load_run, search
 from autodistil_search.cost import flops, params
 from autodistil_search.inputs import resolve_training
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.teacher import load_teacher
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -62,8 +65,8 @@ def test_a_run_leaves_everything_that_the_readme_names(toy_config):
     }
 
 
-def test_tables_hold_sizes_then_what_was_measured(toy_config):
-    run = search(toy_config)
+def test_tables_hold_sizes_then_what_was_measured(toy_config, searched):
+    run = searched(toy_config)
     sizes = ["space", "layers", "hidden_size", "mlp_ratio", "heads", "head_dim"]
     assert list(run.evaluations.columns) == [*sizes, "relation_loss", "flops", "params"]
     assert list(run.frontier.columns) == [*sizes, "relation_loss", "flops", "params", "knee"]
@@ -76,8 +79,8 @@ def test_tables_hold_sizes_then_what_was_measured(toy_config):
         assert (row["flops"], row["params"]) == (flops(subnet), params(subnet, vocabulary))
 
 
-def test_the_frontier_is_what_no_other_row_dominates(toy_config):
-    run = search(replace(toy_config, engine="exhaustive", evaluations=16))
+def test_the_frontier_is_what_no_other_row_dominates(toy_config, searched):
+    run = searched(replace(toy_config, engine="exhaustive", evaluations=16))
     assert run.summary["exact"]
     table = run.evaluations
     for row in table.itertuples():
@@ -87,28 +90,28 @@ def test_the_frontier_is_what_no_other_row_dominates(toy_config):
         assert match == (not (no_worse & better).any())
 
 
-def test_nsga2_with_the_whole_budget_finds_the_exact_frontier(toy_config):
-    exact = search(replace(toy_config, engine="exhaustive", evaluations=16, out=toy_config.out + "-exact"))
+def test_nsga2_with_the_whole_budget_finds_the_exact_frontier(toy_config, searched):
+    exact = searched(replace(toy_config, engine="exhaustive", evaluations=16, out=toy_config.out + "-exact"))
     nsga2 = search(replace(toy_config, evaluations=100))
     assert nsga2.summary["exact"]
     pd.testing.assert_frame_equal(nsga2.frontier, exact.frontier)
 
 
-def test_the_same_settings_give_the_same_tables(toy_config):
-    first = search(toy_config)
+def test_the_same_settings_give_the_same_tables(toy_config, searched):
+    first = searched(toy_config)
     second = search(replace(toy_config, out=toy_config.out + "-again"))
     for name in ("evaluations.csv", "frontier.csv"):
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
 
 
-def test_another_seed_gives_other_weights_and_questions(toy_config):
-    first = search(toy_config).evaluations
+def test_another_seed_gives_other_weights_and_questions(toy_config, searched):
+    first = searched(toy_config).evaluations
     second = search(replace(toy_config, seed=1, out=toy_config.out + "-again")).evaluations
     assert not first.equals(second)
 
 
-def test_a_finished_run_is_not_done_again(toy_config):
-    run = search(toy_config)
+def test_a_finished_run_is_not_done_again(toy_config, searched):
+    run = searched(toy_config)
     before = files(run.folder)
     assert search(toy_config).frontier.equals(run.frontier)
     assert files(run.folder) == before
@@ -134,8 +137,8 @@ def test_a_deleted_report_is_written_again_from_what_was_measured(toy_config):
         ({"constraint": ["flops<=300M"]}, r"constraint was None and is now \['flops<=300M'\]"),
     ],
 )
-def test_a_folder_with_other_settings_is_refused_untouched(toy_config, change, named):
-    run = search(toy_config)
+def test_a_folder_with_other_settings_is_refused_untouched(toy_config, change, named, searched):
+    run = searched(toy_config)
     before = files(run.folder)
     with pytest.raises(InputError, match=named):
         search(replace(toy_config, **change))
@@ -189,8 +192,8 @@ def test_a_folder_in_use_is_refused(toy_config):
         holder.kill()
 
 
-def test_a_run_killed_while_it_wrote_its_settings_goes_on(toy_config):
-    run = search(toy_config)
+def test_a_run_killed_while_it_wrote_its_settings_goes_on(toy_config, searched):
+    run = searched(toy_config)
     (run.folder / "environment.json").unlink()
     (run.folder / ".environment.json.new").write_text("{")
     assert search(toy_config).frontier.equals(run.frontier)
@@ -207,8 +210,8 @@ def test_a_run_killed_while_it_wrote_its_settings_goes_on(toy_config):
         "superlm/debug/trainer_state.json",
     ],
 )
-def test_a_damaged_file_is_named_in_one_line(toy_config, name, content):
-    run = search(toy_config)
+def test_a_damaged_file_is_named_in_one_line(toy_config, name, content, searched):
+    run = searched(toy_config)
     (run.folder / "report.html").unlink()  # something is left to do
     path = run.folder / name
     path.write_bytes(content)
@@ -226,8 +229,8 @@ def test_a_damaged_file_is_named_in_one_line(toy_config, name, content):
 
 
 @pytest.mark.parametrize("line", [b"[]", b"{}", b"\xff\xfe\x00", b"no journal"])
-def test_a_damaged_archive_is_named_in_one_line(toy_config, line):
-    run = search(toy_config)
+def test_a_damaged_archive_is_named_in_one_line(toy_config, line, searched):
+    run = searched(toy_config)
     (run.folder / "report.html").unlink()
     lines = (run.folder / "archive.log").read_bytes().splitlines()
     lines[2] = line
@@ -236,9 +239,9 @@ def test_a_damaged_archive_is_named_in_one_line(toy_config, line):
         search(toy_config)
 
 
-def test_a_damaged_checkpoint_is_named_in_one_line(toy_config):
+def test_a_damaged_checkpoint_is_named_in_one_line(toy_config, searched):
     folder = Path(toy_config.out) / "superlm" / "debug"
-    run = search(toy_config)
+    run = searched(toy_config)
     (run.folder / "report.html").unlink()
     (folder / "trainer_state.json").unlink()
     (folder / "checkpoint-00000003.safetensors").write_bytes(b"garbage")
@@ -250,8 +253,8 @@ def test_a_damaged_checkpoint_is_named_in_one_line(toy_config):
         search(toy_config)
 
 
-def test_a_superlm_that_is_not_the_one_trained_is_refused(toy_config):
-    run = search(toy_config)
+def test_a_superlm_that_is_not_the_one_trained_is_refused(toy_config, searched):
+    run = searched(toy_config)
     (run.folder / "report.html").unlink()
     path = run.folder / "superlm" / "debug" / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -261,8 +264,8 @@ def test_a_superlm_that_is_not_the_one_trained_is_refused(toy_config):
         search(toy_config)
 
 
-def test_another_precision_does_not_go_on_with_a_run(toy_config):
-    search(replace(toy_config, precision="fp32"))
+def test_another_precision_does_not_go_on_with_a_run(toy_config, searched):
+    searched(replace(toy_config, precision="fp32"))
     path = Path(toy_config.out) / "environment.json"
     path.write_text(path.read_text().replace("fp32 on cpu", "bf16 on cpu"))
     with pytest.raises(InputError, match="computed_in was 'bf16 on cpu' and is now 'fp32 on cpu'"):
@@ -276,9 +279,10 @@ def test_an_empty_folder_will_do(toy_config):
     assert len(search(toy_config).evaluations) == 8
 
 
-def test_a_run_means_the_same_from_another_folder(toy_config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    relative = replace(toy_config, text=["toy.txt"], teacher="toy-bert")
+def test_a_run_means_the_same_from_another_folder(toy_config, monkeypatch):
+    texts = Path(toy_config.texts[0])
+    monkeypatch.chdir(texts.parent)
+    relative = replace(toy_config, text=[texts.name], teacher=os.path.relpath(toy_config.teacher))
     run = search(relative)
     monkeypatch.chdir("/")
     assert search(toy_config).frontier.equals(run.frontier)
@@ -349,16 +353,16 @@ def test_spaces_with_other_relation_heads_are_not_compared(toy_config, tmp_path)
         search(replace(toy_config, space=f"debug,{path}"))
 
 
-def test_bounds_hold_for_all_that_is_scored(toy_config):
-    free = search(replace(toy_config, engine="exhaustive", evaluations=16, out=toy_config.out + "-free")).evaluations
+def test_bounds_hold_for_all_that_is_scored(toy_config, searched):
+    free = searched(replace(toy_config, engine="exhaustive", evaluations=16, out=toy_config.out + "-free")).evaluations
     limit = int(free["flops"].median())
     run = search(replace(toy_config, constraint=[f"flops<={limit}"], evaluations=16))
     assert len(run.evaluations) == (free["flops"] <= limit).sum()
     assert run.summary["exact"]
 
 
-def test_what_breaks_a_measured_constraint_is_scored_but_not_on_the_frontier(toy_config):
-    free = search(replace(toy_config, engine="exhaustive", evaluations=16, out=toy_config.out + "-free"))
+def test_what_breaks_a_measured_constraint_is_scored_but_not_on_the_frontier(toy_config, searched):
+    free = searched(replace(toy_config, engine="exhaustive", evaluations=16, out=toy_config.out + "-free"))
     limit = float(free.frontier["relation_loss"].median())
     bounded = replace(toy_config, constraint=[f"acc<={limit!r}"], engine="exhaustive", evaluations=16)
     run = search(bounded)
@@ -396,6 +400,7 @@ def test_where_nothing_scored_keeps_a_measured_constraint_the_run_says_so_and_ke
 
 def test_measured_costs_are_objectives_like_others(toy_config):
     chosen = replace(toy_config, objectives="acc,latency,memory,throughput,size_mb", measured_seq_len=8)
+    chosen = replace(chosen, precision="fp32")  # auto takes bfloat16 where the processor has it
     run = search(replace(chosen, throughput_batch=2))
     names = ["relation_loss", "latency", "memory", "throughput", "size_mb"]
     assert [objective.name for objective in run.report.objectives] == names
@@ -421,8 +426,8 @@ def test_an_unreachable_bound_says_what_the_space_has(toy_config):
     assert not (Path(toy_config.out) / "superlm").exists()
 
 
-def test_a_student_is_the_subnet_that_was_scored(toy_config, tmp_path):
-    run = search(toy_config)
+def test_a_student_is_the_subnet_that_was_scored(toy_config, tmp_path, searched):
+    run = searched(toy_config)
     student = run.student()
     assert student.num_parameters() == run.knee["params"]
     row = run.evaluations.iloc[0]
@@ -440,15 +445,8 @@ def test_a_run_is_read_back_as_it_was(toy_config):
         load_run(run.folder / "superlm")
 
 
-def test_config_yaml_repeats_the_run(toy_config):
-    run = search(toy_config)
-    content = yaml.safe_load((run.folder / "config.yaml").read_text())
-    again = search(SearchConfig.from_dict({**content, "out": toy_config.out + "-again"}))
-    pd.testing.assert_frame_equal(run.evaluations, again.evaluations)
-
-
-def test_the_summary_states_what_a_reader_needs(toy_config):
-    summary = json.loads((search(toy_config).folder / "summary.json").read_text())
+def test_the_summary_states_what_a_reader_needs(toy_config, searched):
+    summary = json.loads((searched(toy_config).folder / "summary.json").read_text())
     loss, cost, _ = summary["columns"]
     assert summary["objectives"] == ["relation_loss", "flops"]
     assert (loss["name"], loss["direction"]) == ("relation_loss", "minimize")
@@ -466,9 +464,7 @@ def run_in_child(settings: dict) -> None:
 
 def kill_when(seen: set, paths: list[Path], settings: dict) -> bool:
     """Run in a child that is killed as soon as the sizes of `paths` are new; whether it was."""
-    context = multiprocessing.get_context("forkserver")  # it imports torch once, for all children
-    context.set_forkserver_preload(["autodistil_search.run"])
-    process = context.Process(target=run_in_child, args=(settings,))
+    process = SERVER.Process(target=run_in_child, args=(settings,))
     process.start()
     while process.is_alive():
         state = tuple(path.stat().st_size if path.exists() else 0 for path in paths)

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,6 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 from optuna.trial import TrialState
+from processes import SERVER, start_command
 
 from autodistil_search import Objective, Plugins, load_run, search
 from autodistil_search.archive import Archive, Evaluation
@@ -30,6 +29,8 @@ from autodistil_search.progress import Reporter
 from autodistil_search.shared import TRIES, SharedArchive, open_storage
 from autodistil_search.space import load_space
 from autodistil_search.worker import work
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 OBJECTIVES = [Objective("error", "error", "", "minimize"), Objective("size", "size", "", "minimize")]
 SPACE = load_space("debug")
@@ -263,22 +264,23 @@ def test_trials_of_other_programs_do_not_matter(storage):
     assert archive.answer(SPACE, SUBNETS[:1], measure, no_bar) == archive.evaluations == opened(storage).evaluations
 
 
+def exit_codes(processes):
+    for each in processes:
+        each.join(timeout=120)
+    return [each.exitcode for each in processes]
+
+
 def run_with(toy_config, storage, **changes):
     return replace(toy_config, storage=storage, worker_timeout=int(SOON), **changes)
-
-
-def start_worker(storage, *flags, study="search"):
-    command = [sys.executable, "-m", "autodistil_search", "worker", "--storage", storage, "--study", study, *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize("storage", ["postgres"], indirect=True)
 def test_a_search_with_worker_processes_gives_the_tables_of_one_alone(toy_config, storage, tmp_path):
     alone = search(replace(toy_config, out=str(tmp_path / "alone"), evaluations=16))
-    workers = [start_worker(storage) for _ in range(2)]
+    printed = [tmp_path / f"printed-{number}" for number in range(2)]
+    workers = [start_command(["worker", "--storage", storage], path) for path in printed]
     run = search(run_with(toy_config, storage, evaluations=16))
-    printed = [worker.communicate(timeout=60)[0] for worker in workers]  # they leave as the search has ended
-    assert [worker.returncode for worker in workers] == [0, 0], printed
+    assert exit_codes(workers) == [0, 0], [path.read_text() for path in printed]  # they leave as the search has ended
     for name in ("evaluations.csv", "frontier.csv", "progress.csv"):
         assert (run.folder / name).read_bytes() == (alone.folder / name).read_bytes()
     assert run.summary["hypervolume"] == alone.summary["hypervolume"]
@@ -286,30 +288,32 @@ def test_a_search_with_worker_processes_gives_the_tables_of_one_alone(toy_config
     assert len(scored_once(storage, "search")) == 16
 
 
-SLEEPER = """
-import sys, time
-from autodistil_search import Objective, Plugins
-from autodistil_search.worker import work
-slow = Objective("slow", "slow", "s", "minimize",
-    measure=lambda student: print("asleep", flush=True) or time.sleep(600))
-work(sys.argv[1], "search", plugins=Plugins(objectives={"slow": slow}))
-"""
+def sleep_at_work(storage, asleep):
+    """A worker whose first measurement takes for ever; it tells when that has begun."""
+
+    def measure(student):
+        asleep.set()
+        time.sleep(600)
+
+    slow = Objective("slow", "slow", "s", "minimize", measure=measure)
+    work(storage, "search", plugins=Plugins(objectives={"slow": slow}))
 
 
 @pytest.mark.parametrize(
     ("how", "storage"), [(signal.SIGKILL, "postgres"), (signal.SIGSTOP, "journal")], indirect=["storage"]
 )
 def test_a_worker_killed_or_frozen_loses_only_its_trial(how, toy_config, storage):
-    worker = subprocess.Popen([sys.executable, "-c", SLEEPER, storage], stdout=subprocess.PIPE, text=True)
-    asleep = threading.Event()
+    asleep, stopped = SERVER.Event(), threading.Event()
+    worker = SERVER.Process(target=sleep_at_work, args=(storage, asleep))
+    worker.start()
 
     def stop():
-        worker.stdout.readline()
-        asleep.set()
-        worker.send_signal(how)
+        asleep.wait()
+        os.kill(worker.pid, how)
+        stopped.set()
 
     def quick(student):
-        asleep.wait(60)  # the worker is to get a subnet first
+        stopped.wait(60)  # the worker is to get a subnet first
         return float(len(student.layers))
 
     threading.Thread(target=stop, daemon=True).start()
@@ -319,8 +323,8 @@ def test_a_worker_killed_or_frozen_loses_only_its_trial(how, toy_config, storage
         run = search(config, plugins=Plugins(objectives={"slow": slow}))
     finally:
         worker.kill()
-        worker.communicate()
-    assert asleep.is_set()
+        worker.join()
+    assert stopped.is_set()
     assert len(run.evaluations) == len(scored_once(storage, "search")) == 6
     assert [trial.state for trial in trials_of(storage, "search")].count(TrialState.FAIL) == 1
 
@@ -331,14 +335,12 @@ def test_two_searches_on_one_study_share_what_they_score(toy_config, storage, tm
         run_with(toy_config, storage, evaluations=16, out=str(tmp_path / f"{engine}"), engine=engine)
         for engine in ("nsga2", "random")
     ]
-    command = [sys.executable, "-m", "autodistil_search", "search", "--config"]
-    running = []
-    for config in configs:
+    running, printed = [], [tmp_path / f"printed-{config.engine}" for config in configs]
+    for config, shown in zip(configs, printed, strict=True):
         path = tmp_path / f"{config.engine}.yaml"
         path.write_text(yaml.safe_dump(config.to_dict() | {"out": config.out}))
-        running.append(subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    printed = [each.communicate(timeout=120)[0] for each in running]
-    assert [each.returncode for each in running] == [0, 0], printed
+        running.append(start_command(["search", "--config", str(path)], shown))
+    assert exit_codes(running) == [0, 0], [path.read_text() for path in printed]
     runs = [load_run(config.folder) for config in configs]
     pd.testing.assert_frame_equal(runs[0].frontier, runs[1].frontier)
     assert len(scored_once(storage, "search")) == 16
@@ -388,6 +390,15 @@ def test_a_worker_says_what_it_scored(toy_config, storage, capsys):
     assert archive.find("debug", left[0]).measured["flops"] > 0
 
 
+@pytest.fixture(scope="module")
+def finished(_toy_settings, tmp_path_factory):
+    """A search of a study, which is refused to others."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = replace(_toy_settings, storage=str(folder / "study.log"), out=str(folder / "run"))
+    search(config)
+    return config
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -399,17 +410,15 @@ def test_a_worker_says_what_it_scored(toy_config, storage, capsys):
         ({"objectives": "acc,params"}, "is one of relation_loss, flops, not of relation_loss, params"),
     ],
 )
-def test_a_study_is_not_mixed_with_what_is_scored_otherwise(change, named, toy_config, toy_text, tmp_path):
-    storage = str(tmp_path / "study.log")
-    search(run_with(toy_config, storage))
+def test_a_study_is_not_mixed_with_what_is_scored_otherwise(change, named, finished, toy_text, tmp_path):
     if "text" in change:
         change = {"text": [str(toy_text(seed=9, name="other.txt"))]}
     if "space" in change:
         (tmp_path / "another.yaml").write_text(yaml.safe_dump(SPACE.to_dict() | {"name": "another"}))
         change = {"space": str(tmp_path / "another.yaml")}
     with pytest.raises(InputError, match=named):
-        search(run_with(toy_config, storage, out=str(tmp_path / "other"), **change))
-    assert len(scored_once(storage, "search")) == 8
+        search(replace(finished, out=str(tmp_path / "other"), **change))
+    assert len(scored_once(finished.storage, "search")) == 8
     trained = (tmp_path / "other" / "superlm").exists()
     assert trained == ("seed" in change)  # what can be known before is
 

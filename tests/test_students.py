@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from processes import SERVER, killed_after_saving
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from autodistil_search import load_run, search
+from autodistil_search import load_run
 from autodistil_search.cli import main
 from autodistil_search.errors import InputError
 from autodistil_search.stepconfig import DistilConfig
@@ -21,8 +22,8 @@ from autodistil_search.students import distil
 
 
 @pytest.fixture
-def run(toy_config):
-    return search(toy_config)
+def run(toy_config, searched):
+    return searched(toy_config)
 
 
 @pytest.fixture
@@ -57,20 +58,10 @@ def test_a_run_that_was_distilled_on_stays_as_it_was(run, config):
 
 def test_a_training_killed_in_between_ends_as_one_never_stopped(config, tmp_path):
     whole = distil(replace(config, out=str(tmp_path / "whole")))
-    code = (
-        "import os, signal\n"
-        "from autodistil_search.checkpoint import Checkpoints\n"
-        "from autodistil_search.stepconfig import DistilConfig\n"
-        "from autodistil_search.students import distil\n"
-        "save = Checkpoints.save\n"
-        "def kill(self, step, text):\n"
-        "    save(self, step, text)\n"
-        "    if step == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Checkpoints.save, Checkpoints.due = kill, True\n"
-        f"distil(DistilConfig(run={config.run!r}, pick='1', steps=30, lr=2e-3, precision='fp32', out={config.out!r}))\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = SERVER.Process(target=killed_after_saving, args=(7, distil, config))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     resumed = distil(config)
     weights = [load_file(each.folder / "model.safetensors") for each in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

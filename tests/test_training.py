@@ -117,9 +117,12 @@ def test_other_training_settings_than_those_of_the_superlm_are_refused(toy_confi
         search(replace(toy_config, **plain, space="tiny"))
 
 
-def test_a_superlm_whose_text_has_changed_since_is_refused(toy_config, toy_training):
+def test_a_superlm_whose_text_has_changed_since_is_refused(toy_config, toy_training, tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text(Path(toy_config.texts[0]).read_text())
+    toy_config, toy_training = (replace(each, text=[str(text)]) for each in (toy_config, toy_training))
     trained = train(toy_training)
-    Path(toy_config.texts[0]).write_text("w1 w2 w3\n\nw4 w5 w6\n" * 200)
+    text.write_text("w1 w2 w3\n\nw4 w5 w6\n" * 200)
     with pytest.raises(InputError, match=r"other settings: text was '\w+' and is now '\w+'"):
         search(replace(toy_config, steps=200, batch_size=4, superlm=str(trained)))
 

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from scipy.stats import kendalltau
 
-from autodistil_search import search
 from autodistil_search.cli import main
 from autodistil_search.cost import flops
 from autodistil_search.space import load_space
@@ -38,8 +37,8 @@ def test_where_a_band_is_nearly_empty_the_nearest_are_taken():
 
 
 @pytest.fixture
-def run(toy_config):
-    return search(toy_config)
+def run(toy_config, searched):
+    return searched(toy_config)
 
 
 @pytest.fixture

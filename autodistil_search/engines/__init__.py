@@ -12,7 +12,6 @@ from autodistil_search.archive import Archive, Evaluation
 from autodistil_search.engines import evolution, samplers
 from autodistil_search.engines.base import ENUMERABLE, Candidates, Engine, Goal
 from autodistil_search.engines.plain import Exhaustive, Random
-from autodistil_search.engines.surrogate import Surrogate
 from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.progress import Bar
 from autodistil_search.space import SearchSpace, Subnet
@@ -26,8 +25,14 @@ class MakeEngine(Protocol):
         ...
 
 
+def _surrogate(candidates: Candidates, *, seed: int, population: int, goal: Goal) -> Engine:
+    from autodistil_search.engines.surrogate import Surrogate  # scikit-learn is slow to import, and for this one only
+
+    return Surrogate(candidates, seed=seed, population=population, goal=goal)
+
+
 ENGINES: dict[str, MakeEngine] = {
-    "surrogate": Surrogate,
+    "surrogate": _surrogate,
     "nsga2": partial(evolution.Evolution, evolution.nsga2),
     "nsga3": partial(evolution.Evolution, evolution.nsga3),
     "age-moea2": partial(evolution.Evolution, evolution.age_moea2),

@@ -32,7 +32,7 @@ def make_space(layers, hidden_size, mlp_ratio, heads):
     return SearchSpace("toy", tuple(range(1, layers + 1)), hidden, *counts, head_dim=4, relation_heads=2)
 
 
-SPACE = make_space(3, 4, 2, 4)
+SPACE = make_space(3, 2, 2, 4)
 POINT = make_space(1, 1, 1, 1)
 LINE = make_space(1, 9, 1, 1)
 LARGE = make_space(20, 20, 20, 20)
@@ -334,7 +334,7 @@ def test_candidates_are_drawn_once_each_in_an_order_that_the_seed_sets():
 
 def test_a_taken_candidate_is_neither_new_nor_drawn():
     candidates = Candidates(SPACE, admit_all, 0)
-    taken = (1, 2, 0, 3)
+    taken = (1, 1, 0, 3)
     assert candidates.is_new(taken)
     candidates.take(taken)
     assert not candidates.is_new(taken)

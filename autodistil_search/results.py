@@ -24,6 +24,8 @@ from autodistil_search.space import Subnet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from autodistil_search.report.widgets import EngineExplorer, Explorer
+
 
 def is_finished(folder: Path) -> bool:
     """Whether all that a run writes at its end is there."""
@@ -118,6 +120,30 @@ class Run:
     def plot(self) -> Figure:
         """The figure `frontier.png`."""
         return frontier_figure(self.report)
+
+    def explore(self, budget: str | None = None) -> Explorer:
+        """The frontier to explore in Jupyter: move a budget and see the best student within it, click any subnet.
+
+        budget: the cost to begin with, such as "flops"; the first of the run's objectives if none is given. The `row`
+        of what it gives is the one shown, for `student`. Without a kernel it is a picture.
+
+        Raises:
+            InputError: if the run has no such cost, or the extra `notebooks` is not installed.
+        """
+        from autodistil_search.report.widgets import Explorer
+
+        return Explorer(self.report, budget)
+
+    def explore_engines(self) -> EngineExplorer:
+        """What each engine finds of the exact frontier for the same number of evaluations, to choose in Jupyter.
+
+        Raises:
+            InputError: if not every subnet of a space of more than 20 was scored, or the extra `notebooks` is not
+                installed.
+        """
+        from autodistil_search.report.widgets import EngineExplorer
+
+        return EngineExplorer(self.report)
 
     def student(self, row: pd.Series[Any] | None = None) -> AutoDistilModel:
         """The model of a row of `frontier` or `evaluations`; of the knee if none is given.

@@ -312,11 +312,19 @@ def test_in_jupyterlab_the_budget_moves_by_keyboard_and_a_click_shows_a_subnet(r
         page.on("websocket", lambda opened: asked_for.append(opened.url))
         page.goto(f"{address}/lab/tree/explore.ipynb?token=toys")
         page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state="attached")
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         plot = page.locator(".js-plotly-plot")
-        plot.locator(".point").first.wait_for(state="attached")
-        page.get_by_text(re.compile("parameters; the table says")).wait_for(state="attached")
+        for _ in range(3):
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            page.get_by_text(re.compile("[0-9,]+ parameters; the table says")).wait_for(state="attached")
+            try:
+                plot.locator(".point").first.wait_for(state="attached", timeout=60_000)
+                break
+            except (
+                sync_api.TimeoutError
+            ):  # anywidget gives up a widget after two seconds, which a busy machine may take
+                assert [each for each in complaints if "Failed to initialize model" not in each] == []
+                complaints.clear()
 
         told = page.locator(".widget-html-content").first
         amounts = stops(run.report, FLOPS)

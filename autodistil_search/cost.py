@@ -34,17 +34,27 @@ def params(subnet: Subnet, vocabulary: Vocabulary) -> int:
 
 def params_non_embedding(subnet: Subnet) -> int:
     """Number of parameters of the extracted student's layers and pooler: what does not depend on the vocabulary."""
+    return sum(params_by_part(subnet).values())
+
+
+def params_by_part(subnet: Subnet) -> dict[str, int]:
+    """`params_non_embedding` by what holds them; a norm counts with what it follows."""
     hidden = subnet.hidden_size
-    pooler = hidden * hidden + hidden
-    return _over_layers(subnet, _layer_params) + pooler
+    return {
+        "attention": _over_layers(subnet, _attention_params),
+        "FFN": _over_layers(subnet, _ffn_params),
+        "pooler": hidden * hidden + hidden,
+    }
 
 
-def _layer_params(sizes: Subnet) -> int:
-    hidden, width, ffn = sizes.hidden_size, sizes.attention_width, sizes.ffn_size
-    norm = 2 * hidden
-    attention = 3 * (hidden * width + width) + width * hidden + hidden + norm
-    mlp = hidden * ffn + ffn + ffn * hidden + hidden + norm
-    return attention + mlp
+def _attention_params(sizes: Subnet) -> int:
+    hidden, width = sizes.hidden_size, sizes.attention_width
+    return 3 * (hidden * width + width) + width * hidden + hidden + 2 * hidden
+
+
+def _ffn_params(sizes: Subnet) -> int:
+    hidden, ffn = sizes.hidden_size, sizes.ffn_size
+    return hidden * ffn + ffn + ffn * hidden + hidden + 2 * hidden
 
 
 def flops(subnet: Subnet, seq_len: int = FLOPS_SEQ_LEN) -> int:

@@ -38,7 +38,7 @@ PURPOSES = {
     "postgres": "--storage postgresql://...",
     "dashboard": "looking at a search in a browser",
     "onnx": "export --onnx and --int8",
-    "notebooks": "notebooks/",
+    "notebooks": "notebooks/, and exploring a run in Jupyter",
     "docs": "this documentation as a site",
     "test": "the tests",
 }

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -18,13 +16,15 @@ from autodistil_search.config import SearchConfig
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, write_atomically
 from autodistil_search.model import AutoDistilModel, quiet_transformers
-from autodistil_search.objectives import Constraint, Objective, parse_constraint
-from autodistil_search.report import REPORT_FILES, ParetoReport, frontier_figure, frontier_html, run_part
+from autodistil_search.objectives import Constraint, Objective
+from autodistil_search.report import REPORT_FILES, ParetoReport, frontier_figure, frontier_html, pick, run_part
 from autodistil_search.runfolder import SEARCH_CONFIG
 from autodistil_search.space import Subnet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from autodistil_search.report.widgets import EngineExplorer, Explorer
 
 
 def is_finished(folder: Path) -> bool:
@@ -103,7 +103,7 @@ class Run:
     @property
     def knee(self) -> pd.Series[Any]:
         """The frontier's balanced choice."""
-        return self.frontier[self.frontier["knee"]].iloc[0]
+        return self.pick("knee")
 
     def pick(self, which: str = "knee") -> pd.Series[Any]:
         """A row of the frontier.
@@ -115,33 +115,35 @@ class Run:
         Raises:
             InputError: for anything else, and for bounds that no row keeps; it says what the frontier reaches.
         """
-        if which.strip() == "knee":
-            return self.knee
-        rows = len(self.frontier)
-        if re.fullmatch(r"\s*\d+\s*", which) and 1 <= int(which) <= rows:
-            return self.frontier.iloc[int(which) - 1]
-        if not re.search("[<>=]", which):
-            raise InputError(
-                f"--pick {which!r}; allowed: knee, a row of the frontier from 1 to {rows}, or bounds, as flops<=200M"
-            )
-        known = {"acc" if each.is_proxy else each.name: each for each in self.report.columns}
-        known |= {each.name: each for each in self.report.columns}
-        return self._best_within([parse_constraint(text, known, "--pick") for text in which.split(",")])
-
-    def _best_within(self, bounds: Sequence[Constraint]) -> pd.Series[Any]:
-        kept = self.frontier
-        for bound in bounds:
-            kept = kept[[bound.excess(value) <= 0 for value in kept[bound.objective.name]]]
-        if kept.empty:
-            reached = {each.objective.name: self.frontier[each.objective.name] for each in bounds}
-            ranges = "; ".join(f"{name} from {min(col):,.4g} to {max(col):,.4g}" for name, col in reached.items())
-            raise InputError(f"--pick {','.join(map(str, bounds))}: no row of the frontier keeps that; it has {ranges}")
-        first = self.report.objectives[0]
-        return kept.iloc[int(np.argmin([first.minimised(value) for value in kept[first.name]]))]
+        return pick(self.report, which)
 
     def plot(self) -> Figure:
         """The figure `frontier.png`."""
         return frontier_figure(self.report)
+
+    def explore(self, budget: str | None = None) -> Explorer:
+        """The frontier to explore in Jupyter: move a budget and see the best student within it, click any subnet.
+
+        budget: the cost to begin with, such as "flops"; the first of the run's objectives if none is given. The `row`
+        of what it gives is the one shown, for `student`. Without a kernel it is a picture.
+
+        Raises:
+            InputError: if the run has no such cost, or the extra `notebooks` is not installed.
+        """
+        from autodistil_search.report.widgets import Explorer
+
+        return Explorer(self.report, budget)
+
+    def explore_engines(self) -> EngineExplorer:
+        """What each engine finds of the exact frontier for the same number of evaluations, to choose in Jupyter.
+
+        Raises:
+            InputError: if not every subnet of a space of more than 20 was scored, or the extra `notebooks` is not
+                installed.
+        """
+        from autodistil_search.report.widgets import EngineExplorer
+
+        return EngineExplorer(self.report)
 
     def student(self, row: pd.Series[Any] | None = None) -> AutoDistilModel:
         """The model of a row of `frontier` or `evaluations`; of the knee if none is given.

@@ -70,6 +70,17 @@ def number_of_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def parameters_by_part(model):
+    counts = {"attention": 0, "FFN": 0, "pooler": 0}
+    for name, parameter in model.named_parameters():
+        if "embedding" not in name:
+            part = name.split(".")[2] if name.startswith("layers.") else "pooler"
+            counts["FFN" if part.startswith("ffn") else "pooler" if part == "pooler" else "attention"] += (
+                parameter.numel()
+            )
+    return counts
+
+
 @pytest.fixture(scope="module")
 def debug_superlm():
     torch.manual_seed(0)
@@ -128,6 +139,7 @@ def test_costs_are_those_of_every_student_extracted_from_a_superlm(debug_superlm
     for subnet in subnets("debug"):
         student = debug_superlm.extract(subnet)
         assert cost.params(subnet, vocabulary) == number_of_parameters(student)
+        assert cost.params_by_part(subnet) == parameters_by_part(student)
         assert cost.flops(subnet) == matrix_products(counted_by_fvcore(student))
 
 

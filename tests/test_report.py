@@ -28,12 +28,19 @@ from autodistil_search.report import (
 )
 from autodistil_search.report.data import against_frontier, progress_table
 from autodistil_search.report.figures import for_papers, parallel_figure
-from autodistil_search.report.html import DRAWN, LISTED, render_html
+from autodistil_search.report.html import LISTED, render_html
 from autodistil_search.report.overlay import overlay
 from autodistil_search.report.papers import latex_table, markdown_table, write_for_papers
 from autodistil_search.report.runs import Input, ProxyCheck, RunPart
 from autodistil_search.report.trust import NOT_VALIDATED, warnings_of
-from autodistil_search.report.views import axes_pairs, baseline_points, export_commands, parallel_rows, step_lines
+from autodistil_search.report.views import (
+    DRAWN,
+    axes_pairs,
+    baseline_points,
+    export_commands,
+    parallel_rows,
+    step_lines,
+)
 from autodistil_search.space import Subnet
 
 LIKEWISE = {"relation_loss": 0.7, "flops": 300, "params": 3000}

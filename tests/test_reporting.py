@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from autodistil_search import search
+from autodistil_search import load_run, search
 from autodistil_search.cli import main
 from autodistil_search.report import REPORT_FILES
 
@@ -42,8 +42,11 @@ def test_a_run_is_reported_again_alone_and_with_others(run, tmp_path, capsys, re
     assert "another, of the same name" in refused
 
 
-def test_a_run_shows_itself_in_a_notebook_and_its_tables_have_units(run):
+def test_a_run_shows_itself_in_a_notebook_and_its_tables_have_units(run, monkeypatch):
     shown = run._repr_html_()
+    assert f"parameters: {run.knee['params'] / 1e3:.2f}k" in shown
+    monkeypatch.chdir(run.folder / "superlm")
+    assert load_run("..").report.runs[0].folder == ".."  # as notebooks name it, not as the machine does
     assert shown.count("<tr") == 1 + len(run.frontier)
     assert f"Knee: debug: {run.knee['layers']} layers" in shown
     for table in (run.evaluations, run.frontier):

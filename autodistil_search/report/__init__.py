@@ -10,6 +10,7 @@ from autodistil_search.report.figures import frontier_figure, progress_figure, p
 from autodistil_search.report.html import frontier_html, render_html
 from autodistil_search.report.overlay import overlay
 from autodistil_search.report.papers import FIGURES, write_for_papers
+from autodistil_search.report.picking import pick
 from autodistil_search.report.runs import run_part
 from autodistil_search.report.training import write_training_figure
 from autodistil_search.report.trust import warnings_of
@@ -32,6 +33,7 @@ __all__ = [
     "frontier_html",
     "overlay",
     "pareto_report",
+    "pick",
     "published_figure",
     "run_part",
     "shown",

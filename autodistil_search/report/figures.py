@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from autodistil_search.objectives import Objective
 from autodistil_search.report.data import ParetoReport
+from autodistil_search.report.explore import engine_marks, engines_after, facts
 from autodistil_search.report.views import (
     Line,
     axes_pairs,
     baseline_points,
     better,
+    is_crowded,
     is_wide,
     of_runs,
     parallel_ends,
@@ -42,7 +45,7 @@ SPACE_MARKERS = "o<>p"
 BASELINE_COLOUR = "#D55E00"
 KNEE_COLOUR = "#000000"
 _BASELINE_MARKERS = "sD^vPX<>ph"
-_LINE_COLOUR = "#333333"
+LINE_COLOUR = "#333333"
 _LETTERS_PER_INCH = 11
 """Of an axis's name, by the width of its panel in print."""
 _DASHES = ("-", (0, (7, 3)), (0, (2, 2)), (0, (9, 3, 2, 3)))
@@ -72,7 +75,7 @@ def for_papers() -> Iterator[None]:
 
 
 def _colour(series: int | None) -> str:
-    return _LINE_COLOUR if series is None else SPACE_COLOURS[series % len(SPACE_COLOURS)]
+    return LINE_COLOUR if series is None else SPACE_COLOURS[series % len(SPACE_COLOURS)]
 
 
 def _marker(series: int) -> str:
@@ -192,7 +195,7 @@ def parallel_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
         colour, width_of_line = (KNEE_COLOUR, 2.2) if knee else (_colour(number), 0.8)
         axes.plot(places, values, color=colour, lw=width_of_line, alpha=1.0 if knee else 0.55, zorder=2 + knee)
     for place, objective, (best, worst) in zip(places, report.objectives, parallel_ends(report), strict=True):
-        axes.plot([place, place], [0, 1], color=_LINE_COLOUR, lw=0.8)
+        axes.plot([place, place], [0, 1], color=LINE_COLOUR, lw=0.8)
         axes.annotate(shown(worst), (place, 1.02), ha="center", va="bottom", annotation_clip=False)
         axes.annotate(f"{shown(best)}\n{objective.label}", (place, -0.03), ha="center", va="top", annotation_clip=False)
     axes.set_ylim(-0.22, 1.1)
@@ -225,6 +228,59 @@ def progress_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
     axes.grid(alpha=0.25)
     if several:
         axes.legend(frameon=False)
+    return figure
+
+
+def explored_figure(report: ParetoReport, cost: Objective, row: pd.Series[Any], limit: float | None) -> Figure:
+    """What `Run.explore` shows, as a picture: the frontier, the budget and a subnet, and where its parameters are.
+
+    limit: the budget of `cost`; None if the subnet was not found by one.
+    """
+    y, told = report.objectives[0], facts(report, row)
+    near = replace(report, baselines=report.baselines.head(0)) if is_crowded(report, cost, y) else report
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    axes, bars = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    draw_frontier(axes, near, cost, y)
+    if limit is not None:
+        axes.axvline(limit, color=KNEE_COLOUR, lw=1, linestyle=(0, (4, 3)), label="budget")
+    ring = {"facecolor": "none", "edgecolor": KNEE_COLOUR, "lw": 2, "s": 230, "zorder": 6}
+    axes.scatter([row[cost.name]], [row[y.name]], label="the subnet shown", **ring)
+    names, counts = list(told.parts), list(told.parts.values())
+    drawn = bars.barh(names, counts, color=[SPACE_COLOURS[i] for i in range(len(names))])
+    bars.bar_label(drawn, [f"{shown(each)} ({each / sum(counts):.0%})" for each in counts], padding=3, fontsize=8)
+    bars.invert_yaxis()
+    bars.set_xlim(0, 1.6 * max(counts))
+    bars.set_xticks([])
+    bars.spines[["top", "right", "bottom"]].set_visible(False)
+    bars.set_title(f"Where its {shown(sum(counts))} parameters are", fontsize=9)
+    figure.suptitle("\n".join([f"{told.subnet}; {told.place}", *([told.get] if told.get else [])]), fontsize=10)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def engines_figure(report: ParetoReport) -> Figure:
+    """What each engine misses of the exact hypervolume after so many evaluations, best first at the most."""
+    marks = engine_marks(report)
+    names = engines_after(report, marks[-1])["name"].tolist()
+    figure = Figure(figsize=(SCREEN, 1.6 + 0.28 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for number, mark in enumerate(marks):
+        found = engines_after(report, mark).set_index("name").loc[names]
+        axes.errorbar(
+            100 * (1 - found["share"]),
+            names,
+            xerr=100 * found["spread"],
+            fmt=_marker(number),
+            color=_colour(number),
+            ms=6,
+            lw=0.8,
+            label=f"after {mark} evaluations",
+        )
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("missing of the exact frontier's hypervolume (%), mean and deviation\nlower is better", fontsize=9)
+    axes.grid(axis="x", alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 

@@ -30,6 +30,7 @@ from autodistil_search.report.trust import found_after, warnings_of
 from autodistil_search.report.views import (
     axes_pairs,
     budget_costs,
+    drawn_rows,
     export_commands,
     frontier_numbers,
     is_crowded,
@@ -39,8 +40,6 @@ from autodistil_search.report.views import (
     value_words,
 )
 
-DRAWN = 4000
-"""So many scored subnets are drawn at most, evenly taken of all; the frontier always is."""
 _LONG = 30
 """Letters from which a cell is given more room."""
 LISTED = 1000
@@ -51,7 +50,7 @@ def render_html(report: ParetoReport) -> str:
     """The page; nothing is loaded from elsewhere."""
     commands, numbers = export_commands(report), frontier_numbers(report)
     labels = row_labels(report, commands, numbers)
-    every, drawn = series_of(report), _drawn(report)
+    every, drawn = series_of(report), drawn_rows(report)
     pairs = axes_pairs(report)
     units = {each.name: axis_words(each) for each in report.columns}
     frontier = report.frontier.copy()
@@ -109,7 +108,8 @@ def render_html(report: ParetoReport) -> str:
 
 def frontier_html(report: ParetoReport) -> str:
     """Title, knee and frontier, for notebooks."""
-    knee = {str(key): value for key, value in report.frontier[report.frontier["knee"]].iloc[0].items()}
+    (row,) = report.frontier[report.frontier["knee"]].to_dict("records")  # Python's own numbers, not numpy's
+    knee = {str(key): value for key, value in row.items()}
     words = ", ".join([subnet_words(knee), *value_words(knee, report.columns)])
     units = {each.name: axis_words(each) for each in report.columns}
     return Markup("<p><strong>Pareto frontier of {}</strong>: {} of {} scored subnets. Knee: {}</p>{}").format(
@@ -125,16 +125,6 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _drawn(report: ParetoReport) -> list[tuple[int, pd.DataFrame]]:
-    """The scored subnets that are drawn, by the number of their series."""
-    share = min(1.0, DRAWN / len(report.evaluations))
-    drawn = []
-    for number, each in enumerate(series_of(report)):
-        count = max(1, int(share * len(each.rows)))
-        drawn.append((number, each.rows.iloc[np.linspace(0, len(each.rows) - 1, count).round().astype(int)]))
-    return drawn
 
 
 def _for_script(

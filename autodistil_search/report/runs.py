@@ -140,9 +140,9 @@ def _inputs(conditions: Mapping[str, str], environment: Mapping[str, Any]) -> di
 
 
 def _as_named(folder: Path) -> str:
-    """Relative to where the command was given, if the folder lies below."""
+    """Relative to where the command was given, if the folder lies below or was named so."""
     whole, here = folder.resolve(), Path.cwd()
-    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else folder)
 
 
 def _curves(training: Path) -> list[Curve]:

@@ -20,6 +20,8 @@ _WIDE = 3.0
 """A cost that ranges over more than this ratio gets a logarithmic axis."""
 _ROOM = 0.5
 """A panel is drawn again without baselines where what was scored has less than this share of an axis."""
+DRAWN = 4000
+"""So many scored subnets are drawn at most where one can point at them, evenly taken of all; the frontier always is."""
 _LARGE = 1e4
 """From here on numbers are written as 12.3K."""
 
@@ -85,6 +87,16 @@ def series_of(report: ParetoReport) -> list[Series]:
         for run, table in of_runs(report.evaluations)
         for space, rows in table.groupby("space", sort=False)
     ]
+
+
+def drawn_rows(report: ParetoReport) -> list[tuple[int, pd.DataFrame]]:
+    """The scored subnets that are drawn, by the number of their series."""
+    share = min(1.0, DRAWN / len(report.evaluations))
+    drawn = []
+    for number, each in enumerate(series_of(report)):
+        count = max(1, int(share * len(each.rows)))
+        drawn.append((number, each.rows.iloc[np.linspace(0, len(each.rows) - 1, count).round().astype(int)]))
+    return drawn
 
 
 def series_numbers(report: ParetoReport, table: pd.DataFrame) -> list[int]:

@@ -1,0 +1,46 @@
+"""Which row of the frontier is meant: by its number, as the knee, or as the best within bounds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from autodistil_search.errors import InputError
+from autodistil_search.objectives import Constraint, parse_constraint
+from autodistil_search.report.data import ParetoReport
+
+
+def pick(report: ParetoReport, which: str) -> pd.Series[Any]:
+    """A row of the frontier; see `Run.pick`.
+
+    Raises:
+        InputError: for what no row is meant by; it says what the frontier reaches.
+    """
+    if which.strip() == "knee":
+        return report.frontier[report.frontier["knee"]].iloc[0]
+    rows = len(report.frontier)
+    if re.fullmatch(r"\s*\d+\s*", which) and 1 <= int(which) <= rows:
+        return report.frontier.iloc[int(which) - 1]
+    if not re.search("[<>=]", which):
+        raise InputError(
+            f"--pick {which!r}; allowed: knee, a row of the frontier from 1 to {rows}, or bounds, as flops<=200M"
+        )
+    known = {"acc" if each.is_proxy else each.name: each for each in report.columns}
+    known |= {each.name: each for each in report.columns}
+    return _best_within(report, [parse_constraint(text, known, "--pick") for text in which.split(",")])
+
+
+def _best_within(report: ParetoReport, bounds: Sequence[Constraint]) -> pd.Series[Any]:
+    kept = report.frontier
+    for bound in bounds:
+        kept = kept[[bound.excess(value) <= 0 for value in kept[bound.objective.name]]]
+    if kept.empty:
+        reached = {each.objective.name: report.frontier[each.objective.name] for each in bounds}
+        ranges = "; ".join(f"{name} from {min(col):,.4g} to {max(col):,.4g}" for name, col in reached.items())
+        raise InputError(f"--pick {','.join(map(str, bounds))}: no row of the frontier keeps that; it has {ranges}")
+    first = report.objectives[0]
+    return kept.iloc[int(np.argmin([first.minimised(value) for value in kept[first.name]]))]

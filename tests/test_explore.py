@@ -19,7 +19,6 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from nbclient import NotebookClient
 
 from autodistil_search import baselines, cost, load_run, search
 from autodistil_search.archive import Evaluation
@@ -229,18 +228,6 @@ def run(toy_config):
     folder = search(replace(toy_config, engine="exhaustive", evaluations=16)).folder
     ENGINES.to_csv(folder / "engines.csv", index=False)
     return load_run(folder)
-
-
-def test_the_notebook_runs_from_top_to_bottom(run, monkeypatch):
-    monkeypatch.setenv("AUTODISTIL_RUN", str(run.folder))
-    monkeypatch.delenv("AUTODISTIL_SMOKE", raising=False)
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
-    shown = "".join(str(cell.get("outputs", "")) for cell in notebook.cells)
-    assert shown.count("application/vnd.jupyter.widget-view+json") == 2
-    assert "after 20 evaluations" in shown
-    (counted, stated) = re.search(r"([\d,]+) parameters; the table says ([\d,]+)", shown).groups()
-    assert counted == stated
 
 
 def test_the_notebook_is_stored_with_pictures_and_without_what_only_a_kernel_shows():

@@ -21,6 +21,7 @@ class AutoDistilConfig(PreTrainedConfig):
 
     num_attention_heads, intermediate_size: a list with a number for each layer, if layers differ.
     classifier_dropout: probability that a head drops a number of the pooled output while it is trained.
+    relation_heads: how the last layer's queries, keys and values were distilled; nothing here depends on it.
     """
 
     model_type = "autodistil"
@@ -38,6 +39,7 @@ class AutoDistilConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
     classifier_dropout: float = 0.1
+    relation_heads: int | None = None
 
 
 class StudentLayer(nn.Module):

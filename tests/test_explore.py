@@ -292,7 +292,9 @@ def test_in_jupyterlab_the_budget_moves_by_keyboard_and_a_click_shows_a_subnet(r
     with jupyterlab(lab, run.folder) as address, sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.set_default_timeout(300_000)
+        page.set_default_timeout(120_000)
+        dialog = page.locator(".jp-Dialog")  # a busy machine's, such as of a kernel that took too long
+        page.add_locator_handler(dialog, lambda: dialog.locator("button.jp-mod-accept").click())
         page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: asked_for.append(request.url))

@@ -35,6 +35,7 @@ def test_states_of_a_student_are_its_own(debug_superlm, debug_space, toy_batch):
     seen = seen_of(student, ids, mask)
     last = debug_space.smallest.layers - 1
     torch.testing.assert_close(seen.hidden[last], student(ids, mask).last_hidden_state)
+    student.config.relation_heads = None  # as the layer gives them, not by relation heads
     query, key, _ = student.last_projections(ids, mask)
     torch.testing.assert_close((seen.queries[last], seen.keys[last]), (query, key))
 

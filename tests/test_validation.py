@@ -52,7 +52,7 @@ def table(tmp_path):
 def config(run, table):
     return ValidateConfig(
         run=str(run.folder), subnets=8, bands=2, alone_steps=3, probe=str(table), task=str(table), train_rows=40,
-        text_columns="subject", label_column="folder",
+        text_columns="subject", label_column="folder", precision="fp32",
     )  # fmt: skip
 
 

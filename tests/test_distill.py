@@ -445,6 +445,7 @@ def _killed_at(place: str, count: int, *arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return None
 
+    checkpoint.Checkpoints.due = True  # type: ignore[assignment,method-assign] # the clock would save now and then
     setattr(owner, name, fatal)
     _train_in_a_process(*arguments)
 

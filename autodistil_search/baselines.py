@@ -117,12 +117,14 @@ class Bench:
             found += [_Recipe(name, subnet, DISTILLED, alone) for name, subnet in SHAPES.items()]
         if "tinybert" in names:
             found += [
-                _Recipe(name, SHAPES[name], TINYBERT, alone, layer_by_layer=True)
+                _Recipe(name, SHAPES[name], TINYBERT, replace(alone, hidden=0.0), layer_by_layer=True)
                 for name in SHAPES
                 if name.startswith("TinyBERT")
             ]
         if "minilm" in names:
-            attention = replace(alone, loss="kl", relations="qk,vv", relation_heads=self.teacher.subnet.heads)
+            attention = replace(
+                alone, loss="kl", relations="qk,vv", relation_heads=self.teacher.subnet.heads, hidden=0.0
+            )
             found += [_Recipe(name, SHAPES[name], MINILM, attention) for name in SHAPES if name.startswith("MiniLM")]
         if "random" in names:
             rng = random.Random(alone.seed)
@@ -167,6 +169,7 @@ class Bench:
             self.reporter,
             f"baseline {recipe.name}, {recipe.how}",
             transfer=transfer,
+            sample_ids=self.sample_ids,
         )
         if not (folder / "tokenizer_config.json").exists():
             teacher.tokenizer.save_pretrained(folder)

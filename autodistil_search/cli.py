@@ -191,7 +191,7 @@ def _add_export(parser: ArgumentParser) -> None:
 
 _PLANNED = (
     *("space", "depth", "teacher", "teacher_layer", "seq_len", "loss", "relations", "relation_heads", "sampling"),
-    *("random_subnets", "subnet_weights", "in_place", "seed", "device", "precision", "keep"),
+    *("random_subnets", "subnet_weights", "in_place", "hidden", "seed", "device", "precision", "keep"),
 )
 """Settings that a plan depends on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -72,6 +73,8 @@ class TrainConfig:
         random_subnets: How many are drawn at random; by default 1 of largest-random, 2 of sandwich, 4 of random.
         subnet_weights: How much the loss of each counts, such as largest:2,random:1; all alike if not given.
         in_place: Share of a subnet's loss taken against the largest subnet's relations instead of the teacher's.
+        hidden: Weight in the loss of the last hidden states, against the teacher's through a learned linear map; 0
+            trains by relations alone, as the paper does.
         steps: Training steps of each SuperLM and of each baseline.
         batch_size: Blocks in a step, over all processes.
         accumulate: Parts that each process divides its blocks into, one in memory at a time.
@@ -101,6 +104,7 @@ class TrainConfig:
     random_subnets: int | None = None
     subnet_weights: str = ""
     in_place: float = 0.0
+    hidden: float = 1.0
     steps: int = 200
     batch_size: int = 4
     accumulate: int = 1
@@ -147,6 +151,9 @@ class TrainConfig:
         share = self.in_place
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise InputError(f"--in-place {share!r}; allowed: numbers from 0 to 1")
+        weight = self.hidden
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise InputError(f"--hidden {weight!r}; allowed: 0 or numbers above")
         if share and self.sampling == "random":
             raise InputError("--in-place with --sampling random; allowed: a sampling that trains the largest subnet")
         if self.sampling == "largest" and self.random_subnets:

@@ -38,7 +38,7 @@ from autodistil_search.schedule import MAX_GRADIENT_NORM, WEIGHT_DECAY, set_lear
 from autodistil_search.space import Subnet
 from autodistil_search.teacher import Teacher
 from autodistil_search.traininglog import TrainingLog
-from autodistil_search.transfer import LayerTransfer
+from autodistil_search.transfer import LastHidden, LayerTransfer
 from autodistil_search.weights import parse_relations
 
 
@@ -49,7 +49,8 @@ class TrainOptions:
     batch_size: blocks in a step, over all processes. loss: one of `relations.LOSSES`; relations: see
     `weights.parse_relations`. sampling, random_subnets, subnet_weights: see `sampling.draw`. in_place: the share of
     a subnet's loss that is taken against the relations of the largest subnet instead of the teacher's (in-place
-    distillation, Yu and Huang, arXiv 1903.05134); it needs a sampling that trains the largest.
+    distillation, Yu and Huang, arXiv 1903.05134); it needs a sampling that trains the largest. hidden: the weight of
+    `transfer.LastHidden` beside the relation loss; 0 trains by relations alone.
     """
 
     steps: int
@@ -63,6 +64,7 @@ class TrainOptions:
     random_subnets: int | None = None
     subnet_weights: str = ""
     in_place: float = 0.0
+    hidden: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,14 @@ def distill(
     execution: Execution | None = None,
     held_out: HeldOut | None = None,
     transfer: LayerTransfer | None = None,
+    sample_ids: Tensor | None = None,
 ) -> AutoDistilModel:
     """Train `model` in place to the end, going on from the last good checkpoint in `folder` if there is one.
 
     A SuperLM trains the subnets of its space that `options.sampling` draws for each step; a student trains itself. With
     `transfer`, which must be between `model` and `teacher`, a student learns layer by layer and not by relations: its
     loss is the sum of `transfer.LAYER_TERMS` (TinyBERT's general distillation, arXiv 1909.10351, equations 7 to 9).
+    sample_ids: `(N, T)` token ids of training text, on which the map of `options.hidden` starts; needed if it is not 0.
     `folder` holds checkpoints while it trains, `training.csv` and `held_out.csv`, and at the end the model and
     `trainer_state.json`. A model that was finished before is read from there. Launched as several processes, each
     works on its rows of every batch, and the first alone writes.
@@ -129,7 +133,10 @@ def distill(
             bar.skip(options.steps)
             model.eval()
             return model
-        training = _Training(model, teacher, text, options, execution, device, group, transfer)
+        last_hidden = None
+        if options.hidden and transfer is None:
+            last_hidden = _last_hidden(model, teacher, sample_ids, device)
+        training = _Training(model, teacher, text, options, execution, device, group, transfer, last_hidden)
         checkpoints = Checkpoints(
             folder, training.learner, training.optimizer, training.scaler, settings, execution.keep
         )
@@ -154,6 +161,15 @@ def distill(
     return model
 
 
+def _last_hidden(model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor | None, device: Device) -> LastHidden:
+    """The loss of the last hidden states, with its map fitted to `model` as it is."""
+    assert sample_ids is not None
+    found = LastHidden(model.config.hidden_size, teacher.subnet.hidden_size)
+    device.place(found)
+    found.fit(model, teacher, sample_ids)
+    return found
+
+
 @dataclass
 class _Training:
     """A model in training: all that a step needs, on this process."""
@@ -166,6 +182,7 @@ class _Training:
     device: Device
     group: Processes
     transfer: LayerTransfer | None = None
+    last_hidden: LastHidden | None = None
 
     def __post_init__(self) -> None:
         options, parts = self.options, self.execution.accumulate * self.group.count
@@ -174,7 +191,8 @@ class _Training:
                 f"--batch-size {options.batch_size} for {self.group.count} processes with --accumulate "
                 f"{self.execution.accumulate}; allowed: at least one block for each part of a step, {parts} or more"
             )
-        self.learner = self.model if self.transfer is None else nn.ModuleList([self.model, self.transfer])
+        beside = self.transfer or self.last_hidden
+        self.learner = self.model if beside is None else nn.ModuleList([self.model, beside])
         self.optimizer = torch.optim.AdamW(
             self.learner.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True
         )
@@ -187,11 +205,14 @@ class _Training:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, step: int, flags: Callable[[], Sequence[bool]]) -> tuple[list[Drawn], list[float], list[bool]]:
-        """Take one step; returns its subnets, their losses, and which of two `flags` are set on any process by now."""
+        """Take one step; returns its subnets, their losses, and which of two `flags` are set on any process by now.
+
+        Losses are those of `train_step`.
+        """
         drawn = subnets_of_step(self.model, self.options, step)
         own = self._gradients(step, drawn)
         *losses, first, second = self.group.add_up(self.learner.parameters(), [*own, *map(float, flags())])
-        check_finite(losses, drawn, step)
+        check_finite(losses[: len(drawn)], drawn, step)
         set_learning_rate(self.optimizer, self.options.lr, step, self.options.steps)
         self._update(drawn, step)
         return drawn, losses, [first > 0, second > 0]
@@ -201,14 +222,24 @@ class _Training:
         size = self.options.batch_size
         rows = self.text.rows(step, size, self.options.seed, self.group.share(size))
         self.tokens_in_a_step = size * rows.shape[1]
-        losses = [0.0] * len(drawn)
+        losses: list[float] = []
         for part in rows.tensor_split(self.execution.accumulate):
             share, ids = len(part) / size, part.to(self.device.name)
             if self.transfer is not None:
                 found = [self._layer_step(self.transfer, ids, share)]
             else:
-                found = train_step(self.model, self.teacher, ids, drawn, self.options, self.device, share, self.scaler)
-            losses = [loss + share * more for loss, more in zip(losses, found, strict=True)]
+                found = train_step(
+                    self.model,
+                    self.teacher,
+                    ids,
+                    drawn,
+                    self.options,
+                    self.device,
+                    share,
+                    self.scaler,
+                    self.last_hidden,
+                )
+            losses = [loss + share * more for loss, more in zip(losses or [0.0] * len(found), found, strict=True)]
         return losses
 
     def _layer_step(self, transfer: LayerTransfer, input_ids: Tensor, share: float) -> float:
@@ -288,34 +319,48 @@ def train_step(
     device: Device,
     share: float = 1.0,
     scaler: torch.amp.GradScaler | None = None,
+    last_hidden: LastHidden | None = None,
 ) -> list[float]:
     """Add up the gradients of the weighted losses of the `drawn` subnets on one batch `(B, T)`.
 
     share: of the step's batch that this batch is. scaler: scales what gradients are computed of, if it is enabled.
-    Returns each subnet's loss against the teacher.
+    last_hidden: what the term of weight `options.hidden` is computed by; None for none.
+    Returns each subnet's relation loss against the teacher; after those, with `last_hidden`, each one's loss by that.
     """
-    losses = []
+    losses, of_hidden = [], []
     relations = parse_relations(options.relations)
 
     def target_of(projections: Sequence[Tensor]) -> RelationTarget:
         return relation_target(projections, None, options.relation_heads, options.loss, relations)
 
+    hidden: Tensor | None = None
     with device.autocast():
-        target = target_of(teacher.projections(input_ids))
+        if last_hidden is None:
+            target = target_of(teacher.projections(input_ids))
+        else:
+            found, hidden = teacher.last_layer(input_ids)
+            target = target_of(found)
     second: RelationTarget | None = None
     with model.shared_words(input_ids) as words:
         for subnet, role, weight in drawn:
             with device.autocast():
-                projections = model.last_projections(input_ids, subnet=subnet, words=words)
+                if last_hidden is None:
+                    projections = model.last_projections(input_ids, subnet=subnet, words=words)
+                else:
+                    projections, mine = model.last_layer(input_ids, subnet, words)
             loss = relation_loss(projections, target)
             losses.append(loss.item())
             if second is not None:
                 loss = (1 - options.in_place) * loss + options.in_place * relation_loss(projections, second)
             elif options.in_place and role == "largest":
                 second = target_of([each.detach() for each in projections])
+            if last_hidden is not None:
+                more = last_hidden(mine, hidden)
+                of_hidden.append(more.item())
+                loss = loss + options.hidden * more
             loss = loss * (weight * share)
             (loss if scaler is None else scaler.scale(loss)).backward()
-    return losses
+    return [*losses, *of_hidden]
 
 
 def subnets_of_step(model: AutoDistilModel, options: TrainOptions, step: int) -> list[Drawn]:

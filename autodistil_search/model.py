@@ -24,6 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from autodistil_search.space import SearchSpace, Subnet, kept_layers
 
+Projections = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values, each `(B, T, W)`."""
+
 
 class AutoDistilConfig(PreTrainedConfig):
     """Sizes of an `AutoDistilModel`. Unlike BERT's, `head_dim` is free of the hidden size.
@@ -147,15 +150,19 @@ class ElasticLayer(nn.Module):
         self.ffn_norm = ElasticLayerNorm(hidden, eps=config.layer_norm_eps)
         self.activation = ACT2FN[config.hidden_act]
 
-    def project(self, x: Tensor, sizes: Subnet) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, sizes: Subnet) -> Projections:
         """Queries, keys and values of `(B, T, H)` hidden states, each `(B, T, W)`."""
         width = sizes.attention_width
         return self.query(x, width), self.key(x, width), self.value(x, width)
 
     def forward(self, x: Tensor, sizes: Subnet, padding: Tensor | None) -> Tensor:
         """Hidden states `(B, T, H)` to the next layer's."""
+        return self.complete(x, self.project(x, sizes), sizes, padding)
+
+    def complete(self, x: Tensor, projections: Projections, sizes: Subnet, padding: Tensor | None) -> Tensor:
+        """The rest of `forward`, after `project`."""
         query, key, value = (
-            each.unflatten(-1, (sizes.heads, sizes.head_dim)).transpose(1, 2) for each in self.project(x, sizes)
+            each.unflatten(-1, (sizes.heads, sizes.head_dim)).transpose(1, 2) for each in projections
         )  # (B, A, T, D)
         context = attend(query, key, value, padding).transpose(1, 2).flatten(2)  # (B, T, W)
         x = self.attention_norm(x + self.attention_output(context, sizes.hidden_size))  # (B, T, H)
@@ -240,7 +247,7 @@ class AutoDistilModel(_AutoDistil):
 
     @contextmanager
     def shared_words(self, input_ids: Tensor) -> Iterator[Tensor]:
-        """The word embeddings of a batch that several subnets train on, for `last_projections`.
+        """The word embeddings of a batch that several subnets train on, for `last_projections` and `last_layer`.
 
         Each backward pass inside adds to their gradient, which is `(B, T, largest H)`; on leaving it goes on to the
         table, whose own gradient has a row for every word: made once, not once for each subnet.
@@ -256,19 +263,36 @@ class AutoDistilModel(_AutoDistil):
         attention_mask: Tensor | None = None,
         subnet: Subnet | None = None,
         words: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Projections:
         """Queries, keys and values of the last layer, each `(B, T, W)`: all that relation distillation needs.
 
         Their dimensions are ordered by relation heads, as `relations.split_heads` takes them. The rest of the last
         layer is not computed. words: the word embeddings of `input_ids`, if they were looked up before
         (`shared_words`).
         """
-        subnet = subnet or self.config.subnet
+        x, last, sizes = self._before_last(input_ids, attention_mask, subnet or self.config.subnet, words)
+        return self._by_relation_heads(last.project(x, sizes))
+
+    def last_layer(
+        self, input_ids: Tensor, subnet: Subnet | None = None, words: Tensor | None = None
+    ) -> tuple[Projections, Tensor]:
+        """`last_projections`, and the last hidden states `(B, T, H)`."""
+        x, last, sizes = self._before_last(input_ids, None, subnet or self.config.subnet, words)
+        projections = last.project(x, sizes)
+        return self._by_relation_heads(projections), last.complete(x, projections, sizes, None)
+
+    def _before_last(
+        self, input_ids: Tensor, attention_mask: Tensor | None, subnet: Subnet, words: Tensor | None
+    ) -> tuple[Tensor, ElasticLayer, Subnet]:
+        """What goes into the last layer of `subnet`, that layer, and its sizes."""
         *body, (last, last_sizes) = self._layers_of(subnet)
         x = self._embed(input_ids, None, subnet.hidden_size, words)
         for layer, sizes in body:
             x = layer(x, sizes, _padding(attention_mask))
-        query, key, value = last.project(x, last_sizes)
+        return x, last, last_sizes
+
+    def _by_relation_heads(self, projections: Projections) -> Projections:
+        query, key, value = projections
         return self._by_relation_head(query), self._by_relation_head(key), self._by_relation_head(value)
 
     def _by_relation_head(self, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """What training a SuperLM will take, before it is paid for: steps, hours, memory of a device, size of a checkpoint.
 
 Time is measured on a few real steps here, or follows from a stated sustained FLOP/s. Work is counted as it is done,
-which is less than a forward pass of the whole encoder: of the last layer only Q, K and V are computed, and of the
-teacher nothing after the layer that is distilled. One multiply-add is two FLOPs here, as in the FLOP/s of a device.
+which is less than a forward pass of the whole encoder: no pooler, of the teacher nothing after the layer that is
+distilled, and of its layer and a subnet's last only Q, K and V, unless hidden states are distilled, too. One
+multiply-add is two FLOPs here, as in the FLOP/s of a device.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from autodistil_search.sampling import Drawn
 from autodistil_search.schedule import MAX_GRADIENT_NORM, WEIGHT_DECAY
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.teacher import Teacher
+from autodistil_search.transfer import LastHidden
 
 _DRAWN = 2000
 """The subnets of so many steps stand for those of a longer run: their mean cost is within 1 % of it."""
@@ -40,6 +42,9 @@ _ROUNDS = 3
 
 _ENOUGH = 100.0
 """Seconds after which no further round begins; steps that take so long vary little."""
+
+_MAP = ("map of hidden states", "offset of that map")
+"""Parameters that train with a model and are no part of it: `transfer.LastHidden`'s."""
 
 _FLOAT = 4
 """Bytes: weights, gradients and moments are float32 in every precision."""
@@ -134,10 +139,10 @@ def make_plan(
     model.train()
     rows = math.ceil(options.batch_size / devices)
     work = work_of(teacher, model, options, seq_len)
-    trained = trained_parameters(model.config)
+    trained = trained_parameters(model.config, _map_width(teacher, options))
     memory = Memory(
         teacher=_FLOAT * sum(each.numel() for each in teacher.model.parameters()),
-        weights=_FLOAT * sum(each.numel() for each in model.parameters()),
+        weights=_FLOAT * (model.num_parameters() + sum(trained[name] for name in _MAP if name in trained)),
         gradients=_FLOAT * sum(trained.values()),
         moments=2 * _FLOAT * sum(trained.values()),
         activations=activation_bytes(model, teacher, options, rows, seq_len, device),
@@ -150,7 +155,7 @@ def make_plan(
         memory = replace(memory, peak=peak_memory(device))
     else:
         seconds = 2 * rows * work.multiply_adds / flops_per_second
-    checkpoint = checkpoint_bytes(model.config)
+    checkpoint = checkpoint_bytes(model.config, _map_width(teacher, options))
     return Plan(space, options.steps, devices, rows, seq_len, seconds, work, memory, checkpoint)
 
 
@@ -158,19 +163,40 @@ def work_of(teacher: Teacher, model: AutoDistilModel, options: TrainOptions, seq
     """The work of a step, the subnets' as the mean over the steps of the run."""
     reached = teacher.subnet.first(teacher.layer + 1)
     drawn = _drawn(model, options)
-    total = sum(distillation_work(subnet, seq_len) for step in drawn for subnet, _, _ in step)
-    return Work(distillation_work(reached, seq_len), total / len(drawn))
+    width = _map_width(teacher, options)
+    total = sum(
+        distillation_work(subnet, seq_len, width > 0) + seq_len * subnet.hidden_size * width
+        for step in drawn
+        for subnet, _, _ in step
+    )
+    return Work(distillation_work(reached, seq_len, width > 0), total / len(drawn))
 
 
-def distillation_work(subnet: Subnet, seq_len: int) -> int:
+def distillation_work(subnet: Subnet, seq_len: int, hidden: bool = False) -> int:
     """Multiply-adds of a forward pass for the relation loss of one sequence.
 
-    All layers but the last, the last one's Q, K and V, and their three relations.
+    All layers but the last, the last one's Q, K and V, and their three relations; with `hidden`, all of the last.
     """
     last = subnet.each_layer[-1]
+    relations = 3 * seq_len * seq_len * last.attention_width
+    if hidden:
+        return flops(subnet, seq_len) - subnet.hidden_size**2 + relations
     body = flops(subnet, seq_len) - flops(last, seq_len)
-    width = last.attention_width
-    return body + 3 * seq_len * subnet.hidden_size * width + 3 * seq_len * seq_len * width
+    return body + 3 * seq_len * subnet.hidden_size * last.attention_width + relations
+
+
+def _map_width(teacher: Teacher, options: TrainOptions) -> int:
+    """The width that hidden states are mapped to; 0 if they are not distilled."""
+    return teacher.subnet.hidden_size if options.hidden else 0
+
+
+def _last_hidden(model: AutoDistilModel, teacher: Teacher, options: TrainOptions, device: Device) -> LastHidden | None:
+    """The loss of hidden states with a map that was not fitted, which changes neither time nor memory."""
+    if not options.hidden:
+        return None
+    found = LastHidden(model.config.hidden_size, teacher.subnet.hidden_size)
+    device.place(found)
+    return found
 
 
 def _drawn(model: AutoDistilModel, options: TrainOptions) -> list[list[Drawn]]:
@@ -214,14 +240,18 @@ class _Timer:
     ) -> None:
         self._model, self._teacher, self._options, self._device = model, teacher, options, device
         self._ids = _random_ids(model, shape, device)
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=WEIGHT_DECAY, fused=True)
+        self._last_hidden = _last_hidden(model, teacher, options, device)
+        self._parameters = [*model.parameters(), *(self._last_hidden.parameters() if self._last_hidden else ())]
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=1e-6, weight_decay=WEIGHT_DECAY, fused=True)
         self._clock = clock
 
     def seconds(self, drawn: list[Drawn]) -> float:
         """Of one step with those subnets, as `distill.distill` takes it."""
         start = self._clock()
-        train_step(self._model, self._teacher, self._ids, drawn, self._options, self._device)
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM).item()
+        train_step(
+            self._model, self._teacher, self._ids, drawn, self._options, self._device, last_hidden=self._last_hidden
+        )
+        torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM).item()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._device.type == "cuda":
@@ -256,7 +286,9 @@ def activation_bytes(
 def _saved_bytes(
     model: AutoDistilModel, teacher: Teacher, options: TrainOptions, shape: tuple[int, int], device: Device
 ) -> int:
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    last_hidden = _last_hidden(model, teacher, options, device)
+    parameters = [*model.parameters(), *(last_hidden.parameters() if last_hidden else ())]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -266,7 +298,8 @@ def _saved_bytes(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        train_step(model, teacher, _random_ids(model, shape, device), _alone(model.config.subnet), options, device)
+        ids, drawn = _random_ids(model, shape, device), _alone(model.config.subnet)
+        train_step(model, teacher, ids, drawn, options, device, last_hidden=last_hidden)
     model.zero_grad(set_to_none=True)
     return sum(kept.values())
 
@@ -276,23 +309,28 @@ def _random_ids(model: AutoDistilModel, shape: tuple[int, int], device: Device) 
     return torch.randint(model.config.vocab_size, shape, generator=generator).to(device.name)
 
 
-def trained_parameters(config: AutoDistilConfig) -> dict[str, int]:
-    """Names and sizes of the parameters that relation distillation trains: not the rest of the last layer, say.
+def trained_parameters(config: AutoDistilConfig, map_width: int = 0) -> dict[str, int]:
+    """Names and sizes of the parameters that distillation trains: never the pooler, say.
 
     Those that get a gradient from the largest subnet, which uses all that any other uses; found without any data.
+    map_width: what hidden states are mapped to, whose map (`_MAP`) is then trained, too; 0 for relations alone, which
+    leave most of the last layer as it is.
     """
     with torch.device("meta"):
         model = AutoDistilModel(config)
         ids = torch.zeros(1, 2, dtype=torch.long)
-    torch.stack([each.sum() for each in model.last_projections(ids)]).sum().backward()
-    return {name: each.numel() for name, each in model.named_parameters() if each.grad is not None}
+    projections, hidden = model.last_layer(ids)
+    torch.stack([each.sum() for each in (*projections, *([hidden] if map_width else []))]).sum().backward()
+    trained = {name: each.numel() for name, each in model.named_parameters() if each.grad is not None}
+    return trained | (dict(zip(_MAP, (config.hidden_size * map_width, map_width), strict=True)) if map_width else {})
 
 
-def checkpoint_bytes(config: AutoDistilConfig) -> int:
+def checkpoint_bytes(config: AutoDistilConfig, map_width: int = 0) -> int:
     """Bytes of the tensors in a checkpoint: all weights, and AdamW's two moments and step of those that are trained."""
     with torch.device("meta"):
         weights = AutoDistilModel(config).num_parameters()
-    trained = trained_parameters(config)
+    trained = trained_parameters(config, map_width)
+    weights += sum(trained[name] for name in _MAP if name in trained)
     return _FLOAT * (weights + 2 * sum(trained.values()) + len(trained))
 
 

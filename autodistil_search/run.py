@@ -436,8 +436,8 @@ def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
         described["text"] = f"{', '.join(config.texts)}: {inputs.text.description}"
         described["training"] = (
             f"{config.steps} steps of {config.batch_size} x {config.seq_len} tokens, {_sampling(config)}, "
-            f"{config.loss} loss of {config.relations}, AdamW, peak learning rate {_rates(inputs)}, start from "
-            f"{config.init}, seed {config.seed}"
+            f"{config.loss} loss of {config.relations}, last hidden states with weight {config.hidden:g}, AdamW, peak "
+            f"learning rate {_rates(inputs)}, start from {config.init}, seed {config.seed}"
         )
         described["proxy"] = scorer.proxy.description
     described["device"] = f"{inputs.device.name}, {inputs.device.precision}, {torch.get_num_threads()} threads"

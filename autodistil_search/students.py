@@ -113,6 +113,7 @@ class _Job:
                 f"training {self._student.config.subnet}",
                 materials.execution,
                 self,
+                sample_ids=materials.sample_ids,
             )
         finally:
             if processes(materials.device.type == "cpu").main:

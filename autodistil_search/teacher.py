@@ -1,4 +1,4 @@
-"""Any Hugging Face encoder as a teacher: the Q, K and V of one layer, and weights for a SuperLM to start from."""
+"""Any Hugging Face encoder as a teacher: what one layer computes, and weights for a SuperLM to start from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,14 @@ from autodistil_search.cost import Vocabulary
 from autodistil_search.errors import InputError
 from autodistil_search.families import FAMILIES, PACKAGED, WITHOUT_PLACE, check_family, find, find_layers
 from autodistil_search.files import file_sha256, read_json, readable
-from autodistil_search.model import AutoDistilConfig, AutoDistilModel, ElasticLayer, ElasticLinear, quiet_transformers
+from autodistil_search.model import (
+    AutoDistilConfig,
+    AutoDistilModel,
+    ElasticLayer,
+    ElasticLinear,
+    Projections,
+    quiet_transformers,
+)
 from autodistil_search.space import SearchSpace, Subnet
 
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -126,32 +134,72 @@ class Teacher:
         return None if table is None else table.weight[0 if padding is None else padding + 1 :]
 
     @torch.no_grad()
-    def projections(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def projections(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Projections:
         """Queries, keys and values of the chosen layer, each `(B, T, width)`; nothing after them is computed.
 
         They are what the model's own linear layers give: before RoPE (ModernBERT) and whatever else attention does
         with positions, as a student has its positions in the hidden states alone.
         """
+        with self._watching(stop=True) as projections, suppress(_Captured):
+            self.model(input_ids=input_ids, attention_mask=attention_mask)
+        return projections()
+
+    @torch.no_grad()
+    def last_layer(self, input_ids: Tensor) -> tuple[Projections, Tensor]:
+        """`projections`, and the hidden states `(B, T, H)` that follow from them; nothing after those is computed.
+
+        They are what the next layer is given; if the chosen layer is the last, what the model gives in the end.
+        """
+        after = self.layer + 1
+        following = self._layers[after] if after < len(self._layers) else getattr(self.model, "pooler", None)
+        with self._watching(stop=False) as projections:
+            if following is None:
+                hidden = self.model(input_ids=input_ids).last_hidden_state
+            else:
+                hidden = self._given_to(following, input_ids)
+        return projections(), hidden
+
+    def _given_to(self, module: nn.Module, input_ids: Tensor) -> Tensor:
+        """The hidden states that go into `module`; from it on, nothing is computed."""
+        given: list[Tensor] = []
+
+        def capture(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            given.append(arguments[0] if arguments else named["hidden_states"])
+            raise _Captured
+
+        handle = module.register_forward_pre_hook(capture, with_kwargs=True)
+        try:
+            self.model(input_ids=input_ids)
+        except _Captured:
+            pass
+        finally:
+            handle.remove()
+        return given[0]
+
+    @contextmanager
+    def _watching(self, stop: bool) -> Iterator[Callable[[], Projections]]:
+        """Gives what tells the chosen layer's projections once the model has run inside; stop: not beyond them."""
         places = [self.family.parts[part] for part in ("query", "key", "value")]
         paths = {place.path for place in places}
         outputs: dict[str, Tensor] = {}
 
         def capture(path: str, *hook_arguments: Any) -> None:
-            outputs[path] = hook_arguments[-1]  # module, inputs, output
-            if len(outputs) == len(paths):
+            # Module, inputs, output. The first: DeBERTa gives the same linear layers its positions, too.
+            outputs.setdefault(path, hook_arguments[-1])
+            if stop and len(outputs) == len(paths):
                 raise _Captured
+
+        def projections() -> Projections:
+            query, key, value = (outputs[place.path].chunk(place.of, dim=-1)[place.index] for place in places)
+            return query, key, value
 
         layer = self._layers[self.layer]
         handles = [find(layer, path).register_forward_hook(partial(capture, path)) for path in paths]
         try:
-            self.model(input_ids=input_ids, attention_mask=attention_mask)
-        except _Captured:
-            pass
+            yield projections
         finally:
             for handle in handles:
                 handle.remove()
-        query, key, value = (outputs[place.path].chunk(place.of, dim=-1)[place.index] for place in places)
-        return query, key, value
 
     def student_config(self, subnet: Subnet, space: SearchSpace | None = None) -> AutoDistilConfig:
         """The configuration of a model of those sizes with this teacher's vocabulary and activation."""

@@ -89,6 +89,7 @@ def train_superlm(
             f"training SuperLM {space.name}",
             materials.execution,
             watch,
+            sample_ids=materials.sample_ids,
         )
     finally:
         watch.draw()

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 TRAINING_CSV = "training.csv"
 HELD_OUT_CSV = "held_out.csv"
 COLUMNS = ("step", "role", *DIMENSIONS, "loss")
+HIDDEN = "hidden_loss"
+"""The column of `training.csv` that the last hidden states have, where they are trained."""
 
 
 class TrainingLog:
     """`training.csv`, a row for each subnet of each step, and `held_out.csv`, the same of what was measured.
+
+    Losses are relation losses, in the column "loss"; `training.csv` has the losses of last hidden states in `HIDDEN`.
 
     Args:
         folder: Where they lie; rows after the step resumed from are dropped.
@@ -35,24 +39,33 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, first: int, tensorboard: bool = False) -> None:
-        self._training = _Table(folder / TRAINING_CSV, first)
-        self._held_out = _Table(folder / HELD_OUT_CSV, first)
+        self._training = _Table(folder / TRAINING_CSV, (*COLUMNS, HIDDEN), first)
+        self._held_out = _Table(folder / HELD_OUT_CSV, COLUMNS, first)
         self._board = _summary_writer(folder, first) if tensorboard else None
         self._since = time.monotonic()
         self._last_held_out = ""
 
     def write(self, step: int, drawn: Sequence[Drawn], losses: Sequence[float], tokens: int, lr: float) -> str:
-        """Write down what the `step`-th step gave (counted from 1), on `tokens` tokens; returns a line about it."""
-        self._training.append(step, [(each.role, each.subnet, loss) for each, loss in zip(drawn, losses, strict=True)])
+        """Write down what the `step`-th step gave (counted from 1), on `tokens` tokens; returns a line about it.
+
+        losses: as `distill.train_step` gives them.
+        """
+        losses, of_hidden = losses[: len(drawn)], losses[len(drawn) :]
+        rows = [(each.role, each.subnet, loss) for each, loss in zip(drawn, losses, strict=True)]
+        self._training.append(step, rows, of_hidden or [None] * len(rows))
         now = time.monotonic()
         pace, self._since = tokens / max(now - self._since, 1e-9), now
         means = _means((each.role, loss) for each, loss in zip(drawn, losses, strict=True))
         if self._board is not None:
             for role, mean in means.items():
                 self._board.add_scalar(f"loss/{role}", mean, step)
+            if of_hidden:
+                self._board.add_scalar("hidden loss", fmean(of_hidden), step)
             self._board.add_scalar("learning rate", lr, step)
             self._board.add_scalar("tokens per second", pace, step)
         parts = [f"{pace:,.0f} tokens/s", "loss " + ", ".join(f"{role} {mean:.3f}" for role, mean in means.items())]
+        if of_hidden:
+            parts.append(f"hidden {fmean(of_hidden):.3f}")
         return "; ".join([*parts, self._last_held_out] if self._last_held_out else parts)
 
     def write_held_out(self, step: int, measured: Sequence[tuple[str, Subnet, float]]) -> None:
@@ -87,21 +100,26 @@ def _summary_writer(folder: Path, first: int) -> SummaryWriter:
 
 
 class _Table:
-    """A CSV file with `COLUMNS` that is only ever appended to."""
+    """A CSV file with these `columns` (`COLUMNS`, and one more of training) that is only ever appended to."""
 
-    def __init__(self, path: Path, first: int) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], first: int) -> None:
         self._path = path
         kept: list[list[str]] = []
         if path.exists():
             with readable(path), path.open(newline="") as file:
-                kept = [row for row in list(csv.reader(file))[1:] if len(row) == len(COLUMNS) and int(row[0]) <= first]
+                kept = [row for row in list(csv.reader(file))[1:] if len(row) == len(columns) and int(row[0]) <= first]
         with path.open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *kept])
+            csv.writer(file).writerows([columns, *kept])
 
-    def append(self, step: int, rows: Sequence[tuple[str, Subnet, float]]) -> None:
+    def append(
+        self, step: int, rows: Sequence[tuple[str, Subnet, float]], more: Sequence[float | None] | None = None
+    ) -> None:
+        """Append `rows`; more: of each the last column's number, if the table has one more, None for no number."""
         lines: list[tuple[Any, ...]] = []
         for role, subnet, loss in rows:
             sizes = subnet.to_row()
             lines.append((step, role, *(sizes[key] for key in DIMENSIONS), f"{loss:.6f}"))
+        if more is not None:
+            lines = [(*line, "" if each is None else f"{each:.6f}") for line, each in zip(lines, more, strict=True)]
         with self._path.open("a", newline="") as file:
             csv.writer(file).writerows(lines)

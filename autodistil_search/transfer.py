@@ -1,7 +1,7 @@
-"""What a student can learn from its teacher layer by layer: embeddings, hidden states, attention maps.
+"""What students learn of their teacher beside relations: its last hidden states; or its layers, one by one.
 
-Both are watched while they run, whatever family of encoders they are of. Letters: B sequences, T tokens, H hidden size,
-W width of queries and keys.
+Layers' embeddings, hidden states and attention maps are watched while both run, whatever family of encoders they are
+of. Letters: B sequences, T tokens, H hidden size, W width of queries and keys.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from autodistil_search.errors import InputError
 from autodistil_search.families import FAMILIES, Block, Family, find
-from autodistil_search.model import AutoDistilConfig
+from autodistil_search.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.relations import relation_loss, relation_target
+from autodistil_search.teacher import Teacher
 
 _OURS = Family(
     layers="layers",
@@ -34,6 +35,10 @@ _OURS = Family(
 )
 """A student's own parts."""
 
+
+_BLOCKS_AT_ONCE = 16
+_RIDGE = 1e-6
+"""Share of the mean variance added to each dimension's: of those that say the same, least squares take all alike."""
 
 LAYER_TERMS = ("embeddings", "hidden", "attention")
 """What `LayerTransfer` compares."""
@@ -167,3 +172,53 @@ def _distance(mine: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:
     """Mean squared difference of `(B, T, H)` states over the tokens that are not padding."""
     each = (mine.float() - theirs.float()).square().mean(-1)  # (B, T)
     return (each * mask).sum() / mask.sum()
+
+
+class LastHidden(nn.Module):
+    """How much of the teacher's last hidden states no linear map of a student's gives, as a loss.
+
+    Relations train the queries, keys and values of a student's last layer and what is below them; this trains the rest
+    of that layer, too. It is the squared difference to the teacher's hidden states, once the student's are taken to
+    their width (TinyBERT's, arXiv 1909.10351, equation 8, for the last layer), as a share of their variance: 0 for
+    what is the teacher's but for such a map, 1 for what tells nothing.
+
+    The map trains with the student, is not part of it, and starts as least squares have it on a sample of text. Subnets
+    share it as they share weights: each uses the rows of its own hidden dimensions.
+
+    Args:
+        hidden_size: The student's, of a SuperLM the largest.
+        teacher_hidden_size: The teacher's.
+    """
+
+    variance: Tensor
+
+    def __init__(self, hidden_size: int, teacher_hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size, teacher_hidden_size))
+        self.bias = nn.Parameter(torch.zeros(teacher_hidden_size))
+        self.register_buffer("variance", torch.ones(()))
+
+    @torch.no_grad()
+    def fit(self, model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor) -> None:
+        """Start from the best map of what `model` gives for a sample of text, `(N, T)` token ids, as a whole."""
+        mean = torch.zeros(sum(self.weight.shape), dtype=torch.double, device=self.weight.device)
+        moment = torch.zeros(len(mean), len(mean), dtype=torch.double, device=mean.device)
+        for batch in sample_ids.to(mean.device).split(_BLOCKS_AT_ONCE):
+            both = torch.cat([model(batch).last_hidden_state, teacher.last_layer(batch)[1]], dim=-1)
+            tokens = both.flatten(0, 1).double()
+            mean += tokens.sum(0) / sample_ids.numel()
+            moment += tokens.mT @ tokens / sample_ids.numel()
+        covariance = moment - mean.outer(mean)
+        size = len(self.weight)
+        own = covariance[:size, :size]
+        ridge = _RIDGE * own.trace() / size * torch.eye(size, dtype=own.dtype, device=own.device)
+        weight = torch.linalg.solve(own + ridge, covariance[:size, size:])
+        self.weight.copy_(weight)
+        self.bias.copy_(mean[size:] - mean[:size] @ weight)
+        self.variance.copy_(covariance[size:, size:].trace())
+
+    def forward(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        """The loss of a student's hidden states `(B, T, H)`, or a subnet's, against the teacher's; in float32."""
+        with torch.autocast(mine.device.type, enabled=False):
+            given = mine.float() @ self.weight[: mine.shape[-1]] + self.bias
+            return (given - theirs.float()).square().sum(-1).mean() / self.variance

@@ -232,7 +232,10 @@ class _Job:
         options = self._options_alone
         model = begin_alone(materials.teacher, subnet, options, materials.config.init, materials.sample_ids)
         begun = materials.text.begin()
-        return distill(model, materials.teacher, begun, options, folder, materials.device, self._reporter, str(subnet))
+        return distill(
+            model, materials.teacher, begun, options, folder, materials.device, self._reporter, str(subnet),
+            sample_ids=materials.sample_ids,
+        )  # fmt: skip
 
     def _finish(self, measured: pd.DataFrame) -> Validation:
         measures, folder = self.measures, self._config.folder

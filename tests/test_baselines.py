@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from autodistil_search import InputError, baselines, search
 from autodistil_search.baselines import COPY, DISTILLED, DRAWN, MINILM, SHAPES, TINYBERT
 from autodistil_search.cost import flops, params
 from autodistil_search.export import ExportOptions, export
-from autodistil_search.files import cache_folder
+from autodistil_search.files import cache_folder, read_json
 from autodistil_search.relations import relation_loss, relation_target
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.teacher import load_as_student, load_teacher, truncated
@@ -136,6 +137,10 @@ def test_tinybert_and_minilm_are_trained_by_their_own_objectives(toy_config, tea
         assert own_loss(own) < own_loss(ours)
         assert np.isnan(rows.loc[(name, how), "relation_loss"])  # it says nothing of them
         assert any(note.startswith(f"{name} ({how}): not trained for") for note in run.summary["notes"])
+        by_hidden = [
+            read_json(Path(rows.loc[(name, each), "weights"]) / "trainer_state.json") for each in (how, DISTILLED)
+        ]
+        assert [state["settings"]["hidden"] for state in by_hidden] == [0.0, 1.0]
     assert rows.loc[("TinyBERT toy", DISTILLED), "relation_loss"] > 0
 
 

@@ -39,10 +39,14 @@ from autodistil_search.schedule import seeded, set_learning_rate
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.stream import open_stream
 from autodistil_search.teacher import Teacher, load_teacher
-from autodistil_search.transfer import LayerTransfer
+from autodistil_search.transfer import LastHidden, LayerTransfer
+from autodistil_search.weights import ROLES
 
 CPU = Device("cpu", "fp32")
 OPTIONS = TrainOptions(steps=4, batch_size=4, lr=2e-3, seed=0, relation_heads=4, random_subnets=3)
+WITH_HIDDEN = replace(OPTIONS, hidden=0.5)
+LOSS, HIDDEN_LOSS = 6, 7
+"""Columns of training.csv."""
 
 
 Weights = dict[str, Tensor]
@@ -81,8 +85,8 @@ def train(teacher: Teacher, streams: tuple[Blocks, Blocks], tmp_path: Path) -> C
     """Trains a fresh SuperLM in a folder of that name; returns its weights."""
 
     def run(name: str = "run", options: TrainOptions = OPTIONS, model: AutoDistilModel | None = None) -> Weights:
-        model = model or _superlm(teacher)
-        return _weights(distill(model, teacher, streams[0], options, tmp_path / name, CPU))
+        model, sample = model or _superlm(teacher), streams[0].spread(4)
+        return _weights(distill(model, teacher, streams[0], options, tmp_path / name, CPU, sample_ids=sample))
 
     return run
 
@@ -110,14 +114,14 @@ def test_the_loss_falls_on_the_subnets_trained_and_on_held_out_text(
     after = [proxy.score(model, space.decode(genome)) for genome in space.genomes()]
     assert before[0] == pytest.approx(proxy.reference, rel=0.05)
     assert max(after) < 0.7 * min(before)
-    losses = [float(row[-1]) for row in _rows(tmp_path / "run")[1:]]
+    losses = [float(row[LOSS]) for row in _rows(tmp_path / "run")[1:]]
     assert sum(losses[-40:]) < 0.7 * sum(losses[:40])
 
 
 def _train_in_a_process(teacher_folder: str, text: str, folder: str, options: TrainOptions) -> None:
     teacher = load_teacher(teacher_folder)
     blocks, _ = load_corpus([text], teacher.tokenizer, Path(folder).parent / "cache").blocks(seq_len=16)
-    distill(_superlm(teacher), teacher, blocks, options, Path(folder), CPU)
+    distill(_superlm(teacher), teacher, blocks, options, Path(folder), CPU, sample_ids=blocks.spread(4))
 
 
 def _steps_logged(folder: Path) -> int:
@@ -130,7 +134,7 @@ def _steps_logged(folder: Path) -> int:
 def test_a_run_killed_again_and_again_ends_as_one_never_stopped(
     teacher_folder: Callable[..., Path], toy_text: Callable[..., Path], tmp_path: Path
 ) -> None:
-    options = replace(OPTIONS, steps=60)
+    options = replace(WITH_HIDDEN, steps=60)
     arguments = (str(teacher_folder()), str(toy_text()))
     _train_in_a_process(*arguments, str(tmp_path / "whole"), options)
 
@@ -168,6 +172,7 @@ CHANGES = [
     {"random_subnets": 1},
     {"subnet_weights": "largest:3"},
     {"in_place": 0.5},
+    {"hidden": 0.5},
     {"relations": "qq,kk"},
     {"relations": "qq,kk,vv:0.5"},
     {"relations": "qq,kk,vv,qk"},
@@ -248,13 +253,50 @@ def test_in_place_distillation_follows_the_largest_subnet_which_itself_follows_t
             assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_hidden_states_add_their_share_to_the_gradients_of_a_step_and_train_the_whole_last_layer(
+    teacher: Teacher, streams: tuple[Blocks, Blocks], debug_superlm: Callable[..., AutoDistilModel]
+) -> None:
+    model, ids = debug_superlm(), streams[0].spread(4)
+    subnets = [model.space.largest, model.space.smallest]
+    drawn = [Drawn(subnet, role, weight) for subnet, role, weight in zip(subnets, ROLES, (0.75, 0.25), strict=False)]
+    last_hidden = LastHidden(model.config.hidden_size, teacher.subnet.hidden_size)
+    last_hidden.fit(model, teacher, ids)
+    losses = train_step(model, teacher, ids, drawn, WITH_HIDDEN, CPU, last_hidden=last_hidden)
+    found = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+    in_map = last_hidden.weight.grad.clone()
+
+    model.zero_grad()
+    last_hidden.zero_grad()
+    target, theirs = relation_target(teacher.projections(ids), None, 4), teacher.model(ids).last_hidden_state
+    total = torch.zeros(())
+    for n, (subnet, _, weight) in enumerate(drawn):
+        relation = relation_loss(model.last_projections(ids, subnet=subnet), target)
+        hidden = last_hidden(model(ids, subnet=subnet).last_hidden_state, theirs)
+        assert [losses[n], losses[2 + n]] == pytest.approx([relation.item(), hidden.item()], rel=1e-5)
+        total = total + weight * (relation + 0.5 * hidden)
+    total.backward()
+    assert found.keys() == {name for name, _ in model.named_parameters() if not name.startswith("pooler")}
+    for name, each in model.named_parameters():
+        if name in found:
+            assert_close(found[name], each.grad, rtol=1e-4, atol=1e-6)
+    assert_close(in_map, last_hidden.weight.grad)
+
+
+def test_the_log_has_the_losses_of_hidden_states_where_they_are_trained(
+    train: Callable[..., Weights], tmp_path: Path
+) -> None:
+    train(options=replace(WITH_HIDDEN, steps=40, batch_size=16))
+    losses = [float(row[HIDDEN_LOSS]) for row in _rows(tmp_path / "run")[1:]]
+    assert sum(losses[-40:]) < 0.8 * sum(losses[:40])
+
+
 def test_a_batch_in_parts_gives_the_weights_of_the_whole(
     teacher: Teacher, streams: tuple[Blocks, Blocks], train: Callable[..., Weights], tmp_path: Path
 ) -> None:
-    whole = train("whole")
+    whole, sample = train("whole", WITH_HIDDEN), streams[0].spread(4)
     for parts in (2, 3):  # 3 does not divide the 4 blocks: 2, 1 and 1
-        model = _superlm(teacher)
-        distill(model, teacher, streams[0], OPTIONS, tmp_path / str(parts), CPU, execution=Execution(accumulate=parts))
+        model, execution, folder = _superlm(teacher), Execution(accumulate=parts), tmp_path / str(parts)
+        distill(model, teacher, streams[0], WITH_HIDDEN, folder, CPU, execution=execution, sample_ids=sample)
         assert_close(dict(model.state_dict()), whole, rtol=0, atol=1e-5)
         assert not _same(_weights(model), whole) or parts == 1
 
@@ -326,7 +368,7 @@ def test_a_student_trains_itself_alone(
     student = AutoDistilModel(teacher.student_config(load_space("debug").smallest))
     started = _weights(student)
     assert not _same(train(model=student), started)
-    assert [row[:-1] for row in _rows(tmp_path / "run")[1:]] == [
+    assert [row[:LOSS] for row in _rows(tmp_path / "run")[1:]] == [
         [str(n), "student", "2", "32", "1.5", "2"] for n in range(1, 5)
     ]
 
@@ -337,18 +379,19 @@ def test_the_log_names_the_subnets_and_losses_of_each_step(
     train()
     rows = _rows(tmp_path / "run")
     model = _superlm(teacher)
-    assert rows[0] == ["step", "role", "layers", "hidden_size", "mlp_ratio", "heads", "loss"]
+    assert rows[0] == ["step", "role", "layers", "hidden_size", "mlp_ratio", "heads", "loss", "hidden_loss"]
     expected = [
         [str(step + 1), role, str(s.layers), str(s.hidden_size), str(s.mlp_ratio), str(s.heads)]
         for step in range(4)
         for s, role, _ in subnets_of_step(model, OPTIONS, step)
     ]
-    assert [row[:-1] for row in rows[1:]] == expected
+    assert [row[:LOSS] for row in rows[1:]] == expected
+    assert {row[HIDDEN_LOSS] for row in rows[1:]} == {""}
     ids = streams[0].rows(0, 4, OPTIONS.seed, slice(None))
     target = relation_target(teacher.projections(ids), None, 4)
     for row, drawn in zip(rows[1:5], subnets_of_step(model, OPTIONS, 0), strict=True):
         loss = relation_loss(model.last_projections(ids, subnet=drawn.subnet), target)
-        assert float(row[-1]) == pytest.approx(loss.item(), abs=2e-6)
+        assert float(row[LOSS]) == pytest.approx(loss.item(), abs=2e-6)
 
 
 def test_what_a_step_trains_follows_from_seed_and_step(debug_superlm: Callable[..., AutoDistilModel]) -> None:
@@ -409,12 +452,14 @@ def test_training_in_half_precision_follows_fp32(
     teacher: Teacher, streams: tuple[Blocks, Blocks], tmp_path: Path, precision: str, tolerance: float
 ) -> None:
     # In float16 the first steps may be left out while the scale of the loss is found: ask for a few more.
-    options = replace(OPTIONS, steps=12, lr=1e-4)
+    options, sample = replace(WITH_HIDDEN, steps=12, lr=1e-4), streams[0].spread(4)
     for name in ("fp32", precision):
-        distill(_superlm(teacher), teacher, streams[0], options, tmp_path / name, Device("cpu", name))
-    exact, rough = ([float(row[-1]) for row in _rows(tmp_path / name)[1:]] for name in ("fp32", precision))
-    assert rough == pytest.approx(exact, rel=tolerance)
-    assert rough != exact
+        device, folder = Device("cpu", name), tmp_path / name
+        distill(_superlm(teacher), teacher, streams[0], options, folder, device, sample_ids=sample)
+    for column in (LOSS, HIDDEN_LOSS):
+        exact, rough = ([float(row[column]) for row in _rows(tmp_path / name)[1:]] for name in ("fp32", precision))
+        assert rough == pytest.approx(exact, rel=tolerance)
+        assert rough != exact
 
 
 def test_float16_leaves_out_steps_that_overflow_and_lowers_the_scale(
@@ -453,7 +498,7 @@ def _killed_at(place: str, count: int, *arguments: object) -> None:
 def test_a_run_killed_in_steps_and_in_saves_ends_as_one_never_stopped(
     teacher_folder: Callable[..., Path], toy_text: Callable[..., Path], tmp_path: Path
 ) -> None:
-    options = replace(OPTIONS, steps=20)
+    options = replace(WITH_HIDDEN, steps=20)
     arguments = (str(teacher_folder()), str(toy_text()))
     _train_in_a_process(*arguments, str(tmp_path / "whole"), options)
     folder = tmp_path / "killed"
@@ -585,7 +630,7 @@ def test_tensorboard_gets_losses_rate_and_pace(
         "tokens per second",
     }
     logged = {event.step: event.value for event in events.Scalars("loss/largest")}
-    expected = {int(row[0]): float(row[-1]) for row in _rows(tmp_path)[1:] if row[1] == "largest"}
+    expected = {int(row[0]): float(row[LOSS]) for row in _rows(tmp_path)[1:] if row[1] == "largest"}
     assert logged == pytest.approx(expected, abs=1e-6)
 
 
@@ -621,9 +666,10 @@ def test_compiled_layers_train_to_the_same_losses_and_are_plain_again_afterwards
 
     monkeypatch.setattr(torch.nn.Module, "compile", without_code_generation)
     for name, execution in (("plain", Execution()), ("compiled", Execution(compile=True))):
-        model, options = _superlm(teacher), replace(OPTIONS, steps=1, sampling="largest")
-        distill(model, teacher, streams[0], options, tmp_path / name, CPU, execution=execution)
+        model, options = _superlm(teacher), replace(WITH_HIDDEN, steps=1, sampling="largest")
+        sample, folder = streams[0].spread(4), tmp_path / name
+        distill(model, teacher, streams[0], options, folder, CPU, execution=execution, sample_ids=sample)
     assert compiled == [{"dynamic": True}] * 3
     assert all(layer._compiled_call_impl is None for layer in model.layers)
-    plain, found = ([float(row[-1]) for row in _rows(tmp_path / name)[1:]] for name in ("plain", "compiled"))
-    assert found == pytest.approx(plain, abs=1e-4)
+    plain, found = ([row[LOSS:] for row in _rows(tmp_path / name)[1:]] for name in ("plain", "compiled"))
+    assert [list(map(float, row)) for row in found] == [pytest.approx(list(map(float, row)), abs=1e-4) for row in plain]

@@ -98,6 +98,12 @@ def test_last_projections_are_those_the_full_forward_pass_computes(
             found = superlm.last_projections(ids, mask if padded else None, subnet=subnet)
             seen.clear()
             assert_close(found, expected, atol=0, rtol=0)
+            if not padded:
+                projections, hidden = superlm.last_layer(ids, subnet)
+                seen.clear()
+                assert_close(projections, expected, atol=0, rtol=0)
+                assert_close(hidden, superlm(ids, subnet=subnet).last_hidden_state, atol=0, rtol=0)
+                seen.clear()
 
 
 def test_a_subnet_with_fewer_heads_has_the_leading_dimensions_of_every_relation_head(

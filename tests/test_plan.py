@@ -53,17 +53,19 @@ def test_steps_are_those_that_see_all_tokens():
     assert [steps_for(tokens, 2, 8) for tokens in (1, 16, 17, 160)] == [1, 1, 2, 10]
 
 
-@pytest.mark.parametrize(("loss", "layer"), [("kl", 2), ("kl", 0), ("mse", 1)])
+@pytest.mark.parametrize(("loss", "layer", "hidden"), [("kl", 2, 0), ("kl", 0, 1), ("mse", 1, 0), ("kl", 2, 1)])
 def test_work_is_what_a_flop_counter_sees_in_the_steps_of_a_run(
-    loss, layer, toy_teacher, debug_superlm, cpu, monkeypatch
+    loss, layer, hidden, toy_teacher, debug_superlm, cpu, monkeypatch
 ):
     monkeypatch.setattr("torch.jit.is_tracing", lambda: True)  # plain products: the counter looks into no kernel
-    teacher, model, options = toy_teacher(layer=layer), debug_superlm(), replace(OPTIONS, loss=loss)
+    teacher, model, options = toy_teacher(layer=layer), debug_superlm(), replace(OPTIONS, loss=loss, hidden=hidden)
+    last_hidden = planning._last_hidden(model, teacher, options, cpu)
     teacher.model.set_attn_implementation("eager")  # the counter does not know the CPU's fused attention
     ids = torch.randint(5, 90, (2, TOKENS))
     with FlopCounterMode(display=False) as counter:
         for step in range(options.steps):
-            train_step(model, teacher, ids, subnets_of_step(model, options, step), options, cpu)
+            drawn = subnets_of_step(model, options, step)
+            train_step(model, teacher, ids, drawn, options, cpu, last_hidden=last_hidden)
     counted = counter.get_total_flops() / options.steps  # two for each multiply-add
     assert counted == pytest.approx(2 * 2 * work_of(teacher, model, options, TOKENS).multiply_adds, rel=1e-12)
 
@@ -85,10 +87,11 @@ def test_more_devices_share_the_batch(planned):
     assert replace(two.memory, activations=0) == replace(one.memory, activations=0)
 
 
-def test_memory_is_the_sum_of_its_parts_in_float32(planned, debug_space, teacher):
-    memory = planned().memory
-    weights = params(debug_space.largest, teacher.vocabulary)
-    trained = sum(trained_parameters(teacher.student_config(debug_space.largest, debug_space)).values())
+@pytest.mark.parametrize("hidden", [0, 1])
+def test_memory_is_the_sum_of_its_parts_in_float32(planned, debug_space, teacher, hidden):
+    memory, width = planned(options=replace(OPTIONS, hidden=hidden)).memory, 48 * hidden
+    weights = params(debug_space.largest, teacher.vocabulary) + (debug_space.largest.hidden_size + 1) * width
+    trained = sum(trained_parameters(teacher.student_config(debug_space.largest, debug_space), width).values())
     assert memory.weights == 4 * weights
     assert memory.gradients == 4 * trained
     assert memory.moments == 8 * trained
@@ -98,35 +101,42 @@ def test_memory_is_the_sum_of_its_parts_in_float32(planned, debug_space, teacher
     assert replace(memory, peak=7).total == 7
 
 
+@pytest.mark.parametrize("hidden", [0, 1])
 @pytest.mark.parametrize("depth", ["first_last", "uniform", "prefix"])
-def test_trained_are_the_parameters_that_get_moments_in_a_run(depth, debug_space, teacher, cpu):
-    space = replace(debug_space, layers=(2, 3, 5), depth=depth)
+def test_trained_are_the_parameters_that_get_moments_in_a_run(depth, hidden, debug_space, teacher, cpu):
+    space, options = replace(debug_space, layers=(2, 3, 5), depth=depth), replace(OPTIONS, hidden=hidden)
     model = AutoDistilModel(teacher.student_config(space.largest, space))
+    last_hidden = planning._last_hidden(model, teacher, options, cpu)
     optimizer = torch.optim.AdamW(model.parameters())
     for step in range(4):
-        train_step(model, teacher, torch.full((1, TOKENS), 7), subnets_of_step(model, OPTIONS, step), OPTIONS, cpu)
+        drawn = subnets_of_step(model, options, step)
+        train_step(model, teacher, torch.full((1, TOKENS), 7), drawn, options, cpu, last_hidden=last_hidden)
         optimizer.step()
     with_moments = {name: each.numel() for name, each in model.named_parameters() if each in optimizer.state}
-    assert trained_parameters(model.config) == with_moments
+    in_map = sorted(each.numel() for each in last_hidden.parameters()) if hidden else []
+    found = trained_parameters(model.config, 48 * hidden)
+    assert sorted(found.values()) == sorted([*with_moments.values(), *in_map])
+    assert with_moments.items() <= found.items()
+    parts = () if hidden else ("attention_output", "attention_norm", "ffn_in", "ffn_out", "ffn_norm")
     assert set(dict(model.named_parameters())) - set(with_moments) == {
-        *(f"layers.4.{part}.{kind}" for part in UNTRAINED for kind in ("weight", "bias")),
+        *(f"layers.4.{part}.{kind}" for part in parts for kind in ("weight", "bias")),
         "pooler.weight",
         "pooler.bias",
     }
 
 
-UNTRAINED = ("attention_output", "attention_norm", "ffn_in", "ffn_out", "ffn_norm")
-
-
-def test_a_checkpoint_is_as_large_as_planned(tmp_path, teacher, cpu):
-    space = load_space("tiny")
-    model = AutoDistilModel(teacher.student_config(space.largest, space))
-    optimizer = torch.optim.AdamW(model.parameters())
-    train_step(model, teacher, torch.full((1, TOKENS), 7), [Drawn(space.largest, "largest", 1.0)], OPTIONS, cpu)
+@pytest.mark.parametrize("hidden", [0, 1])
+def test_a_checkpoint_is_as_large_as_planned(tmp_path, teacher, cpu, hidden):
+    space, options = load_space("tiny"), replace(OPTIONS, hidden=hidden)
+    model, ids = AutoDistilModel(teacher.student_config(space.largest, space)), torch.full((1, TOKENS), 7)
+    last_hidden = planning._last_hidden(model, teacher, options, cpu)
+    learner = torch.nn.ModuleList([model, last_hidden]) if last_hidden else model
+    optimizer = torch.optim.AdamW(learner.parameters())
+    train_step(model, teacher, ids, [Drawn(space.largest, "largest", 1.0)], options, cpu, last_hidden=last_hidden)
     optimizer.step()
-    Checkpoints(tmp_path, model, optimizer, cpu.scaler(), {}).save(1, [{}])
+    Checkpoints(tmp_path, learner, optimizer, cpu.scaler(), {}).save(1, [{}])
     (file,) = tmp_path.glob("*.safetensors")
-    assert checkpoint_bytes(model.config) == pytest.approx(file.stat().st_size, rel=0.01)
+    assert checkpoint_bytes(model.config, 48 * hidden) == pytest.approx(file.stat().st_size, rel=0.01)
 
 
 def test_activations_of_any_batch_follow_from_those_of_one_and_two(debug_superlm, teacher, cpu):

@@ -126,6 +126,25 @@ def test_projections_are_the_layers_linears_of_the_hidden_states_before_it(
 
 
 @each_kind
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_a_layers_own_hidden_states_come_with_its_projections_and_nothing_after_it_is_computed(
+    toy_teacher: Callable[..., Teacher], toy_batch: Callable[..., tuple[Tensor, Tensor]], kind: Kind, layer: int
+) -> None:
+    teacher, (ids, _) = toy_teacher(kind[0], layer=layer, **kind[1]), toy_batch()
+    projections, hidden = teacher.last_layer(ids)
+    assert_close(projections, teacher.projections(ids), atol=0, rtol=0)
+    with torch.no_grad():
+        whole = teacher.model(ids, output_hidden_states=True)
+    states = whole.hidden_states[layer + 1] if layer != -1 else whole.last_hidden_state
+    assert_close(hidden, states, atol=0, rtol=0)
+    ran = []
+    for module in teacher.model.get_submodule(teacher.family.layers):
+        module.register_forward_hook(lambda module, *_: ran.append(module))
+    teacher.last_layer(ids)
+    assert len(ran) == teacher.layer + 1
+
+
+@each_kind
 def test_nothing_after_the_projections_of_a_middle_layer_is_computed(
     toy_teacher: Callable[..., Teacher], toy_batch: Callable[..., tuple[Tensor, Tensor]], kind: Kind
 ) -> None:

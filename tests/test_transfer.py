@@ -5,7 +5,7 @@ import torch
 
 from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.transfer import LayerTransfer, Watched, layer_pairs
+from autodistil_search.transfer import LastHidden, LayerTransfer, Watched, layer_pairs
 
 TERMS = ("embeddings", "hidden", "attention")
 
@@ -110,6 +110,47 @@ def test_every_term_teaches_what_it_compares(toy_encoder, debug_superlm, debug_s
     assert "layers.1.ffn_norm.weight" in touched["hidden"]
     assert "layers.1.query.weight" in touched["attention"]
     assert "layers.1.ffn_norm.weight" not in touched["attention"]
+
+
+@pytest.fixture
+def fitted(toy_teacher, debug_superlm):
+    """A SuperLM, a teacher, some text, and what compares their last hidden states."""
+    model, teacher, ids = debug_superlm(), toy_teacher(), torch.randint(5, 90, (20, 12))
+    last_hidden = LastHidden(model.config.hidden_size, teacher.subnet.hidden_size)
+    last_hidden.fit(model, teacher, ids)
+    return model, teacher, ids, last_hidden
+
+
+def test_the_map_of_last_hidden_states_starts_as_least_squares_have_it(fitted):
+    model, teacher, ids, last_hidden = fitted
+    mine, theirs = model(ids).last_hidden_state.flatten(0, 1), teacher.model(ids).last_hidden_state.flatten(0, 1)
+    with_offset = torch.cat([mine, torch.ones(len(mine), 1)], dim=1).double()
+    solution = torch.linalg.lstsq(with_offset, theirs.double()).solution
+    left = (theirs - with_offset @ solution).square().sum() / (theirs - theirs.mean(0)).square().sum()
+    found = last_hidden(mine[None], theirs[None])
+    assert 0.1 < left < 0.9
+    assert left <= found <= 1.02 * left  # least squares, but for what keeps directions that hardly vary from counting
+
+
+def test_last_hidden_states_cost_nothing_if_they_are_the_teachers_but_for_a_linear_map(fitted):
+    _, teacher, ids, last_hidden = fitted
+    theirs = teacher.model(ids).last_hidden_state
+    turned = torch.linalg.qr(torch.randn(48, 48))[0]
+    with torch.no_grad():
+        last_hidden.weight.copy_(turned.T)
+        last_hidden.bias.fill_(0.5)
+    assert last_hidden((theirs - 0.5) @ turned, theirs) < 1e-6
+    last_hidden.weight.data.zero_()
+    last_hidden.bias.data.copy_(theirs.mean((0, 1)))
+    torch.testing.assert_close(last_hidden(theirs, theirs), torch.ones(()))  # what tells nothing
+
+
+def test_a_subnet_uses_the_rows_of_its_own_hidden_dimensions(fitted):
+    model, teacher, ids, last_hidden = fitted
+    mine, theirs = model(ids, subnet=model.space.smallest).last_hidden_state, teacher.model(ids).last_hidden_state
+    padded = torch.nn.functional.pad(mine, (0, model.config.hidden_size - mine.shape[-1]))
+    assert mine.shape[-1] < padded.shape[-1]
+    torch.testing.assert_close(last_hidden(mine, theirs), last_hidden(padded, theirs))
 
 
 def test_nothing_is_watched_outside(toy_encoder, toy_batch):

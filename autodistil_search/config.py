@@ -215,8 +215,9 @@ class SearchConfig(TrainConfig):
             measured here on the student: latency (ms), memory (peak bytes of a forward pass), throughput (sequences/s);
             predicted_latency (ms) is measured on a few, and on the frontier that is found.
         superlm: Folder of an earlier train, whose SuperLMs are searched; they are trained first if not given.
-        proxy: What acc measures: relation (the relation loss on held-out text), probe:TASK (a linear model on frozen
-            features), task:TASK (fine-tuned for a while; TASK as finetune names it), or what is installed.
+        proxy: What acc measures: relation (the relation loss on held-out text), hidden (what the last hidden states
+            there lack of the teacher's), probe:TASK (a linear model on frozen features), task:TASK (fine-tuned for a
+            while; TASK as finetune names it), or what is installed.
         proxy_text_columns: Columns of the table that TASK names with the one or two texts; usual names are found.
         proxy_label_column: Its column with the label; "label" if not given.
         proxy_rows: Rows that probe and task train on, at most.

@@ -25,12 +25,12 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import EXPORT_RECORD, cache_folder, read_json
 from autodistil_search.hardware import Load
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel, quiet_transformers
-from autodistil_search.objectives import PROBE, RELATION, TASK, Constraint, Objective
+from autodistil_search.objectives import HIDDEN, PROBE, RELATION, TASK, Constraint, Objective
 from autodistil_search.plugins import Plugins
 from autodistil_search.predictor import Predictor
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import ProxyKind, TaskBudget, task_proxy
+from autodistil_search.proxies import HIDDEN_KIND, ProxyKind, TaskBudget, task_proxy
 from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.start import SAMPLE_BLOCKS
 from autodistil_search.stream import StreamedBlocks, open_stream
@@ -239,10 +239,13 @@ def _proxy_kind(config: SearchConfig, plugins: Plugins) -> ProxyKind | None:
     """What `--proxy` names; None for the relation loss."""
     if config.proxy == RELATION:
         return None
+    if config.proxy == HIDDEN:
+        return HIDDEN_KIND
     if config.proxy.startswith((PROBE, TASK)):
         budget = TaskBudget(config.proxy_rows, config.proxy_epochs, config.proxy_lr, config.seed)
         return task_proxy(config.proxy, budget, config.proxy_columns, config.proxy_label_column)
-    found: ProxyKind = _plugged(plugins, "proxies", "--proxy", config.proxy, [RELATION, f"{PROBE}NAME", f"{TASK}NAME"])
+    own = [RELATION, HIDDEN, f"{PROBE}NAME", f"{TASK}NAME"]
+    found: ProxyKind = _plugged(plugins, "proxies", "--proxy", config.proxy, own)
     return found
 
 

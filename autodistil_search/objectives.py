@@ -62,6 +62,8 @@ _PROXIES = {
 
 RELATION = "relation"
 """What `--proxy` calls the relation loss."""
+HIDDEN = "hidden"
+"""What `--proxy` calls the loss of the last hidden states."""
 PROBE, TASK = "probe:", "task:"
 """What `--proxy` calls the proxies of a labelled task, before its name."""
 
@@ -78,6 +80,13 @@ def proxy_objective(loss: str, relations: str) -> Objective:
     return replace(_PROXIES[loss], unit=f"{_PROXIES[loss].unit}, {parts}")
 
 
+HIDDEN_LOSS = Objective(
+    "hidden_loss",
+    "held-out hidden-state loss",
+    "share of the variance of the teacher's",
+    "minimize",
+    is_proxy=True,
+)
 RELATION_LOSS = proxy_objective("kl", "qq,kk,vv")
 RELATION_MSE = proxy_objective("mse", "qq,kk,vv")
 FLOPS = Objective(

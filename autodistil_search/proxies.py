@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from autodistil_search.device import Device
+from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilForSequenceClassification, AutoDistilModel
-from autodistil_search.objectives import PROBE, Objective
+from autodistil_search.objectives import HIDDEN, HIDDEN_LOSS, PROBE, Objective
 from autodistil_search.relations import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
 from autodistil_search.schedule import seeded
 from autodistil_search.space import Subnet
@@ -22,9 +23,13 @@ from autodistil_search.tasks.data import Task, load_task
 from autodistil_search.tasks.finetune import Encoded, FinetuneOptions, Prepared, finetune
 from autodistil_search.tasks.metrics import METRICS, Array
 from autodistil_search.teacher import Teacher
+from autodistil_search.transfer import share_left
 from autodistil_search.weights import Weights
 
 BLOCKS_AT_ONCE = 16
+
+_HIDDEN_PARTS = 8
+"""Parts of the held-out blocks, each measured by what was fitted to the others."""
 
 HARDLY_LEARNT = 0.95
 """Share of the relation loss of one that knows nothing, above which a model has learnt next to nothing."""
@@ -123,6 +128,60 @@ class RelationProxy:
         """The loss of a student that relates every token to all others alike."""
         losses = [uniform_loss(target) * len(batch) for batch, target in zip(self._batches, self._targets, strict=True)]
         return sum(losses) / self.blocks
+
+
+class HiddenProxy:
+    """What the last hidden states lack of the teacher's on held-out text. Lower is better; no labels are needed.
+
+    It sees what a student gives in the end, which the relation loss does not, and counts all heads alike. Hidden states
+    are compared by `transfer.share_left`, so that students of any width are on equal terms.
+
+    Args:
+        teacher: Whose hidden states the students should have.
+        held_out: `(N, T)` token ids that were not trained on; two blocks or more.
+        device: Where to compute.
+
+    Raises:
+        InputError: for fewer blocks.
+    """
+
+    reference = 1.0
+
+    def __init__(self, teacher: Teacher, held_out: Tensor, device: Device) -> None:
+        if len(held_out) < 2:
+            raise InputError(f"--eval-blocks {len(held_out)} with --proxy {HIDDEN}; allowed: 2 or more")
+        self._device = device
+        self._parts = [part.to(device.name) for part in held_out.tensor_split(min(len(held_out), _HIDDEN_PARTS))]
+        with device.autocast():
+            self._theirs = [teacher.last_layer(part)[1].float() for part in self._parts]
+        self.blocks = len(held_out)
+
+    @torch.no_grad()
+    def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
+        """The loss of `subnet` of `model`, or of the whole model.
+
+        Raises:
+            FloatingPointError: if it is not finite.
+        """
+        with self._device.autocast():
+            mine = [model(part, subnet=subnet).last_hidden_state.float() for part in self._parts]
+        found = share_left(list(zip(mine, self._theirs, strict=True)))
+        if not math.isfinite(found):
+            raise FloatingPointError(f"the held-out loss of subnet {subnet or model.config.subnet} is {found}")
+        return found
+
+    @property
+    def description(self) -> str:
+        """How it is measured, for the reader of a report."""
+        return (
+            f"{self.blocks} held-out blocks of {self._parts[0].shape[1]} tokens: what a linear map of a student's last "
+            f"hidden states lacks of the teacher's, by least squares on other parts of {len(self._parts)}; a student "
+            "that tells nothing scores 1"
+        )
+
+
+HIDDEN_KIND = ProxyKind(HIDDEN_LOSS, HiddenProxy)
+"""What `--proxy hidden` names."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ of. Letters: B sequences, T tokens, H hidden size, W width of queries and keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -201,24 +201,66 @@ class LastHidden(nn.Module):
     @torch.no_grad()
     def fit(self, model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor) -> None:
         """Start from the best map of what `model` gives for a sample of text, `(N, T)` token ids, as a whole."""
-        mean = torch.zeros(sum(self.weight.shape), dtype=torch.double, device=self.weight.device)
-        moment = torch.zeros(len(mean), len(mean), dtype=torch.double, device=mean.device)
-        for batch in sample_ids.to(mean.device).split(_BLOCKS_AT_ONCE):
-            both = torch.cat([model(batch).last_hidden_state, teacher.last_layer(batch)[1]], dim=-1)
-            tokens = both.flatten(0, 1).double()
-            mean += tokens.sum(0) / sample_ids.numel()
-            moment += tokens.mT @ tokens / sample_ids.numel()
-        covariance = moment - mean.outer(mean)
-        size = len(self.weight)
-        own = covariance[:size, :size]
-        ridge = _RIDGE * own.trace() / size * torch.eye(size, dtype=own.dtype, device=own.device)
-        weight = torch.linalg.solve(own + ridge, covariance[:size, size:])
-        self.weight.copy_(weight)
-        self.bias.copy_(mean[size:] - mean[:size] @ weight)
-        self.variance.copy_(covariance[size:, size:].trace())
+        size = 1 + len(self.weight)
+        total = torch.zeros(size + len(self.bias), size + len(self.bias), dtype=torch.double, device=self.weight.device)
+        for batch in sample_ids.to(total.device).split(_BLOCKS_AT_ONCE):
+            total += _products(model(batch).last_hidden_state, teacher.last_layer(batch)[1])
+        best = _best_map(total, size)
+        self.weight.copy_(best[1:])
+        self.bias.copy_(best[0])
+        self.variance.copy_(_variance(total, size) / sample_ids.numel())
 
     def forward(self, mine: Tensor, theirs: Tensor) -> Tensor:
         """The loss of a student's hidden states `(B, T, H)`, or a subnet's, against the teacher's; in float32."""
         with torch.autocast(mine.device.type, enabled=False):
             given = mine.float() @ self.weight[: mine.shape[-1]] + self.bias
             return (given - theirs.float()).square().sum(-1).mean() / self.variance
+
+
+def share_left(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Of the variance of a teacher's hidden states, the share that no linear map of a student's gives.
+
+    Each pair `(N, T, H)` is measured by the map that least squares have on the others, so that a wide student gains
+    nothing by fitting them.
+
+    Args:
+        pairs: Two or more of a student's and the teacher's hidden states of the same tokens.
+    """
+    size = 1 + pairs[0][0].shape[-1]
+    products = [_products(mine, theirs) for mine, theirs in pairs]
+    whole = torch.stack(products).sum(0)
+    left = torch.stack([_squared_error(each, _best_map(whole - each, size)) for each in products]).sum()
+    return float(left / _variance(whole, size))
+
+
+def _squared_error(products: Tensor, linear_map: Tensor) -> Tensor:
+    """What `linear_map` leaves of the teacher's hidden states: the sum of squares over tokens."""
+    size = len(linear_map)
+    own, both, theirs = products[:size, :size], products[:size, size:], products[size:, size:]
+    error: Tensor = theirs.trace() + (linear_map * (own @ linear_map - 2 * both)).sum()
+    return error
+
+
+def _products(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Sums over tokens of the products of 1, a student's and the teacher's hidden states with each other.
+
+    `(n, n)` in double precision, n = 1 + H of one + H of the other, in this order.
+    """
+    ones = mine.new_ones(*mine.shape[:-1], 1)
+    tokens = torch.cat([ones, mine, theirs], dim=-1).flatten(0, -2).double()
+    products: Tensor = tokens.mT @ tokens
+    return products
+
+
+def _best_map(products: Tensor, size: int) -> Tensor:
+    """By least squares, from 1 and the student's hidden states (`size` numbers) to the teacher's: `(size, H)`."""
+    own = products[:size, :size]
+    ridge = _RIDGE * own[1:, 1:].trace() / (size - 1) * torch.eye(size, dtype=own.dtype, device=own.device)
+    ridge[0, 0] = 0
+    best: Tensor = torch.linalg.solve(own + ridge, products[:size, size:])
+    return best
+
+
+def _variance(products: Tensor, size: int) -> Tensor:
+    """The sum over tokens of the squared distance of the teacher's hidden states from their mean."""
+    return products[size:, size:].trace() - products[0, size:].square().sum() / products[0, 0]

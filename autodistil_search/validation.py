@@ -28,9 +28,9 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import readable, write_atomically
 from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.objectives import PROBE, TASK, Objective, proxy_objective
+from autodistil_search.objectives import HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import HARDLY_LEARNT, Proxy, ProxyKind, TaskBudget, task_proxy
+from autodistil_search.proxies import HARDLY_LEARNT, HIDDEN_KIND, Proxy, ProxyKind, TaskBudget, task_proxy
 from autodistil_search.report.figures import save_figure
 from autodistil_search.report.validation import validation_figure
 from autodistil_search.results import Run, load_run
@@ -161,7 +161,12 @@ class _Job:
     @cached_property
     def _proxies(self) -> dict[str, Proxy]:
         """By column, what is measured on the SuperLM's weights."""
-        found: dict[str, Proxy] = {self._relation.name: relation_proxy(self._materials, self._eval_blocks)}
+        assert self._materials.text is not None
+        held_out = self._materials.text.held_out.spread(self._eval_blocks)
+        found: dict[str, Proxy] = {
+            self._relation.name: relation_proxy(self._materials, self._eval_blocks),
+            HIDDEN_LOSS.name: HIDDEN_KIND.make(self._materials.teacher, held_out, self._materials.device),
+        }
         if self._probe is not None:
             found[self._probe.objective.name] = self._made(self._probe)
         return found
@@ -176,20 +181,27 @@ class _Job:
     @property
     def measures(self) -> list[Measure]:
         """The columns, what predicts before what is predicted."""
-        proxies = [self._relation, *([self._probe.objective] if self._probe else [])]
-        measures = [Measure("flops", "FLOPs", True), *(_measure_of(each, f"{each.label}, shared") for each in proxies)]
-        if self._alone_steps:
-            column = f"{ALONE}{self._relation.name}"
-            label = f"{self._relation.label}, trained alone"
-            measures.append(Measure(column, label, self._relation.direction == "maximize"))
-        if self._task:
-            measures.append(_measure_of(self._task.objective, f"{self._task.objective.label}, fine-tuned"))
-        return measures
+        proxies = [*self._losses, *([self._probe.objective] if self._probe else [])]
+        shared = [_measure_of(each.name, each, "shared") for each in proxies]
+        return [Measure("flops", "FLOPs", True), *shared, *self._predicted]
 
     @property
     def targets(self) -> list[str]:
         """The columns that should be predicted."""
-        return [each.column for each in self.measures][-((self._alone_steps > 0) + (self._task is not None)) :]
+        return [each.column for each in self._predicted]
+
+    @property
+    def _losses(self) -> list[Objective]:
+        """What text alone tells of a subnet."""
+        return [self._relation, HIDDEN_LOSS]
+
+    @property
+    def _predicted(self) -> list[Measure]:
+        alone = self._losses if self._alone_steps else []
+        found = [_measure_of(f"{ALONE}{each.name}", each, "trained alone") for each in alone]
+        if self._task:
+            found.append(_measure_of(self._task.objective.name, self._task.objective, "fine-tuned"))
+        return found
 
     def run(self) -> Validation:
         """Measure what has not been measured yet, and compare."""
@@ -215,7 +227,7 @@ class _Job:
         student = self._superlm.extract(subnet)
         if self._alone_steps:
             student = self._trained_alone(subnet, self._config.folder / "alone" / str(number))
-            row[f"{ALONE}{self._relation.name}"] = self._proxies[self._relation.name].score(student)
+            row |= {f"{ALONE}{each.name}": self._proxies[each.name].score(student) for each in self._losses}
         if self._fine_tuned is not None and self._task is not None:
             row[self._task.objective.name] = self._fine_tuned.score(student)
         return row
@@ -262,7 +274,7 @@ class _Job:
 
     @property
     def _conditions(self) -> str:
-        words = [f"{self._relation.name}: {self._proxies[self._relation.name].description}"]
+        words = [f"{each.name}: {self._proxies[each.name].description}" for each in self._losses]
         if self._probe is not None:
             words.append(f"probe: {self._proxies[self._probe.objective.name].description}")
         if self._alone_steps:
@@ -276,8 +288,8 @@ class _Job:
         return "; ".join(words)
 
 
-def _measure_of(objective: Objective, label: str) -> Measure:
-    return Measure(objective.name, label, objective.direction == "maximize")
+def _measure_of(column: str, objective: Objective, how: str) -> Measure:
+    return Measure(column, f"{objective.label}, {how}", objective.direction == "maximize")
 
 
 def _sides(measured: pd.DataFrame, measures: Sequence[Measure]) -> dict[str, Array]:

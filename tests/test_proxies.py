@@ -12,7 +12,7 @@ from autodistil_search import proxies, search
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.proxies import RelationProxy, TaskBudget, task_proxy
+from autodistil_search.proxies import HiddenProxy, RelationProxy, TaskBudget, task_proxy
 from autodistil_search.relations import relation_loss, relation_scores, relation_target, split_heads
 from autodistil_search.tasks.data import load_task
 from autodistil_search.tasks.finetune import Prepared, finetune
@@ -57,6 +57,46 @@ def test_the_batch_size_inside_changes_nothing(
         scores.append((proxy.score(model), proxy.reference))
     for score in scores[1:]:
         assert score == pytest.approx(scores[0], rel=1e-5)
+
+
+def test_the_hidden_proxy_is_what_least_squares_on_other_blocks_leave(
+    toy_teacher: Callable[..., Teacher],
+    debug_superlm: Callable[..., AutoDistilModel],
+    toy_batch: Callable[..., tuple[Tensor, Tensor]],
+    cpu: Device,
+) -> None:
+    teacher, model, blocks = toy_teacher(), debug_superlm(), toy_batch(rows=40, tokens=10)[0]
+    proxy = HiddenProxy(teacher, blocks, cpu)
+    for subnet in (model.space.smallest, model.space.largest):
+        with torch.no_grad():
+            mine = model(blocks, subnet=subnet).last_hidden_state.double()
+            theirs = teacher.model(blocks).last_hidden_state.double()
+        mine = torch.cat([mine, torch.ones(40, 10, 1)], dim=-1)
+        left = 0.0
+        for part in torch.arange(40).split(5):
+            others = [i for i in range(40) if i not in part]
+            best = torch.linalg.lstsq(mine[others].flatten(0, 1), theirs[others].flatten(0, 1)).solution
+            left += float((mine[part] @ best - theirs[part]).square().sum())
+        left /= float((theirs - theirs.mean((0, 1))).square().sum())
+        assert proxy.score(model, subnet) == pytest.approx(left, rel=0.05)  # a ridge keeps the map from what is noise
+        assert proxy.score(model.extract(subnet)) == pytest.approx(proxy.score(model, subnet), rel=1e-4)
+
+
+def test_the_hidden_proxy_is_near_zero_for_the_teacher_and_near_one_for_what_tells_nothing(
+    toy_teacher: Callable[..., Teacher], toy_batch: Callable[..., tuple[Tensor, Tensor]], cpu: Device
+) -> None:
+    teacher, blocks = toy_teacher(), toy_batch(rows=80, tokens=10)[0]
+    proxy = HiddenProxy(teacher, blocks, cpu)
+    copy = AutoDistilModel(teacher.student_config(teacher.subnet))
+    teacher.copy_into(copy)
+    assert proxy.score(copy.eval()) < 1e-4
+    torch.nn.init.zeros_(copy.layers[-1].ffn_norm.weight)  # always the same
+    assert proxy.score(copy) == pytest.approx(proxy.reference, rel=0.02)
+
+
+def test_the_hidden_proxy_needs_two_blocks(toy_teacher: Callable[..., Teacher], held_out: Tensor, cpu: Device) -> None:
+    with pytest.raises(InputError, match="--eval-blocks 1 with --proxy hidden; allowed: 2 or more"):
+        HiddenProxy(toy_teacher(), held_out[:1], cpu)
 
 
 def test_uniform_relations_cost_log_of_the_tokens_less_the_teachers_entropy(
@@ -199,3 +239,11 @@ def test_columns_of_a_table_are_named_to_its_proxy_and_to_no_other(toy_config, t
         search(replace(named, proxy_label_column=None, out=str(tmp_path / "label")))
     with pytest.raises(InputError, match="--proxy 'relation' reads no table; allowed: --proxy-text-columns"):
         replace(toy_config, proxy_text_columns="subject")
+
+
+def test_a_search_by_hidden_states_names_them_in_its_columns(toy_config):
+    run = search(replace(toy_config, proxy="hidden", baselines="tinybert"))
+    assert run.evaluations["hidden_loss"].gt(0).all()
+    assert "relation_loss" not in run.evaluations
+    assert run.summary["box"]["hidden_loss"] == [0.0, 1.0]
+    assert run.baselines["hidden_loss"].notna().all()  # TinyBERT's objective trains them, too

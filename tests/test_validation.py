@@ -36,6 +36,9 @@ def test_where_a_band_is_nearly_empty_the_nearest_are_taken():
     assert len({subnet for _, subnet in drawn}) == space.size == 16
 
 
+LOSSES = ["relation_loss", "hidden_loss"]
+
+
 @pytest.fixture
 def run(toy_config, searched):
     return searched(toy_config)
@@ -59,14 +62,15 @@ def config(run, table):
 def test_every_measure_is_there_and_ranks_are_those_of_the_rows(run, config):
     found = validate_proxy(config)
     rows = pd.read_csv(found.folder / "subnets.csv")
-    columns = ["flops", "relation_loss", "mail_accuracy_probe", "alone_relation_loss", "mail_accuracy"]
+    shared = ["relation_loss", "hidden_loss", "mail_accuracy_probe"]
+    columns = ["flops", *shared, "alone_relation_loss", "alone_hidden_loss", "mail_accuracy"]
     assert [each.column for each in found.measures] == columns
     assert rows[columns].notna().all(axis=None)
     both = rows.merge(run.evaluations, on=["layers", "hidden_size", "mlp_ratio", "heads"])
     assert len(both)
     assert both["relation_loss_x"].to_list() == pytest.approx(both["relation_loss_y"].to_list(), rel=1e-6)
     ranking = found.ranking.set_index(["measure", "target", "scope"])
-    assert len(ranking) == 2 * (3 + 4)
+    assert len(ranking) == 2 * (4 + 5 + 6)
     expected = kendalltau(-rows["relation_loss"], -rows["alone_relation_loss"]).statistic
     assert ranking.loc[("relation_loss", "alone_relation_loss", "all"), "kendall"] == pytest.approx(expected)
     expected = kendalltau(rows["flops"], -rows["alone_relation_loss"]).statistic
@@ -110,9 +114,9 @@ def test_every_setting_changes_what_is_measured(config, tmp_path):
 
 def test_what_is_not_asked_for_is_not_measured(config, tmp_path):
     found = validate_proxy(replace(config, probe=None, task=None, out=str(tmp_path / "a")))
-    assert [each.column for each in found.measures] == ["flops", "relation_loss", "alone_relation_loss"]
+    assert [each.column for each in found.measures] == ["flops", *LOSSES, *(f"alone_{each}" for each in LOSSES)]
     found = validate_proxy(replace(config, probe=None, alone_steps=0, out=str(tmp_path / "b")))
-    assert [each.column for each in found.measures] == ["flops", "relation_loss", "mail_accuracy"]
+    assert [each.column for each in found.measures] == ["flops", *LOSSES, "mail_accuracy"]
 
 
 def test_from_the_command_line_and_refusals(run, table, capsys, refusal, printed_json, tmp_path):

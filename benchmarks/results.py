@@ -21,15 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from hidden import rank_correlation  # type: ignore[import-not-found] # of this folder
 
 from autodistil_search import load_run
 from autodistil_search.objectives import Objective
 from autodistil_search.report.data import against_frontier
 from autodistil_search.results import Run
+from autodistil_search.runfolder import model_folder
+from autodistil_search.tasks.data import load_task
 from autodistil_search.tasks.metrics import METRICS
+from autodistil_search.teacher import load_as_student, load_teacher
 
 PICKS = ("flops<=110M", "knee", "flops<=330M", "flops<=500M")
-BASELINES = "truncated,tinybert,minilm,random"
 STUDENT, BASELINE, TEACHER = "student of the frontier", "baseline", "teacher"
 
 
@@ -90,7 +93,7 @@ class Pipeline:
         """The whole space, and the baselines."""
         out = self.to / "run"
         if not (out / "summary.json").exists():
-            scored = ["--engine", "exhaustive", "--evaluations", "256", "--baselines", BASELINES]
+            scored = ["--engine", "exhaustive", "--evaluations", "256", "--baselines", self.arguments.baselines]
             superlm = str(self.to / "superlm")
             space = self.arguments.space
             self.command("search", "--space", space, "--superlm", superlm, *scored, "--out", str(out), log="search")
@@ -154,13 +157,32 @@ class Pipeline:
             "lr": summary["lr"],
         }
 
+    def sentence_vectors(self, models: Sequence[Model]) -> pd.DataFrame:
+        """For each model, how well its sentence vectors rank the pairs of STS-B's dev, with nothing trained on them."""
+        path = self.to / "vectors.csv"
+        known = pd.read_csv(path).set_index("model")["rho"].to_dict() if path.exists() else {}
+        teacher, dev = load_teacher(), load_task(str(Path(self.arguments.data) / "glue" / "STS-B")).dev
+        rows = []
+        for model in models:
+            if (rho := known.get(model.name)) is None:
+                encoder = (
+                    teacher.model
+                    if model.kind == TEACHER
+                    else load_as_student(str(model_folder(Path(model.source))), teacher)
+                )
+                rho = rank_correlation(encoder, teacher.tokenizer, dev)
+            rows.append({"kind": model.kind, "model": model.name, "flops": model.flops, "rho": rho})
+            pd.DataFrame(rows).to_csv(path, index=False)
+        return pd.DataFrame(rows).sort_values("flops")
+
     def validate(self, run: Run) -> Path:
         """How well the proxy ranks."""
         out, given = self.to / "validation", self.arguments
         if not (out / "summary.json").exists():
             task = str(Path(given.data) / "glue" / "SST-2")
             drawn = ["--subnets", str(given.subnets), "--alone-steps", str(given.alone_steps)]
-            tuned = ["--probe", task, "--task", task, "--train-rows", str(given.rows), "--lr", "5e-4"]
+            lr = given.finetune_lr.split(",")[0]
+            tuned = ["--probe", task, "--task", task, "--train-rows", str(given.rows), "--lr", lr]
             alone = ["--alone-lr", str(given.lr)]
             self.command("validate-proxy", str(run.folder), *drawn, *alone, *tuned, "--out", str(out), log="validation")
         return out
@@ -177,7 +199,7 @@ def compared(scores: pd.DataFrame) -> Iterator[str]:
             yield f"- {task}: {line}"
 
 
-def tables(run: Run, scores: pd.DataFrame, validation: Path | None) -> str:
+def tables(run: Run, scores: pd.DataFrame, vectors: pd.DataFrame, validation: Path | None) -> str:
     """Everything measured, in Markdown."""
     lines = ["## Frontier", "", run.frontier.to_markdown(index=False), "", "## Baselines, by the proxy", ""]
     lines += [run.baselines.drop(columns=["source", "weights"]).to_markdown(index=False), ""]
@@ -190,6 +212,7 @@ def tables(run: Run, scores: pd.DataFrame, validation: Path | None) -> str:
     )
     lines += ["", "## Fine-tuned", "", wide.reset_index().sort_values("flops").to_markdown(index=False), ""]
     lines += compared(scores)
+    lines += ["", "## Sentence vectors, nothing trained (STS-B, Spearman)", "", vectors.to_markdown(index=False)]
     if validation is not None:
         lines += [
             "",
@@ -211,6 +234,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200, help="of the SuperLM and of each baseline")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--baselines", default="truncated,tinybert,minilm,random")
     parser.add_argument("--distil-steps", type=int, default=100, help="of each student after the search")
     parser.add_argument("--distil-lr", type=float, default=1e-3)
     parser.add_argument("--tasks", default="SST-2,CoLA,MRPC,RTE", help="folders of GLUE")
@@ -230,8 +254,9 @@ def main() -> None:
         models.append(Model("teacher", TEACHER, "packaged", teacher["flops"].iloc[0], teacher["params"].iloc[0]))
     scores = pipeline.finetune(models)
     scores.to_csv(pipeline.to / "scores.csv", index=False)
+    vectors = pipeline.sentence_vectors(models)
     validation = pipeline.validate(run) if pipeline.arguments.subnets else None
-    (pipeline.to / "results.md").write_text(tables(run, scores, validation))
+    (pipeline.to / "results.md").write_text(tables(run, scores, vectors, validation))
     print(f"{pipeline.to / 'results.md'}")
 
 

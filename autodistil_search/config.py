@@ -216,11 +216,11 @@ class SearchConfig(TrainConfig):
             predicted_latency (ms) is measured on a few, and on the frontier that is found.
         superlm: Folder of an earlier train, whose SuperLMs are searched; they are trained first if not given.
         proxy: What acc measures: relation (the relation loss on held-out text), hidden (what the last hidden states
-            there lack of the teacher's), probe:TASK (a linear model on frozen features), task:TASK (fine-tuned for a
-            while; TASK as finetune names it), or what is installed.
+            there lack of the teacher's), cosine:TASK (how sentence vectors rank pairs), probe:TASK (a linear model on
+            frozen features), task:TASK (fine-tuned for a while; TASK as finetune names it), or what is installed.
         proxy_text_columns: Columns of the table that TASK names with the one or two texts; usual names are found.
         proxy_label_column: Its column with the label; "label" if not given.
-        proxy_rows: Rows that probe and task train on, at most.
+        proxy_rows: Rows that probe and task train on and cosine is measured on, at most.
         proxy_epochs: Passes over them, of task.
         proxy_lr: Peak learning rate of task.
         engine: Search engine: surrogate, nsga2, nsga3, age-moea2, sms-emoa, optuna-nsga2, optuna-nsga3, optuna-tpe,
@@ -275,7 +275,7 @@ class SearchConfig(TrainConfig):
         if (self.proxy_text_columns or self.proxy_label_column) and ":" not in self.proxy:
             raise InputError(
                 f"--proxy {self.proxy!r} reads no table; allowed: --proxy-text-columns and --proxy-label-column with "
-                "probe:TASK or task:TASK"
+                "cosine:TASK, probe:TASK or task:TASK"
             )
 
     @property

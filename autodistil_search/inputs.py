@@ -25,7 +25,7 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import EXPORT_RECORD, cache_folder, read_json
 from autodistil_search.hardware import Load
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel, quiet_transformers
-from autodistil_search.objectives import HIDDEN, PROBE, RELATION, TASK, Constraint, Objective
+from autodistil_search.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK, Constraint, Objective
 from autodistil_search.plugins import Plugins
 from autodistil_search.predictor import Predictor
 from autodistil_search.processes import processes
@@ -241,10 +241,10 @@ def _proxy_kind(config: SearchConfig, plugins: Plugins) -> ProxyKind | None:
         return None
     if config.proxy == HIDDEN:
         return HIDDEN_KIND
-    if config.proxy.startswith((PROBE, TASK)):
+    if config.proxy.startswith((COSINE, PROBE, TASK)):
         budget = TaskBudget(config.proxy_rows, config.proxy_epochs, config.proxy_lr, config.seed)
         return task_proxy(config.proxy, budget, config.proxy_columns, config.proxy_label_column)
-    own = [RELATION, HIDDEN, f"{PROBE}NAME", f"{TASK}NAME"]
+    own = [RELATION, HIDDEN, *(f"{kind}NAME" for kind in (COSINE, PROBE, TASK))]
     found: ProxyKind = _plugged(plugins, "proxies", "--proxy", config.proxy, own)
     return found
 

@@ -64,7 +64,7 @@ RELATION = "relation"
 """What `--proxy` calls the relation loss."""
 HIDDEN = "hidden"
 """What `--proxy` calls the loss of the last hidden states."""
-PROBE, TASK = "probe:", "task:"
+COSINE, PROBE, TASK = "cosine:", "probe:", "task:"
 """What `--proxy` calls the proxies of a labelled task, before its name."""
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilForSequenceClassification, AutoDistilModel
-from autodistil_search.objectives import HIDDEN, HIDDEN_LOSS, PROBE, Objective
+from autodistil_search.objectives import COSINE, HIDDEN, HIDDEN_LOSS, PROBE, Objective
 from autodistil_search.relations import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
 from autodistil_search.schedule import seeded
 from autodistil_search.space import Subnet
-from autodistil_search.tasks.data import Task, load_task
+from autodistil_search.tasks.data import Rows, Task, load_task
 from autodistil_search.tasks.finetune import Encoded, FinetuneOptions, Prepared, finetune
 from autodistil_search.tasks.metrics import METRICS, Array
 from autodistil_search.teacher import Teacher
@@ -27,6 +27,9 @@ from autodistil_search.transfer import share_left
 from autodistil_search.weights import Weights
 
 BLOCKS_AT_ONCE = 16
+
+_ORDERED = 2
+"""Labels, at most, that can be taken for an order of pairs."""
 
 _HIDDEN_PARTS = 8
 """Parts of the held-out blocks, each measured by what was fitted to the others."""
@@ -203,7 +206,7 @@ class TaskBudget:
 def task_proxy(
     name: str, budget: TaskBudget, text_columns: Sequence[str] | None = None, label_column: str | None = None
 ) -> ProxyKind:
-    """The proxy `probe:TASK` or `task:TASK`: the task's first metric on a part of its training rows.
+    """The proxy `probe:TASK` or `task:TASK`: the task's first metric on a part of its training rows; or `cosine:TASK`.
 
     The task's `dev` rows are never looked at: what a search chooses by cannot be what it reports. Columns of a table:
     see `tasks.data.load_task`.
@@ -213,6 +216,8 @@ def task_proxy(
     """
     probing = name.startswith(PROBE)
     task = load_task(name.partition(":")[2], text_columns, label_column)
+    if name.startswith(COSINE):
+        return _cosine_proxy(task, budget)
     metric = METRICS[task.metrics[0]]
     objective = Objective(
         f"{task.column}_probe" if probing else task.column,
@@ -225,8 +230,29 @@ def task_proxy(
     return ProxyKind(objective, lambda teacher, _, device: make(task, teacher, budget, device), 1.0, task.digest)
 
 
+def _cosine_proxy(task: Task, budget: TaskBudget) -> ProxyKind:
+    """The proxy `cosine:TASK`.
+
+    Raises:
+        InputError: for a task whose pairs have no order.
+    """
+    if task.train.second is None or len(task.labels) > _ORDERED:
+        raise InputError(
+            f"{COSINE}{task.name}: rows of {'one text' if task.train.second is None else 'two texts'} with "
+            f"{len(task.labels) or 'no'} classes; allowed: tasks of two texts with a number or one of two labels"
+        )
+    objective = Objective(
+        f"{task.column.rpartition('_')[0]}_cosine",
+        f"{task.name} Spearman correlation of cosines",
+        f"correlation, {len(task.split(budget.rows)[0]):,} training rows",
+        "maximize",
+        is_proxy=True,
+    )
+    return ProxyKind(objective, lambda teacher, _, device: CosineProxy(task, teacher, budget, device), 1.0, task.digest)
+
+
 class _OfTask:
-    """What both proxies of a task share."""
+    """What the proxies of a task share."""
 
     def __init__(self, task: Task, teacher: Teacher, budget: TaskBudget, device: Device) -> None:
         self._task, self._budget, self._device = task, budget, device
@@ -294,24 +320,58 @@ class ProbeProxy(_OfTask):
         train, choose = self._prepared.train, self._prepared.choose
         linear = LogisticRegression(max_iter=1000) if self._task.labels else Ridge()
         probe = make_pipeline(StandardScaler(), linear)
-        probe.fit(self._features(model, subnet, train), train.labels)
-        answers = probe.predict(self._features(model, subnet, choose))
+        probe.fit(mean_states(model, subnet, train, self._device), train.labels)
+        answers = probe.predict(mean_states(model, subnet, choose, self._device))
         return METRICS[self._task.metrics[0]].compute(choose.labels, answers)
-
-    @torch.no_grad()
-    def _features(self, model: AutoDistilModel, subnet: Subnet | None, rows: Encoded) -> Array:
-        model.eval()
-        found = np.empty((len(rows), (subnet or model.config.subnet).hidden_size))
-        for indices in rows.by_length():
-            inputs, _ = rows.batch(indices, self._device.name)
-            with self._device.autocast():
-                hidden = model(**inputs, subnet=subnet).last_hidden_state.float()
-            real = inputs["attention_mask"][..., None]
-            found[indices] = ((hidden * real).sum(1) / real.sum(1)).double().cpu().numpy()
-        return found
 
     @property
     def description(self) -> str:
         """How it is measured, for the reader of a report."""
         kind = "logistic" if self._task.labels else "ridge"
         return f"{kind} regression on frozen features, their mean over tokens, on {self._rows}"
+
+
+class CosineProxy(_OfTask):
+    """How well the cosines of sentence vectors rank the pairs of a task: Spearman's rho. Nothing is trained on them.
+
+    A sentence's vector is the mean of its last hidden states: for teachers that embed sentences.
+    """
+
+    reference = 0.0
+
+    def __init__(self, task: Task, teacher: Teacher, budget: TaskBudget, device: Device) -> None:
+        super().__init__(task, teacher, budget, device)
+        rows, length = task.split(budget.rows)[0], self._prepared.max_length
+        assert rows.second is not None
+        self._labels = np.array(rows.labels, float)
+        self._sides = [
+            Encoded(Rows(texts, None, rows.labels), teacher.tokenizer, length) for texts in (rows.first, rows.second)
+        ]
+
+    def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
+        """The correlation of `subnet` of `model`, or of the whole model."""
+        first, second = (mean_states(model, subnet, side, self._device) for side in self._sides)
+        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        return METRICS["spearman"].compute(self._labels, (first * second).sum(1) / lengths)
+
+    @property
+    def description(self) -> str:
+        """How it is measured, for the reader of a report."""
+        return (
+            f"cosines of the means over tokens of the last hidden states of the two texts, on {len(self._labels):,} "
+            f"training rows of {self._task.name} ({self._task.source}); nothing is trained on them"
+        )
+
+
+@torch.no_grad()
+def mean_states(model: AutoDistilModel, subnet: Subnet | None, rows: Encoded, device: Device) -> Array:
+    """The last hidden states of each row, averaged over its tokens: `(n, H)`."""
+    model.eval()
+    found = np.empty((len(rows), (subnet or model.config.subnet).hidden_size))
+    for indices in rows.by_length():
+        inputs, _ = rows.batch(indices, device.name)
+        with device.autocast():
+            hidden = model(**inputs, subnet=subnet).last_hidden_state.float()
+        real = inputs["attention_mask"][..., None]
+        found[indices] = ((hidden * real).sum(1) / real.sum(1)).double().cpu().numpy()
+    return found

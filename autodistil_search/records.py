@@ -16,7 +16,7 @@ from autodistil_search.cost import Vocabulary, params
 from autodistil_search.engines import ENGINES
 from autodistil_search.errors import InputError
 from autodistil_search.families import FAMILIES, PACKAGED
-from autodistil_search.objectives import HIDDEN, NAMES, PROBE, RELATION, TASK, Objective
+from autodistil_search.objectives import COSINE, HIDDEN, NAMES, PROBE, RELATION, TASK, Objective
 from autodistil_search.partition import flops_of, spread_within
 from autodistil_search.plugins import GROUPS, Plugins, origin
 from autodistil_search.space import SearchSpace, shipped_spaces
@@ -142,7 +142,7 @@ def names_record(plugins: Plugins) -> Record:
     own = {
         "objectives": list(NAMES),
         "engines": list(ENGINES),
-        "proxies": [RELATION, HIDDEN, f"{PROBE}NAME", f"{TASK}NAME"],
+        "proxies": [RELATION, HIDDEN, *(f"{kind}NAME" for kind in (COSINE, PROBE, TASK))],
         "teachers": [PACKAGED, *sorted(FAMILIES)],
         "search_spaces": shipped_spaces(),
     }

@@ -186,8 +186,10 @@ class ValidateConfig:
         alone_steps: Steps that each is distilled alone; those of its SuperLM if not given, 0 for not at all.
         alone_lr: Peak learning rate of that; the SuperLM's if not given.
         probe: Task, as finetune names it, for a probe of frozen features.
-        task: Task to fine-tune each on: from its weights after training alone, or else those of the SuperLM.
-        text_columns: Columns of the table that probe or task names with the one or two texts; usual names are found.
+        cosine: Task of pairs to rank by the cosines of sentence vectors, with each after training alone, or else as it
+            is in the SuperLM.
+        task: Task to fine-tune each on, from the same weights.
+        text_columns: Columns of the table that a task names with the one or two texts; usual names are found.
         label_column: Its column with the label; "label" if not given.
         train_rows: Rows of a task to train on, at most.
         epochs: Passes over them.
@@ -206,6 +208,7 @@ class ValidateConfig:
     alone_steps: int | None = None
     alone_lr: float | None = None
     probe: str | None = None
+    cosine: str | None = None
     task: str | None = None
     text_columns: str | None = None
     label_column: str | None = None
@@ -226,8 +229,10 @@ class ValidateConfig:
                 raise InputError(f"{flag(name)} {value!r}; allowed: numbers above 0")
         if self.subnets < 2 * self.bands:
             raise InputError(f"--subnets {self.subnets} with --bands {self.bands}; allowed: two or more in each band")
-        if self.alone_steps == 0 and self.task is None:
-            raise InputError("--alone-steps 0 without --task; allowed: something that the proxy should predict")
+        if self.alone_steps == 0 and self.task is None and self.cosine is None:
+            raise InputError(
+                "--alone-steps 0 without --cosine or --task; allowed: something that the proxy should predict"
+            )
 
     @property
     def columns(self) -> list[str] | None:
@@ -241,8 +246,10 @@ class ValidateConfig:
 
     def absolute(self) -> ValidateConfig:
         """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
-        probe, task = (None if name is None else absolute_path(name) for name in (self.probe, self.task))
-        return replace(self, run=str(Path(self.run).resolve()), probe=probe, task=task)
+        probe, cosine, task = (
+            None if name is None else absolute_path(name) for name in (self.probe, self.cosine, self.task)
+        )
+        return replace(self, run=str(Path(self.run).resolve()), probe=probe, cosine=cosine, task=task)
 
     def to_dict(self) -> dict[str, Any]:
         """All that was chosen and can change a number."""

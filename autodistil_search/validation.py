@@ -28,7 +28,7 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import readable, write_atomically
 from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.objectives import HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
+from autodistil_search.objectives import COSINE, HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import HARDLY_LEARNT, HIDDEN_KIND, Proxy, ProxyKind, TaskBudget, task_proxy
 from autodistil_search.report.figures import save_figure
@@ -138,9 +138,9 @@ class _Job:
         if config.subnets > self._space.size:
             raise InputError(f"--subnets {config.subnets}; space {space!r} has {self._space.size}")
         budget = TaskBudget(config.train_rows, config.epochs, config.lr, config.seed)
-        self._probe, self._task = (
+        self._probe, self._cosine, self._task = (
             None if name is None else task_proxy(f"{kind}{name}", budget, config.columns, config.label_column)
-            for kind, name in ((PROBE, config.probe), (TASK, config.task))
+            for kind, name in ((PROBE, config.probe), (COSINE, config.cosine), (TASK, config.task))
         )
         training = run.config.training(device=config.device, precision=config.precision, seed=config.seed)
         steps = training.steps if config.alone_steps is None else config.alone_steps
@@ -153,7 +153,7 @@ class _Job:
     @property
     def environment(self) -> dict[str, Any]:
         """What `environment.json` says."""
-        kinds = {"probe": self._probe, "task": self._task}
+        kinds = {"probe": self._probe, "cosine": self._cosine, "task": self._task}
         tasks = {f"{name}_task": kind.digest for name, kind in kinds.items() if kind is not None}
         inputs = {**self._materials.identity, **tasks, "superlm": model_sha256(self._superlm)}
         return {**self._materials.environment, "inputs": inputs}
@@ -172,8 +172,9 @@ class _Job:
         return found
 
     @cached_property
-    def _fine_tuned(self) -> Proxy | None:
-        return None if self._task is None else self._made(self._task)
+    def _scores(self) -> dict[str, Proxy]:
+        """By column, what is measured of each subnet on its own."""
+        return {kind.objective.name: self._made(kind) for kind in (self._cosine, self._task) if kind is not None}
 
     def _made(self, kind: ProxyKind) -> Proxy:
         return kind.make(self._materials.teacher, torch.empty(0), self._materials.device)
@@ -199,9 +200,15 @@ class _Job:
     def _predicted(self) -> list[Measure]:
         alone = self._losses if self._alone_steps else []
         found = [_measure_of(f"{ALONE}{each.name}", each, "trained alone") for each in alone]
+        if self._cosine:
+            found.append(_measure_of(self._cosine.objective.name, self._cosine.objective, self._of_which_weights))
         if self._task:
             found.append(_measure_of(self._task.objective.name, self._task.objective, "fine-tuned"))
         return found
+
+    @property
+    def _of_which_weights(self) -> str:
+        return "trained alone" if self._alone_steps else "shared"
 
     def run(self) -> Validation:
         """Measure what has not been measured yet, and compare."""
@@ -228,9 +235,7 @@ class _Job:
         if self._alone_steps:
             student = self._trained_alone(subnet, self._config.folder / "alone" / str(number))
             row |= {f"{ALONE}{each.name}": self._proxies[each.name].score(student) for each in self._losses}
-        if self._fine_tuned is not None and self._task is not None:
-            row[self._task.objective.name] = self._fine_tuned.score(student)
-        return row
+        return row | {column: score.score(student) for column, score in self._scores.items()}
 
     @property
     def _options_alone(self) -> TrainOptions:
@@ -282,9 +287,11 @@ class _Job:
             words.append(
                 f"alone: {self._alone_steps} steps from the same start, same text and batch, learning rate {lr}"
             )
-        if self._fine_tuned is not None:
-            start = "trained alone" if self._alone_steps else "cut out of the SuperLM"
-            words.append(f"fine-tuned, as it was {start}: {self._fine_tuned.description}")
+        start = "trained alone" if self._alone_steps else "cut out of the SuperLM"
+        if self._cosine is not None:
+            words.append(f"cosine, as it was {start}: {self._scores[self._cosine.objective.name].description}")
+        if self._task is not None:
+            words.append(f"fine-tuned, as it was {start}: {self._scores[self._task.objective.name].description}")
         return "; ".join(words)
 
 

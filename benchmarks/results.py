@@ -179,12 +179,11 @@ class Pipeline:
         """How well the proxy ranks."""
         out, given = self.to / "validation", self.arguments
         if not (out / "summary.json").exists():
-            task = str(Path(given.data) / "glue" / "SST-2")
+            glue, lr = Path(given.data) / "glue", given.finetune_lr.split(",")[0]
             drawn = ["--subnets", str(given.subnets), "--alone-steps", str(given.alone_steps)]
-            lr = given.finetune_lr.split(",")[0]
-            tuned = ["--probe", task, "--task", task, "--train-rows", str(given.rows), "--lr", lr]
-            alone = ["--alone-lr", str(given.lr)]
-            self.command("validate-proxy", str(run.folder), *drawn, *alone, *tuned, "--out", str(out), log="validation")
+            alone = ["--alone-lr", str(given.lr)] if given.alone_steps else []
+            asked = ["--cosine", str(glue / "STS-B"), "--task", str(glue / "SST-2"), "--lr", lr]
+            self.command("validate-proxy", str(run.folder), *drawn, *alone, *asked, "--out", str(out), log="validation")
         return out
 
 
@@ -242,8 +241,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3000, help="labelled rows to train on, at most")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--subnets", type=int, default=24, help="of the validation; 0 for none")
-    parser.add_argument("--alone-steps", type=int, default=100, help="that each of them is trained alone")
+    parser.add_argument("--subnets", type=int, default=48, help="of the validation; 0 for none")
+    parser.add_argument(
+        "--alone-steps", type=int, default=0, help="that each of them is trained alone; 0 to measure it as it is"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="fine-tunings side by side, a thread each")
     pipeline = Pipeline(parser.parse_args())
     pipeline.train()

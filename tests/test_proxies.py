@@ -1,11 +1,13 @@
 """Proxies: the relation loss against the same loss computed in one go; those of a task against extracted students."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from autodistil_search import proxies, search
@@ -14,6 +16,7 @@ from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.proxies import HiddenProxy, RelationProxy, TaskBudget, task_proxy
 from autodistil_search.relations import relation_loss, relation_scores, relation_target, split_heads
+from autodistil_search.space import Subnet
 from autodistil_search.tasks.data import load_task
 from autodistil_search.tasks.finetune import Prepared, finetune
 from autodistil_search.teacher import Teacher
@@ -247,3 +250,57 @@ def test_a_search_by_hidden_states_names_them_in_its_columns(toy_config):
     assert "relation_loss" not in run.evaluations
     assert run.summary["box"]["hidden_loss"] == [0.0, 1.0]
     assert run.baselines["hidden_loss"].notna().all()  # TinyBERT's objective trains them, too
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Callable[..., str]:
+    """A table of pairs of texts with what is said of them."""
+
+    def write(labels: Sequence[object], texts: str = "sentence1,sentence2") -> str:
+        path = tmp_path / "pairs.csv"
+        rows = [f"w{i % 9} w{i % 5},w{i % 7} w{i % 5} w8,{label}" for i, label in enumerate(labels)]
+        path.write_text("\n".join([f"{texts},label", *rows]))
+        return str(path)
+
+    return write
+
+
+def test_cosines_of_mean_hidden_states_rank_pairs(
+    toy_teacher: Callable[..., Teacher],
+    debug_superlm: Callable[..., AutoDistilModel],
+    pairs: Callable[..., str],
+    cpu: Device,
+) -> None:
+    teacher, model = toy_teacher(), debug_superlm()
+    name = pairs([i % 11 / 10 for i in range(80)])
+    kind = task_proxy(f"cosine:{name}", replace(BUDGET, rows=30))
+    rows = load_task(name).split(30)[0]
+
+    def vector(text: str, subnet: Subnet) -> Tensor:
+        ids = torch.tensor([teacher.tokenizer(text)["input_ids"]])
+        return model(ids, subnet=subnet).last_hidden_state[0].mean(0)
+
+    for subnet in (model.space.smallest, model.space.largest):
+        with torch.no_grad():
+            cosines = [
+                float(torch.cosine_similarity(vector(a, subnet), vector(b, subnet), dim=0))
+                for a, b in zip(rows.first, rows.second or (), strict=True)
+            ]
+        expected = spearmanr(cosines, rows.labels).statistic
+        assert kind.make(teacher, torch.empty(0), cpu).score(model, subnet) == pytest.approx(expected, abs=0.02)
+    assert (kind.objective.name, kind.objective.direction) == ("pairs_cosine", "maximize")
+    assert "30 training rows" in kind.objective.unit
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "got"),
+    [
+        (["a", "b", "c"] * 20, "sentence1,sentence2", "two texts with 3 classes"),
+        (["a", "b"] * 30, "text,other", "one text"),
+    ],
+)
+def test_pairs_without_an_order_are_refused(
+    pairs: Callable[..., str], labels: Sequence[str], columns: str, got: str
+) -> None:
+    with pytest.raises(InputError, match=f"cosine:pairs: rows of {got}.*allowed: tasks of two texts"):
+        task_proxy(f"cosine:{pairs(labels, columns)}", BUDGET)

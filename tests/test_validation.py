@@ -36,6 +36,14 @@ def test_where_a_band_is_nearly_empty_the_nearest_are_taken():
     assert len({subnet for _, subnet in drawn}) == space.size == 16
 
 
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.csv"
+    rows = [f"w{i % 9} w{i % 5},w{i % 7} w{i % 5},{i % 11 / 10}" for i in range(60)]
+    path.write_text("\n".join(["sentence1,sentence2,label", *rows]))
+    return path
+
+
 LOSSES = ["relation_loss", "hidden_loss"]
 
 
@@ -117,6 +125,16 @@ def test_what_is_not_asked_for_is_not_measured(config, tmp_path):
     assert [each.column for each in found.measures] == ["flops", *LOSSES, *(f"alone_{each}" for each in LOSSES)]
     found = validate_proxy(replace(config, probe=None, alone_steps=0, out=str(tmp_path / "b")))
     assert [each.column for each in found.measures] == ["flops", *LOSSES, "mail_accuracy"]
+
+
+def test_pairs_are_ranked_by_the_student_that_is_measured(config, pairs):
+    of_pairs = replace(config, probe=None, task=None, text_columns=None, label_column=None, cosine=str(pairs))
+    alone = validate_proxy(of_pairs)
+    assert alone.measures[-1].label.endswith("cosines, trained alone")
+    shared = validate_proxy(replace(of_pairs, alone_steps=0, out=str(alone.folder) + "-shared"))
+    assert [each.column for each in shared.measures] == ["flops", *LOSSES, "pairs_cosine"]
+    assert shared.measures[-1].label.endswith("cosines, shared")
+    assert not shared.measured["pairs_cosine"].equals(alone.measured["pairs_cosine"])
 
 
 def test_from_the_command_line_and_refusals(run, table, capsys, refusal, printed_json, tmp_path):

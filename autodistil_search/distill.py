@@ -213,6 +213,8 @@ class _Training:
         own = self._gradients(step, drawn)
         *losses, first, second = self.group.add_up(self.learner.parameters(), [*own, *map(float, flags())])
         check_finite(losses[: len(drawn)], drawn, step)
+        if of_hidden := losses[len(drawn) :]:
+            check_finite(of_hidden, drawn, step, "loss of hidden states")
         set_learning_rate(self.optimizer, self.options.lr, step, self.options.steps)
         self._update(drawn, step)
         return drawn, losses, [first > 0, second > 0]

@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3000, help="labelled rows to train on, at most")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--subnets", type=int, default=48, help="of the validation; 0 for none")
+    parser.add_argument("--subnets", type=int, default=40, help="of the validation; 0 for none")
     parser.add_argument(
         "--alone-steps", type=int, default=0, help="that each of them is trained alone; 0 to measure it as it is"
     )

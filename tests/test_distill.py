@@ -328,6 +328,20 @@ def test_a_loss_that_is_not_finite_stops_by_name_and_the_run_can_go_on_from_befo
     assert _same(train("run"), train("never-stopped"))
 
 
+def test_a_loss_of_hidden_states_that_is_not_finite_stops_by_name(
+    teacher: Teacher, train: Callable[..., Weights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last_layer, calls = teacher.last_layer, itertools.count()
+
+    def poisoned(ids: Tensor) -> tuple[Any, Tensor]:
+        projections, hidden = last_layer(ids)
+        return projections, hidden * float("nan") if next(calls) == 3 else hidden  # the first call is for the map
+
+    monkeypatch.setattr(teacher, "last_layer", poisoned)
+    with pytest.raises(FloatingPointError, match=r"the loss of hidden states is nan at step 3 for subnet 3x48"):
+        train("run", WITH_HIDDEN)
+
+
 def test_a_finished_folder_is_read_and_not_trained_again(
     teacher: Teacher, train: Callable[..., Weights], tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from autodistil_search.report.figures import SPACE_COLOURS
 
@@ -26,6 +26,7 @@ def validation_figure(
             flops = f"{band['flops'].min() / 1e6:,.0f} to {band['flops'].max() / 1e6:,.0f}M FLOPs"
             colour, marker = SPACE_COLOURS[number % len(SPACE_COLOURS)], _MARKERS[number % len(_MARKERS)]
             axes.scatter(band[x], band[y], s=26, color=colour, marker=marker, lw=0, alpha=0.85, label=flops)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         if x == "flops":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel(labels[x], fontsize=8)

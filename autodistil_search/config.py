@@ -13,6 +13,9 @@ from autodistil_search.files import without_password
 
 _LARGEST_SEED = 2**32 - 1
 _LISTS = ("text", "constraint")
+_PARTS = 2
+"""Blocks that the proxy "hidden" needs: each part is measured by what was fitted to the others."""
+
 _WORDS = ("baselines", "objectives", "engine", "proxy", "space", "study", "teacher", "relations", "subnet_weights")
 _LEAST = {
     "evaluations": 1,
@@ -272,6 +275,8 @@ class SearchConfig(TrainConfig):
         super().__post_init__()
         if "none" in self.baseline_names:
             raise InputError(f"--baselines {self.baselines!r}; allowed: none alone, or names without it")
+        if self.proxy == "hidden" and self.eval_blocks < _PARTS:
+            raise InputError(f"--eval-blocks {self.eval_blocks} with --proxy hidden; allowed: {_PARTS} or more")
         if (self.proxy_text_columns or self.proxy_label_column) and ":" not in self.proxy:
             raise InputError(
                 f"--proxy {self.proxy!r} reads no table; allowed: --proxy-text-columns and --proxy-label-column with "

@@ -15,7 +15,7 @@ from torch import Tensor
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilForSequenceClassification, AutoDistilModel
-from autodistil_search.objectives import COSINE, HIDDEN, HIDDEN_LOSS, PROBE, Objective
+from autodistil_search.objectives import COSINE, HIDDEN_LOSS, PROBE, Objective
 from autodistil_search.relations import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
 from autodistil_search.schedule import seeded
 from autodistil_search.space import Subnet
@@ -152,7 +152,9 @@ class HiddenProxy:
 
     def __init__(self, teacher: Teacher, held_out: Tensor, device: Device) -> None:
         if len(held_out) < 2:
-            raise InputError(f"--eval-blocks {len(held_out)} with --proxy {HIDDEN}; allowed: 2 or more")
+            raise InputError(
+                f"the hidden-state loss on {len(held_out)} held-out block; allowed: two or more, so more text"
+            )
         self._device = device
         self._parts = [part.to(device.name) for part in held_out.tensor_split(min(len(held_out), _HIDDEN_PARTS))]
         with device.autocast():

@@ -162,7 +162,7 @@ class _Job:
     def _proxies(self) -> dict[str, Proxy]:
         """By column, what is measured on the SuperLM's weights."""
         assert self._materials.text is not None
-        held_out = self._materials.text.held_out.spread(self._eval_blocks)
+        held_out = self._materials.text.held_out.spread(max(2, self._eval_blocks))  # hidden states need two
         found: dict[str, Proxy] = {
             self._relation.name: relation_proxy(self._materials, self._eval_blocks),
             HIDDEN_LOSS.name: HIDDEN_KIND.make(self._materials.teacher, held_out, self._materials.device),

@@ -135,6 +135,7 @@ def test_the_config_a_run_leaves_repeats_it(toy_config, searched, tmp_path):
         (["--sampling", "largest", "--random-subnets", "2"], "--random-subnets 2", "largest-random"),
         (["--in-place", "1.5"], "1.5", "from 0 to 1"),
         (["--in-place", "0.5", "--sampling", "random"], "--in-place", "trains the largest"),
+        (["--proxy", "hidden", "--eval-blocks", "1"], "--eval-blocks 1", "2 or more"),
         (["--hidden", "-1"], "--hidden -1", "0 or numbers above"),
         (["--accumulate", "0"], "0", "from 1"),
         (["--accumulate", "3"], "--accumulate 3", "one part a block"),

@@ -98,7 +98,7 @@ def test_the_hidden_proxy_is_near_zero_for_the_teacher_and_near_one_for_what_tel
 
 
 def test_the_hidden_proxy_needs_two_blocks(toy_teacher: Callable[..., Teacher], held_out: Tensor, cpu: Device) -> None:
-    with pytest.raises(InputError, match="--eval-blocks 1 with --proxy hidden; allowed: 2 or more"):
+    with pytest.raises(InputError, match="hidden-state loss on 1 held-out block; allowed: two or more"):
         HiddenProxy(toy_teacher(), held_out[:1], cpu)
 
 

@@ -33,7 +33,7 @@ class DistilConfig:
         pick: Which student: knee, the number of a row of frontier.csv, or bounds such as "flops<=200M".
         steps: Training steps.
         batch_size: Blocks in a step, over all processes; the run's if not given.
-        lr: Peak learning rate; the run's if not given.
+        lr: Peak learning rate; a quarter of the run's if not given.
         text: Text to train on, as search takes it; the run's if not given.
         accumulate: Parts that each process divides its blocks into, one in memory at a time.
         seed: Fixes the order of text.

@@ -28,6 +28,10 @@ from autodistil_search.training import relation_proxy
 
 _SUMMARY = "distil.json"
 
+_SHARE_OF_RATE = 0.25
+"""Of its SuperLM's peak learning rate: at half of it a student lost what the SuperLM's schedule had gained in the end
+(docs/results.md)."""
+
 
 @dataclass(frozen=True)
 class Distilled:
@@ -58,7 +62,7 @@ def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
     row = run.pick(config.pick)
     student = run.student(row)
     materials = resolve_training(config.training(run.config), reporter)
-    job = _Job(materials, student, run.config.eval_blocks, config.folder)
+    job = _Job(materials, student, run.config.eval_blocks, config.folder, 1.0 if config.lr else _SHARE_OF_RATE)
     settings = {**config.to_dict(), "run": str(run.folder.resolve())}
     check_folder(config.folder, DISTIL_CONFIG, settings)
     group = processes(materials.device.type == "cpu")
@@ -77,8 +81,11 @@ def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
 class _Job:
     """A student, and all that its training needs."""
 
-    def __init__(self, materials: Materials, student: AutoDistilModel, eval_blocks: int, folder: Path) -> None:
+    def __init__(
+        self, materials: Materials, student: AutoDistilModel, eval_blocks: int, folder: Path, share_of_rate: float
+    ) -> None:
         self._materials, self._student, self._eval_blocks, self._folder = materials, student, eval_blocks, folder
+        self._share_of_rate = share_of_rate
         materials.device.place(student)
         self.before = self._proxy.score(student)
 
@@ -100,7 +107,8 @@ class _Job:
         """All steps."""
         materials = self._materials
         assert materials.text is not None
-        options = replace(materials.options_of(self._student.config.subnet.layers), in_place=0.0)
+        options = materials.options_of(self._student.config.subnet.layers)
+        options = replace(options, in_place=0.0, lr=self._share_of_rate * options.lr)
         try:
             distill(
                 self._student,

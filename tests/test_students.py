@@ -98,6 +98,15 @@ def test_every_setting_changes_what_it_should_and_needs_a_folder_of_its_own(conf
             distil(replace(short, **{name: value}))
 
 
+def test_without_a_rate_it_is_a_quarter_of_the_superlms(run, config):
+    found = distil(replace(config, steps=2, lr=None))
+    rates = [
+        json.loads((folder / "trainer_state.json").read_text())["settings"]["lr"]
+        for folder in (found.folder, run.folder / "superlm" / "debug")
+    ]
+    assert rates[0] == rates[1] / 4
+
+
 def _equal(a, b):
     return b is not None and a.shape == b.shape and torch.equal(a, b)
 

@@ -133,9 +133,10 @@ def distill(
             bar.skip(options.steps)
             model.eval()
             return model
-        last_hidden = None
-        if options.hidden and transfer is None:
-            last_hidden = _last_hidden(model, teacher, sample_ids, device)
+        last_hidden = last_hidden_of(model, teacher, options, device) if transfer is None else None
+        if last_hidden is not None:
+            assert sample_ids is not None
+            last_hidden.fit(model, teacher, sample_ids)
         training = _Training(model, teacher, text, options, execution, device, group, transfer, last_hidden)
         checkpoints = Checkpoints(
             folder, training.learner, training.optimizer, training.scaler, settings, execution.keep
@@ -161,12 +162,14 @@ def distill(
     return model
 
 
-def _last_hidden(model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor | None, device: Device) -> LastHidden:
-    """The loss of the last hidden states, with its map fitted to `model` as it is."""
-    assert sample_ids is not None
+def last_hidden_of(
+    model: AutoDistilModel, teacher: Teacher, options: TrainOptions, device: Device
+) -> LastHidden | None:
+    """The loss of the last hidden states, with a map that is not fitted yet; None if they are not trained."""
+    if not options.hidden:
+        return None
     found = LastHidden(model.config.hidden_size, teacher.subnet.hidden_size)
     device.place(found)
-    found.fit(model, teacher, sample_ids)
     return found
 
 

@@ -22,14 +22,13 @@ from torch import Tensor
 
 from autodistil_search.cost import flops
 from autodistil_search.device import Device
-from autodistil_search.distill import TrainOptions, subnets_of_step, train_step
+from autodistil_search.distill import TrainOptions, last_hidden_of, subnets_of_step, train_step
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.progress import Reporter
 from autodistil_search.sampling import Drawn
 from autodistil_search.schedule import MAX_GRADIENT_NORM, WEIGHT_DECAY
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.teacher import Teacher
-from autodistil_search.transfer import LastHidden
 
 _DRAWN = 2000
 """The subnets of so many steps stand for those of a longer run: their mean cost is within 1 % of it."""
@@ -190,15 +189,6 @@ def _map_width(teacher: Teacher, options: TrainOptions) -> int:
     return teacher.subnet.hidden_size if options.hidden else 0
 
 
-def _last_hidden(model: AutoDistilModel, teacher: Teacher, options: TrainOptions, device: Device) -> LastHidden | None:
-    """The loss of hidden states with a map that was not fitted, which changes neither time nor memory."""
-    if not options.hidden:
-        return None
-    found = LastHidden(model.config.hidden_size, teacher.subnet.hidden_size)
-    device.place(found)
-    return found
-
-
 def _drawn(model: AutoDistilModel, options: TrainOptions) -> list[list[Drawn]]:
     """The subnets of each step, of at most `_DRAWN` steps."""
     return [subnets_of_step(model, options, step) for step in range(min(options.steps, _DRAWN))]
@@ -240,7 +230,7 @@ class _Timer:
     ) -> None:
         self._model, self._teacher, self._options, self._device = model, teacher, options, device
         self._ids = _random_ids(model, shape, device)
-        self._last_hidden = _last_hidden(model, teacher, options, device)
+        self._last_hidden = last_hidden_of(model, teacher, options, device)
         self._parameters = [*model.parameters(), *(self._last_hidden.parameters() if self._last_hidden else ())]
         self._optimizer = torch.optim.AdamW(self._parameters, lr=1e-6, weight_decay=WEIGHT_DECAY, fused=True)
         self._clock = clock
@@ -286,7 +276,7 @@ def activation_bytes(
 def _saved_bytes(
     model: AutoDistilModel, teacher: Teacher, options: TrainOptions, shape: tuple[int, int], device: Device
 ) -> int:
-    last_hidden = _last_hidden(model, teacher, options, device)
+    last_hidden = last_hidden_of(model, teacher, options, device)
     parameters = [*model.parameters(), *(last_hidden.parameters() if last_hidden else ())]
     weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept: dict[int, int] = {}

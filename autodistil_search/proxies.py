@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError
@@ -343,26 +344,39 @@ class CosineProxy(_OfTask):
 
     def __init__(self, task: Task, teacher: Teacher, budget: TaskBudget, device: Device) -> None:
         super().__init__(task, teacher, budget, device)
-        rows, length = task.split(budget.rows)[0], self._prepared.max_length
-        assert rows.second is not None
-        self._labels = np.array(rows.labels, float)
-        self._sides = [
-            Encoded(Rows(texts, None, rows.labels), teacher.tokenizer, length) for texts in (rows.first, rows.second)
-        ]
+        self._pairs = Pairs(task.split(budget.rows)[0], teacher.tokenizer, self._prepared.max_length)
 
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
         """The correlation of `subnet` of `model`, or of the whole model."""
-        first, second = (mean_states(model, subnet, side, self._device) for side in self._sides)
-        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-        return METRICS["spearman"].compute(self._labels, (first * second).sum(1) / lengths)
+        return self._pairs.correlation(model, self._device, subnet)
 
     @property
     def description(self) -> str:
         """How it is measured, for the reader of a report."""
         return (
-            f"cosines of the means over tokens of the last hidden states of the two texts, on {len(self._labels):,} "
+            f"cosines of the means over tokens of the last hidden states of the two texts, on {len(self._pairs):,} "
             f"training rows of {self._task.name} ({self._task.source}); nothing is trained on them"
         )
+
+
+class Pairs:
+    """Rows of two texts, each text by itself."""
+
+    def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        assert rows.second is not None
+        self._labels = np.array(rows.labels, float)
+        self._sides = [
+            Encoded(Rows(texts, None, rows.labels), tokenizer, max_length) for texts in (rows.first, rows.second)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def correlation(self, model: AutoDistilModel, device: Device, subnet: Subnet | None = None) -> float:
+        """Spearman's rho of the labels and the cosines of `mean_states` of the two texts."""
+        first, second = (mean_states(model, subnet, side, device) for side in self._sides)
+        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        return METRICS["spearman"].compute(self._labels, (first * second).sum(1) / lengths)
 
 
 @torch.no_grad()

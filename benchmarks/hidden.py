@@ -15,53 +15,31 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from scipy.stats import spearmanr
-from torch import Tensor
 
 from autodistil_search import start
 from autodistil_search.corpus import Blocks, load_corpus
 from autodistil_search.device import Device, choose_device
 from autodistil_search.distill import TrainOptions, distill
+from autodistil_search.families import PACKAGED
 from autodistil_search.files import cache_folder
-from autodistil_search.proxies import HiddenProxy, RelationProxy
+from autodistil_search.proxies import HiddenProxy, Pairs, RelationProxy
 from autodistil_search.schedule import seeded
 from autodistil_search.space import Subnet, load_space
-from autodistil_search.tasks.data import Rows, load_task
-from autodistil_search.teacher import Teacher, load_teacher
+from autodistil_search.tasks.data import load_task
+from autodistil_search.teacher import Teacher, load_as_student, load_teacher
 
 HELD_OUT_BLOCKS = 32
+
+EXACT = Device("cpu", "fp32")
+"""Where sentence vectors are computed."""
 
 MEASURED = ("seconds a step", "relation loss", "hidden loss", "STS-B")
 
 
-@torch.no_grad()
-def sentence_vectors(model: Any, tokenizer: Any, sentences: Sequence[str]) -> Tensor:
-    """The mean hidden state of each sentence, of length 1: `(N, H)`."""
-    found = []
-    for first in range(0, len(sentences), 64):
-        rows = tokenizer(list(sentences[first : first + 64]), padding=True, truncation=True, return_tensors="pt")
-        hidden = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).last_hidden_state
-        real = rows["attention_mask"][..., None]
-        found.append(F.normalize((hidden * real).sum(1) / real.sum(1), dim=-1))
-    return torch.cat(found)
-
-
-def rank_correlation(model: Any, tokenizer: Any, rows: Rows) -> float:
-    """Spearman's rho of the cosines of pairs of sentences and the scores that people gave them."""
-    assert rows.second is not None
-    first, second = (sentence_vectors(model, tokenizer, side) for side in (rows.first, rows.second))
-    return float(spearmanr((first * second).sum(-1), rows.labels).statistic)
-
-
 def measure(
-    options: TrainOptions, teacher: Teacher, train: Blocks, held_out: Blocks, dev: Rows, device: Device
+    options: TrainOptions, teacher: Teacher, train: Blocks, held_out: Blocks, pairs: Pairs, device: Device
 ) -> dict[str, float]:
     """Train a SuperLM of `tiny`, and measure its subnets."""
     space, sample = load_space("tiny"), train.spread(start.SAMPLE_BLOCKS)
@@ -83,7 +61,7 @@ def measure(
         "seconds a step": seconds,
         "relation loss": mean(map(relation.score, students)),
         "hidden loss": mean(map(hidden.score, students)),
-        "STS-B": mean(rank_correlation(each, teacher.tokenizer, dev) for each in students),
+        "STS-B": mean(pairs.correlation(each, EXACT) for each in students),
     }
 
 
@@ -101,7 +79,8 @@ def main() -> None:
     rows = [json.loads(line) for line in given.results.read_text().splitlines()] if given.results.exists() else []
     given.results.parent.mkdir(parents=True, exist_ok=True)
     device = choose_device("cpu")
-    teacher, dev = load_teacher(), load_task(str(given.data / "glue" / "STS-B")).dev
+    teacher = load_teacher()
+    pairs = Pairs(load_task(str(given.data / "glue" / "STS-B")).dev, teacher.tokenizer, 128)
     text = [str(given.data / "wiki" / "train.txt.gz")]
     train, held_out = load_corpus(text, teacher.tokenizer, cache_folder()).blocks(128)
     print("| weight | " + " | ".join(MEASURED) + " |\n" + "|---" * (1 + len(MEASURED)) + "|")
@@ -111,11 +90,11 @@ def main() -> None:
         row = next((row for row in rows if setting.items() <= row.items()), None)
         if row is None:
             options = TrainOptions(given.steps, given.batch_size, given.lr, given.seed, hidden=weight)
-            row = setting | measure(options, teacher, train, held_out, dev, device)
+            row = setting | measure(options, teacher, train, held_out, pairs, device)
             with given.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         print(f"| {weight:g} | " + " | ".join(f"{row[name]:.3f}" for name in MEASURED) + " |", flush=True)
-    print(f"teacher, STS-B: {rank_correlation(teacher.model, teacher.tokenizer, dev):.3f}")
+    print(f"teacher, STS-B: {pairs.correlation(load_as_student(PACKAGED, teacher), EXACT):.3f}")
 
 
 if __name__ == "__main__":

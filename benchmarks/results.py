@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from hidden import rank_correlation  # type: ignore[import-not-found] # of this folder
 
 from autodistil_search import load_run
+from autodistil_search.device import choose_device
+from autodistil_search.families import PACKAGED
 from autodistil_search.objectives import Objective
+from autodistil_search.proxies import Pairs
 from autodistil_search.report.data import against_frontier
 from autodistil_search.results import Run
 from autodistil_search.runfolder import model_folder
@@ -86,6 +88,7 @@ class Pipeline:
         given = self.arguments
         text = str(Path(given.data) / "wiki" / "train.txt.gz")
         sizes = ["--steps", str(given.steps), "--batch-size", str(given.batch_size), "--lr", str(given.lr)]
+        sizes += ["--hidden", str(given.hidden)]
         out = str(self.to / "superlm")
         self.command("train", "--space", given.space, "--text", text, *sizes, "--out", out, log="train")
 
@@ -161,16 +164,14 @@ class Pipeline:
         """For each model, how well its sentence vectors rank the pairs of STS-B's dev, with nothing trained on them."""
         path = self.to / "vectors.csv"
         known = pd.read_csv(path).set_index("model")["rho"].to_dict() if path.exists() else {}
-        teacher, dev = load_teacher(), load_task(str(Path(self.arguments.data) / "glue" / "STS-B")).dev
+        teacher = load_teacher()
+        dev = load_task(str(Path(self.arguments.data) / "glue" / "STS-B")).dev
+        pairs, device = Pairs(dev, teacher.tokenizer, 128), choose_device("cpu", "fp32")
         rows = []
         for model in models:
             if (rho := known.get(model.name)) is None:
-                encoder = (
-                    teacher.model
-                    if model.kind == TEACHER
-                    else load_as_student(str(model_folder(Path(model.source))), teacher)
-                )
-                rho = rank_correlation(encoder, teacher.tokenizer, dev)
+                source = model.source if model.kind == TEACHER else str(model_folder(Path(model.source)))
+                rho = pairs.correlation(load_as_student(source, teacher), device)
             rows.append({"kind": model.kind, "model": model.name, "flops": model.flops, "rho": rho})
             pd.DataFrame(rows).to_csv(path, index=False)
         return pd.DataFrame(rows).sort_values("flops")
@@ -233,6 +234,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200, help="of the SuperLM and of each baseline")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument(
+        "--hidden", type=float, default=1.0, help="weight of the last hidden states; 0: relations alone"
+    )
     parser.add_argument("--baselines", default="truncated,tinybert,minilm,random")
     parser.add_argument("--distil-steps", type=int, default=100, help="of each student after the search")
     parser.add_argument("--distil-lr", type=float, default=1e-3)
@@ -252,7 +256,7 @@ def main() -> None:
     models = [*pipeline.distil(run), *pipeline.baselines(run)]
     teacher = run.baselines[run.baselines["how"].str.startswith("copy")]
     if len(teacher):  # its own shape is among the baselines, so what it costs is known
-        models.append(Model("teacher", TEACHER, "packaged", teacher["flops"].iloc[0], teacher["params"].iloc[0]))
+        models.append(Model("teacher", TEACHER, PACKAGED, teacher["flops"].iloc[0], teacher["params"].iloc[0]))
     scores = pipeline.finetune(models)
     scores.to_csv(pipeline.to / "scores.csv", index=False)
     vectors = pipeline.sentence_vectors(models)

@@ -11,7 +11,7 @@ from autodistil_search import plan as planning
 from autodistil_search.checkpoint import Checkpoints
 from autodistil_search.cli import main
 from autodistil_search.cost import flops, params
-from autodistil_search.distill import TrainOptions, subnets_of_step, train_step
+from autodistil_search.distill import TrainOptions, last_hidden_of, subnets_of_step, train_step
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import parse_amount
 from autodistil_search.plan import (
@@ -59,7 +59,7 @@ def test_work_is_what_a_flop_counter_sees_in_the_steps_of_a_run(
 ):
     monkeypatch.setattr("torch.jit.is_tracing", lambda: True)  # plain products: the counter looks into no kernel
     teacher, model, options = toy_teacher(layer=layer), debug_superlm(), replace(OPTIONS, loss=loss, hidden=hidden)
-    last_hidden = planning._last_hidden(model, teacher, options, cpu)
+    last_hidden = last_hidden_of(model, teacher, options, cpu)
     teacher.model.set_attn_implementation("eager")  # the counter does not know the CPU's fused attention
     ids = torch.randint(5, 90, (2, TOKENS))
     with FlopCounterMode(display=False) as counter:
@@ -106,7 +106,7 @@ def test_memory_is_the_sum_of_its_parts_in_float32(planned, debug_space, teacher
 def test_trained_are_the_parameters_that_get_moments_in_a_run(depth, hidden, debug_space, teacher, cpu):
     space, options = replace(debug_space, layers=(2, 3, 5), depth=depth), replace(OPTIONS, hidden=hidden)
     model = AutoDistilModel(teacher.student_config(space.largest, space))
-    last_hidden = planning._last_hidden(model, teacher, options, cpu)
+    last_hidden = last_hidden_of(model, teacher, options, cpu)
     optimizer = torch.optim.AdamW(model.parameters())
     for step in range(4):
         drawn = subnets_of_step(model, options, step)
@@ -129,7 +129,7 @@ def test_trained_are_the_parameters_that_get_moments_in_a_run(depth, hidden, deb
 def test_a_checkpoint_is_as_large_as_planned(tmp_path, teacher, cpu, hidden):
     space, options = load_space("tiny"), replace(OPTIONS, hidden=hidden)
     model, ids = AutoDistilModel(teacher.student_config(space.largest, space)), torch.full((1, TOKENS), 7)
-    last_hidden = planning._last_hidden(model, teacher, options, cpu)
+    last_hidden = last_hidden_of(model, teacher, options, cpu)
     learner = torch.nn.ModuleList([model, last_hidden]) if last_hidden else model
     optimizer = torch.optim.AdamW(learner.parameters())
     train_step(model, teacher, ids, [Drawn(space.largest, "largest", 1.0)], options, cpu, last_hidden=last_hidden)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
@@ -105,16 +106,16 @@ def _patient(figure_widget: Any) -> Any:
     return type("FigureWidget", (figure_widget,), {"_esm": _LOADER, "_bundle": text})
 
 
-class _Widget:
+class _Widget(ABC):
     """What a notebook shows: a widget where there is a kernel, else words and a picture of it as it was."""
 
     _box: Any
 
-    def _picture(self) -> Figure:
-        raise NotImplementedError
+    @abstractmethod
+    def _picture(self) -> Figure: ...
 
-    def _words(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _words(self) -> str: ...
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         file = io.BytesIO()

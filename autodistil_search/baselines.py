@@ -17,14 +17,15 @@ from autodistil_search import __version__
 from autodistil_search.corpus import TrainingText
 from autodistil_search.device import Device
 from autodistil_search.distill import TrainOptions, distill
-from autodistil_search.model import AutoDistilModel
+from autodistil_search.files import whole_folder
+from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import Objective, costs
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import Proxy, RelationProxy
 from autodistil_search.schedule import seeded
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.start import start_from
-from autodistil_search.teacher import Teacher, truncated
+from autodistil_search.teacher import Teacher, model_sha256, truncated
 from autodistil_search.transfer import LayerTransfer
 
 SHAPES = {
@@ -34,6 +35,7 @@ SHAPES = {
 }
 """Shapes of TinyBERT (arXiv 1909.10351) and MiniLM (arXiv 2002.10957), which are trained here on equal terms."""
 
+TRUNCATED = "truncated, not trained"
 COPY = "copy of the teacher, not trained"
 DISTILLED = "distilled alone"
 DRAWN = "drawn at random, distilled alone"
@@ -107,7 +109,7 @@ class Bench:
         found = [self._as_it_is(_shown(name), given[name], AS_IT_IS, Path(name)) for name in names if name in given]
         if "truncated" in names and (half := truncated(self.teacher)) is not None:
             name = f"teacher's first {half.config.subnet.layers} layers"
-            found.append(self._as_it_is(name, half, "truncated, not trained"))
+            found.append(self._as_it_is(name, half, TRUNCATED, self._kept(half)))
         return [*found, *(self._trained(recipe) for recipe in self._recipes(names, spaces))]
 
     def _recipes(self, names: Sequence[str], spaces: Sequence[SearchSpace]) -> list[_Recipe]:
@@ -136,6 +138,15 @@ class Bench:
                     for i, each in enumerate(drawn, start=1)
                 ]
         return found
+
+    def _kept(self, model: AutoDistilModel) -> Path:
+        """The folder of a model that was not trained, named by its weights, with the tokenizer."""
+        folder = self.cache / "baselines" / model_sha256(model)[:16]
+        if not folder.exists():
+            with whole_folder(folder) as new, quiet_transformers():
+                model.save_pretrained(new)
+                self.teacher.tokenizer.save_pretrained(new)
+        return folder
 
     def _as_it_is(self, name: str, model: AutoDistilModel, how: str, weights: Path | None = None) -> Baseline:
         self.device.place(model)

@@ -68,6 +68,9 @@ def test_other_models_are_scored_as_they_are(toy_config, teacher_folder, tokeniz
     assert rows.loc["student", "relation_loss"] == pytest.approx(run.knee["relation_loss"])
     assert rows.loc["student", "flops"] == run.knee["flops"]
     assert 0 < rows.loc["teacher's first 2 layers", "relation_loss"] < 2
+    teacher = load_teacher(toy_config.teacher)
+    kept, half = load_as_student(rows.loc["teacher's first 2 layers", "weights"], teacher), truncated(teacher)
+    assert all(torch.equal(weights, kept.state_dict()[name]) for name, weights in half.state_dict().items())
     assert sum("of its FLOPs" in note or "than any subnet" in note for note in run.summary["notes"]) == 3
 
 

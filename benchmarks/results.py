@@ -2,9 +2,10 @@
 
     python benchmarks/results.py --data DATA --to FOLDER
 
-DATA holds `wiki/train.txt.gz` (paragraphs, one a line) and GLUE's files in `glue/SST-2` and so on. Every step is a
-command of the product, printed before it runs; what has ended is not done again, so the same command goes on with what
-was stopped. At the end `FOLDER/results.md` has the tables that docs/results.md shows.
+DATA holds `wiki/train.txt.gz` (paragraphs, one a line) and GLUE's files in `glue/SST-2` and so on; the task `phrases`
+is SST-2 with 10,288 rows to measure on (phrases.py). Every step is a command of the product, printed before it runs;
+what has ended is not done again, so the same command goes on with what was stopped. At the end `FOLDER/results.md` has
+the tables that docs/results.md shows.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from autodistil_search.tasks.data import load_task
 from autodistil_search.tasks.metrics import METRICS
 from autodistil_search.teacher import load_as_student, load_teacher
 
-PICKS = ("flops<=110M", "knee", "flops<=330M", "flops<=500M")
+PHRASES = "phrases"
 STUDENT, BASELINE, TEACHER = "student of the frontier", "baseline", "teacher"
 
 
@@ -105,7 +106,7 @@ class Pipeline:
     def distil(self, run: Run) -> list[Model]:
         """The chosen students, trained further."""
         found, taken = [], set()
-        for pick in PICKS:
+        for pick in self.arguments.picks.split(","):
             row = run.pick(pick)
             number = 1 + run.frontier.index.to_list().index(row.name)
             if number in taken:
@@ -129,19 +130,23 @@ class Pipeline:
 
     def finetune(self, models: Sequence[Model]) -> pd.DataFrame:
         """A row for each model and task: mean and spread of GLUE's metric on dev."""
-        jobs = [(model, task) for task in self.arguments.tasks.split(",") for model in models]
+        asked = [task.partition(":") for task in self.arguments.tasks.split(",")]
+        if any(task == PHRASES for task, *_ in asked):
+            made = ["--data", self.arguments.data, "--to", str(self.to / PHRASES)]
+            subprocess.run([sys.executable, str(Path(__file__).with_name("phrases.py")), *made], check=True)
+        jobs = [(model, task, int(rows or self.arguments.rows)) for task, _, rows in asked for model in models]
         with ThreadPoolExecutor(self.arguments.jobs) as pool:
             rows = list(pool.map(lambda job: self._finetuned(*job), jobs))
         return pd.DataFrame(rows)
 
-    def _finetuned(self, model: Model, task: str) -> dict[str, object]:
+    def _finetuned(self, model: Model, task: str, rows: int) -> dict[str, object]:
         given, out = self.arguments, self.to / "tuned" / f"{model.slug}-{task}"
         if not (out / "summary.json").exists():
             settings = {
-                "task": str(Path(given.data) / "glue" / task),
+                "task": str(self.to / PHRASES / "SST-2" if task == PHRASES else Path(given.data) / "glue" / task),
                 "lr": given.finetune_lr,
                 "epochs": str(given.epochs),
-                "train-rows": str(given.rows),
+                "train-rows": str(rows),
                 "seeds": str(given.seeds),
                 "out": str(out),
             }
@@ -230,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with wiki/ and glue/")
     parser.add_argument("--to", default="runs/results", help="folder for everything")
-    parser.add_argument("--space", default="tiny")
+    parser.add_argument("--space", default="tiny", help="a packaged one, or a YAML file")
     parser.add_argument("--steps", type=int, default=1200, help="of the SuperLM and of each baseline")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -240,7 +245,9 @@ def main() -> None:
     parser.add_argument("--baselines", default="truncated,tinybert,minilm,random")
     parser.add_argument("--distil-steps", type=int, default=100, help="of each student after the search")
     parser.add_argument("--distil-lr", type=float, default=1e-3)
-    parser.add_argument("--tasks", default="SST-2,CoLA,MRPC,RTE", help="folders of GLUE")
+    parser.add_argument("--picks", default="flops<=110M,knee,flops<=330M,flops<=500M", help="students, by commas")
+    tasks = "folders of GLUE, and `phrases`; NAME:ROWS for other rows than --rows"
+    parser.add_argument("--tasks", default="SST-2,phrases,CoLA:9000,MRPC,RTE", help=tasks)
     parser.add_argument("--finetune-lr", default="1e-4,5e-4")
     parser.add_argument("--rows", type=int, default=3000, help="labelled rows to train on, at most")
     parser.add_argument("--epochs", type=int, default=3)

@@ -57,7 +57,8 @@ class TrainConfig:
     """Which SuperLMs to train, from which teacher and text, and how.
 
     Args:
-        space: Search spaces, separated by commas: tiny, small, base, oneshot, debug, or the path of a YAML file.
+        space: Search spaces, separated by commas: tiny, shallow, small, base, oneshot, elastic, debug, or the path of a
+            YAML file.
         depth: Which layers a subnet with fewer keeps: first_last, uniform (the released AutoDistil code) or prefix;
             that of the space if not given.
         teacher: Hugging Face id or folder of the teacher, or "packaged" for the one in the quickstart extra.

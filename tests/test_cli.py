@@ -98,7 +98,7 @@ def test_the_config_a_run_leaves_repeats_it(toy_config, searched, tmp_path):
     [
         (["--objectives", "acc,speed"], "speed", "acc, flops, params"),
         (["--objectives", ""], "''", "acc, flops, params"),
-        (["--space", "huge"], "huge", "base, debug, elastic, oneshot, small, tiny"),
+        (["--space", "huge"], "huge", "base, debug, elastic, oneshot, shallow, small, tiny"),
         (["--space", "debug,debug"], "debug, debug", "each space once"),
         (["--engine", "annealing"], "annealing", "nsga2"),
         (["--evaluations", "0"], "0", "from 1"),

@@ -11,6 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autodistil_search.baselines import SHAPES
+from autodistil_search.cost import flops
 from autodistil_search.errors import InputError
 from autodistil_search.space import (
     DIMENSIONS,
@@ -70,7 +72,14 @@ def test_a_shipped_sub_space_holds_the_256_subnets_of_the_paper(name, layers, hi
 
 def test_the_debug_space_is_tiny():
     assert load_space("debug").size <= 16
-    assert shipped_spaces() == ["base", "debug", "elastic", "oneshot", "small", "tiny"]
+    assert shipped_spaces() == ["base", "debug", "elastic", "oneshot", "shallow", "small", "tiny"]
+
+
+def test_shallow_reaches_from_half_of_what_the_shapes_trained_as_baselines_cost_to_more_than_they_do():
+    space = load_space("shallow")
+    assert space.size == 256
+    for shape in (SHAPES["TinyBERT 4x312"], SHAPES["MiniLM 3x384"]):
+        assert flops(space.smallest) < flops(shape) / 2 < flops(shape) < flops(space.largest)
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base"])
@@ -389,9 +398,8 @@ def test_a_binary_file_is_refused(tmp_path):
 @pytest.mark.parametrize("missing", ["nothing", "nothing.yaml", "", ".", "tiny.yml"])
 def test_a_space_that_is_not_there_is_refused_listing_the_shipped_ones(tmp_path, monkeypatch, missing):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        InputError, match=r"no search space '.*'; allowed: base, debug, elastic, oneshot, small, tiny, or a YAML file"
-    ):
+    shipped = "base, debug, elastic, oneshot, shallow, small, tiny"
+    with pytest.raises(InputError, match=rf"no search space '.*'; allowed: {shipped}, or a YAML file"):
         load_space(missing)
 
 

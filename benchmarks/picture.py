@@ -1,0 +1,86 @@
+"""Students of several spaces beside baselines and teacher: what they have, against what they cost.
+
+    python benchmarks/picture.py runs/results runs/results-shallow --to docs/images/students.png
+
+Each folder is what results.py left. One panel for the score on `--task`, with the standard deviation of its seeds, and
+one for how well sentence vectors rank the pairs of STS-B with nothing trained. A baseline that several folders trained,
+each at its own learning rate, is there once for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from autodistil_search.report.figures import BASELINE_COLOUR, KNEE_COLOUR, SPACE_COLOURS, SPACE_MARKERS
+
+STUDENT, BASELINE = "student of the frontier", "baseline"
+"""Kinds of models, as results.py writes them."""
+TEACHER_MARKER, BASELINE_MARKERS = "*", "sDvX"
+
+
+def measured(folders: Sequence[Path], task: str) -> pd.DataFrame:
+    """A row for each model of each folder: its series, kind, FLOPs, score with its spread, and sentence vectors."""
+    found = []
+    for folder in folders:
+        scores = pd.read_csv(folder / "scores.csv")
+        rows = scores[scores["task"] == task].merge(pd.read_csv(folder / "vectors.csv")[["model", "rho"]], on="model")
+        space = pd.read_csv(folder / "run" / "frontier.csv")["space"].iloc[0]
+        name = rows["model"].str.partition(" (")[0]
+        found.append(rows.assign(series=name.mask(rows["kind"] == STUDENT, f"students of {space}")))
+    return pd.concat(found, ignore_index=True)
+
+
+def draw(axes: Axes, rows: pd.DataFrame, column: str, spread: str | None, label: str) -> None:
+    """One panel, in hundredths of the measure; students are joined, as they are one frontier."""
+    students = baselines = 0
+    for series, points in rows.groupby("series", sort=False):
+        points = points.sort_values("flops")
+        kind = points["kind"].iloc[0]
+        if kind == STUDENT:
+            style: dict[str, Any] = {
+                "color": SPACE_COLOURS[students],
+                "marker": SPACE_MARKERS[students],
+                "linestyle": "-",
+            }
+            students += 1
+        elif kind == BASELINE:
+            style = {"color": BASELINE_COLOUR, "marker": BASELINE_MARKERS[baselines], "linestyle": "none"}
+            baselines += 1
+        else:
+            style = {"color": KNEE_COLOUR, "marker": TEACHER_MARKER, "linestyle": "none"}
+        bars = None if spread is None else 100 * points[spread]
+        axes.errorbar(points["flops"], 100 * points[column], bars, label=series, capsize=2, linewidth=1, **style)
+    axes.set(xscale="log", xlabel="FLOPs (multiply-adds, 128 tokens), lower is better", ylabel=label)
+    axes.set_xticks([100e6, 200e6, 400e6, 800e6, 1600e6])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda flops, _: f"{flops / 1e6:,.0f}M"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+
+
+def main() -> None:
+    """Draw and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--task", default="phrases")
+    parser.add_argument("--title", default="SST-2, 10,288 rows: accuracy, %, higher is better")
+    parser.add_argument("--to", type=Path, required=True)
+    given = parser.parse_args()
+    rows = measured(given.folders, given.task)
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    draw(panels[0], rows, "mean", "standard_deviation", given.title)
+    draw(panels[1], rows, "rho", None, "STS-B, sentence vectors: Spearman's rho x 100, higher is better")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(given.to, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

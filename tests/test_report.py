@@ -242,6 +242,17 @@ def test_every_baseline_is_drawn_however_many(report):
     assert render_html(many).count('class="baseline" data-tip') == 10
 
 
+def test_a_baseline_far_off_is_drawn_on_the_edge_with_its_value(report):
+    scored = report.evaluations["relation_loss"]
+    far = report.baselines.head(1).assign(name="far", relation_loss=scored.max() + 6 * np.ptp(scored))
+    near = far.assign(name="near", relation_loss=scored.max() + np.ptp(scored))
+    panel = frontier_figure(replace(report, baselines=pd.concat([near, far]))).axes[0]
+    drawn = {each.get_label(): each.get_offsets()[0][1] for each in panel.collections}
+    assert drawn["near"] == near["relation_loss"].item()
+    assert drawn[f"far ({shown(far['relation_loss'].item())}, off the picture)"] == panel.get_ylim()[1]
+    assert panel.get_ylim()[1] < far["relation_loss"].item()
+
+
 def test_parallel_coordinates_put_the_best_of_each_objective_at_the_bottom(report):
     three = replace(report, objectives=[RELATION_LOSS, FLOPS, replace(PARAMS, direction="maximize")])
     rows = parallel_rows(three)

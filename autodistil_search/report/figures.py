@@ -21,11 +21,13 @@ from autodistil_search.objectives import Objective
 from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.explore import engine_marks, engines_after, facts
 from autodistil_search.report.views import (
+    BaselinePoint,
     Line,
     axes_pairs,
     baseline_points,
     better,
     is_crowded,
+    is_far_off,
     is_wide,
     of_runs,
     parallel_ends,
@@ -145,10 +147,10 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
         )
     knee = report.frontier[report.frontier["knee"]]
     axes.scatter(knee[x.name], knee[y.name], marker="*", s=190 * scale, color=KNEE_COLOUR, zorder=4, label="knee")
-    baselines = baseline_points(report, x, y)
-    for point in baselines:
-        marker = _BASELINE_MARKERS[point.number % len(_BASELINE_MARKERS)]
-        axes.scatter(point.x, point.y, marker=marker, s=48 * scale, color=BASELINE_COLOUR, zorder=5, label=point.name)
+    points = [(each, _far_off(report, x, y, each)) for each in baseline_points(report, x, y)]
+    for point, far in points:
+        if not far:
+            _draw_baseline(axes, point, scale)
     for axis, set_scale, objective in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):
         words = f"{objective.label} ({objective.unit})"
         if inches is None:
@@ -157,7 +159,25 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
             words = textwrap.fill(words, int(_LETTERS_PER_INCH * inches))
         axis.set_label_text(f"{words}\n{better(objective)}")
         _style_axis(axis, set_scale, objective, 4 if small else 6)
+    horizontal, vertical = axes.get_xlim(), axes.get_ylim()
+    for point, far in points:
+        if far:
+            x_edge, y_edge = float(np.clip(point.x, *horizontal)), float(np.clip(point.y, *vertical))
+            name = f"{point.name} ({far}, off the picture)"
+            _draw_baseline(axes, replace(point, name=name, x=x_edge, y=y_edge), scale)
+    axes.set(xlim=horizontal, ylim=vertical)
     axes.grid(alpha=0.25)
+
+
+def _far_off(report: ParetoReport, x: Objective, y: Objective, point: BaselinePoint) -> str:
+    """Those of its values that would leave hardly any room for what was scored."""
+    return ", ".join(shown(value) for each, value in ((x, point.x), (y, point.y)) if is_far_off(report, each, value))
+
+
+def _draw_baseline(axes: Axes, point: BaselinePoint, scale: float) -> None:
+    marker = _BASELINE_MARKERS[point.number % len(_BASELINE_MARKERS)]
+    style: dict[str, Any] = {"s": 48 * scale, "color": BASELINE_COLOUR, "zorder": 5, "clip_on": False}
+    axes.scatter(point.x, point.y, marker=marker, label=point.name, **style)
 
 
 def _style_axis(axis: Axis, set_scale: Callable[[str], Any], objective: Objective, most: int) -> None:

@@ -20,6 +20,8 @@ _WIDE = 3.0
 """A cost that ranges over more than this ratio gets a logarithmic axis."""
 _ROOM = 0.5
 """A panel is drawn again without baselines where what was scored has less than this share of an axis."""
+_FAR = 0.2
+"""A single baseline that would leave what was scored less than this share of an axis is drawn on its edge."""
 DRAWN = 4000
 """So many scored subnets are drawn at most where one can point at them, evenly taken of all; the frontier always is."""
 _LARGE = 1e4
@@ -153,13 +155,21 @@ def baseline_points(report: ParetoReport, x: Objective, y: Objective) -> list[Ba
 def is_crowded(report: ParetoReport, x: Objective, y: Objective) -> bool:
     """Whether the baselines lie so far off that little room is left for what was scored."""
     baselines = baseline_points(report, x, y)
-    for objective, values in ((x, [each.x for each in baselines]), (y, [each.y for each in baselines])):
-        scored = report.evaluations[objective.name].tolist()
-        wide = is_wide(objective, [*scored, *values])
-        own, whole = (np.ptp(np.log(each) if wide else each) for each in (scored, [*scored, *values]))
-        if own < _ROOM * whole:
-            return True
-    return False
+    pairs = ((x, [each.x for each in baselines]), (y, [each.y for each in baselines]))
+    return any(_room(report, objective, values) < _ROOM for objective, values in pairs)
+
+
+def is_far_off(report: ParetoReport, objective: Objective, value: float) -> bool:
+    """Whether a baseline's `value` would by itself leave hardly any room for what was scored."""
+    return _room(report, objective, [value]) < _FAR
+
+
+def _room(report: ParetoReport, objective: Objective, values: Sequence[float]) -> float:
+    """Share of an axis that what was scored has, if the axis shows `values`, too."""
+    scored = report.evaluations[objective.name].tolist()
+    wide = is_wide(objective, [*scored, *values])
+    own, whole = (float(np.ptp(np.log(each) if wide else each)) for each in (scored, [*scored, *values]))
+    return own / whole if whole else 1.0
 
 
 def is_wide(objective: Objective, values: Sequence[float]) -> bool:

@@ -38,7 +38,7 @@ def measured(folders: Sequence[Path], task: str) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def draw(axes: Axes, rows: pd.DataFrame, column: str, spread: str | None, label: str) -> None:
+def draw(axes: Axes, rows: pd.DataFrame, column: str, spread: str | None, title: str) -> None:
     """One panel, in hundredths of the measure; students are joined, as they are one frontier."""
     students = baselines = 0
     for series, points in rows.groupby("series", sort=False):
@@ -55,10 +55,11 @@ def draw(axes: Axes, rows: pd.DataFrame, column: str, spread: str | None, label:
             style = {"color": BASELINE_COLOUR, "marker": BASELINE_MARKERS[baselines], "linestyle": "none"}
             baselines += 1
         else:
-            style = {"color": KNEE_COLOUR, "marker": TEACHER_MARKER, "linestyle": "none"}
+            style = {"color": KNEE_COLOUR, "marker": TEACHER_MARKER, "markersize": 11, "linestyle": "none"}
         bars = None if spread is None else 100 * points[spread]
         axes.errorbar(points["flops"], 100 * points[column], bars, label=series, capsize=2, linewidth=1, **style)
-    axes.set(xscale="log", xlabel="FLOPs (multiply-adds, 128 tokens), lower is better", ylabel=label)
+    axes.set(xscale="log", xlabel="FLOPs (multiply-adds, 128 tokens), lower is better")
+    axes.set_title(f"{title}, higher is better", fontsize=10)
     axes.set_xticks([100e6, 200e6, 400e6, 800e6, 1600e6])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda flops, _: f"{flops / 1e6:,.0f}M"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -70,13 +71,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--task", default="phrases")
-    parser.add_argument("--title", default="SST-2, 10,288 rows: accuracy, %, higher is better")
+    parser.add_argument("--title", default="SST-2, 10,288 rows: accuracy, %", help="of the first panel")
     parser.add_argument("--to", type=Path, required=True)
     given = parser.parse_args()
     rows = measured(given.folders, given.task)
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     draw(panels[0], rows, "mean", "standard_deviation", given.title)
-    draw(panels[1], rows, "rho", None, "STS-B, sentence vectors: Spearman's rho x 100, higher is better")
+    draw(panels[1], rows, "rho", None, "STS-B, sentence vectors: Spearman's rho x 100")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(given.to, dpi=120)

@@ -130,23 +130,25 @@ class Pipeline:
 
     def finetune(self, models: Sequence[Model]) -> pd.DataFrame:
         """A row for each model and task: mean and spread of GLUE's metric on dev."""
-        asked = [task.partition(":") for task in self.arguments.tasks.split(",")]
+        given = self.arguments
+        asked = [[*task.split(":"), "", ""][:3] for task in given.tasks.split(",")]
         if any(task == PHRASES for task, *_ in asked):
-            made = ["--data", self.arguments.data, "--to", str(self.to / PHRASES)]
+            made = ["--data", given.data, "--to", str(self.to / PHRASES)]
             subprocess.run([sys.executable, str(Path(__file__).with_name("phrases.py")), *made], check=True)
-        jobs = [(model, task, int(rows or self.arguments.rows)) for task, _, rows in asked for model in models]
-        with ThreadPoolExecutor(self.arguments.jobs) as pool:
-            rows = list(pool.map(lambda job: self._finetuned(*job), jobs))
-        return pd.DataFrame(rows)
+        told = [(task, rows or str(given.rows), lr or given.finetune_lr) for task, rows, lr in asked]
+        jobs = [(model, *each) for each in told for model in models]
+        with ThreadPoolExecutor(given.jobs) as pool:
+            found = list(pool.map(lambda job: self._finetuned(*job), jobs))
+        return pd.DataFrame(found)
 
-    def _finetuned(self, model: Model, task: str, rows: int) -> dict[str, object]:
+    def _finetuned(self, model: Model, task: str, rows: str, lr: str) -> dict[str, object]:
         given, out = self.arguments, self.to / "tuned" / f"{model.slug}-{task}"
         if not (out / "summary.json").exists():
             settings = {
                 "task": str(self.to / PHRASES / "SST-2" if task == PHRASES else Path(given.data) / "glue" / task),
-                "lr": given.finetune_lr,
+                "lr": lr,
                 "epochs": str(given.epochs),
-                "train-rows": str(rows),
+                "train-rows": rows,
                 "seeds": str(given.seeds),
                 "out": str(out),
             }
@@ -246,8 +248,8 @@ def main() -> None:
     parser.add_argument("--distil-steps", type=int, default=100, help="of each student after the search")
     parser.add_argument("--distil-lr", type=float, default=1e-3)
     parser.add_argument("--picks", default="flops<=110M,knee,flops<=330M,flops<=500M", help="students, by commas")
-    tasks = "folders of GLUE, and `phrases`; NAME:ROWS for other rows than --rows"
-    parser.add_argument("--tasks", default="SST-2,phrases,CoLA:9000,MRPC,RTE", help=tasks)
+    tasks = "folders of GLUE, and `phrases`; NAME:ROWS:LR for others than --rows and --finetune-lr"
+    parser.add_argument("--tasks", default="SST-2,phrases,CoLA:9000:1e-4,MRPC,RTE", help=tasks)
     parser.add_argument("--finetune-lr", default="1e-4,5e-4")
     parser.add_argument("--rows", type=int, default=3000, help="labelled rows to train on, at most")
     parser.add_argument("--epochs", type=int, default=3)

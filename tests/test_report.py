@@ -251,6 +251,8 @@ def test_a_baseline_far_off_is_drawn_on_the_edge_with_its_value(report):
     assert drawn["near"] == near["relation_loss"].item()
     assert drawn[f"far ({shown(far['relation_loss'].item())}, off the picture)"] == panel.get_ylim()[1]
     assert panel.get_ylim()[1] < far["relation_loss"].item()
+    one = replace(report, evaluations=report.evaluations.head(1), baselines=far)  # has no range to be far off from
+    assert frontier_figure(one).axes[0].get_ylim()[1] > far["relation_loss"].item()
 
 
 def test_parallel_coordinates_put_the_best_of_each_objective_at_the_bottom(report):

@@ -160,8 +160,8 @@ def is_crowded(report: ParetoReport, x: Objective, y: Objective) -> bool:
 
 
 def is_far_off(report: ParetoReport, objective: Objective, value: float) -> bool:
-    """Whether a baseline's `value` would by itself leave hardly any room for what was scored."""
-    return _room(report, objective, [value]) < _FAR
+    """Whether a baseline's `value` would by itself leave hardly any room for what was scored, if that takes any."""
+    return 0 < _room(report, objective, [value]) < _FAR
 
 
 def _room(report: ParetoReport, objective: Objective, values: Sequence[float]) -> float:

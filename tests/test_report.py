@@ -244,13 +244,15 @@ def test_every_baseline_is_drawn_however_many(report):
 
 def test_a_baseline_far_off_is_drawn_on_the_edge_with_its_value(report):
     scored = report.evaluations["relation_loss"]
-    far = report.baselines.head(1).assign(name="far", relation_loss=scored.max() + 6 * np.ptp(scored))
-    near = far.assign(name="near", relation_loss=scored.max() + np.ptp(scored))
+    dear = 2 * report.evaluations["flops"].max()
+    far = report.baselines.head(1).assign(name="far", relation_loss=scored.max() + 6 * np.ptp(scored), flops=dear)
+    near = report.baselines.head(1).assign(name="near", relation_loss=scored.max() + np.ptp(scored))
     panel = frontier_figure(replace(report, baselines=pd.concat([near, far]))).axes[0]
     drawn = {each.get_label(): each.get_offsets()[0][1] for each in panel.collections}
     assert drawn["near"] == near["relation_loss"].item()
     assert drawn[f"far ({shown(far['relation_loss'].item())}, off the picture)"] == panel.get_ylim()[1]
     assert panel.get_ylim()[1] < far["relation_loss"].item()
+    assert panel.get_xlim()[1] > dear
     one = replace(report, evaluations=report.evaluations.head(1), baselines=far)  # has no range to be far off from
     assert frontier_figure(one).axes[0].get_ylim()[1] > far["relation_loss"].item()
 

@@ -147,10 +147,16 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
         )
     knee = report.frontier[report.frontier["knee"]]
     axes.scatter(knee[x.name], knee[y.name], marker="*", s=190 * scale, color=KNEE_COLOUR, zorder=4, label="knee")
-    points = [(each, _far_off(report, x, y, each)) for each in baseline_points(report, x, y)]
-    for point, far in points:
-        if not far:
+    inside, far_off = report.evaluations[[x.name, y.name]].iloc[0], []
+    for point in baseline_points(report, x, y):
+        far = is_far_off(report, x, point.x), is_far_off(report, y, point.y)
+        if any(far):
+            far_off.append((point, far))
+            place = [scored if off else own for scored, own, off in zip(inside, (point.x, point.y), far, strict=True)]
+            axes.update_datalim([place])  # what is not far off on an axis belongs on it
+        else:
             _draw_baseline(axes, point, scale)
+    axes.autoscale_view()
     for axis, set_scale, objective in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):
         words = f"{objective.label} ({objective.unit})"
         if inches is None:
@@ -160,18 +166,12 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
         axis.set_label_text(f"{words}\n{better(objective)}")
         _style_axis(axis, set_scale, objective, 4 if small else 6)
     horizontal, vertical = axes.get_xlim(), axes.get_ylim()
-    for point, far in points:
-        if far:
-            x_edge, y_edge = float(np.clip(point.x, *horizontal)), float(np.clip(point.y, *vertical))
-            name = f"{point.name} ({far}, off the picture)"
-            _draw_baseline(axes, replace(point, name=name, x=x_edge, y=y_edge), scale)
+    for point, far in far_off:
+        said = ", ".join(shown(value) for value, off in zip((point.x, point.y), far, strict=True) if off)
+        on_edge = replace(point, x=float(np.clip(point.x, *horizontal)), y=float(np.clip(point.y, *vertical)))
+        _draw_baseline(axes, replace(on_edge, name=f"{point.name} ({said}, off the picture)"), scale)
     axes.set(xlim=horizontal, ylim=vertical)
     axes.grid(alpha=0.25)
-
-
-def _far_off(report: ParetoReport, x: Objective, y: Objective, point: BaselinePoint) -> str:
-    """Those of its values that would leave hardly any room for what was scored."""
-    return ", ".join(shown(value) for each, value in ((x, point.x), (y, point.y)) if is_far_off(report, each, value))
 
 
 def _draw_baseline(axes: Axes, point: BaselinePoint, scale: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +147,23 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
         )
     knee = report.frontier[report.frontier["knee"]]
     axes.scatter(knee[x.name], knee[y.name], marker="*", s=190 * scale, color=KNEE_COLOUR, zorder=4, label="knee")
+    far_off = _draw_near_baselines(axes, report, x, y, scale)
+    for axis, set_scale, objective in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):
+        words = f"{objective.label} ({objective.unit})"
+        if inches is None:
+            axis.label.set_fontsize(9)
+        else:
+            words = textwrap.fill(words, int(_LETTERS_PER_INCH * inches))
+        axis.set_label_text(f"{words}\n{better(objective)}")
+        _style_axis(axis, set_scale, objective, 4 if small else 6)
+    _draw_on_the_edge(axes, far_off, scale)
+    axes.grid(alpha=0.25)
+
+
+def _draw_near_baselines(
+    axes: Axes, report: ParetoReport, x: Objective, y: Objective, scale: float
+) -> list[tuple[BaselinePoint, tuple[bool, bool]]]:
+    """Those that leave room for what was scored; the others are returned, with the axes that they are far off on."""
     inside, far_off = report.evaluations[[x.name, y.name]].iloc[0], []
     for point in baseline_points(report, x, y):
         far = is_far_off(report, x, point.x), is_far_off(report, y, point.y)
@@ -157,21 +174,17 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
         else:
             _draw_baseline(axes, point, scale)
     axes.autoscale_view()
-    for axis, set_scale, objective in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):
-        words = f"{objective.label} ({objective.unit})"
-        if inches is None:
-            axis.label.set_fontsize(9)
-        else:
-            words = textwrap.fill(words, int(_LETTERS_PER_INCH * inches))
-        axis.set_label_text(f"{words}\n{better(objective)}")
-        _style_axis(axis, set_scale, objective, 4 if small else 6)
+    return far_off
+
+
+def _draw_on_the_edge(axes: Axes, far_off: Sequence[tuple[BaselinePoint, tuple[bool, bool]]], scale: float) -> None:
+    """Baselines outside, where the picture ends nearest to them, with their values in the legend."""
     horizontal, vertical = axes.get_xlim(), axes.get_ylim()
     for point, far in far_off:
         said = ", ".join(shown(value) for value, off in zip((point.x, point.y), far, strict=True) if off)
         on_edge = replace(point, x=float(np.clip(point.x, *horizontal)), y=float(np.clip(point.y, *vertical)))
         _draw_baseline(axes, replace(on_edge, name=f"{point.name} ({said}, off the picture)"), scale)
     axes.set(xlim=horizontal, ylim=vertical)
-    axes.grid(alpha=0.25)
 
 
 def _draw_baseline(axes: Axes, point: BaselinePoint, scale: float) -> None:

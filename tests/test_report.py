@@ -253,6 +253,9 @@ def test_a_baseline_far_off_is_drawn_on_the_edge_with_its_value(report):
     assert drawn[f"far ({shown(far['relation_loss'].item())}, off the picture)"] == panel.get_ylim()[1]
     assert panel.get_ylim()[1] < far["relation_loss"].item()
     assert panel.get_xlim()[1] > dear
+    three = replace(report, objectives=[FLOPS, PARAMS, RELATION_LOSS], baselines=far)  # the first panel has no loss
+    told = {text.get_text() for text in frontier_figure(three).legends[0].get_texts()}
+    assert f"far ({shown(far['relation_loss'].item())}, off the picture)" in told
     one = replace(report, evaluations=report.evaluations.head(1), baselines=far)  # has no range to be far off from
     assert frontier_figure(one).axes[0].get_ylim()[1] > far["relation_loss"].item()
 

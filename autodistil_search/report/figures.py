@@ -100,9 +100,13 @@ def frontier_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
         axes.set_visible(False)
     if width == SCREEN:
         figure.suptitle(f"Pareto frontier of {report.title}", fontsize=11)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
+    marks: dict[str, Any] = {}  # a baseline may be off the picture in some panels only
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        marks |= dict(zip(labels, handles, strict=True))
     size = {"fontsize": 8} if width == SCREEN else {}
-    figure.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(width), frameon=False, **size)
+    style: dict[str, Any] = {"loc": "outside lower center", "ncols": _legend_columns(width), "frameon": False, **size}
+    figure.legend(list(marks.values()), list(marks), **style)
     return figure
 
 

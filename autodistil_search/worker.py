@@ -66,7 +66,8 @@ def work(
         if inputs.predicts:
             inputs.predictor.take(archive.attribute(PREDICTOR))
         agree(inputs, superlms, archive, study)
-        return _work(inputs, archive, Scorer(inputs, superlms), wait, lambda: all_ended(published()), reporter)
+        ready = wait.again()  # loading teacher and text may have taken longer than patience lasts
+        return _work(inputs, archive, Scorer(inputs, superlms), ready, lambda: all_ended(published()), reporter)
 
 
 def _load_superlms(inputs: Inputs, folder: Path) -> dict[str, AutoDistilModel]:

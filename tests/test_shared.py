@@ -19,12 +19,13 @@ import yaml
 from optuna.trial import TrialState
 from processes import SERVER, start_command
 
-from autodistil_search import Objective, Plugins, load_run, search
+from autodistil_search import Objective, Plugins, load_run, search, worker
 from autodistil_search.archive import Archive, Evaluation
 from autodistil_search.cli import main
 from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
 from autodistil_search.errors import InputError, ScoringError
 from autodistil_search.files import without_password
+from autodistil_search.inputs import resolve
 from autodistil_search.progress import Reporter
 from autodistil_search.shared import TRIES, SharedArchive, open_storage
 from autodistil_search.space import load_space
@@ -374,6 +375,17 @@ def test_a_worker_leaves_when_its_patience_ends_or_all_searches_have(toy_config,
     assert work(storage, "nothing", patience=0.2) == 0
     search(run_with(toy_config, storage))
     assert work(storage, "search") == 0
+
+
+def test_reading_teacher_and_text_takes_no_patience_of_a_worker(toy_config, storage, monkeypatch):
+    def slow(*given):
+        time.sleep(0.3)
+        return resolve(*given)
+
+    search(run_with(toy_config, storage))
+    monkeypatch.setattr(worker, "resolve", slow)
+    monkeypatch.setattr(worker, "_work", lambda inputs, archive, scorer, wait, ended, reporter: wait.goes_on())
+    assert work(storage, "search", patience=0.2) is True
 
 
 def test_a_worker_says_what_it_scored(toy_config, storage, capsys):

@@ -29,8 +29,8 @@ from autodistil_search.weights import Weights
 
 BLOCKS_AT_ONCE = 16
 
-_ORDERED = 2
-"""Labels, at most, that can be taken for an order of pairs."""
+_FROM_UNLIKE_TO_ALIKE = (("not_equivalent", "equivalent"), ("not_duplicate", "duplicate"))
+"""Named labels whose order is that of how alike two texts are: of MRPC and QQP on the hub."""
 
 _HIDDEN_PARTS = 8
 """Parts of the held-out blocks, each measured by what was fitted to the others."""
@@ -215,12 +215,13 @@ def task_proxy(
     see `tasks.data.load_task`.
 
     Raises:
-        InputError: if there is no such task.
+        InputError: if there is no such task, or it has one label only where it is trained on or measured.
     """
     probing = name.startswith(PROBE)
     task = load_task(name.partition(":")[2], text_columns, label_column)
     if name.startswith(COSINE):
         return _cosine_proxy(task, budget)
+    _check_labels(name, task, budget.rows)
     metric = METRICS[task.metrics[0]]
     objective = Objective(
         f"{task.column}_probe" if probing else task.column,
@@ -233,16 +234,27 @@ def task_proxy(
     return ProxyKind(objective, lambda teacher, _, device: make(task, teacher, budget, device), 1.0, task.digest)
 
 
+def _check_labels(name: str, task: Task, most: int) -> None:
+    for rows, what in zip(task.split(most), ("to train on", "kept back to measure on"), strict=True):
+        if task.labels and len({*rows.labels}) == 1:
+            raise InputError(
+                f"{name}: all {len(rows):,} rows {what} have label {task.labels[int(rows.labels[0])]!r}; allowed: two "
+                "labels or more in either part, by more rows"
+            )
+
+
 def _cosine_proxy(task: Task, budget: TaskBudget) -> ProxyKind:
     """The proxy `cosine:TASK`.
 
     Raises:
-        InputError: for a task whose pairs have no order.
+        InputError: for a task whose pairs have no order, or not one that is known to go from unlike to alike.
     """
-    if task.train.second is None or len(task.labels) > _ORDERED:
+    if task.train.second is None or not (_are_numbers(task.labels) or task.labels in _FROM_UNLIKE_TO_ALIKE):
+        texts = "one text" if task.train.second is None else "two texts"
+        labels = ", ".join(task.labels) or "numbers"
         raise InputError(
-            f"{COSINE}{task.name}: rows of {'one text' if task.train.second is None else 'two texts'} with "
-            f"{len(task.labels) or 'no'} classes; allowed: tasks of two texts with a number or one of two labels"
+            f"{COSINE}{task.name}: rows of {texts}, labels {labels}; allowed: tasks of two texts with a number, the "
+            "higher the more alike"
         )
     objective = Objective(
         f"{task.column.rpartition('_')[0]}_cosine",
@@ -252,6 +264,11 @@ def _cosine_proxy(task: Task, budget: TaskBudget) -> ProxyKind:
         is_proxy=True,
     )
     return ProxyKind(objective, lambda teacher, _, device: CosineProxy(task, teacher, budget, device), 1.0, task.digest)
+
+
+def _are_numbers(labels: Sequence[str]) -> bool:
+    """Whether labels are numbers, which are in their order, or a task has none but its rows have numbers."""
+    return all(label.lstrip("+-").isdigit() for label in labels)
 
 
 class _OfTask:

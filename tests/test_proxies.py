@@ -295,8 +295,9 @@ def test_cosines_of_mean_hidden_states_rank_pairs(
 @pytest.mark.parametrize(
     ("labels", "columns", "got"),
     [
-        (["a", "b", "c"] * 20, "sentence1,sentence2", "two texts with 3 classes"),
-        (["a", "b"] * 30, "text,other", "one text"),
+        (["a", "b", "c"] * 20, "sentence1,sentence2", "two texts, labels a, b, c"),
+        (["entailment", "not_entailment"] * 30, "sentence1,sentence2", "two texts, labels entailment, not_entailment"),
+        ([0, 1] * 30, "text,other", "one text"),
     ],
 )
 def test_pairs_without_an_order_are_refused(
@@ -304,3 +305,18 @@ def test_pairs_without_an_order_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=f"cosine:pairs: rows of {got}.*allowed: tasks of two texts"):
         task_proxy(f"cosine:{pairs(labels, columns)}", BUDGET)
+
+
+@pytest.mark.parametrize("labels", [[0, 1] * 30, [3, 1, 5, 2] * 20, [0.5, 1] * 30])
+def test_pairs_with_numbers_go_from_unlike_to_alike(pairs: Callable[..., str], labels: Sequence[float]) -> None:
+    assert task_proxy(f"cosine:{pairs(labels)}", BUDGET).objective.direction == "maximize"
+
+
+def test_one_label_only_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    rare = tmp_path / "rare.csv"
+    rare.write_text("text,label\n" + "".join(f"w{i},{int(i == 0)}\n" for i in range(40)))
+    (train, choose), place = load_task(str(rare)).split(BUDGET.rows), "kept back to measure on|to train on"
+    assert min(len({*train.labels}), len({*choose.labels})) == 1
+    for kind in ("probe", "task"):
+        with pytest.raises(InputError, match=rf"{kind}:.*rows ({place}) have label '0'; allowed: two labels or more"):
+            task_proxy(f"{kind}:{rare}", BUDGET)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given
@@ -109,11 +110,56 @@ def test_whole_numbers_are_labels_in_their_order(tmp_path):
     assert task.labels == ("2", "9", "10")
 
 
+def test_whole_numbers_are_the_same_labels_however_they_are_written(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\nc,\n")
+    (tmp_path / "dev.csv").write_text("text,label\na,0.0\nb,1.0\n")  # by pandas, of a column with a gap
+    task = load_task(str(tmp_path))
+    assert (task.labels, task.dev.labels) == (("0", "1"), [0.0, 1.0])
+    assert "1 rows with an empty cell left out" in task.source
+    assert str(tmp_path.parent) not in task.source
+
+
+def test_an_empty_label_leaves_numbers_what_they_are(tmp_path):
+    rows = [{"text": "x", "label": label} for label in (5, None, "", 3.5, 4.2)]
+    task = load_task(str(write(tmp_path / "t.jsonl", rows)))
+    assert (task.labels, sorted([*task.train.labels, *task.dev.labels])) == ((), [3.5, 4.2, 5.0])
+
+
+HUB = {
+    "cola": ({"sentence": ["a", "b"]}, ["unacceptable", "acceptable"]),
+    "mnli": ({"premise": ["a", "b"], "hypothesis": ["c", "d"]}, ["entailment", "neutral", "contradiction"]),
+    "stsb": ({"sentence1": ["a", "b"], "sentence2": ["c", "d"]}, None),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_a_task_of_the_hub_is_read_as_datasets_gives_it(name, monkeypatch):
+    texts, names = HUB[name]
+    kind = datasets.Value("float32") if names is None else datasets.ClassLabel(names=names)
+    features = datasets.Features({text: datasets.Value("string") for text in texts} | {"label": kind})
+    rows = datasets.Dataset.from_dict({**texts, "label": [1, 0]}, features=features)
+    asked = []
+
+    def load_dataset(*given):
+        asked.append(given)
+        return datasets.DatasetDict({"train": rows, GLUE[name].hub_dev: rows})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = load_task(name)
+    assert asked == [("nyu-mll/glue", name)]
+    assert task.train == task.dev == Rows(*[*texts.values(), None][:2], [1.0, 0.0])
+    assert task.labels == tuple(names or ())
+    assert len(task.digest) == 64
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("", "has no rows"),
-        ("text,label\na,1\n", "1 different labels"),
+        ("text,label\na,1\nb,1\n", "1 different labels"),
+        ("text,label\na,yes\nb,\nc,yes\n", "1 different labels"),  # what is empty is no label
+        ("text,label\na,3.5\nb,nan\nc,1\n", "label 'nan' among numbers"),
+        ("text,label\na,1\nb,2\n", "2 whole rows; allowed: 3 or more"),
         ("words,label\na,1\nb,2\n", "name them with --text-columns"),
         ("text,mark\na,1\nb,2\n", "no column 'label'"),
         ("text,label\n,1\n,2\n", "0 whole rows"),
@@ -125,6 +171,14 @@ def test_a_table_that_is_no_task_is_named(content, said, tmp_path):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=said):
         load_task(str(path))
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    packed = bytearray(gzip.compress(b"text,label\n" + b"some words,1\n" * 500))
+    packed[20:40] = b"\xff" * 20
+    (tmp_path / "t.csv.gz").write_bytes(packed)
+    with pytest.raises(InputError, match=r"t.csv.gz cannot be read"):
+        load_task(str(tmp_path / "t.csv.gz"))
 
 
 @pytest.mark.parametrize("name", ["no-such-task", "sst2"])
@@ -196,3 +250,4 @@ def test_metrics_in_closed_form():
     assert METRICS["spearman"].compute(numbers, numbers**3) == pytest.approx(1.0)
     assert METRICS["pearson"].compute(numbers, np.array([1.0, 1.0, 0.0])) == pytest.approx(-5 / 28**0.5)
     assert METRICS["pearson"].compute(numbers, np.ones(3)) == 0.0
+    assert METRICS["pearson"].compute(numbers[:1], numbers[:1]) == 0.0  # of a table so small

@@ -192,7 +192,7 @@ def pareto_report(
         published=published,
         box=dict(box),
         hypervolume=volume,
-        hypervolume_share=volume / float(np.prod(reference - ideal)),
+        hypervolume_share=volume / (float(np.prod(reference - ideal)) or np.nan),
         progress=progress_table(table, objectives, constraints, reference),
         engines=engines,
         exact=exact,

@@ -12,8 +12,10 @@ import hashlib
 import importlib.util
 import io
 import json
+import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +29,8 @@ TOPIC = "topic"
 
 _SHARE_TO_CHOOSE_BY, _MOST_TO_CHOOSE_BY = 0.1, 2000
 _SHARE_TO_REPORT_ON = 0.2
+_LEAST_OF_ALL = 3
+"""Rows of a table: one to train on, one to choose by and one to report on."""
 _MOST_LABELS = 1000
 _TABLES = (".csv", ".tsv", ".jsonl")
 _TEXT_COLUMNS = (
@@ -234,7 +238,8 @@ def _from_glue_folder(name: str, glue: _Glue, folder: Path) -> Task:
         path = _find_table(folder, stem, (".tsv",))
         if path is None:
             raise InputError(f"task {str(folder)!r} has no {stem}.tsv")
-        splits[split] = _rows(path, list(_readable(path, read)), glue.text, glue.label, glue.labels)
+        whole = _whole(path, _readable(path, read), (*glue.text, glue.label))
+        splits[split] = _rows(path, whole, glue.labels)
     return Task(name, glue.labels, glue.metrics, splits["train"], splits["dev"], f"GLUE's files of {glue.folder}")
 
 
@@ -247,8 +252,12 @@ def _from_hub(name: str, glue: _Glue) -> Task:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"task {name!r} cannot be had from the hub ({reason}); allowed: {_ALLOWED}") from None
     text = [key for key in found["train"].column_names if key not in ("label", "idx")]
-    train, dev = (
-        Rows(part[text[0]], part[text[1]] if len(text) > 1 else None, [float(label) for label in part["label"]])
+    train, dev = (  # lists, as its columns are read from disk at each look
+        Rows(
+            list(part[text[0]]),
+            list(part[text[1]]) if len(text) > 1 else None,
+            [float(label) for label in part["label"]],
+        )
         for part in (found["train"], found[glue.hub_dev])
     )
     labels = tuple(getattr(found["train"].features["label"], "names", ()))
@@ -267,12 +276,21 @@ def _from_tables(
     for name in (*text, label):
         if name not in columns:
             raise InputError(f"table {first} has no column {name!r}; it has {', '.join(map(str, columns))}")
-    kinds = _kinds([row.get(label) for rows in read.values() for row in rows], first)
-    splits = {split: _rows(tables[split], rows, text, label, kinds) for split, rows in read.items()}
+    whole = {split: _whole(tables[split], rows, (*text, label)) for split, rows in read.items()}
+    kinds = _kinds([row[-1] for rows in whole.values() for row in rows], first)
+    splits = {split: _rows(tables[split], rows, kinds) for split, rows in whole.items()}
+    left_out = sum(len(rows) - len(whole[split]) for split, rows in read.items())
+    source = path.name + (f", {left_out:,} rows with an empty cell left out" if left_out else "")
     metrics = ("accuracy", "f1_macro") if kinds else ("pearson", "spearman")
     name = "".join(letter if letter.isalnum() else "_" for letter in path.name.partition(".")[0].lower())
-    task = Task(name, kinds, metrics, splits["train"], splits.get("dev", splits["train"]), str(path))
-    return task if "dev" in splits else _keep_some_back(task)
+    task = Task(name, kinds, metrics, splits["train"], splits.get("dev", splits["train"]), source)
+    if "dev" in splits:
+        return task
+    if len(task.train) < _LEAST_OF_ALL:
+        raise InputError(
+            f"table {path} has {len(task.train)} whole rows; allowed: {_LEAST_OF_ALL} or more, as some are kept back"
+        )
+    return _keep_some_back(task)
 
 
 def _keep_some_back(task: Task) -> Task:
@@ -299,19 +317,28 @@ def _text_columns(path: Path, columns: Sequence[str | int], given: Sequence[str]
     )
 
 
-def _kinds(labels: Sequence[Cell | None], path: Path) -> tuple[str, ...]:
+def _kinds(labels: Sequence[Cell], path: Path) -> tuple[str, ...]:
     """The names of the labels; none if they are numbers not all whole, which is regression."""
-    named = [str(label) for label in labels if label is not None]
+    found: tuple[str, ...]
     try:
-        if any(float(label) != int(float(label)) for label in named):
+        numbers = {str(label): float(str(label)) for label in labels}
+    except ValueError:
+        found = tuple(sorted({str(label) for label in labels}))
+    else:
+        if strange := [name for name, number in numbers.items() if not math.isfinite(number)]:
+            raise InputError(f"table {path} has label {strange[0]!r} among numbers; allowed: finite numbers, or names")
+        if any(number != int(number) for number in numbers.values()):
             return ()
-        key: Callable[[str], float | str] = float
-    except (ValueError, OverflowError):
-        key = str
-    found = tuple(sorted(set(named), key=key))
+        found = tuple(sorted({_whole_number(name) for name in numbers}, key=float))
     if not 2 <= len(found) <= _MOST_LABELS:
         raise InputError(f"table {path} has {len(found)} different labels; allowed: 2 to {_MOST_LABELS}, or numbers")
     return found
+
+
+def _whole_number(label: str) -> str:
+    """0 for 0.0, as pandas writes a column of whole numbers in which some are missing."""
+    number, point, zeros = label.partition(".")
+    return number if point and number.lstrip("+-").isdigit() and not zeros.strip("0") else label
 
 
 def _readable(path: Path, read: Callable[[Path], Iterator[dict[str | int, Cell]]]) -> Iterator[dict[str | int, Cell]]:
@@ -319,38 +346,33 @@ def _readable(path: Path, read: Callable[[Path], Iterator[dict[str | int, Cell]]
         yield from read(path)
     except InputError:
         raise
-    except (OSError, ValueError, csv.Error, EOFError) as error:
+    except (OSError, ValueError, csv.Error, EOFError, zlib.error) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"table {path} cannot be read ({reason})") from None
 
 
-def _rows(
-    path: Path,
-    read: Sequence[Mapping[str | int, Cell]],
-    text: Sequence[str | int],
-    label: str | int,
-    labels: Sequence[str],
-) -> Rows:
-    """The rows that have all their columns (some of GLUE's files are broken in places) and a known label."""
-    index = {name: i for i, name in enumerate(labels)}
-    texts: list[list[str]] = []
+def _whole(path: Path, read: Iterable[Mapping[str | int, Cell]], columns: Sequence[str | int]) -> list[list[Cell]]:
+    """The cells of those columns, of the rows that have them all: some of GLUE's files are broken in places."""
+    found = ([cell for name in columns if (cell := row.get(name)) is not None and cell != ""] for row in read)
+    whole = [cells for cells in found if len(cells) == len(columns)]
+    if len(whole) < 2:
+        raise InputError(f"table {path} has {len(whole)} whole rows; allowed: 2 or more")
+    return whole
+
+
+def _rows(path: Path, whole: Sequence[Sequence[Cell]], labels: Sequence[str]) -> Rows:
+    """Rows of whole cells, the label last, which must be known."""
+    index = {name: float(i) for i, name in enumerate(labels)}
     values: list[float] = []
-    for row in read:
-        cells = [row.get(name) for name in (*text, label)]
-        if any(cell is None or cell == "" for cell in cells):
-            continue
-        value = str(cells[-1])
-        if labels and value not in index:
-            raise InputError(f"table {path} has label {value!r}; allowed: {', '.join(labels)}")
+    for *_, label in whole:
+        name = str(label)
         try:
-            values.append(float(index[value]) if labels else float(value))
-        except ValueError:
-            raise InputError(f"table {path} has label {value!r}; allowed: numbers") from None
-        texts.append([str(cell) for cell in cells[:-1]])
-    if len(texts) < 2:
-        raise InputError(f"table {path} has {len(texts)} whole rows; allowed: 2 or more")
-    second = [each[1] for each in texts] if len(text) > 1 else None
-    return Rows([each[0] for each in texts], second, values)
+            values.append(index[name if name in index else _whole_number(name)] if labels else float(name))
+        except (KeyError, ValueError):
+            allowed = ", ".join(labels) or "numbers"
+            raise InputError(f"table {path} has label {name!r}; allowed: {allowed}") from None
+    second = [str(row[1]) for row in whole] if len(whole[0]) > 2 else None
+    return Rows([str(row[0]) for row in whole], second, values)
 
 
 def _topic() -> Task:

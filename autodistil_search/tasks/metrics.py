@@ -49,17 +49,19 @@ def _matthews(labels: Array, predicted: Array) -> float:
 def _pearson(labels: Array, predicted: Array) -> float:
     from scipy.stats import pearsonr
 
-    return _of_correlation(lambda: pearsonr(labels, predicted).statistic)
+    return _of_correlation(labels, lambda: pearsonr(labels, predicted).statistic)
 
 
 def _spearman(labels: Array, predicted: Array) -> float:
     from scipy.stats import spearmanr
 
-    return _of_correlation(lambda: spearmanr(labels, predicted).statistic)
+    return _of_correlation(labels, lambda: spearmanr(labels, predicted).statistic)
 
 
-def _of_correlation(compute: Callable[[], float]) -> float:
-    """The correlation; 0 where one side is constant, of which it is not defined."""
+def _of_correlation(labels: Array, compute: Callable[[], float]) -> float:
+    """The correlation; 0 of one row, and where one side is constant, of which it is not defined."""
+    if len(labels) < 2:
+        return 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         value = float(compute())

@@ -101,7 +101,8 @@ def _embeddings_of(seen: States) -> Any:
 def _keep(kept: dict[int, Tensor], layer: int, place: Block) -> Any:
     def hook(_: nn.Module, __: Any, output: Any) -> None:
         whole = output[0] if isinstance(output, tuple) else output
-        kept[layer] = whole.chunk(place.of, dim=-1)[place.index]
+        # The first: DeBERTa gives the same linear layers its positions, too.
+        kept.setdefault(layer, whole.chunk(place.of, dim=-1)[place.index])
 
     return hook
 

@@ -29,6 +29,15 @@ def test_states_are_those_of_transformers_own(kind, toy_encoder, toy_batch):
     assert seen.queries[0].shape == seen.keys[2].shape == (*ids.shape, 48)
 
 
+def test_queries_and_keys_are_of_the_text_where_positions_go_through_the_same_layers(toy_encoder, toy_batch):
+    shared = {"relative_attention": True, "pos_att_type": "p2c|c2p", "share_att_key": True, "position_buckets": 4}
+    encoder, (ids, mask) = toy_encoder("deberta-v2", position_biased_input=False, **shared), toy_batch()
+    seen = seen_of(encoder, ids, mask)
+    attention = encoder.encoder.layer[1].attention.self
+    for found, linear in ((seen.queries[1], attention.query_proj), (seen.keys[1], attention.key_proj)):
+        torch.testing.assert_close(found[mask == 1], linear(seen.hidden[0])[mask == 1])
+
+
 def test_states_of_a_student_are_its_own(debug_superlm, debug_space, toy_batch):
     ids, mask = toy_batch()
     student = debug_superlm().extract(debug_space.smallest)

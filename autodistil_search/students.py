@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from autodistil_search.distill import distill
+from autodistil_search.distill import TrainOptions, distill
 from autodistil_search.files import write_atomically
 from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.model import AutoDistilModel
@@ -62,7 +62,11 @@ def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
     row = run.pick(config.pick)
     student = run.student(row)
     materials = resolve_training(config.training(run.config), reporter)
-    job = _Job(materials, student, run.config.eval_blocks, config.folder, 1.0 if config.lr else _SHARE_OF_RATE)
+    share = 1.0 if config.lr else _SHARE_OF_RATE
+    deepest = next(space for space in materials.spaces if space.name == row["space"]).largest.layers
+    options = materials.options_of(deepest)  # as its SuperLM was trained
+    options = replace(options, in_place=0.0, lr=share * options.lr)
+    job = _Job(materials, student, run.config.eval_blocks, config.folder, options)
     settings = {**config.to_dict(), "run": str(run.folder.resolve())}
     check_folder(config.folder, DISTIL_CONFIG, settings)
     group = processes(materials.device.type == "cpu")
@@ -82,10 +86,10 @@ class _Job:
     """A student, and all that its training needs."""
 
     def __init__(
-        self, materials: Materials, student: AutoDistilModel, eval_blocks: int, folder: Path, share_of_rate: float
+        self, materials: Materials, student: AutoDistilModel, eval_blocks: int, folder: Path, options: TrainOptions
     ) -> None:
         self._materials, self._student, self._eval_blocks, self._folder = materials, student, eval_blocks, folder
-        self._share_of_rate = share_of_rate
+        self._options = options
         materials.device.place(student)
         self.before = self._proxy.score(student)
 
@@ -107,14 +111,12 @@ class _Job:
         """All steps."""
         materials = self._materials
         assert materials.text is not None
-        options = materials.options_of(self._student.config.subnet.layers)
-        options = replace(options, in_place=0.0, lr=self._share_of_rate * options.lr)
         try:
             distill(
                 self._student,
                 materials.teacher,
                 materials.text.begin(),
-                options,
+                self._options,
                 self.student_folder,
                 materials.device,
                 reporter,

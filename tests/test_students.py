@@ -14,7 +14,7 @@ from processes import SERVER, killed_after_saving
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from autodistil_search import load_run
+from autodistil_search import load_run, search
 from autodistil_search.cli import main
 from autodistil_search.errors import InputError
 from autodistil_search.stepconfig import DistilConfig
@@ -105,6 +105,17 @@ def test_without_a_rate_it_is_a_quarter_of_the_superlms(run, config):
         for folder in (found.folder, run.folder / "superlm" / "debug")
     ]
     assert rates[0] == rates[1] / 4
+
+
+def test_a_shallow_student_of_a_deep_superlm_has_a_quarter_of_that_rate(toy_config, config, tmp_path):
+    space = tmp_path / "deep.yaml"
+    space.write_text("layers: [2, 9]\nhidden_size: [16]\nmlp_ratio: [2]\nheads: [4]\nhead_dim: 4\nrelation_heads: 4\n")
+    run = search(replace(toy_config, space=str(space), lr=None, steps=2, out=str(tmp_path / "deep")))
+    found = distil(replace(config, run=str(run.folder), steps=2, lr=None))
+    assert found.row["layers"] == 2
+    states = [folder / "trainer_state.json" for folder in (run.folder / "superlm" / "deep", found.folder)]
+    rates = [json.loads(path.read_text())["settings"]["lr"] for path in states]
+    assert rates == [1e-3, 2.5e-4]
 
 
 def _equal(a, b):

@@ -21,7 +21,7 @@ from transformers import (
 
 from autodistil_search.device import Device, choose_device
 from autodistil_search.errors import InputError
-from autodistil_search.families import PACKAGED
+from autodistil_search.families import FAMILIES, PACKAGED
 from autodistil_search.files import read_json, write_atomically
 from autodistil_search.model import quiet_transformers
 from autodistil_search.progress import Reporter
@@ -212,7 +212,7 @@ def load_classifier(name: str, source: str, task: Task, seed: int, must_fit: boo
     must_fit: refuse a model without such a head.
 
     Raises:
-        InputError: if it cannot be loaded, or has no head though it must.
+        InputError: if it cannot be loaded, lacks weights of the encoder, or has no head though it must.
     """
     kinds = {} if not task.labels else {"id2label": dict(enumerate(task.labels))}
     try:
@@ -222,6 +222,7 @@ def load_classifier(name: str, source: str, task: Task, seed: int, must_fit: boo
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32,
+                attn_implementation=None,  # torch's own, whatever the folder asks for: no kernel is fetched and run
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 num_labels=task.outputs,
@@ -229,8 +230,15 @@ def load_classifier(name: str, source: str, task: Task, seed: int, must_fit: boo
             )
     except Exception as error:
         raise _unloadable(name, error) from None
-    headless = sorted(key for key in loading["missing_keys"] if key.split(".")[0] != model.base_model_prefix)
-    if must_fit and (headless or loading["mismatched_keys"]):
+    lacking = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    encoder = f"{model.base_model_prefix}."
+    untrained = sorted(key for key in lacking if key.startswith(encoder) and not key.startswith(f"{encoder}pooler."))
+    if untrained:
+        raise InputError(
+            f"model {name!r} lacks {len(untrained)} weights of its encoder, {untrained[0]!r} first; allowed: folders "
+            "with all of them"
+        )
+    if must_fit and any(not key.startswith(encoder) for key in lacking):
         raise InputError(f"teacher {name!r} has no head for task {task.name!r}; allowed: a model fine-tuned on it")
     found: PreTrainedModel = model
     return found
@@ -258,6 +266,9 @@ def _unloadable(name: str, error: Exception) -> InputError:
 
 
 def _check_positions(config: FinetuneConfig, model: PreTrainedModel) -> None:
+    family = FAMILIES.get(model.config.model_type)
     most = int(model.config.max_position_embeddings)
+    if family is not None and family.skips_padding:
+        most -= int(model.config.pad_token_id) + 1
     if config.max_length > most:
         raise InputError(f"--max-length {config.max_length}; the model has positions for 4 to {most}")

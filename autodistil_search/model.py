@@ -177,6 +177,11 @@ class _AutoDistil(PreTrainedModel):
     base_model_prefix = "autodistil"
     config: AutoDistilConfig
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As `PreTrainedModel.from_pretrained`, but a folder's wish for a kernel of the hub is not fulfilled."""
+        return super().from_pretrained(*args, **{"attn_implementation": None, **kwargs})
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):

@@ -406,7 +406,7 @@ def load_as_student(name: str, teacher: Teacher) -> AutoDistilModel:
     own = Path(name, "config.json")
     if own.is_file() and read_json(own).get("model_type") == AutoDistilConfig.model_type:
         with readable(own), quiet_transformers():
-            model = AutoDistilModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+            model: AutoDistilModel = AutoDistilModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
         if model.config.vocab_size != teacher.vocabulary.tokens:
             raise InputError(
                 f"student {name!r} has {model.config.vocab_size:,} embeddings, the teacher "

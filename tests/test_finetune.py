@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from processes import SERVER, killed_after_saving
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from autodistil_search.cli import main
 from autodistil_search.errors import InputError
+from autodistil_search.families import FAMILIES
 from autodistil_search.finetuning import load_classifier, load_tokenizer, run_finetuning
 from autodistil_search.model import quiet_transformers
 from autodistil_search.stepconfig import FinetuneConfig
@@ -271,6 +273,41 @@ def test_a_student_is_fine_tuned_and_then_teaches(config, debug_superlm, debug_s
     summary = json.loads((tmp_path / "taught" / "summary.json").read_text())
     assert f"{summary['metrics']['accuracy']['mean']:.4f}" in printed
     assert load_tokenizer("x", str(tmp_path / "taught" / "seed-0")).get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_model_without_all_weights_of_its_encoder_is_refused(teacher_folder):
+    folder = teacher_folder()
+    weights = load_file(folder / "model.safetensors")
+    layer = "encoder.layer.1.output.dense.weight"
+    for changed, said in (
+        (
+            {name: each for name, each in weights.items() if name != layer},
+            f"lacks 1 weights of its encoder, '.*{layer}",
+        ),
+        ({f"module.{name}": each for name, each in weights.items()}, "weights of its encoder"),
+        (weights | {layer: weights[layer][:, :5].contiguous()}, f"lacks 1 weights of its encoder, '.*{layer}"),
+    ):
+        save_file(changed, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(InputError, match=said):
+            load_classifier("toy", str(folder), toy_task(), 0)
+
+
+@pytest.mark.parametrize("kind", sorted(FAMILIES))
+def test_every_family_has_its_encoder_in_a_classifier_and_no_kernel_of_its_folder(kind, teacher_folder):
+    folder = teacher_folder(kind)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "made-up/kernel"}))
+    found = load_classifier("toy", str(folder), toy_task(), 0)
+    assert found.config._attn_implementation in ("sdpa", "eager")
+    expected = load_file(folder / "model.safetensors")
+    theirs = found.base_model.state_dict()
+    assert all(torch.equal(theirs[name], each) for name, each in expected.items() if name in theirs)
+    assert len(theirs.keys() & expected.keys()) > len(expected) - 3  # but for a pooler
+
+
+def test_roberta_has_no_positions_for_padding(teacher_folder, config, refusal):
+    folder = str(teacher_folder("roberta"))
+    assert "positions for 4 to 38" in refusal(["finetune", folder, "--task", config.task, "--max-length", "40"])
 
 
 def test_what_cannot_be_used_is_one_line(config, refusal, teacher_folder, tmp_path):

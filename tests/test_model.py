@@ -1,5 +1,6 @@
 """The SuperLM sliced, extracted, reloaded, and as transformers' own BERT computes it: always the same numbers."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -402,3 +403,11 @@ def test_a_head_has_the_word_embeddings_of_its_encoder(
     assert model.get_input_embeddings() is model.autodistil.word_embeddings
     model.resize_token_embeddings(100)
     assert model.autodistil.word_embeddings.num_embeddings == model.config.vocab_size == 100
+
+
+def test_a_students_folder_cannot_ask_for_kernels(debug_superlm, debug_space, tmp_path):
+    debug_superlm().extract(debug_space.smallest).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attn_implementation": "made-up/kernel"}))
+    for kind in (AutoDistilModel, AutoModel):
+        assert kind.from_pretrained(tmp_path).config._attn_implementation == "eager"

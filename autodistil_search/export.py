@@ -26,7 +26,7 @@ from autodistil_search.bert import bert_heads, bert_sizes, to_bert
 from autodistil_search.card import Card, Variant
 from autodistil_search.cost import FLOPS_SEQ_LEN, flops
 from autodistil_search.errors import ExportError, InputError
-from autodistil_search.exportable import CPU, Exportable, Student, find_exportable
+from autodistil_search.exportable import CPU, Exportable, Student, find_exportable, load_task_as_finetuned
 from autodistil_search.files import EXPORT_RECORD, read_json, whole_folder
 from autodistil_search.hardware import Load
 from autodistil_search.model import AutoDistilForSequenceClassification, quiet_transformers
@@ -35,7 +35,7 @@ from autodistil_search.progress import Reporter
 from autodistil_search.runfolder import versions
 from autodistil_search.space import Subnet
 from autodistil_search.stepconfig import Format
-from autodistil_search.tasks.data import Task, load_task
+from autodistil_search.tasks.data import Task
 from autodistil_search.tasks.finetune import Prepared, predict, scores
 from autodistil_search.tasks.metrics import METRICS
 
@@ -106,7 +106,7 @@ def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | 
     reporter, to = reporter or Reporter(), to.absolute()
     _check_target(to)
     found = find_exportable(source, options.pick, options.teacher, options.writes_onnx, reporter)
-    task = None if options.task is None else _fitting_task(options.task, found.student)
+    task = None if options.task is None else _fitting_task(options.task, source, found.student)
     exported = _converted(found.student, options.format)
     with whole_folder(to) as folder:
         with quiet_transformers():
@@ -117,7 +117,7 @@ def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | 
             shutil.copyfile(modeling_student.__file__, folder / _OWN_FILE)
         measured = _measure(found, exported, folder, options, reporter)
         if task is not None:
-            measured.notes.append(_task_note(task, found, exported, folder))
+            measured.notes.append(_task_note(*task, found, exported, folder))
         _write_words(found, exported, measured, options, folder, to.name)
     if options.push_to_hub is not None:
         reporter.say(f"uploaded to {push(to, options.push_to_hub)}")
@@ -229,24 +229,25 @@ def _flops(model: PreTrainedModel, sizes: Subnet) -> int:
     return flops(sizes) + (0 if head is None else head.weight.numel())
 
 
-def _fitting_task(name: str, student: Student) -> Task:
-    """The task of that name.
+def _fitting_task(name: str, source: Path, student: Student) -> tuple[Task, int]:
+    """The task of that name, and tokens of a row at most; see `load_task_as_finetuned`.
 
     Raises:
-        InputError: if the student has no head for it.
+        InputError: if the student has no head for it, or one for other labels.
     """
-    task = load_task(name)
+    task, length = load_task_as_finetuned(name, source)
     if not isinstance(student, AutoDistilForSequenceClassification) or student.config.num_labels != task.outputs:
         raise InputError(
             f"--task {name!r} has {task.outputs} outputs, and the student no such head; allowed: a student that "
             "finetune trained on that task"
         )
-    return task
+    task.check_labels("the student", student.config.id2label)
+    return task, length
 
 
-def _task_note(task: Task, found: Exportable, exported: PreTrainedModel, folder: Path) -> str:
-    """The metrics of every file on the task's dev rows, in words."""
-    length = min(FLOPS_SEQ_LEN, found.student.config.max_position_embeddings)
+def _task_note(task: Task, most: int, found: Exportable, exported: PreTrainedModel, folder: Path) -> str:
+    """The metrics of every file on the task's dev rows, of at most so many tokens each, in words."""
+    length = min(most, found.student.config.max_position_embeddings)
     rows = Prepared(task, found.tokenizer, length).dev
     runtimes: dict[str, Callable[..., Any]] = {"PyTorch": exported}
     for name in (MODEL, MODEL_INT8):
@@ -257,7 +258,7 @@ def _task_note(task: Task, found: Exportable, exported: PreTrainedModel, folder:
         f"{name} " + ", ".join(f"{METRICS[metric].label} {value:.4f}" for metric, value in found.items())
         for name, found in measured.items()
     ]
-    return f"On the {len(rows):,} dev rows of {task.name}: {'; '.join(words)}."
+    return f"On the {len(rows):,} dev rows of {task.name}, at most {length} tokens of each: {'; '.join(words)}."
 
 
 def _format_note(found: Exportable, exported: PreTrainedModel, wanted: Format) -> str:

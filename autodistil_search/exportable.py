@@ -13,7 +13,8 @@ import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from autodistil_search.card import ObjectiveValue
-from autodistil_search.config import SearchConfig
+from autodistil_search.config import SearchConfig, absolute_path, column_names
+from autodistil_search.cost import FLOPS_SEQ_LEN
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError
 from autodistil_search.families import PACKAGED
@@ -31,6 +32,7 @@ from autodistil_search.progress import Reporter
 from autodistil_search.report import shown
 from autodistil_search.results import load_run
 from autodistil_search.runfolder import DISTIL_CONFIG, FINETUNE_CONFIG, model_folder
+from autodistil_search.tasks.data import Task, load_task
 from autodistil_search.teacher import Teacher
 
 CPU = Device("cpu", "fp32")
@@ -170,10 +172,28 @@ def _named(name: str, packaged: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
+def load_task_as_finetuned(name: str, folder: Path) -> tuple[Task, int]:
+    """The task of that name, and tokens of a row at most: with the columns and the length that a finetune in `folder`
+    had; the usual ones if it holds none.
+
+    Raises:
+        InputError: if there is no such task.
+    """
+    settings = _finetune_settings(folder)
+    of_tables = Path(name).is_file() or absolute_path(name) == settings.get("task")
+    columns = (column_names(settings.get("text_columns")), settings.get("label_column")) if of_tables else ()
+    return load_task(name, *columns), int(settings.get("max_length", FLOPS_SEQ_LEN))
+
+
+def _finetune_settings(folder: Path) -> dict[str, Any]:
+    """How the student in the folder of a finetune was trained there; nothing for any other folder."""
+    return _yaml(folder / FINETUNE_CONFIG) if (folder / FINETUNE_CONFIG).is_file() else {}
+
+
 def _history(folder: Path) -> list[tuple[str, str]]:
     """What is known of how the student in a `distil` or `finetune` folder came to be, the first step first."""
-    if (folder / FINETUNE_CONFIG).is_file():
-        settings, summary = _yaml(folder / FINETUNE_CONFIG), read_json(folder / "summary.json")
+    if settings := _finetune_settings(folder):
+        summary = read_json(folder / "summary.json")
         rows, metrics = summary["rows"], summary["metrics"]
         found = ", ".join(f"{name} {each['mean']:.4f}" for name, each in metrics.items())
         words = (

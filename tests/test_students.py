@@ -149,12 +149,14 @@ def test_what_cannot_be_used_is_one_line(run, refusal, tmp_path):
 
 def test_the_whole_way_from_the_frontier_to_a_measured_classifier(run, config, tmp_path, refusal, printed_json):
     table = tmp_path / "mail.csv"
-    table.write_text("text,label\n" + "".join(f"w{i % 40} w{i % 7},{'ab'[i % 40 < 20]}\n" for i in range(200)))
+    rows = "".join(f"w{i % 40} w{i % 7}{' w9' * (i % 20)},{'ab'[i % 40 < 20]}\n" for i in range(200))
+    table.write_text("words,kind\n" + rows)
+    columns = ["--text-columns", "words", "--label-column", "kind"]
     student, tuned, exported = (str(tmp_path / name) for name in ("student", "tuned", "exported"))
     distilled = printed_json(["distil", str(run.folder), "--steps", "4", "--out", student])
     assert distilled["relation_loss"] == json.loads((Path(student) / "distil.json").read_text())["relation_loss"]
     assert distilled["row"]["flops"] == run.knee["flops"]
-    flags = ["--epochs", "1", "--seeds", "2", "--max-length", "16", "--lr", "1e-3"]
+    flags = ["--epochs", "1", "--seeds", "2", "--max-length", "8", "--lr", "1e-3", *columns]
     finetuned = printed_json(["finetune", student, "--task", str(table), *flags, "--out", tuned])
     found = printed_json(["export", tuned, "--to", exported, "--int8", "--task", str(table)])
     assert found == {"folder": exported, **json.loads((Path(exported) / "export.json").read_text())}
@@ -165,7 +167,7 @@ def test_the_whole_way_from_the_frontier_to_a_measured_classifier(run, config, t
     best = results.loc[int(summary["model"].removeprefix("seed-"))]
     card = (Path(exported) / "README.md").read_text()
     words = f"accuracy {best['accuracy']:.4f}, macro F1 {best['f1_macro']:.4f}"
-    assert f"On the 40 dev rows of mail: PyTorch {words}" in card
+    assert f"On the 40 dev rows of mail, at most 8 tokens of each: PyTorch {words}" in card
     assert card.count(words) >= 2  # ONNX computes the same
     loss = distilled["relation_loss"]
     assert f"4 steps alone, from the weights of its SuperLM; held-out relation loss {loss['before']:.4f} before" in card
@@ -175,7 +177,12 @@ def test_the_whole_way_from_the_frontier_to_a_measured_classifier(run, config, t
     assert "| training | 3 steps" in card
     assert str(tmp_path) not in card
     assert "`model_int8.onnx` accuracy" in card
-    assert "the student no such head" in refusal(["export", student, "--to", str(tmp_path / "x"), "--task", str(table)])
+    usual, other, to = tmp_path / "usual.csv", tmp_path / "other.csv", str(tmp_path / "x")
+    usual.write_text("text,label\n" + rows)
+    other.write_text("words,kind\n" + rows.replace(",a", ",c"))
+    assert "the student no such head" in refusal(["export", student, "--to", to, "--task", str(usual)])
+    told = refusal(["export", tuned, "--to", to, "--task", str(other)])
+    assert "the student has labels a, b, task 'other' b, c; allowed: the same" in told
 
 
 def test_what_has_not_ended_is_not_taken_for_a_model(config, refusal, tmp_path):

@@ -85,6 +85,22 @@ class Task:
         """Numbers that a model gives for each row."""
         return max(1, len(self.labels))
 
+    def check_labels(self, what: str, id2label: Mapping[Any, str] | None) -> None:
+        """Refuse a classifier whose outputs stand for other labels, or for the same in another order.
+
+        what: The classifier, in words. id2label: As its configuration has it; generic names say nothing.
+
+        Raises:
+            InputError: naming both.
+        """
+        theirs = tuple(str(label) for _, label in sorted((id2label or {}).items()))
+        unnamed = all(label.startswith("LABEL_") for label in theirs)
+        if self.labels and not unnamed and theirs != self.labels:
+            raise InputError(
+                f"{what} has labels {', '.join(theirs)}, task {self.name!r} {', '.join(self.labels)}; "
+                "allowed: the same in the same order"
+            )
+
     @property
     def column(self) -> str:
         """What the metric that counts is called in tables."""

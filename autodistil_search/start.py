@@ -173,7 +173,7 @@ def _align_relations(
     turn: What the hidden states were turned by, `(H, H)`.
     """
     mine, theirs = model.config.subnet, teacher.subnet
-    width, hidden = mine.attention_width, min(mine.hidden_size, theirs.hidden_size)
+    width, hidden = mine.each_layer[-1].attention_width, min(mine.hidden_size, theirs.hidden_size)
     if width >= theirs.attention_width and model.config.relation_heads is None:
         return
     source = (mine.layers - 1) * theirs.layers // mine.layers  # as `Teacher.copy_into` maps layers

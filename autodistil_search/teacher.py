@@ -234,14 +234,14 @@ class Teacher:
     def _copy_layers(self, model: AutoDistilModel) -> None:
         mine, theirs = model.config.subnet, self.subnet
         for i, layer in enumerate(cast(list[ElasticLayer], model.layers)):
-            parts = self.layer_parts(i * theirs.layers // mine.layers)
+            parts, sizes = self.layer_parts(i * theirs.layers // mine.layers), mine.each_layer[i]
             for part in ("query", "key", "value"):
                 target: ElasticLinear = getattr(layer, part)
                 scale = 1.0 if part == "value" else self._score_divisor**-0.5
                 for source, own in zip(parts[part], (target.weight, target.bias), strict=True):
-                    _copy_leading(scale * _by_head(source, theirs), _by_head(own, mine))
+                    _copy_leading(scale * _by_head(source, theirs), _by_head(own, sizes))
             output = layer.attention_output
-            _copy_leading(_by_head(parts["attention_output"].weight.T, theirs), _by_head(output.weight.T, mine))
+            _copy_leading(_by_head(parts["attention_output"].weight.T, theirs), _by_head(output.weight.T, sizes))
             _copy_leading(parts["attention_output"].bias, output.bias)
             for part in ("attention_norm", "ffn_in", "ffn_out", "ffn_norm"):
                 _copy_part(parts[part], getattr(layer, part))
@@ -406,14 +406,18 @@ def load_as_student(name: str, teacher: Teacher) -> AutoDistilModel:
     own = Path(name, "config.json")
     if own.is_file() and read_json(own).get("model_type") == AutoDistilConfig.model_type:
         with readable(own), quiet_transformers():
-            model: AutoDistilModel = AutoDistilModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+            model, loading = AutoDistilModel.from_pretrained(
+                name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+        if missing := sorted(loading["missing_keys"]):
+            raise InputError(f"student {name!r} lacks {len(missing)} weights, {missing[0]!r} first; allowed: all")
         if model.config.vocab_size != teacher.vocabulary.tokens:
             raise InputError(
                 f"student {name!r} has {model.config.vocab_size:,} embeddings, the teacher "
                 f"{teacher.vocabulary.tokens:,}; allowed: students of this teacher's vocabulary"
             )
-        model.eval()
-        return model
+        student: AutoDistilModel = model.eval()
+        return student
     other = load_teacher(name)
     if other.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise InputError(f"encoder {name!r} reads other tokens than the teacher; allowed: encoders with its vocabulary")

@@ -42,6 +42,21 @@ def test_a_student_of_the_teachers_shape_starts_as_its_copy(
     assert model_sha256(turned) == model_sha256(copied)
 
 
+@pytest.mark.parametrize("init", ["slices", "pca"])
+def test_layers_of_unlike_sizes_start_as_slices_of_like_ones(
+    toy_teacher: Callable[..., Teacher], sample: Tensor, init: str
+) -> None:
+    unlike, like = Subnet.of_layers(32, [48, 64, 48], [4, 6, 2], 8), Subnet(3, 32, 64, 6, 8)
+    found, whole = (started(toy_teacher(), each, init, sample) for each in (unlike, like))
+    for i, sizes in enumerate(unlike.each_layer):
+        mine, other = found.layers[i], whole.layers[i]
+        assert_close(mine.ffn_in.weight, other.ffn_in.weight[: sizes.ffn_size])
+        if init == "slices" or i < 2:  # the last layer's heads are chosen for as many as there are
+            assert_close(mine.query.weight, other.query.weight[: sizes.attention_width])
+            assert_close(mine.attention_output.weight, other.attention_output.weight[:, : sizes.attention_width])
+    assert found.layers[-1].query.weight.std() > 2 * found.config.initializer_range
+
+
 def silence_leading_dimensions(teacher: Teacher) -> None:
     for norm in start._norms(teacher):
         norm.weight[:20] *= 0.01

@@ -146,7 +146,9 @@ class Archive:
     def fixed(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gave the first time that `name` was asked for in this study, as JSON holds it."""
         if name not in self._study.user_attrs:
-            self._study.set_user_attr(name, make())
+            made = make()
+            if name not in self._study.user_attrs:  # another process may have been faster
+                self._study.set_user_attr(name, made)
         return self._study.user_attrs[name]
 
     @property

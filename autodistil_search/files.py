@@ -78,8 +78,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def without_password(url: str) -> str:
-    """A database's URL as messages and files may show it."""
-    return re.sub(r"(://[^/@]*?):[^/@]*@", r"\1:***@", url)
+    """A database's URL, or words with one, as messages and files may show it."""
+    hidden = re.sub(r"(://[^/@:\s]*):[^@\s]*@", r"\1:***@", url)
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", hidden)
 
 
 def file_sha256(path: Path) -> str:

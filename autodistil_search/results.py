@@ -187,7 +187,9 @@ def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
     conditions = tuple(summary["conditions"].items())
 
     def table(name: str) -> pd.DataFrame:
-        return pd.read_csv(folder / f"{name}.csv")
+        # Names may look like numbers, or like nothing: a space of 512.yaml or NA.yaml.
+        names = dict.fromkeys(("space", "name", "engine", "run"), str)
+        return pd.read_csv(folder / f"{name}.csv", dtype=names, keep_default_na=False, na_values=[""])
 
     evaluations, frontier = table("evaluations"), table("frontier")
     for measured in (evaluations, frontier):

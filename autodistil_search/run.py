@@ -266,7 +266,11 @@ def _compare_engines(inputs: Inputs, archive: Archive, scorer: Scorer, reporter:
     box = archive.fixed("box", lambda: _box(inputs, scorer))
     tables = []
     for space in inputs.spaces:
-        answers = {space.encode(each.subnet): each.measured for each in archive.evaluations if each.space == space.name}
+        answers = {  # a study may hold another search's, too
+            space.encode(each.subnet): each.measured
+            for each in archive.evaluations
+            if each.space == space.name and inputs.admits(each.subnet)
+        }
         scored = comparison.Scored(
             space,
             {
@@ -369,7 +373,7 @@ def learning_notes(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[str
     notes = []
     for space in inputs.spaces:
         scores = [each.measured[proxy.name] for each in archive.evaluations if each.space == space.name]
-        if min(scores) > HARDLY_LEARNT * scorer.proxy.reference:
+        if scores and min(scores) > HARDLY_LEARNT * scorer.proxy.reference:
             notes.append(
                 f"The SuperLM of {space.name} has hardly learnt anything: its best subnet scores {min(scores):.4g}, "
                 f"one that knows nothing {scorer.proxy.reference:.4g}. Its frontier means nothing yet: try a lower "

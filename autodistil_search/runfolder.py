@@ -18,7 +18,14 @@ from filelock import FileLock, Timeout
 
 from autodistil_search import __version__
 from autodistil_search.errors import InputError
-from autodistil_search.files import Settings, read_json, readable, refuse_other_settings, write_atomically
+from autodistil_search.files import (
+    Settings,
+    read_json,
+    readable,
+    refuse_other_settings,
+    without_password,
+    write_atomically,
+)
 
 SEARCH_CONFIG = "config.yaml"
 TRAIN_CONFIG = "train.yaml"
@@ -150,7 +157,7 @@ def open_folder(folder: Path, name: str, settings: Settings, environment: Mappin
         "versions": versions(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])],
     }
     text = yaml.safe_dump(dict(settings), sort_keys=False)
     write_atomically(folder / name, lambda file: file.write_text(text, encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import time
@@ -166,7 +167,7 @@ def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder
     """Copy the finished SuperLM of `space` from the training in `trained` to `folder`, unless it is there.
 
     Raises:
-        InputError: if its training has not ended, or had another teacher or text behind the same names.
+        InputError: if its training has not ended, or had another teacher, text or space behind the same names.
     """
     source = trained / "superlm" / space.name
     with readable(trained / "environment.json"):
@@ -174,6 +175,12 @@ def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder
     learnt_from = ("teacher_model", "teacher_layer", "text")
     then, now = ({key: each.get(key) for key in learnt_from} for each in (before, materials.identity))
     refuse_other_settings(then, now, trained)
+    spaces = {each["name"]: each for each in json.loads(before.get("spaces", "[]"))}
+    if spaces.get(space.name) != json.loads(json.dumps(space.to_dict())):
+        raise InputError(
+            f"space {space.name!r} has changed since {str(trained)!r} was trained; allowed: the sizes and the depth it "
+            "had then"
+        )
     if not (source / "trainer_state.json").is_file():
         raise InputError(
             f"the SuperLM in {source} is not finished; the train that began it goes on from its checkpoint"

@@ -26,7 +26,7 @@ from autodistil_search.report import (
     shown,
     write_report,
 )
-from autodistil_search.report.data import against_frontier, progress_table
+from autodistil_search.report.data import against_frontier, frontier_table, progress_table
 from autodistil_search.report.figures import for_papers, parallel_figure
 from autodistil_search.report.html import LISTED, render_html
 from autodistil_search.report.overlay import overlay
@@ -81,6 +81,13 @@ def test_the_hypervolume_is_the_area_below_the_reference(report):
     area = (500 - 100) * (2 - 1.0) + (500 - 200) * (1.0 - 0.5) + (500 - 400) * (0.5 - 0.2)
     assert report.hypervolume == pytest.approx(area)
     assert report.hypervolume_share == pytest.approx(area / (2 * 500))
+
+
+def test_the_cheapest_comes_first_whichever_way_a_cost_is_better(report):
+    speed = replace(FLOPS, name="speed", direction="maximize")
+    turned = report.evaluations.assign(speed=1000 - report.evaluations["flops"])
+    found = frontier_table(turned, [RELATION_LOSS, speed])
+    assert found["flops"].to_list() == [cost for _, cost in FRONT]
 
 
 def test_progress_is_the_hypervolume_of_what_was_scored_so_far(report):

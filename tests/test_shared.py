@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -19,7 +20,7 @@ import yaml
 from optuna.trial import TrialState
 from processes import SERVER, start_command
 
-from autodistil_search import Objective, Plugins, load_run, search, worker
+from autodistil_search import Objective, Plugins, comparison, load_run, search, worker
 from autodistil_search.archive import Archive, Evaluation
 from autodistil_search.cli import main
 from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
@@ -27,6 +28,7 @@ from autodistil_search.errors import InputError, ScoringError
 from autodistil_search.files import without_password
 from autodistil_search.inputs import resolve
 from autodistil_search.progress import Reporter
+from autodistil_search.run import NOT_COMPARED
 from autodistil_search.shared import TRIES, SharedArchive, open_storage
 from autodistil_search.space import load_space
 from autodistil_search.worker import work
@@ -347,6 +349,23 @@ def test_two_searches_on_one_study_share_what_they_score(toy_config, storage, tm
     assert len(scored_once(storage, "search")) == 16
 
 
+def test_what_a_study_fixed_meanwhile_stays(storage):
+    first, second = opened(storage), opened(storage)
+    assert first.fixed("box", lambda: second.fixed("box", lambda: 1) + 1) == 1
+    assert second.fixed("box", lambda: 3) == 1
+
+
+def test_engines_are_compared_on_what_keeps_the_bounds_of_a_search(toy_config, storage, monkeypatch):
+    """A study may hold subnets of another search that do not."""
+    seen = []
+    monkeypatch.setattr(comparison, "compare", lambda scored, *_: seen.append(scored) or NOT_COMPARED)
+    config = run_with(toy_config, storage, objectives="flops,params", engine="exhaustive", evaluations=16)
+    search(config)
+    bound = search(replace(config, constraint=["params<=30K"], out=config.out + "-bound"))
+    assert len(bound.evaluations) == 16
+    assert [len(each.values) for each in seen] == [16, (bound.evaluations["params"] <= 30_000).sum()]
+
+
 def test_a_search_stopped_while_others_work_is_continued_with_what_they_scored(toy_config, storage, tmp_path):
     class StoppedError(Exception):
         pass
@@ -483,6 +502,15 @@ def test_no_password_is_written_down(toy_config, tmp_path):
     assert config.to_dict()["storage"] == "postgresql://me:***@host/base"
     assert "secret" not in json.dumps(config.for_workers())
     assert without_password("postgresql://me@host/base") == "postgresql://me@host/base"
+    for hidden in ("://me:se/cret@host/base", "://host/base?user=me&password=secret&sslmode=require"):
+        assert "cret" not in without_password(f"cannot reach --storage postgresql{hidden}: refused")
+
+
+def test_the_command_is_kept_without_its_password(toy_config, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["autodistil-search", "search", "--storage", "postgresql://me:secret@host/base"])
+    run = search(toy_config)
+    told = json.loads((run.folder / "environment.json").read_text())["command"]
+    assert told == ["autodistil-search", "search", "--storage", "postgresql://me:***@host/base"]
 
 
 def test_a_database_that_goes_away_is_one_line(toy_config, tmp_path, capsys):

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from autodistil_search import InputError, SearchConfig, TrainConfig, search, train
 from autodistil_search.report.training import training_figure
+from autodistil_search.space import load_space
 from autodistil_search.training import trained_config
 
 
@@ -126,6 +127,19 @@ def test_a_superlm_whose_text_has_changed_since_is_refused(toy_config, toy_train
     text.write_text("w1 w2 w3\n\nw4 w5 w6\n" * 200)
     with pytest.raises(InputError, match=r"other settings: text was '\w+' and is now '\w+'"):
         search(replace(toy_config, steps=200, batch_size=4, superlm=str(trained)))
+
+
+@pytest.mark.parametrize("change", [{"mlp_ratio": [1.0, 2.0]}, {"depth": "prefix"}])  # the largest stays what it was
+def test_a_superlm_whose_space_has_changed_since_is_refused(change, toy_config, toy_training, tmp_path):
+    space = tmp_path / "007.yaml"
+    before = load_space("debug").to_dict() | {"name": "007"}
+    space.write_text(yaml.safe_dump(before))
+    trained = train(replace(toy_training, space=str(space)))
+    config = replace(toy_config, space=str(space), steps=200, batch_size=4, superlm=str(trained))
+    assert set(search(config).evaluations["space"]) == {"007"}  # a name, however it looks
+    space.write_text(yaml.safe_dump(before | change))
+    with pytest.raises(InputError, match=r"space '007' has changed since .* was trained"):
+        search(replace(config, out=str(tmp_path / "again")))
 
 
 def test_an_unfinished_superlm_is_not_searched(toy_config, toy_training):

@@ -86,8 +86,13 @@ def minimised(table: pd.DataFrame, objectives: Sequence[Objective]) -> pareto.Va
 def frontier_table(evaluations: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
     """The rows of `evaluations` that no other dominates, cheapest first, with the column `knee`."""
     on_frontier = pareto.is_on_frontier(minimised(evaluations, objectives))
-    order = [objective.name for objective in objectives if not objective.is_proxy] or [objectives[0].name]
-    frontier = evaluations[on_frontier].sort_values([*order, *SUBNET_COLUMNS], ignore_index=True, key=_sortable)
+    order = [objective for objective in objectives if not objective.is_proxy] or [objectives[0]]
+    names, turned = [each.name for each in order], {each.name for each in order if each.direction == "maximize"}
+    frontier = evaluations[on_frontier].sort_values(
+        [*names, *SUBNET_COLUMNS],
+        ignore_index=True,
+        key=lambda column: -column if column.name in turned else _sortable(column),
+    )
     knee = pareto.knee(minimised(frontier, objectives))
     return frontier.assign(knee=frontier.index == knee)
 

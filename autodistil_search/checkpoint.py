@@ -113,6 +113,8 @@ class Checkpoints:
         for leftover in self.folder.glob("checkpoint-*.safetensors"):  # of a save that was killed
             if not leftover.with_suffix(".json").exists():
                 leftover.unlink()
+        for leftover in self.folder.glob(".checkpoint-*.new"):
+            leftover.unlink(missing_ok=True)
         for step in reversed(steps):
             path = self.folder / f"{_NAME.format(step)}.safetensors"
             state = _whole(path)

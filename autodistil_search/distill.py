@@ -141,7 +141,7 @@ def distill(
         checkpoints = Checkpoints(
             folder, training.learner, training.optimizer, training.scaler, settings, execution.keep
         )
-        first = training.go_on_from(checkpoints)
+        first, stop = training.go_on_from(checkpoints), False
         bar.skip(first)
         log = TrainingLog(folder, first, execution.tensorboard) if group.main else None
         with _compiled(model) if execution.compile else nullcontext():
@@ -158,6 +158,8 @@ def distill(
         if log is not None:
             log.close()
             finish(folder, model, options.steps, settings)
+        if stop or (group.count == 1 and asked_to_stop()):
+            raise Terminated("stopped; the model is finished and saved, and the same command goes on")
     model.eval()
     return model
 

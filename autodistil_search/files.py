@@ -39,8 +39,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         move_into_place(temporary, path)
-    except (OSError, SafetensorError) as error:  # a full disk, say: what was written would only fill it
+    except BaseException as error:  # a full disk, say: what was written would only fill it
         temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError | SafetensorError):
+            raise
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"{path} cannot be written: {reason}") from None
 

@@ -7,6 +7,7 @@ the size of a file. No code of a data set is ever run.
 
 from __future__ import annotations
 
+import csv
 import glob
 import gzip
 import importlib.util
@@ -45,6 +46,8 @@ _HUB_NAME = re.compile(
 _PARTED_BY = 1 << 26
 """Whether a file has blank lines between documents is seen in so many characters from its start."""
 _ROWS_AT_ONCE = 1000
+_LONGEST_CELL = (1 << 31) - 1
+"""Characters of a cell of a CSV file; Python's own limit is 131,072."""
 
 Document = list[str]
 State = dict[str, Any]
@@ -239,13 +242,22 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _csv_documents(path: Path) -> Iterator[Document]:
-    import pandas as pd
-
-    # not by datasets, which takes words such as "null" for missing text and leaves the file open
-    options: dict[str, Any] = {"usecols": [COLUMN], "dtype": str, "keep_default_na": False, "chunksize": _ROWS_AT_ONCE}
-    with pd.read_csv(path, encoding="utf-8-sig", **options) as chunks:
-        for chunk in chunks:
-            yield from map(paragraphs, chunk[COLUMN])
+    # Not by datasets, which takes words such as "null" for missing text and leaves the file open; nor by pandas, which
+    # drops what a row has more than the header, or takes its first cell for an index.
+    csv.field_size_limit(_LONGEST_CELL)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if COLUMN not in header:
+            raise InputError(f"text {str(path)!r} has columns {', '.join(header)}; needed: {COLUMN!r}")
+        place = header.index(COLUMN)
+        for row in filter(None, rows):
+            if len(row) > len(header):
+                raise InputError(
+                    f"line {rows.line_num} of text {str(path)!r} has {len(row)} cells, its header {len(header)}; "
+                    "allowed: as many, text with commas in quotes"
+                )
+            yield paragraphs(row[place] if place < len(row) else None)
 
 
 def _open_table(kind: str, path: Path) -> datasets.IterableDataset:
@@ -282,8 +294,14 @@ def _mapped_source(name: str, dataset: datasets.Dataset, column: str) -> Source:
     """A data set whose Arrow files lie on disk; `datasets` maps them, so reading takes no memory."""
     if column not in dataset.column_names:
         raise InputError(f"text {name!r} has columns {', '.join(dataset.column_names)}; needed: {column!r}")
+    if not len(dataset):
+        raise InputError(f"text {name!r} has no rows")
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    rows = dataset.select_columns([column]).to_iterable_dataset(num_shards=max(1, min(len(files), len(dataset))))
+    rows = (
+        dataset.with_format(None)
+        .select_columns([column])
+        .to_iterable_dataset(num_shards=max(1, min(len(files), len(dataset))))
+    )
     return Source(f"rows of {column}", files, _parts(name, rows, column))
 
 

@@ -419,6 +419,16 @@ def test_empty_and_missing_rows_are_no_documents_and_words_for_missing_are_text(
     assert (corpus.train.tolist(), corpus.held_out.tolist()) == ([len(tokenizer) - 1], _ids(2))
 
 
+def test_a_saved_data_set_is_read_whatever_format_it_was_left_in_and_refused_without_rows(
+    load: Callable[..., Corpus], tmp_path: Path
+) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["w1", "w2"], "other": [1, 2]})
+    rows.with_format("torch", columns=["other"]).save_to_disk(tmp_path / "formatted")
+    assert load(tmp_path / "formatted").train.tolist() == _ids(1)
+    with pytest.raises(InputError, match="'hf:nothing' has no rows"):
+        sources_module._mapped_source("hf:nothing", rows.select([]), "text")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -426,7 +436,9 @@ def test_empty_and_missing_rows_are_no_documents_and_words_for_missing_are_text(
         ("a.jsonl", b'{"text": 3}\n{"text": 4}', "int in column 'text'; allowed: text"),
         ("a.jsonl", b"no json\n", "cannot be (loaded|read)"),
         ("a.jsonl", b"", "cannot be (loaded|read)|single document|empty"),
-        ("a.csv", b"body\nw1\n", "cannot be read: .*text"),
+        ("a.csv", b"body\nw1\n", "columns body; needed: 'text'"),
+        ("a.csv", b"text\nw1\nw2, w3\n", "has 2 cells, its header 1; allowed: as many"),
+        ("a.csv", b"text,id\nw1 w2,1,\nw3,2,\n", "has 3 cells, its header 2"),
         ("a.parquet", b"no parquet", "cannot be (loaded|read)"),
     ],
 )

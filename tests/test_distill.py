@@ -536,6 +536,7 @@ def test_a_run_killed_in_steps_and_in_saves_ends_as_one_never_stopped(
     finished = [checkpoint.load_file(each / "model.safetensors") for each in (tmp_path / "whole", folder)]
     assert _same(*finished)
     assert _rows(folder) == _rows(tmp_path / "whole")
+    assert list(folder.glob(".checkpoint-*")) == []  # halves of what was killed
 
 
 class Terminating:
@@ -570,6 +571,15 @@ def test_sigterm_saves_the_step_in_flight_and_the_same_run_goes_on(
     assert (tmp_path / "run" / "checkpoint-00000003.safetensors").exists()
     assert _same(_weights(distill(_superlm(teacher), teacher, text(), OPTIONS, tmp_path / "run", CPU)), whole)
     assert _rows(tmp_path / "run") == _rows(tmp_path / "whole")
+
+
+def test_sigterm_in_the_last_step_stops_once_the_model_is_saved(
+    teacher: Teacher, streams: tuple[Blocks, Blocks], tmp_path: Path
+) -> None:
+    last = Terminating(streams[0], OPTIONS.steps - 1)
+    with pytest.raises(Terminated, match="stopped; the model is finished and saved"):  # and another is not begun
+        distill(_superlm(teacher), teacher, last, OPTIONS, tmp_path / "run", CPU)
+    assert (tmp_path / "run" / "trainer_state.json").exists()
 
 
 def test_a_student_that_learns_layer_by_layer_goes_on_with_its_maps_where_it_was_stopped(

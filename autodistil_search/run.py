@@ -30,7 +30,7 @@ from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import HARDLY_LEARNT
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, run_part, write_report
-from autodistil_search.report.data import against_frontier, evaluation_table, keeps, minimised
+from autodistil_search.report.data import against_frontier, check_kept, evaluation_table, keeps, minimised
 from autodistil_search.report.trust import NOT_VALIDATED
 from autodistil_search.results import Run, is_finished, load_run, write_summary
 from autodistil_search.runfolder import SEARCH_CONFIG, Stopwatch, check_folder, exclusive, open_folder, versions
@@ -69,6 +69,8 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
             complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
             if isinstance(archive, SharedArchive):
                 archive.publish(*state_of(folder, "ended"))
+            scored = evaluation_table(archive.evaluations, [each.name for each in inputs.columns])
+            check_kept(scored, inputs.constraints)
             measured = _measure_baselines(inputs, scorer, clock, reporter)
             with clock.phase("report"):
                 engines = _compare_engines(inputs, archive, scorer, reporter) if all(complete) else NOT_COMPARED

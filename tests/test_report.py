@@ -83,6 +83,17 @@ def test_the_hypervolume_is_the_area_below_the_reference(report):
     assert report.hypervolume_share == pytest.approx(area / (2 * 500))
 
 
+@pytest.mark.parametrize("objectives", [2, 5])
+def test_progress_ends_at_the_hypervolume_of_all(objectives):
+    names = [f"o{i}" for i in range(objectives)]
+    table = pd.DataFrame(np.random.default_rng(0).random((30, objectives)), columns=names)
+    asked = [Objective(name, name, "", "minimize") for name in names]
+    reference = np.full(objectives, 0.9)
+    found = progress_table(table, asked, [], reference)["hypervolume"]
+    expected = [hypervolume(table.to_numpy()[: i + 1], reference) for i in range(30)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_the_cheapest_comes_first_whichever_way_a_cost_is_better(report):
     speed = replace(FLOPS, name="speed", direction="maximize")
     turned = report.evaluations.assign(speed=1000 - report.evaluations["flops"])

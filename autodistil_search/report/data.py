@@ -16,6 +16,9 @@ from autodistil_search.errors import InputError
 from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.report.runs import RunPart
 
+_FEW = 4
+"""Objectives up to which a subnet's gain is found without the volume of all; the time grows with n to their number."""
+
 SUBNET_COLUMNS = ["space", "layers", "hidden_size", "mlp_ratio", "heads", "head_dim"]
 
 
@@ -177,12 +180,8 @@ def pareto_report(
     measured = dict.fromkeys(name for evaluation in evaluations for name in evaluation.measured)
     names = dict.fromkeys((*(column.name for column in columns), *measured))
     table = evaluation_table(evaluations, list(names))
+    check_kept(table, constraints)
     kept = table[keeps(table, constraints)]
-    if kept.empty:
-        raise InputError(
-            f"none of the {len(table)} scored subnets keeps {' and '.join(map(str, constraints))}; "
-            "allow more, or score more --evaluations (what was scored is kept)"
-        )
     corners = [[objective.minimised(each) for each in box[objective.name]] for objective in objectives]
     ideal, reference = np.array(corners).T
     volume = pareto.hypervolume(minimised(kept, objectives), reference)
@@ -216,13 +215,37 @@ def progress_table(
     values, kept = minimised(evaluations, objectives), keeps(evaluations, constraints).to_numpy()
     front, volume, volumes = values[:0], 0.0, []
     for row, counts in zip(values, kept, strict=True):
-        gain = float(pareto.hypervolume_gains(front, row[None], reference)[0]) if counts else 0.0
+        gain = 0.0
+        if counts and not (front <= row).all(axis=1).any():
+            if len(objectives) <= _FEW:
+                gain = float(pareto.hypervolume_gains(front, row[None], reference)[0])
+            else:
+                gain = pareto.hypervolume(np.vstack([front, row]), reference) - volume
         if gain > 0:
             front = np.vstack([front, row])
             front, volume = front[pareto.is_on_frontier(front)], volume + gain
         volumes.append(volume)
     numbers = range(1, len(values) + 1)
     return pd.DataFrame({"evaluations": numbers, "hypervolume": volumes, "share": np.array(volumes) / (volume or 1.0)})
+
+
+def check_kept(evaluations: pd.DataFrame, constraints: Sequence[Constraint]) -> None:
+    """Refuse bounds that nothing scored keeps.
+
+    Raises:
+        InputError: naming the bounds and what was reached.
+    """
+    if keeps(evaluations, constraints).any():
+        return
+    reached = []
+    for constraint in constraints if len(evaluations) else ():
+        values = evaluations[constraint.objective.name]
+        reached.append(f"{constraint.objective.name} {min(values, key=constraint.excess):.4g}")
+    raise InputError(
+        f"none of the {len(evaluations)} scored subnets keeps {' and '.join(map(str, constraints))}"
+        + (f"; the best each: {', '.join(reached)}" if reached else "")
+        + "; allowed: bounds that can be kept, in another --out"
+    )
 
 
 def keeps(table: pd.DataFrame, constraints: Sequence[Constraint]) -> pd.Series[bool]:

@@ -185,8 +185,13 @@ class Inputs(Materials):
         return AutoDistilModel(self.teacher.student_config(subnet))
 
 
-def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None) -> Inputs:
+def resolve(
+    config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None, begun: bool = False
+) -> Inputs:
     """Load and check all that `config` names, before anything is trained.
+
+    begun: Whether the search began before. Bounds on what is measured are not tried out again then: the machine may be
+        busier now.
 
     Raises:
         InputError: for whatever cannot be used.
@@ -219,7 +224,7 @@ def resolve(config: SearchConfig, reporter: Reporter | None = None, plugins: Plu
     if any(column.name in (*objectives.MEASURED, "predicted_latency") for column in columns):
         check_measured_length(config.measured_seq_len, found.teacher)
     for space in found.spaces:
-        _check_constraints(inputs, space)
+        _check_constraints(inputs, space, begun)
     return inputs
 
 
@@ -288,10 +293,12 @@ def known_objectives(
     return {"acc": proxy, **named, **others}
 
 
-def _check_constraints(inputs: Inputs, space: SearchSpace) -> None:
+def _check_constraints(inputs: Inputs, space: SearchSpace, begun: bool) -> None:
     """Refuse constraints that no subnet of `space` keeps; what is measured is measured on its ends."""
-    reached = {}
-    for objective in dict.fromkeys(constraint.objective for constraint in inputs.constraints):
+    reached, bounded = {}, dict.fromkeys(constraint.objective for constraint in inputs.constraints)
+    for objective in bounded:
+        if begun and (objective.name == "predicted_latency" or objective.measure is not None):
+            continue
         if objective.name == "predicted_latency":  # not fitted yet
             reached[objective.name] = [inputs.measured_latency(inputs.student(end))["latency"] for end in space.ends]
         elif objective.cost is not None:
@@ -301,7 +308,7 @@ def _check_constraints(inputs: Inputs, space: SearchSpace) -> None:
                 objectives.measured(objective, inputs.student(end))[objective.name] for end in space.ends
             ]
     objectives.check_reachable(inputs.constraints, space.name, reached)
-    if space.size > ENUMERABLE or "predicted_latency" in reached:
+    if space.size > ENUMERABLE or any(objective.name == "predicted_latency" for objective in bounded):
         return
     if not any(inputs.admits(space.decode(genome)) for genome in space.genomes()):
         together = " and ".join(map(str, inputs.constraints))

@@ -141,7 +141,7 @@ def _opened(
     check_folder(folder, SEARCH_CONFIG, config.to_dict())
     with clock.phase("prepare"):
         reporter.say("loading the teacher and the text")
-        inputs = resolve(config, reporter, plugins)
+        inputs = resolve(config, reporter, plugins, begun=(folder / SEARCH_CONFIG).is_file())
     for note in cost_notes(inputs):
         reporter.say(note)
     with exclusive(folder):

@@ -60,7 +60,7 @@ def work(
             if not wait.goes_on():
                 return 0
         config = SearchConfig.from_dict({**published()[CONFIG], "storage": storage, "study": study})
-        inputs = resolve(config, reporter, plugins)
+        inputs = resolve(config, reporter, plugins, begun=True)
         superlms = _load_superlms(inputs, Path(superlm) if superlm is not None else config.folder)
         archive = SharedArchive(opened, inputs.spaces, inputs.objectives, study, config.worker_timeout)
         if inputs.predicts:

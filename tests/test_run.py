@@ -16,7 +16,7 @@ import torch
 import yaml
 from processes import SERVER
 
-from autodistil_search import InputError, SearchConfig, load_run, search
+from autodistil_search import InputError, SearchConfig, hardware, load_run, search
 from autodistil_search.cost import flops, params
 from autodistil_search.inputs import resolve_training
 from autodistil_search.space import Subnet, load_space
@@ -398,6 +398,17 @@ def test_where_nothing_scored_keeps_a_measured_constraint_the_run_says_so_and_ke
         search(replace(toy_config, constraint=["acc<=.000000001"], baselines="shapes"))
     assert "baselines" not in json.loads((Path(toy_config.out) / "seconds.json").read_text())  # nor before it says so
     assert (Path(toy_config.out) / "archive.log").read_text().count("measured") == 8
+
+
+def test_a_bound_that_could_be_kept_when_a_search_began_is_not_tried_out_again(toy_config, monkeypatch):
+    """A machine may be busier when a search goes on, or when a worker comes along."""
+    config = replace(toy_config, constraint=["latency<=5000"], measured_seq_len=8)
+    search(config)
+    (Path(config.out) / "summary.json").unlink()
+    monkeypatch.setattr(hardware, "latency", lambda *_, **__: {"latency": 1e6, "latency_iqr": 0.0})
+    assert len(search(config).evaluations) == 8
+    with pytest.raises(InputError, match="latency<=5000 cannot be kept"):
+        search(replace(config, out=config.out + "-new"))
 
 
 def test_measured_costs_are_objectives_like_others(toy_config):

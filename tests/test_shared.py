@@ -397,9 +397,9 @@ def test_a_worker_leaves_when_its_patience_ends_or_all_searches_have(toy_config,
 
 
 def test_reading_teacher_and_text_takes_no_patience_of_a_worker(toy_config, storage, monkeypatch):
-    def slow(*given):
+    def slow(*given, **named):
         time.sleep(0.3)
-        return resolve(*given)
+        return resolve(*given, **named)
 
     search(run_with(toy_config, storage))
     monkeypatch.setattr(worker, "resolve", slow)

@@ -29,6 +29,7 @@ from autodistil_search.sampling import Drawn
 from autodistil_search.schedule import MAX_GRADIENT_NORM, WEIGHT_DECAY
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.teacher import Teacher
+from autodistil_search.weights import parse_relations
 
 _DRAWN = 2000
 """The subnets of so many steps stand for those of a longer run: their mean cost is within 1 % of it."""
@@ -51,9 +52,12 @@ _FLOAT = 4
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-adds of one step for one sequence: of the teacher's forward pass, and of the subnets' together."""
+    """Multiply-adds of one step for one sequence: of the targets, and of the subnets' forward passes together.
 
-    teacher: int
+    Targets are the teacher's forward pass and relations, and, in place, the largest subnet's relations.
+    """
+
+    teacher: float
     subnets: float
 
     @property
@@ -162,26 +166,38 @@ def work_of(teacher: Teacher, model: AutoDistilModel, options: TrainOptions, seq
     """The work of a step, the subnets' as the mean over the steps of the run."""
     reached = teacher.subnet.first(teacher.layer + 1)
     drawn = _drawn(model, options)
-    width = _map_width(teacher, options)
-    total = sum(
-        distillation_work(subnet, seq_len, width > 0) + seq_len * subnet.hidden_size * width
-        for step in drawn
-        for subnet, _, _ in step
-    )
-    return Work(distillation_work(reached, seq_len, width > 0), total / len(drawn))
+    relations = parse_relations(options.relations)
+    unused = len({*"qkv"} - {*"".join(name for name, _ in relations)})
+    width, count = _map_width(teacher, options), len(relations)
+    target = float(_forward_work(reached, seq_len, width > 0) + _relations_work(reached, seq_len, count))
+    subnets = 0.0
+    for step in drawn:
+        in_place = False
+        for subnet, role, _ in step:
+            compared = _relations_work(subnet, seq_len, count)
+            subnets += _forward_work(subnet, seq_len, width > 0) + seq_len * subnet.hidden_size * width
+            subnets += (1 + in_place) * compared  # with the teacher's, and with the largest's
+            if not width:  # nothing flows back through what no relation is of
+                subnets -= 2 / 3 * unused * seq_len * subnet.hidden_size * subnet.each_layer[-1].attention_width
+            if options.in_place and not in_place and role == "largest":
+                target, in_place = target + compared / len(drawn), True
+    return Work(target, subnets / len(drawn))
 
 
-def distillation_work(subnet: Subnet, seq_len: int, hidden: bool = False) -> int:
-    """Multiply-adds of a forward pass for the relation loss of one sequence.
+def _forward_work(subnet: Subnet, seq_len: int, hidden: bool) -> int:
+    """Multiply-adds of a forward pass on one sequence as far as it is distilled.
 
-    All layers but the last, the last one's Q, K and V, and their three relations; with `hidden`, all of the last.
+    All layers but the last, and the last one's Q, K and V; with `hidden`, all of the last.
     """
     last = subnet.each_layer[-1]
-    relations = 3 * seq_len * seq_len * last.attention_width
     if hidden:
-        return flops(subnet, seq_len) - subnet.hidden_size**2 + relations
-    body = flops(subnet, seq_len) - flops(last, seq_len)
-    return body + 3 * seq_len * subnet.hidden_size * last.attention_width + relations
+        return flops(subnet, seq_len) - subnet.hidden_size**2
+    return flops(subnet, seq_len) - flops(last, seq_len) + 3 * seq_len * subnet.hidden_size * last.attention_width
+
+
+def _relations_work(subnet: Subnet, seq_len: int, count: int) -> int:
+    """Multiply-adds of so many relations of the last layer."""
+    return count * seq_len * seq_len * subnet.each_layer[-1].attention_width
 
 
 def _map_width(teacher: Teacher, options: TrainOptions) -> int:
@@ -266,10 +282,12 @@ def activation_bytes(
     """Bytes that the largest subnet keeps for its backward pass, and the relations at their most.
 
     Counted on one sequence and on two: what does not grow between them (weights in another precision) counts once.
-    Relations are float32 `(rows, R, T, T)`: three of the teacher's, and two while a loss is computed.
+    Relations are float32 `(rows, R, T, T)`: those of the teacher and, in place, of the largest subnet, and two while a
+    loss is computed.
     """
     one, two = (_saved_bytes(model, teacher, options, (n, seq_len), device) for n in (1, 2))
-    relations = 5 * _FLOAT * rows * options.relation_heads * seq_len**2
+    kept = len(parse_relations(options.relations)) * (2 if options.in_place else 1)
+    relations = (kept + 2) * _FLOAT * rows * options.relation_heads * seq_len**2
     return one + (rows - 1) * (two - one) + relations
 
 

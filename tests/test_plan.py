@@ -53,12 +53,22 @@ def test_steps_are_those_that_see_all_tokens():
     assert [steps_for(tokens, 2, 8) for tokens in (1, 16, 17, 160)] == [1, 1, 2, 10]
 
 
-@pytest.mark.parametrize(("loss", "layer", "hidden"), [("kl", 2, 0), ("kl", 0, 1), ("mse", 1, 0), ("kl", 2, 1)])
+@pytest.mark.parametrize(
+    ("layer", "changes"),
+    [
+        (2, {"hidden": 0}),
+        (0, {"hidden": 1}),
+        (1, {"hidden": 0, "loss": "mse"}),
+        (2, {"hidden": 1}),
+        (2, {"relations": "qk"}),
+        (2, {"in_place": 0.5, "relations": "qq,vv"}),
+    ],
+)
 def test_work_is_what_a_flop_counter_sees_in_the_steps_of_a_run(
-    loss, layer, hidden, toy_teacher, debug_superlm, cpu, monkeypatch
+    layer, changes, toy_teacher, debug_superlm, cpu, monkeypatch
 ):
     monkeypatch.setattr("torch.jit.is_tracing", lambda: True)  # plain products: the counter looks into no kernel
-    teacher, model, options = toy_teacher(layer=layer), debug_superlm(), replace(OPTIONS, loss=loss, hidden=hidden)
+    teacher, model, options = toy_teacher(layer=layer), debug_superlm(), replace(OPTIONS, **changes)
     last_hidden = last_hidden_of(model, teacher, options, cpu)
     teacher.model.set_attn_implementation("eager")  # the counter does not know the CPU's fused attention
     ids = torch.randint(5, 90, (2, TOKENS))
@@ -139,11 +149,12 @@ def test_a_checkpoint_is_as_large_as_planned(tmp_path, teacher, cpu, hidden):
     assert checkpoint_bytes(model.config, 48 * hidden) == pytest.approx(file.stat().st_size, rel=0.01)
 
 
-def test_activations_of_any_batch_follow_from_those_of_one_and_two(debug_superlm, teacher, cpu):
-    model, rows = debug_superlm(), 7
-    relations = 5 * 4 * rows * OPTIONS.relation_heads * TOKENS**2
-    kept = planning._saved_bytes(model, teacher, OPTIONS, (rows, TOKENS), cpu)
-    assert activation_bytes(model, teacher, OPTIONS, rows, TOKENS, cpu) == kept + relations
+@pytest.mark.parametrize(("changes", "tables"), [({}, 5), ({"relations": "qk"}, 3), ({"in_place": 0.5}, 8)])
+def test_activations_of_any_batch_follow_from_those_of_one_and_two(changes, tables, debug_superlm, teacher, cpu):
+    model, rows, options = debug_superlm(), 7, replace(OPTIONS, **changes)
+    relations = tables * 4 * rows * options.relation_heads * TOKENS**2
+    kept = planning._saved_bytes(model, teacher, options, (rows, TOKENS), cpu)
+    assert activation_bytes(model, teacher, options, rows, TOKENS, cpu) == kept + relations
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

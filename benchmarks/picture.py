@@ -4,7 +4,7 @@
 
 Each folder is what results.py left. One panel for the score on `--task`, with the standard deviation of its seeds, and
 one for how well sentence vectors rank the pairs of STS-B with nothing trained. A baseline that several folders trained,
-each at its own learning rate, is there once for each.
+each at its own learning rate, is there once for each. Subnets that chance chose are hollow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from autodistil_search.report.figures import BASELINE_COLOUR, KNEE_COLOUR, SPACE_COLOURS, SPACE_MARKERS
 
-STUDENT, BASELINE = "student of the frontier", "baseline"
+STUDENT, DRAWN, BASELINE = "student of the frontier", "subnet at random", "baseline"
 """Kinds of models, as results.py writes them."""
 TEACHER_MARKER, BASELINE_MARKERS = "*", "sDvX"
 
@@ -31,10 +31,12 @@ def measured(folders: Sequence[Path], task: str) -> pd.DataFrame:
     found = []
     for folder in folders:
         scores = pd.read_csv(folder / "scores.csv")
-        rows = scores[scores["task"] == task].merge(pd.read_csv(folder / "vectors.csv")[["model", "rho"]], on="model")
+        vectors = pd.read_csv(folder / "vectors.csv")[["kind", "model", "rho"]]
+        rows = scores[scores["task"] == task].merge(vectors, on=["kind", "model"])
         space = pd.read_csv(folder / "run" / "frontier.csv")["space"].iloc[0]
         name = rows["model"].str.partition(" (")[0]
-        found.append(rows.assign(series=name.mask(rows["kind"] == STUDENT, f"students of {space}")))
+        name = name.mask(rows["kind"] == STUDENT, f"students of {space}")
+        found.append(rows.assign(series=name.mask(rows["kind"] == DRAWN, f"subnets of {space} at random")))
     return pd.concat(found, ignore_index=True)
 
 
@@ -51,6 +53,9 @@ def draw(axes: Axes, rows: pd.DataFrame, column: str, spread: str | None, title:
                 "linestyle": "-",
             }
             students += 1
+        elif kind == DRAWN:  # of the folder whose students were drawn last
+            drawn = students - 1
+            style = {"color": SPACE_COLOURS[drawn], "marker": SPACE_MARKERS[drawn], "mfc": "none", "linestyle": "none"}
         elif kind == BASELINE:
             style = {"color": BASELINE_COLOUR, "marker": BASELINE_MARKERS[baselines], "linestyle": "none"}
             baselines += 1

@@ -37,6 +37,9 @@ from autodistil_search.teacher import load_as_student, load_teacher
 
 PHRASES = "phrases"
 STUDENT, BASELINE, TEACHER = "student of the frontier", "baseline", "teacher"
+DRAWN = "subnet at random"
+NEAR = 0.05
+"""How far the FLOPs of a subnet at random may be from those of a student, as a share."""
 
 
 @dataclass(frozen=True)
@@ -105,20 +108,37 @@ class Pipeline:
 
     def distil(self, run: Run) -> list[Model]:
         """The chosen students, trained further."""
-        found, taken = [], set()
-        for pick in self.arguments.picks.split(","):
-            row = run.pick(pick)
-            number = 1 + run.frontier.index.to_list().index(row.name)
-            if number in taken:
-                continue
-            taken.add(number)
-            out = self.to / "students" / str(number)
-            steps = ["--steps", str(self.arguments.distil_steps), "--lr", str(self.arguments.distil_lr)]
-            if not (out / "distil.json").exists():
-                self.command("distil", str(run.folder), "--pick", str(number), *steps, "--out", str(out), log="distil")
-            name = f"{row['layers']}x{row['hidden_size']}, {row['heads']} heads, ratio {row['mlp_ratio']:g}"
-            found.append(Model(name, STUDENT, str(out), row["flops"], row["params"]))
-        return found
+        rows = [run.pick(pick) for pick in self.arguments.picks.split(",")]
+        numbers = dict.fromkeys(1 + run.frontier.index.to_list().index(row.name) for row in rows)
+        return [self._distilled(run, number, self.to / "students" / str(number), STUDENT) for number in numbers]
+
+    def draw(self, run: Run, students: Sequence[Model]) -> list[Model]:
+        """Two subnets that chance chose for each student, a little cheaper and a little dearer, trained further."""
+        found = dict[str, Model]()
+        for student in students:
+            least, most = (1 - NEAR) * student.flops, (1 + NEAR) * student.flops
+            for side, low, high in (("cheaper", least, student.flops - 1), ("dearer", student.flops + 1, most)):
+                if run.evaluations["flops"].between(low, high).any():
+                    model = self._drawn(self.to / "drawn" / f"{student.slug}-{side}", low, high)
+                    found.setdefault(model.name, model)  # chance may choose one again
+        return list(found.values())
+
+    def _drawn(self, out: Path, low: float, high: float) -> Model:
+        if not (out / "summary.json").exists():
+            near = ["--constraint", f"flops>={low:.0f}", "--constraint", f"flops<={high:.0f}"]
+            chance = ["--engine", "random", "--evaluations", "1", "--baselines", "none"]
+            where = ["--space", self.arguments.space, "--superlm", str(self.to / "superlm"), "--out", str(out)]
+            self.command("search", *where, *chance, *near, log="drawn")
+        return self._distilled(load_run(out), 1, out.with_name(f"{out.name}-student"), DRAWN)
+
+    def _distilled(self, run: Run, number: int, out: Path, kind: str) -> Model:
+        """A row of a frontier, counted from 1, trained further."""
+        steps = ["--steps", str(self.arguments.distil_steps), "--lr", str(self.arguments.distil_lr)]
+        if not (out / "distil.json").exists():
+            self.command("distil", str(run.folder), "--pick", str(number), *steps, "--out", str(out), log="distil")
+        row = run.frontier.iloc[number - 1]
+        name = f"{row['layers']}x{row['hidden_size']}, {row['heads']} heads, ratio {row['mlp_ratio']:g}"
+        return Model(name, kind, str(out), row["flops"], row["params"])
 
     def baselines(self, run: Run) -> list[Model]:
         """Those whose weights are kept; a copy of the teacher is the teacher."""
@@ -196,13 +216,13 @@ class Pipeline:
 
 
 def compared(scores: pd.DataFrame) -> Iterator[str]:
-    """What the students have at each baseline's score and at its FLOPs, by interpolation between students."""
+    """What the students have at the score and at the FLOPs of each other, by interpolation between students."""
     for task, rows in scores.groupby("task", sort=False):
         metric = str(rows["metric"].iloc[0])
         objective = Objective(metric, METRICS[metric].label, "share", "maximize", is_proxy=True)
         named = rows.rename(columns={"mean": metric, "model": "name"}).assign(how=rows["kind"], weights="")
         students = named[named["kind"] == STUDENT]
-        for line in against_frontier(students, named[named["kind"] == BASELINE], objective):
+        for line in against_frontier(students, named[named["kind"].isin([BASELINE, DRAWN])], objective):
             yield f"- {task}: {line}"
 
 
@@ -245,6 +265,9 @@ def main() -> None:
         "--hidden", type=float, default=1.0, help="weight of the last hidden states; 0: relations alone"
     )
     parser.add_argument("--baselines", default="truncated,tinybert,minilm,random")
+    parser.add_argument(
+        "--drawn", action=argparse.BooleanOptionalAction, default=True, help="subnets at random beside each student"
+    )
     parser.add_argument("--distil-steps", type=int, default=100, help="of each student after the search")
     parser.add_argument("--distil-lr", type=float, default=1e-3)
     parser.add_argument("--picks", default="flops<=110M,knee,flops<=330M,flops<=500M", help="students, by commas")
@@ -262,7 +285,9 @@ def main() -> None:
     pipeline = Pipeline(parser.parse_args())
     pipeline.train()
     run = pipeline.search()
-    models = [*pipeline.distil(run), *pipeline.baselines(run)]
+    students = pipeline.distil(run)
+    drawn = pipeline.draw(run, students) if pipeline.arguments.drawn else []
+    models = [*students, *drawn, *pipeline.baselines(run)]
     teacher = run.baselines[run.baselines["how"].str.startswith("copy")]
     if len(teacher):  # its own shape is among the baselines, so what it costs is known
         models.append(Model("teacher", TEACHER, PACKAGED, teacher["flops"].iloc[0], teacher["params"].iloc[0]))

@@ -258,7 +258,8 @@ def _task_note(task: Task, most: int, found: Exportable, exported: PreTrainedMod
         f"{name} " + ", ".join(f"{METRICS[metric].label} {value:.4f}" for metric, value in found.items())
         for name, found in measured.items()
     ]
-    return f"On the {len(rows):,} dev rows of {task.name}, at most {length} tokens of each: {'; '.join(words)}."
+    on = f"the {len(rows):,} dev rows of {task.name}, at most {length} tokens of each, in float32"
+    return f"On {on}: {'; '.join(words)}."
 
 
 def _format_note(found: Exportable, exported: PreTrainedModel, wanted: Format) -> str:

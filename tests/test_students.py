@@ -167,7 +167,7 @@ def test_the_whole_way_from_the_frontier_to_a_measured_classifier(run, config, t
     best = results.loc[int(summary["model"].removeprefix("seed-"))]
     card = (Path(exported) / "README.md").read_text()
     words = f"accuracy {best['accuracy']:.4f}, macro F1 {best['f1_macro']:.4f}"
-    assert f"On the 40 dev rows of mail, at most 8 tokens of each: PyTorch {words}" in card
+    assert f"On the 40 dev rows of mail, at most 8 tokens of each, in float32: PyTorch {words}" in card
     assert card.count(words) >= 2  # ONNX computes the same
     loss = distilled["relation_loss"]
     assert f"4 steps alone, from the weights of its SuperLM; held-out relation loss {loss['before']:.4f} before" in card

@@ -39,12 +39,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         move_into_place(temporary, path)
-    except BaseException as error:  # a full disk, say: what was written would only fill it
-        temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError | SafetensorError):
-            raise
+    except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"{path} cannot be written: {reason}") from None
+    finally:
+        temporary.unlink(missing_ok=True)  # of what failed or was interrupted: it would only fill the disk
 
 
 def move_into_place(temporary: Path, path: Path) -> None:

@@ -221,7 +221,7 @@ def task_proxy(
     task = load_task(name.partition(":")[2], text_columns, label_column)
     if name.startswith(COSINE):
         return _cosine_proxy(task, budget)
-    _check_labels(name, task, budget.rows)
+    _refuse_one_label(name, task, budget.rows)
     metric = METRICS[task.metrics[0]]
     objective = Objective(
         f"{task.column}_probe" if probing else task.column,
@@ -234,7 +234,7 @@ def task_proxy(
     return ProxyKind(objective, lambda teacher, _, device: make(task, teacher, budget, device), 1.0, task.digest)
 
 
-def _check_labels(name: str, task: Task, most: int) -> None:
+def _refuse_one_label(name: str, task: Task, most: int) -> None:
     for rows, what in zip(task.split(most), ("to train on", "kept back to measure on"), strict=True):
         if task.labels and len({*rows.labels}) == 1:
             raise InputError(

@@ -24,7 +24,7 @@ from autodistil_search.progress import Reporter
 from autodistil_search.proxies import Proxy, RelationProxy
 from autodistil_search.schedule import seeded
 from autodistil_search.space import SearchSpace, Subnet
-from autodistil_search.start import start_from
+from autodistil_search.start import COPYING_STARTS, start_from
 from autodistil_search.teacher import Teacher, model_sha256, truncated
 from autodistil_search.transfer import LayerTransfer
 
@@ -162,7 +162,7 @@ class Bench:
         """Trained alone, unless it starts as a whole copy of the teacher."""
         teacher, options = self.teacher, recipe.options
         model = begin_alone(teacher, recipe.subnet, options, self.init, self.sample_ids)
-        is_copy = self.init != "random" and recipe.subnet == teacher.subnet and teacher.copies_exactly
+        is_copy = self.init in COPYING_STARTS and recipe.subnet == teacher.subnet and teacher.copies_exactly
         if is_copy and teacher.layer == recipe.subnet.layers - 1:
             return self._as_it_is(recipe.name, model, COPY)
         transfer = None

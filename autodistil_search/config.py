@@ -68,7 +68,7 @@ class TrainConfig:
         stream: Read and tokenize the text as it is needed, for what does not fit on the disk.
         seq_len: Tokens in a block of text.
         init: Start from slices of the teacher's weights, turned by PCA so that what matters leads (pca) or as they are
-            (slices), or at random.
+            (slices), from its embeddings alone, or at random; auto takes the one with the lowest loss before training.
         loss: kl (MiniLMv2) or mse on raw scores (the released AutoDistil code).
         relations: Relations of the loss, with weights: of qq, kk, vv, qk (the first MiniLM's attention), such as
             qq,kk,vv:0.5.
@@ -100,7 +100,7 @@ class TrainConfig:
     text: list[str] | None = None
     stream: bool = False
     seq_len: int = 128
-    init: Literal["pca", "slices", "random"] = "pca"
+    init: Literal["auto", "pca", "slices", "embeddings", "random"] = "auto"
     loss: Literal["kl", "mse"] = "kl"
     relations: str = "qq,kk,vv"
     relation_heads: int | None = None

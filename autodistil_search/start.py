@@ -9,6 +9,7 @@ Letters: H hidden size, A heads, D head_dim, W = A D, F FFN width, R relation he
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -19,11 +20,18 @@ from torch import Tensor, nn
 
 from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilModel, ElasticLayer
+from autodistil_search.relations import relation_loss, relation_target
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.teacher import Teacher
 
-STARTS = ("pca", "slices", "random")
-"""Every way to start a model, the best first: see `start_from`."""
+STARTS = ("auto", "pca", "slices", "embeddings", "random")
+"""Every way to start a model: see `start_from`."""
+
+COPYING_STARTS = ("auto", "pca", "slices")
+"""Starts that make a student of the teacher's own shape its copy, where students have all the parts of its layers."""
+
+_JUDGED_BLOCKS = 8
+"""Blocks of the sample on which the starts that "auto" chooses from are compared."""
 
 SAMPLE_BLOCKS = 64
 """How many blocks of training text to take the averages over: 8,192 tokens at 128 a block."""
@@ -53,21 +61,28 @@ def start_from(
     """Give `model`, a SuperLM or a student, its first weights; returns notes on what did not come from the teacher.
 
     Args:
-        model: What starts.
-        teacher: Whose weights it gets.
-        init: One of `STARTS`. "random" leaves the model as it is; "slices" copies slices of the teacher; "pca" does so
-            after turning its hidden dimensions, heads and relation heads, so that the first dimensions carry most.
-            What is not cut off is not turned: a student of the teacher's own shape is its copy either way.
-        sample_ids: `(N, T)` token ids of training text; only "pca" looks at them.
-        relation_heads: Into how many heads the loss splits Q, K and V.
+        model: Model that starts, with random weights.
+        teacher: Teacher that gives the weights.
+        init: One of `STARTS`. "random" leaves the model as it is; "embeddings" copies slices of the teacher's
+            embeddings; "slices" copies slices of its layers, too; "pca" does so after turning hidden dimensions, heads
+            and relation heads, so that the first dimensions carry most. Dimensions that are not cut off are not turned:
+            a student of the teacher's own shape is its copy either way. "auto" tries all of them that the teacher
+            allows and keeps the one with the lowest relation loss on the sample, so it never starts worse than random.
+        sample_ids: `(N, T)` token ids of training text; only "pca" and "auto" look at them.
+        relation_heads: Number of heads into which the loss splits Q, K and V.
 
     Raises:
         InputError: for another `init`.
     """
     if init not in STARTS:
         raise InputError(f"init {init!r}; allowed: {', '.join(STARTS)}")
+    if init == "auto":
+        assert sample_ids is not None
+        return _best_start(model, teacher, sample_ids, relation_heads)
     if init == "random":
         return ["starts wholly at random"]
+    if init == "embeddings":
+        return teacher.copy_into(model, layers=False)
     family = teacher.model.config.model_type
     if init == "slices" or family not in _KNOWN_FAMILIES:
         other = [] if init == "slices" else [f"init {init} does not know teachers of type {family!r}: slices instead"]
@@ -80,6 +95,47 @@ def start_from(
     notes = turned.copy_into(model)
     _align_relations(model, teacher, sample_ids, turn, relation_heads)
     return notes
+
+
+def _best_start(model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor, relation_heads: int) -> list[str]:
+    """Start `model` in each way that the teacher allows, and keep the start with the lowest relation loss.
+
+    Every start draws the same random numbers, so that the result is that of naming the start that is kept.
+    """
+    blocks = sample_ids[:_JUDGED_BLOCKS].to(teacher.model.device)
+    projections = [part.to(model.device) for part in teacher.projections(blocks)]
+    target = relation_target(projections, None, relation_heads, "kl")
+    subnets = model.space.ends if model.config.search_space else [model.config.subnet]
+    untouched = _weights_of(model)
+    losses: dict[str, float] = {}
+    best, kept = "random", (untouched, ["starts wholly at random"])
+    for init in _starts_for(teacher):
+        model.load_state_dict(untouched)
+        with torch.random.fork_rng(devices=[]):
+            notes = start_from(model, teacher, init, sample_ids, relation_heads)
+        scores = [
+            relation_loss(model.last_projections(blocks.to(model.device), subnet=subnet), target).item()
+            for subnet in subnets
+        ]
+        losses[init] = sum(scores) / len(scores)
+        if losses[init] < losses.get(best, math.inf):
+            best, kept = init, (_weights_of(model), notes)
+    model.load_state_dict(kept[0])
+    others = ", ".join(f"{init} {loss:.3g}" for init, loss in losses.items() if init != best)
+    return [f"starts from {best}, the lowest in relation loss: {losses[best]:.3g} ({others})", *kept[1]]
+
+
+def _weights_of(model: AutoDistilModel) -> dict[str, Tensor]:
+    """Return a copy of the weights by their names."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _starts_for(teacher: Teacher) -> list[str]:
+    """Return the ways to start that differ for this teacher, in the order of preference when losses are equal."""
+    if not teacher.copies_layers:
+        return ["embeddings", "random"]
+    turned = ["pca"] if teacher.model.config.model_type in _KNOWN_FAMILIES else []
+    return [*turned, "slices", "embeddings", "random"]
 
 
 def _slices(model: AutoDistilModel, teacher: Teacher, relation_heads: int) -> list[str]:

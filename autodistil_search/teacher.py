@@ -217,13 +217,15 @@ class Teacher:
         ).resized(subnet, space)
 
     @torch.no_grad()
-    def copy_into(self, model: AutoDistilModel) -> list[str]:
-        """Start `model` from slices of this teacher.
+    def copy_into(self, model: AutoDistilModel, layers: bool = True) -> list[str]:
+        """Start `model` from slices of this teacher; with `layers` false, of its embeddings alone.
 
         Layer i of L comes from layer floor(i T / L), and of each head the first rows. What the teacher does not have
         keeps its random start. Returns notes on that, one line each.
         """
         self._copy_embeddings(model)
+        if not layers:
+            return ["its layers start at random"]
         if self.copies_layers:
             self._copy_layers(model)
         pooler: Any = getattr(self.model, "pooler", None)

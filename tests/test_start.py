@@ -1,5 +1,6 @@
 """Starts: what carries nothing is what a turned teacher loses, and the teacher itself is left alone."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -172,5 +173,43 @@ def test_a_random_start_takes_nothing_and_an_unknown_one_is_refused(
     torch.manual_seed(3)
     untouched = AutoDistilModel(toy_teacher().student_config(SPACE.largest, SPACE))
     assert model_sha256(model) == model_sha256(untouched)
-    with pytest.raises(InputError, match=r"init 'teacher'; allowed: pca, "):
+    with pytest.raises(InputError, match=r"init 'teacher'; allowed: auto, pca, "):
         start.superlm(toy_teacher(), SPACE, "teacher", sample)
+
+
+def test_embeddings_alone_are_the_teachers_and_its_layers_are_not(
+    toy_teacher: Callable[..., Teacher], sample: Tensor
+) -> None:
+    embeddings, slices, untouched = (
+        started(toy_teacher(), SPACE.largest, init, sample) for init in ("embeddings", "slices", "random")
+    )
+    assert embeddings.word_embeddings.weight.equal(slices.word_embeddings.weight)
+    assert embeddings.layers[0].query.weight.equal(untouched.layers[0].query.weight)
+    assert not slices.layers[0].query.weight.equal(untouched.layers[0].query.weight)
+
+
+@pytest.mark.parametrize(("worse", "best"), list(enumerate(["pca", "slices", "embeddings", "random"])))
+def test_the_best_start_is_taken_and_is_the_one_that_its_name_gives(
+    toy_teacher: Callable[..., Teacher], sample: Tensor, monkeypatch: pytest.MonkeyPatch, worse: int, best: str
+) -> None:
+    """The first `worse` starts get a high loss, the others one loss: the first of those is kept."""
+    scales = iter([1e3] * worse + [1.0] * (4 - worse))
+    monkeypatch.setattr(start, "relation_loss", lambda *_: torch.tensor(next(scales)))
+    chosen = started(toy_teacher(), SPACE.largest, "auto", sample)
+    assert model_sha256(chosen) == model_sha256(started(toy_teacher(), SPACE.largest, best, sample))
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet", "modernbert"])
+def test_the_best_start_is_never_worse_than_random_and_is_told(
+    toy_teacher: Callable[..., Teacher], sample: Tensor, cpu: Device, family: str
+) -> None:
+    teacher = toy_teacher(family)
+    model = AutoDistilModel(teacher.student_config(SPACE.largest, SPACE)).eval()
+    with torch.no_grad():
+        untouched = loss(teacher, model, cpu, sample[:8])
+    notes = start.start_from(model, teacher, "auto", sample, SPACE.relation_heads)
+    assert loss(teacher, model, cpu, sample[:8]) <= untouched
+    told = re.fullmatch(r"starts from (\w+), the lowest in relation loss: (\S+) \((.*)\)", notes[0])
+    assert told
+    others = [float(other.split()[1]) for other in told[3].split(", ")]
+    assert float(told[2]) <= min(others)

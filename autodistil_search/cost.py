@@ -2,7 +2,7 @@
 
 FLOPs follow the papers: multiply-adds of all matrix products (linear layers and attention) of one forward
 pass at batch 1; one multiply-add counts once. Norms, activations, softmax and look-ups are not matrix
-products and do not count.
+products and do not count: relative attention bias, which is looked up and added to the scores, costs no FLOPs.
 """
 
 from __future__ import annotations
@@ -19,17 +19,22 @@ FLOPS_SEQ_LEN = 128
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Rows of the three embedding tables; a SuperLM takes them from its teacher. Defaults: BERT's."""
+    """Rows of the embedding tables; a SuperLM takes them from its teacher. Defaults: BERT's.
+
+    relative_buckets: rows of the table of relative attention bias, which has a number for each head; 0 for none.
+    """
 
     tokens: int = 30522
     positions: int = 512
     token_types: int = 2
+    relative_buckets: int = 0
 
 
 def params(subnet: Subnet, vocabulary: Vocabulary) -> int:
     """Number of parameters of the extracted student, embeddings and pooler included."""
     rows = vocabulary.tokens + vocabulary.positions + vocabulary.token_types
-    return rows * subnet.hidden_size + 2 * subnet.hidden_size + params_non_embedding(subnet)
+    embeddings = rows * subnet.hidden_size + 2 * subnet.hidden_size + vocabulary.relative_buckets * subnet.heads
+    return embeddings + params_non_embedding(subnet)
 
 
 def params_non_embedding(subnet: Subnet) -> int:

@@ -30,6 +30,7 @@ class Family:
 
     attention_norm, ffn_norm: the norms after attention and FFN; None where norms come before them.
     embedding_projection: from embeddings of another width than the layers.
+    relative_bias: table of numbers for each bucket of distances and head, which all layers add to their scores.
     skips_padding: positions are numbered from `pad_token_id + 1`: the rows before that stand for no position.
     unlike: why a layer cannot start a student's; empty if it can.
     """
@@ -45,6 +46,7 @@ class Family:
     ffn_norm: str | None
     embedding_norm: str = "embeddings.LayerNorm"
     embedding_projection: str | None = None
+    relative_bias: str | None = None
     skips_padding: bool = False
     unlike: str = ""
 
@@ -95,6 +97,7 @@ _MPNET = Family(
     ffn_in="intermediate.dense",
     ffn_out="output.dense",
     ffn_norm="output.LayerNorm",
+    relative_bias="encoder.relative_attention_bias",
     skips_padding=True,
 )
 _DEBERTA = replace(
@@ -132,8 +135,10 @@ FAMILIES: dict[str, Family] = {
 }
 """By `model_type`; one of these is what a teacher must be. DeBERTa-v3 is of type deberta-v2."""
 
+RELATIVE_BUCKETS = 32
+"""Buckets that MPNet's encoder numbers, whatever its configuration says."""
+
 WITHOUT_PLACE = {
-    "encoder.relative_attention_bias": "relative attention bias",  # MPNet
     "encoder.rel_embeddings": "attention to relative positions",  # DeBERTa
     "encoder.conv": "convolution after its first layer",  # DeBERTa-v2-xlarge
 }

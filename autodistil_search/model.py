@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -22,6 +24,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.utils import logging as transformers_logging
 
+from autodistil_search.modeling_student import relative_buckets
 from autodistil_search.space import SearchSpace, Subnet, kept_layers
 
 Projections = tuple[Tensor, Tensor, Tensor]
@@ -33,6 +36,9 @@ class AutoDistilConfig(PreTrainedConfig):
 
     num_attention_heads, intermediate_size: a list with a number for each layer, if layers differ.
     classifier_dropout: probability that a head drops a number of the pooled output while it is trained.
+    relative_attention_buckets: rows of a table of numbers that attention adds to its scores, by the distance between
+        two tokens, for each head; all layers share it. None for no such table.
+    relative_attention_max_distance: from this distance on, tokens share the last bucket of their side.
     relation_heads: into how many relation heads the dimensions of the last layer's queries, keys and values go in
         turns, as those of a SuperLM and its students do; None if relation heads are blocks of neighbouring dimensions.
     search_space: the space (`SearchSpace.to_dict`) whose SuperLM this is; None for a student.
@@ -53,6 +59,8 @@ class AutoDistilConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
     classifier_dropout: float = 0.1
+    relative_attention_buckets: int | None = None
+    relative_attention_max_distance: int = 128
     relation_heads: int | None = None
     search_space: dict[str, Any] | None = None
 
@@ -64,6 +72,8 @@ class AutoDistilConfig(PreTrainedConfig):
         "layer_norm_eps",
         "initializer_range",
         "pad_token_id",
+        "relative_attention_buckets",
+        "relative_attention_max_distance",
         "relation_heads",
     )
 
@@ -112,21 +122,32 @@ class ElasticLayerNorm(nn.LayerNorm):
         return F.layer_norm(x, (n,), self.weight[:n], self.bias[:n], self.eps)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> Tensor:
-    """Softmax attention of `(B, A, T, D)` tensors; `padding` is True where a key is padding.
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention of `(B, A, T, D)` tensors.
+
+    mask: broadcasts to `(B, A, T, T)`. Booleans are False where a key is padding; numbers are added to the scores.
 
     The fused kernel where it measures faster (docs/benchmarks.md): on CUDA, and on a CPU in float32. Plain products in
     bfloat16 on a CPU, and while being traced: FLOP counters that trace a model do not look into the kernel.
     """
+    added = mask is not None and mask.is_floating_point()
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
     if not traced and (query.is_cuda or query.dtype == torch.float32):
-        seen = None if padding is None else ~padding
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        mask = cast(Tensor, mask).to(query.dtype) if added else mask
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, A, T, T)
-    if padding is not None:
-        scores = scores.masked_fill(padding, torch.finfo(scores.dtype).min)
+    if added:
+        scores = scores + mask  # in bfloat16, the sum is in float32, as the softmax is
+    elif mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     context: Tensor = scores.softmax(dim=-1).to(value.dtype) @ value
     return context
+
+
+@lru_cache(maxsize=8)
+def _kept_buckets(tokens: int, device: torch.device, buckets: int, max_distance: int) -> Tensor:
+    with torch.inference_mode(False):  # what is made inside of it could not be used in training
+        return relative_buckets(tokens, device, buckets, max_distance)
 
 
 class ElasticLayer(nn.Module):
@@ -155,16 +176,17 @@ class ElasticLayer(nn.Module):
         width = sizes.attention_width
         return self.query(x, width), self.key(x, width), self.value(x, width)
 
-    def forward(self, x: Tensor, sizes: Subnet, padding: Tensor | None) -> Tensor:
-        """Hidden states `(B, T, H)` to the next layer's."""
-        return self.complete(x, self.project(x, sizes), sizes, padding)
+    def forward(self, x: Tensor, sizes: Subnet, mask: Tensor | None) -> Tensor:
+        """Hidden states `(B, T, H)` to the next layer's; mask: as `attend` takes it, for these heads or more."""
+        return self.complete(x, self.project(x, sizes), sizes, mask)
 
-    def complete(self, x: Tensor, projections: Projections, sizes: Subnet, padding: Tensor | None) -> Tensor:
+    def complete(self, x: Tensor, projections: Projections, sizes: Subnet, mask: Tensor | None) -> Tensor:
         """The rest of `forward`, after `project`."""
+        mask = None if mask is None else mask[:, : sizes.heads]
         query, key, value = (
             each.unflatten(-1, (sizes.heads, sizes.head_dim)).transpose(1, 2) for each in projections
         )  # (B, A, T, D)
-        context = attend(query, key, value, padding).transpose(1, 2).flatten(2)  # (B, T, W)
+        context = attend(query, key, value, mask).transpose(1, 2).flatten(2)  # (B, T, W)
         x = self.attention_norm(x + self.attention_output(context, sizes.hidden_size))  # (B, T, H)
         inner = self.activation(self.ffn_in(x, sizes.ffn_size))  # (B, T, F)
         return cast(Tensor, self.ffn_norm(x + self.ffn_out(inner, sizes.hidden_size)))  # (B, T, H)
@@ -204,6 +226,9 @@ class AutoDistilModel(_AutoDistil):
         self.embedding_norm = ElasticLayerNorm(hidden, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList([ElasticLayer(config, sizes) for sizes in config.subnet.each_layer])
         self.pooler = ElasticLinear(hidden, hidden)
+        buckets = config.relative_attention_buckets
+        self.relative_attention_bias = None if buckets is None else nn.Embedding(buckets, config.subnet.heads)
+        self._last_space: tuple[dict[str, Any], SearchSpace] | None = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -216,10 +241,13 @@ class AutoDistilModel(_AutoDistil):
 
     @property
     def space(self) -> SearchSpace:
-        """The space whose SuperLM this is."""
-        if self.config.search_space is None:
+        """The space whose SuperLM this is; made and checked again only after the configuration has changed."""
+        given = self.config.search_space
+        if given is None:
             raise ValueError("this model is a student: it has no search space")
-        return SearchSpace(**self.config.search_space)
+        if self._last_space is None or self._last_space[0] != given:
+            self._last_space = deepcopy(given), SearchSpace(**given)
+        return self._last_space[1]
 
     def _layers_of(self, subnet: Subnet) -> list[tuple[ElasticLayer, Subnet]]:
         """The layers that `subnet` uses, each with the sizes it has there.
@@ -250,6 +278,19 @@ class AutoDistilModel(_AutoDistil):
         x = self.embedding_norm((x + self.position_embeddings(positions))[..., :hidden])  # (B, T, H)
         return cast(Tensor, x)
 
+    def _mask(self, input_ids: Tensor, attention_mask: Tensor | None, heads: int) -> Tensor | None:
+        """What `attend` takes, for all layers and so many heads: padding and relative attention bias in one."""
+        seen = None if attention_mask is None else (attention_mask != 0)[:, None, None, :]  # (B, 1, 1, T)
+        if self.relative_attention_bias is None:
+            return seen
+        sizes = self.relative_attention_bias.num_embeddings, self.config.relative_attention_max_distance
+        table = self.relative_attention_bias.weight[:, :heads]  # (buckets, A)
+        made_anew = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
+        make = relative_buckets if made_anew else _kept_buckets
+        buckets = make(input_ids.shape[1], input_ids.device, *sizes)  # (T, T)
+        bias: Tensor = F.embedding(buckets, table).permute(2, 0, 1).contiguous()[None]  # (1, A, T, T)
+        return bias if seen is None else bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
+
     @contextmanager
     def shared_words(self, input_ids: Tensor) -> Iterator[Tensor]:
         """The word embeddings of a batch that several subnets train on, for `last_projections` and `last_layer`.
@@ -275,26 +316,29 @@ class AutoDistilModel(_AutoDistil):
         layer is not computed. words: the word embeddings of `input_ids`, if they were looked up before
         (`shared_words`).
         """
-        x, last, sizes = self._before_last(input_ids, attention_mask, subnet or self.config.subnet, words)
+        x, last, sizes, _ = self._before_last(input_ids, attention_mask, subnet or self.config.subnet, words)
         return self._by_relation_heads(last.project(x, sizes))
 
     def last_layer(
         self, input_ids: Tensor, subnet: Subnet | None = None, words: Tensor | None = None
     ) -> tuple[Projections, Tensor]:
         """`last_projections`, and the last hidden states `(B, T, H)`."""
-        x, last, sizes = self._before_last(input_ids, None, subnet or self.config.subnet, words)
+        x, last, sizes, mask = self._before_last(input_ids, None, subnet or self.config.subnet, words)
         projections = last.project(x, sizes)
-        return self._by_relation_heads(projections), last.complete(x, projections, sizes, None)
+        return self._by_relation_heads(projections), last.complete(x, projections, sizes, mask)
 
     def _before_last(
         self, input_ids: Tensor, attention_mask: Tensor | None, subnet: Subnet, words: Tensor | None
-    ) -> tuple[Tensor, ElasticLayer, Subnet]:
-        """What goes into the last layer of `subnet`, that layer, and its sizes."""
+    ) -> tuple[Tensor, ElasticLayer, Subnet, Tensor | None]:
+        """What goes into the last layer of `subnet`, that layer, its sizes, and its mask."""
         *body, (last, last_sizes) = self._layers_of(subnet)
-        x = self._embed(input_ids, None, subnet.hidden_size, words)
+        x, mask = (
+            self._embed(input_ids, None, subnet.hidden_size, words),
+            self._mask(input_ids, attention_mask, subnet.heads),
+        )
         for layer, sizes in body:
-            x = layer(x, sizes, _padding(attention_mask))
-        return x, last, last_sizes
+            x = layer(x, sizes, mask)
+        return x, last, last_sizes, mask
 
     def _by_relation_heads(self, projections: Projections) -> Projections:
         query, key, value = projections
@@ -326,8 +370,9 @@ class AutoDistilModel(_AutoDistil):
         """
         subnet = subnet or self.config.subnet
         x = self._embed(input_ids, token_type_ids, subnet.hidden_size)
+        mask = self._mask(input_ids, attention_mask, subnet.heads)
         for layer, sizes in self._layers_of(subnet):
-            x = layer(x, sizes, _padding(attention_mask))
+            x = layer(x, sizes, mask)
         pooled = torch.tanh(self.pooler(x[:, 0], subnet.hidden_size))
         if return_dict is False:
             return x, pooled
@@ -351,8 +396,9 @@ class AutoDistilModel(_AutoDistil):
             strict=True,
         )
         for source, target in pairs:
-            for ours, theirs in zip(source.parameters(), target.parameters(), strict=True):
-                theirs.copy_(ours[tuple(slice(n) for n in theirs.shape)])
+            _copy_leading(source, target)
+        if self.relative_attention_bias is not None:
+            _copy_leading(self.relative_attention_bias, cast(nn.Embedding, student.relative_attention_bias))
         student.eval()
         return student
 
@@ -399,8 +445,10 @@ class AutoDistilForSequenceClassification(_AutoDistil):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-def _padding(attention_mask: Tensor | None) -> Tensor | None:
-    return None if attention_mask is None else (attention_mask == 0)[:, None, None, :]  # (B, 1, 1, T)
+def _copy_leading(source: nn.Module, target: nn.Module) -> None:
+    """Give each parameter of `target` the leading part of the same one of `source`."""
+    for whole, part in zip(source.parameters(), target.parameters(), strict=True):
+        part.copy_(whole[tuple(slice(n) for n in part.shape)])
 
 
 @contextmanager

@@ -21,6 +21,9 @@ class AutoDistilConfig(PreTrainedConfig):
 
     num_attention_heads, intermediate_size: a list with a number for each layer, if layers differ.
     classifier_dropout: probability that a head drops a number of the pooled output while it is trained.
+    relative_attention_buckets: rows of a table of numbers that attention adds to its scores, by the distance between
+        two tokens, for each head; all layers share it. None for no such table.
+    relative_attention_max_distance: from this distance on, tokens share the last bucket of their side.
     relation_heads: how the last layer's queries, keys and values were distilled; nothing here depends on it.
     """
 
@@ -39,7 +42,37 @@ class AutoDistilConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
     classifier_dropout: float = 0.1
+    relative_attention_buckets: int | None = None
+    relative_attention_max_distance: int = 128
     relation_heads: int | None = None
+
+
+def relative_buckets(tokens: int, device: torch.device, buckets: int, max_distance: int) -> Tensor:
+    """Return the bucket of each query's distance to each key, `(T, T)`, numbered as MPNet's (and T5's encoder).
+
+    Half of the buckets are for keys that come after their query. Of each half, a first half has one bucket for each
+    distance, and the rest grow in powers up to `max_distance`. Their bounds are whole numbers, so that no runtime's
+    rounding of a logarithm can move a distance to the next bucket.
+    """
+    each = buckets // 2
+    exact = each // 2
+    positions = torch.arange(tokens, device=device)
+    ahead = positions[None, :] - positions[:, None]  # (T, T)
+    distance = ahead.abs()
+    bucket = (ahead > 0) * each + distance.clamp(max=exact)
+    for bound in _bucket_bounds(exact, each - exact, max_distance):
+        bucket = bucket + (distance >= bound)
+    return bucket
+
+
+def _bucket_bounds(exact: int, grown: int, max_distance: int) -> list[int]:
+    """The least whole distances n with n >= exact (max_distance / exact)^(k / grown), for k from 1 to `grown` - 1."""
+    bounds, distance = [], exact
+    for k in range(1, grown):
+        while distance**grown < exact ** (grown - k) * max_distance**k:
+            distance += 1
+        bounds.append(distance)
+    return bounds
 
 
 class StudentLayer(nn.Module):
@@ -59,11 +92,15 @@ class StudentLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.activation = ACT2FN[config.hidden_act]
 
-    def forward(self, x: Tensor, seen: Tensor | None) -> Tensor:
-        """Hidden states `(B, T, H)` to the next layer's; `seen`, `(B, 1, 1, T)`, is False where a key is padding."""
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Hidden states `(B, T, H)` to the next layer's.
+
+        mask: `(B, 1, 1, T)` booleans, False where a key is padding, or numbers to add to the scores, `(B, A, T, T)`.
+        """
         split = (*x.shape[:2], self.heads, self.head_dim)
         query, key, value = (each(x).view(split).transpose(1, 2) for each in (self.query, self.key, self.value))
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)  # (B, A, T, D)
+        mask = None if mask is None else mask[:, : self.heads]
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, A, T, D)
         context = context.transpose(1, 2).reshape(*x.shape[:2], self.heads * self.head_dim)  # (B, T, W)
         x = self.attention_norm(x + self.attention_output(context))  # (B, T, H)
         out: Tensor = self.ffn_norm(x + self.ffn_out(self.activation(self.ffn_in(x))))  # (B, T, H)
@@ -101,6 +138,8 @@ class AutoDistilModel(_Student):
         self.embedding_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(StudentLayer(config, *sizes) for sizes in zip(heads, ffn_sizes, strict=True))
         self.pooler = nn.Linear(hidden, hidden)
+        buckets = config.relative_attention_buckets
+        self.relative_attention_bias = None if buckets is None else nn.Embedding(buckets, max(heads))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -127,13 +166,22 @@ class AutoDistilModel(_Student):
         kinds = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         x = self.word_embeddings(input_ids) + self.token_type_embeddings(kinds) + self.position_embeddings(positions)
         x = self.embedding_norm(x)  # (B, T, H)
-        seen = None if attention_mask is None else (attention_mask != 0)[:, None, None, :]
+        mask = self._mask(input_ids, attention_mask)
         for layer in self.layers:
-            x = layer(x, seen)
+            x = layer(x, mask)
         pooled = torch.tanh(self.pooler(x[:, 0]))
         if return_dict is False:
             return x, pooled
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+
+    def _mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        seen = None if attention_mask is None else (attention_mask != 0)[:, None, None, :]  # (B, 1, 1, T)
+        if self.relative_attention_bias is None:
+            return seen
+        sizes = self.relative_attention_bias.num_embeddings, self.config.relative_attention_max_distance
+        buckets = relative_buckets(input_ids.shape[1], input_ids.device, *sizes)  # (T, T)
+        bias: Tensor = self.relative_attention_bias(buckets).permute(2, 0, 1)[None]  # (1, A, T, T)
+        return bias.contiguous() if seen is None else bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
 
 
 class AutoDistilForSequenceClassification(_Student):

@@ -20,7 +20,15 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from autodistil_search.cost import Vocabulary
 from autodistil_search.errors import InputError
-from autodistil_search.families import FAMILIES, PACKAGED, WITHOUT_PLACE, check_family, find, find_layers
+from autodistil_search.families import (
+    FAMILIES,
+    PACKAGED,
+    RELATIVE_BUCKETS,
+    WITHOUT_PLACE,
+    check_family,
+    find,
+    find_layers,
+)
 from autodistil_search.files import file_sha256, read_json, readable
 from autodistil_search.model import (
     AutoDistilConfig,
@@ -74,6 +82,11 @@ class Teacher:
                 f"teacher layer {layer}; {name!r} has layers 0 to {len(self._layers) - 1} (or -1 for the last)"
             )
         self.layer = layer % len(self._layers)
+        if self._relative_bias is not None and len(self._relative_bias) < RELATIVE_BUCKETS:
+            raise InputError(
+                f"teacher {name!r} has {len(self._relative_bias)} buckets of relative attention bias; allowed: "
+                f"{RELATIVE_BUCKETS} or more, as its encoder numbers so many"
+            )
 
     @property
     def subnet(self) -> Subnet:
@@ -106,8 +119,11 @@ class Teacher:
 
     @property
     def copies_exactly(self) -> bool:
-        """Whether a student of the teacher's own sizes that starts from it computes what the teacher does."""
-        return not self._without_place()
+        """Whether a student of the teacher's own sizes that starts from it computes what the teacher does.
+
+        That is its hidden states, and its queries, keys and values: both losses start at 0.
+        """
+        return not self._without_place() and self._score_divisor == 1
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -120,6 +136,7 @@ class Teacher:
             tokens=self._words.num_embeddings,
             positions=int(self.model.config.max_position_embeddings) if positions is None else len(positions),
             token_types=1 if types is None else types.num_embeddings,
+            relative_buckets=0 if self._relative_bias is None else len(self._relative_bias),
         )
 
     @property
@@ -132,6 +149,12 @@ class Teacher:
         table = find(self.model, "embeddings.position_embeddings")
         padding: int | None = find(self.model, "embeddings.padding_idx") if self.family.skips_padding else None
         return None if table is None else table.weight[0 if padding is None else padding + 1 :]
+
+    @property
+    def _relative_bias(self) -> Tensor | None:
+        """What attention adds to its scores, `(buckets, A)`; None if it adds nothing."""
+        table = find(self.model, self.family.relative_bias)
+        return None if table is None else table.weight[:RELATIVE_BUCKETS]
 
     @torch.no_grad()
     def projections(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Projections:
@@ -210,6 +233,7 @@ class Teacher:
             vocab_size=vocabulary.tokens,
             max_position_embeddings=vocabulary.positions,
             type_vocab_size=vocabulary.token_types,
+            relative_attention_buckets=vocabulary.relative_buckets or None,
             hidden_act=next(name for name in activations if name),
             layer_norm_eps=find(self.model, self.family.embedding_norm).eps,
             pad_token_id=config.pad_token_id,
@@ -228,6 +252,10 @@ class Teacher:
             return ["its layers start at random"]
         if self.copies_layers:
             self._copy_layers(model)
+        if self._relative_bias is not None:
+            # Of the first heads, as the slices of each layer. Scores keep their size however queries and keys are
+            # turned and scaled (`start`), so what is added to them is not scaled.
+            _copy_leading(self._relative_bias, cast(nn.Embedding, model.relative_attention_bias).weight)
         pooler: Any = getattr(self.model, "pooler", None)
         if pooler is not None:
             _copy_part(_weights(pooler.dense), model.pooler)

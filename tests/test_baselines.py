@@ -42,13 +42,16 @@ def test_baselines_are_measured_alike_and_kept(toy_config, monkeypatch, tmp_path
     assert trained == files(cache_folder() / "baselines")
 
 
-@pytest.mark.parametrize(("model_type", "how"), [("bert", COPY), ("mpnet", DISTILLED)])
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "how"),
+    [("bert", {}, COPY), ("mpnet", {}, COPY), ("electra", {"embedding_size": 32}, DISTILLED)],
+)
 def test_only_a_teacher_without_parts_of_its_own_stands_in_for_its_shape(
-    toy_config, teacher_folder, monkeypatch, model_type, how
+    toy_config, teacher_folder, monkeypatch, model_type, sizes, how
 ):
     monkeypatch.setattr(baselines, "SHAPES", {"own": Subnet(3, 48, 96, 6, 8)})
     exact = replace(toy_config, precision="fp32")
-    run = search(replace(exact, teacher=str(teacher_folder(model_type)), baselines="shapes"))
+    run = search(replace(exact, teacher=str(teacher_folder(model_type, **sizes)), baselines="shapes"))
     (row,) = run.baselines.to_dict("records")
     assert row["how"] == how
     assert (row["relation_loss"] < 1e-5) == (how == COPY)
@@ -85,19 +88,23 @@ def test_an_exported_student_scores_as_itself_or_is_refused(toy_config, tmp_path
         search(replace(config, baselines=str(tmp_path / "bert"), out=str(tmp_path / "with-bert")))
 
 
-def test_half_of_a_teacher_is_its_first_layers(toy_teacher, toy_batch):
-    teacher, (ids, mask) = toy_teacher(num_hidden_layers=4), toy_batch()
+@pytest.mark.parametrize("model_type", ["bert", "mpnet"])
+def test_half_of_a_teacher_is_its_first_layers(toy_teacher, toy_batch, model_type):
+    teacher, (ids, mask) = toy_teacher(model_type, num_hidden_layers=4), toy_batch()
     states = teacher.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
     found = truncated(teacher)(ids, mask).last_hidden_state
     torch.testing.assert_close(found[mask == 1], states[2][mask == 1])
-    assert truncated(toy_teacher("mpnet")) is None
+    assert truncated(toy_teacher("electra", embedding_size=32)) is None
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda folder, save: "shape", "cannot be loaded"),
-        (lambda folder, save: str(save("mpnet")), "cannot be scored as it is: .*relative attention bias"),
+        (
+            lambda folder, save: str(save("electra", embedding_size=32)),
+            "cannot be scored as it is: .*norm before its embeddings' projection",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_refused_before_anything_is_trained(make, said, toy_config, teacher_folder, tmp_path):

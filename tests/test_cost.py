@@ -152,6 +152,19 @@ def test_costs_of_unlike_layers_are_those_counted(rng):
     assert cost.flops(subnet) == matrix_products(counted_by_fvcore(student))
 
 
+def test_relative_attention_bias_costs_a_number_for_each_bucket_and_head_and_no_flops():
+    subnet = Subnet.of_layers(48, [96, 64], [2, 5], 8)
+    config = AutoDistilConfig(vocab_size=50, max_position_embeddings=130, relative_attention_buckets=32)
+    student = AutoDistilModel(config.resized(subnet)).eval()
+    assert cost.params(subnet, Vocabulary(50, 130, 2, relative_buckets=32)) == number_of_parameters(student)
+    assert cost.params(subnet, Vocabulary(50, 130, 2)) == number_of_parameters(student) - 32 * 5
+    analysis = FlopCountAnalysis(student, torch.zeros(1, FLOPS_SEQ_LEN, dtype=torch.long))
+    operators = analysis.unsupported_ops_warnings(False).by_operator()
+    assert cost.flops(subnet) == matrix_products(operators)
+    looked_up = {"aten::abs", "aten::clamp", "aten::ge", "aten::gt", "aten::sub"}
+    assert set(analysis.unsupported_ops()) <= NO_MATRIX_PRODUCT | looked_up
+
+
 @pytest.mark.parametrize("name", PAPER_SPACES)
 def test_torchs_own_counter_agrees_at_both_ends_of_a_space(name):
     space = load_space(name)

@@ -531,6 +531,21 @@ def test_the_file_that_goes_along_has_the_weights_and_settings_of_our_model() ->
         }
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_file_that_goes_along_computes_relative_attention_bias_as_our_model(
+    toy_batch: Callable[..., tuple[Tensor, Tensor]], randomised: Callable[..., Any], padded: bool
+) -> None:
+    config = AutoDistilConfig(vocab_size=95, max_position_embeddings=40, relative_attention_buckets=32)
+    mine = randomised(AutoDistilModel(config.resized(UNLIKE_HEADS)))
+    alone = modeling_student.AutoDistilModel(modeling_student.AutoDistilConfig(**mine.config.to_dict())).eval()
+    alone.load_state_dict(mine.state_dict())
+    given = inputs(toy_batch, tokens=30)
+    given["attention_mask"] = given["attention_mask"] if padded else None  # type: ignore[assignment]
+    assert_close(outputs(alone, given), outputs(mine, given), rtol=0, atol=1e-5)
+    mine.relative_attention_bias.weight.data *= 2
+    assert not outputs(alone, given)[0].allclose(outputs(mine, given)[0], rtol=0, atol=1e-2)
+
+
 def test_the_student_file_trains_as_ours_does(toy_batch: Callable[..., tuple[Tensor, Tensor]]) -> None:
     config = modeling_student.AutoDistilConfig(
         vocab_size=95, max_position_embeddings=24, hidden_size=16, num_hidden_layers=2, intermediate_size=32

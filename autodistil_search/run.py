@@ -379,7 +379,7 @@ def learning_notes(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[str
             notes.append(
                 f"The SuperLM of {space.name} has hardly learnt anything: its best subnet scores {min(scores):.4g}, "
                 f"one that knows nothing {scorer.proxy.reference:.4g}. Its frontier means nothing yet: try a lower "
-                f"--lr (it was {inputs.options_of(space.largest.layers).lr:g}) or more --steps."
+                f"--lr (it was {inputs.options_of(space.largest).lr:g}) or more --steps."
             )
     return notes
 
@@ -418,7 +418,7 @@ def _sampling(config: SearchConfig) -> str:
 
 def _rates(inputs: Inputs) -> str:
     """The peak learning rate of each space, or of all if it is one."""
-    rates = {space.name: f"{inputs.options_of(space.largest.layers).lr:g}" for space in inputs.spaces}
+    rates = {space.name: f"{inputs.options_of(space.largest).lr:g}" for space in inputs.spaces}
     if len(set(rates.values())) == 1:
         return next(iter(rates.values()))
     return ", ".join(f"{rate} ({name})" for name, rate in rates.items())

@@ -1,4 +1,4 @@
-"""What every training loop shares: the course of the learning rate, and random numbers that follow from a seed."""
+"""Parts that every training loop shares: learning rates, and random numbers that follow from a seed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,25 @@ from contextlib import contextmanager
 
 import torch
 
+from autodistil_search.space import Subnet
+
+_RATE_TIMES_SIZE, _HIGHEST_RATE = 2.2, 4e-3
+"""Default peak learning rate times hidden size times layers, and its upper limit; measured in docs/benchmarks.md."""
+
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises from 0; it then falls to 0 linearly."""
 
 MAX_GRADIENT_NORM = 1.0
 WEIGHT_DECAY = 0.01
+
+
+def default_learning_rate(subnet: Subnet) -> float:
+    """Return the peak learning rate at which a SuperLM with this largest subnet, or a student of this size, trains.
+
+    The rate at which training collapses falls with width and with depth; so does the default, which keeps a factor of 2
+    below it. It is rounded to two digits.
+    """
+    return min(_HIGHEST_RATE, float(f"{_RATE_TIMES_SIZE / (subnet.hidden_size * subnet.layers):.2g}"))
 
 
 @contextmanager

@@ -29,8 +29,8 @@ from autodistil_search.training import relation_proxy
 _SUMMARY = "distil.json"
 
 _SHARE_OF_RATE = 0.25
-"""Of its SuperLM's peak learning rate: at half of it a student lost what the SuperLM's schedule had gained in the end
-(docs/results.md)."""
+"""Share of the peak learning rate of the SuperLM: at half of it, a student lost what the end of the SuperLM's schedule
+had gained (docs/results.md)."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
     student = run.student(row)
     materials = resolve_training(config.training(run.config), reporter)
     share = 1.0 if config.lr else _SHARE_OF_RATE
-    deepest = next(space for space in materials.spaces if space.name == row["space"]).largest.layers
-    options = materials.options_of(deepest)  # as its SuperLM was trained
+    own_space = next(space for space in materials.spaces if space.name == row["space"])
+    options = materials.options_of(own_space.largest)  # as its SuperLM was trained
     options = replace(options, in_place=0.0, lr=share * options.lr)
     job = _Job(materials, student, run.config.eval_blocks, config.folder, options)
     settings = {**config.to_dict(), "run": str(run.folder.resolve())}

@@ -83,7 +83,7 @@ def train_superlm(
             model,
             materials.teacher,
             materials.text.begin(),
-            materials.options_of(space.largest.layers),
+            materials.options_of(space.largest),
             folder,
             materials.device,
             reporter,

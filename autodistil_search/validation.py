@@ -237,16 +237,21 @@ class _Job:
             row |= {f"{ALONE}{each.name}": self._proxies[each.name].score(student) for each in self._losses}
         return row | {column: score.score(student) for column, score in self._scores.items()}
 
-    @property
-    def _options_alone(self) -> TrainOptions:
-        """As the SuperLM was trained, but for what was asked for."""
-        options = options_alone(self._materials.options_of(self._space.largest.layers))
+    def _options_alone(self, subnet: Subnet) -> TrainOptions:
+        """Return the SuperLM's options, at the learning rate of this subnet's size or at the one asked for."""
+        options = options_alone(self._materials.options_of(subnet))
         return options if self._config.alone_lr is None else replace(options, lr=self._config.alone_lr)
+
+    @property
+    def _rates_alone(self) -> str:
+        """Return the least and the greatest learning rate of subnets trained alone, in words."""
+        least, greatest = (self._options_alone(end).lr for end in reversed(self._space.ends))
+        return f"{least:g}" if least == greatest else f"{least:g} to {greatest:g} by size"
 
     def _trained_alone(self, subnet: Subnet, folder: Path) -> AutoDistilModel:
         materials = self._materials
         assert materials.text is not None
-        options = self._options_alone
+        options = self._options_alone(subnet)
         model = begin_alone(materials.teacher, subnet, options, materials.config.init, materials.sample_ids)
         begun = materials.text.begin()
         return distill(
@@ -273,7 +278,7 @@ class _Job:
         broken = int((measured[column] > HARDLY_LEARNT * reference).sum())
         note = (
             f"{broken} of {len(measured)} subnets learnt nothing when they were trained alone, at a peak learning rate "
-            f"of {self._options_alone.lr:g}: try a lower --alone-lr, or more steps."
+            f"of {self._rates_alone}: try a lower --alone-lr, or more steps."
         )
         return [note] if broken else []
 
@@ -283,9 +288,9 @@ class _Job:
         if self._probe is not None:
             words.append(f"probe: {self._proxies[self._probe.objective.name].description}")
         if self._alone_steps:
-            lr = f"{self._options_alone.lr:g}"
             words.append(
-                f"alone: {self._alone_steps} steps from the same start, same text and batch, learning rate {lr}"
+                f"alone: {self._alone_steps} steps from the same start, same text and batch, learning rate "
+                f"{self._rates_alone}"
             )
         start = "trained alone" if self._alone_steps else "cut out of the SuperLM"
         if self._cosine is not None:

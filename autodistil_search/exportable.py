@@ -153,10 +153,10 @@ def _facts(config: SearchConfig, conditions: dict[str, str], teacher: Teacher) -
 
 def _text_and_training(config: SearchConfig, conditions: dict[str, str]) -> list[tuple[str, str]]:
     facts = []
-    texts = ", ".join(config.texts)
-    if (text := conditions.get("text")) is not None:
-        described = text.removeprefix(f"{texts}: ")
-        facts.append(("text", f"{', '.join(_named(name, _PACKAGED_TEXT) for name in config.texts)}: {described}"))
+    if "text" in conditions:
+        names = ", ".join(_named(name, _PACKAGED_TEXT) for name in config.texts)
+        amount = conditions.get("amount of text")  # a run from before this condition names only its texts
+        facts.append(("text", f"{names}: {amount}" if amount else names))
     facts += [(key, conditions[key]) for key in ("training", "proxy") if key in conditions]
     return facts
 

@@ -96,8 +96,6 @@ class Predictor:
         return float(features(subnet) @ np.array(self._fitted["weights"]))
 
     @property
-    def description(self) -> str:
-        """On what it was fitted, and how well."""
-        return (
-            f"fitted on {len(self._fitted['measured'])} measured subnets, each left out: {words(self._fitted['error'])}"
-        )
+    def quality(self) -> dict[str, Any]:
+        """Return on how many subnets it was fitted, and its `error` on each of them when it is left out."""
+        return {"fitted_on": len(self._fitted["measured"]), "error_left_out": self._fitted["error"]}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import yaml
 
-from autodistil_search import baselines
+from autodistil_search import baselines, findings
 from autodistil_search.config import SearchConfig
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, write_atomically
@@ -55,7 +55,7 @@ def write_summary(
         "hypervolume_share": report.hypervolume_share,
         "box": report.box,
         "conditions": dict(report.conditions),
-        "notes": list(report.notes),
+        **findings.records(report.findings),
         "seconds": dict(seconds),
         "versions": dict(versions),
     }
@@ -212,7 +212,7 @@ def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
         engines=table("engines"),
         exact=summary["exact"],
         conditions=conditions,
-        notes=tuple(summary["notes"]),
+        findings=tuple(findings.read(summary)),
         runs=(run_part(folder, conditions, summary["exact"]),),
     )
     return Run(folder, report, summary)

@@ -21,6 +21,16 @@ from autodistil_search.cost import flops
 from autodistil_search.engines import Candidates, Goal, run_engine
 from autodistil_search.errors import InputError
 from autodistil_search.files import cache_folder
+from autodistil_search.findings import (
+    COSTS_MORE,
+    LEARNT_LITTLE,
+    NOT_ALL_SCORED,
+    NOT_VALIDATED,
+    ONE_SEED,
+    PREDICTED_LATENCY,
+    TRAINING,
+    Finding,
+)
 from autodistil_search.inputs import Inputs, resolve
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import TASK, Constraint, Objective
@@ -31,7 +41,6 @@ from autodistil_search.progress import Reporter
 from autodistil_search.proxies import HARDLY_LEARNT
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, run_part, write_report
 from autodistil_search.report.data import against_frontier, check_kept, evaluation_table, keeps, minimised
-from autodistil_search.report.trust import NOT_VALIDATED
 from autodistil_search.results import Run, is_finished, load_run, write_summary
 from autodistil_search.runfolder import SEARCH_CONFIG, Stopwatch, check_folder, exclusive, open_folder, versions
 from autodistil_search.scoring import Scorer, agree
@@ -65,7 +74,7 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
     with _opened(config, reporter, plugins, clock) as (inputs, folder):
         if is_finished(folder):
             return load_run(folder)
-        with _prepared(inputs, folder, clock, reporter) as (archive, scorer, notes):
+        with _prepared(inputs, folder, clock, reporter) as (archive, scorer, findings):
             complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
             if isinstance(archive, SharedArchive):
                 archive.publish(*state_of(folder, "ended"))
@@ -74,7 +83,7 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
             measured = _measure_baselines(inputs, scorer, clock, reporter)
             with clock.phase("report"):
                 engines = _compare_engines(inputs, archive, scorer, reporter) if all(complete) else NOT_COMPARED
-                report = _report(inputs, archive, scorer, measured, engines, exact=all(complete), start_notes=notes)
+                report = _report(inputs, archive, scorer, measured, engines, exact=all(complete), started=findings)
                 if inputs.predicts:
                     report = _with_measured_latency(report, inputs, archive)
                 report = replace(report, runs=[run_part(folder, report.conditions, report.exact)])
@@ -142,8 +151,8 @@ def _opened(
     with clock.phase("prepare"):
         reporter.say("loading the teacher and the text")
         inputs = resolve(config, reporter, plugins, begun=(folder / SEARCH_CONFIG).is_file())
-    for note in cost_notes(inputs):
-        reporter.say(note)
+    for finding in cost_findings(inputs):
+        reporter.say(str(finding))
     with exclusive(folder):
         open_folder(folder, SEARCH_CONFIG, config.to_dict(), inputs.environment)
         yield inputs, folder
@@ -152,8 +161,8 @@ def _opened(
 @contextmanager
 def _prepared(
     inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter
-) -> Iterator[tuple[Archive, Scorer, list[str]]]:
-    """What was scored before, what scores the rest, and notes on how training began."""
+) -> Iterator[tuple[Archive, Scorer, list[Finding]]]:
+    """Yield what was scored before, what scores the rest, and findings on how training began."""
     clock.go_on_from(folder / "seconds.json")
     with _open_archive(inputs, folder) as archive:
         if isinstance(archive, SharedArchive):
@@ -162,12 +171,12 @@ def _prepared(
             with clock.phase("fit predictor"):
                 reporter.say("measuring latency, to predict it")
                 inputs.predictor.take(archive.fixed(PREDICTOR, inputs.fit_predictor))
-        superlms, notes = _superlms(inputs, folder, clock, reporter)
+        superlms, findings = _superlms(inputs, folder, clock, reporter)
         if isinstance(archive, SharedArchive):
             agree(inputs, superlms, archive, inputs.config.study)
             archive.publish(*state_of(folder, "searching"))
             archive.publish(CONFIG, inputs.config.for_workers())
-        yield archive, Scorer(inputs, superlms), notes
+        yield archive, Scorer(inputs, superlms), findings
 
 
 @contextmanager
@@ -183,17 +192,17 @@ def _open_archive(inputs: Inputs, folder: Path) -> Iterator[Archive]:
 
 def _superlms(
     inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter
-) -> tuple[dict[str, AutoDistilModel], list[str]]:
-    """The trained SuperLM of each space by its name, if an objective needs them, and notes on how they started."""
-    superlms, notes = {}, []
+) -> tuple[dict[str, AutoDistilModel], list[Finding]]:
+    """Return the SuperLM of each space by its name, if an objective needs them, and findings on how they started."""
+    superlms, findings = {}, []
     for space in inputs.spaces if inputs.proxy_objective is not None else []:
         own = folder / "superlm" / space.name
         if inputs.config.superlm is not None:
             take_superlm(inputs, Path(inputs.config.superlm), space, own)
         with clock.phase(f"train {space.name}"):
             superlms[space.name], new = train_superlm(inputs, space, own, reporter)
-        notes += new
-    return superlms, notes
+        findings += new
+    return superlms, findings
 
 
 def _search_space(
@@ -297,7 +306,7 @@ def _report(
     measured: pd.DataFrame,
     engines: pd.DataFrame,
     exact: bool,
-    start_notes: Sequence[str],
+    started: Sequence[Finding],
 ) -> ParetoReport:
     return pareto_report(
         title=", ".join(space.name for space in inputs.spaces),
@@ -311,18 +320,18 @@ def _report(
         engines=engines,
         exact=exact,
         conditions=conditions(inputs, scorer),
-        notes=[
-            *cost_notes(inputs),
-            *learning_notes(inputs, archive, scorer),
-            *trust_notes(inputs, archive, exact),
-            *start_notes,
-            *_notes_on_baselines(inputs, archive, measured),
+        findings=[
+            *cost_findings(inputs),
+            *learning_findings(inputs, archive, scorer),
+            *trust_findings(inputs, archive, exact),
+            *started,
+            *_versus_baselines(inputs, archive, measured),
         ],
     )
 
 
-def _notes_on_baselines(inputs: Inputs, archive: Archive, measured: pd.DataFrame) -> list[str]:
-    """How the baselines compare with what keeps the constraints."""
+def _versus_baselines(inputs: Inputs, archive: Archive, measured: pd.DataFrame) -> list[Finding]:
+    """Return how the baselines compare with what keeps the constraints."""
     proxy = inputs.proxy_objective
     if proxy is None or measured.empty:
         return []
@@ -342,66 +351,60 @@ def _with_measured_latency(report: ParetoReport, inputs: Inputs, archive: Archiv
         lambda: predictor.in_rounds(subnets, lambda each: inputs.measured_latency(inputs.student(each))["latency"]),
     )
     frontier = report.frontier.assign(latency=found)
-    off = predictor.words(predictor.error([inputs.predictor.predict(subnet) for subnet in subnets], found))
     truly = [replace(each, name="latency") if each.name == "predicted_latency" else each for each in report.objectives]
     kept = int(is_on_frontier(minimised(frontier, truly)).sum())
-    note = (
-        f"Latency was predicted, {inputs.predictor.description}. Measured again on the frontier: {off}; "
-        f"{kept} of its {len(subnets)} subnets are on the frontier of what was measured, too."
-    )
-    return replace(report, frontier=frontier, notes=[note, *report.notes])
+    values = {
+        **inputs.predictor.quality,
+        "error_on_frontier": predictor.error([inputs.predictor.predict(subnet) for subnet in subnets], found),
+        "kept": kept,
+        "subnets": len(subnets),
+    }
+    return replace(report, frontier=frontier, findings=[Finding(PREDICTED_LATENCY, values), *report.findings])
 
 
-def cost_notes(inputs: Inputs) -> list[str]:
-    """Which subnets cost more than their teacher."""
+def cost_findings(inputs: Inputs) -> list[Finding]:
+    """Return which subnets cost more than their teacher."""
     limit = flops(inputs.teacher.subnet)
-    notes = []
+    findings = []
     for space in inputs.spaces:
         if space.size > 100_000 or flops(space.largest) <= limit:
             continue
         over = sum(flops(space.decode(genome)) > limit for genome in space.genomes())
-        notes.append(
-            f"{over} of the {space.size} subnets of {space.name} cost more FLOPs than their teacher "
-            f"({limit / 1e6:,.0f}M): a larger teacher suits this space better."
-        )
-    return notes
+        values = {"space": space.name, "subnets": space.size, "over": over, "teacher_flops": limit}
+        findings.append(Finding(COSTS_MORE, values))
+    return findings
 
 
-def learning_notes(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[str]:
-    """Whether a SuperLM has hardly learnt anything: its losses then say nothing about its subnets."""
+def learning_findings(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[Finding]:
+    """Return which SuperLMs have hardly learnt anything: their losses then say nothing about their subnets."""
     proxy = inputs.proxy_objective
     if proxy is None or proxy.direction == "maximize":
         return []
-    notes = []
+    findings = []
     for space in inputs.spaces:
         scores = [each.measured[proxy.name] for each in archive.evaluations if each.space == space.name]
         if scores and min(scores) > HARDLY_LEARNT * scorer.proxy.reference:
-            notes.append(
-                f"The SuperLM of {space.name} has hardly learnt anything: its best subnet scores {min(scores):.4g}, "
-                f"one that knows nothing {scorer.proxy.reference:.4g}. Its frontier means nothing yet: try a lower "
-                f"--lr (it was {inputs.options_of(space.largest).lr:g}) or more --steps."
-            )
-    return notes
+            values = {"space": space.name, "best": min(scores), "reference": scorer.proxy.reference}
+            lr = inputs.options_of(space.largest).lr
+            findings.append(Finding(LEARNT_LITTLE, {**values, "lr": lr}))
+    return findings
 
 
-def trust_notes(inputs: Inputs, archive: Archive, exact: bool) -> list[str]:
-    """Where a claim drawn from this run is weak."""
-    notes = []
+def trust_findings(inputs: Inputs, archive: Archive, exact: bool) -> list[Finding]:
+    """Return where a claim drawn from this run is weak."""
+    findings = []
     if not exact:
-        scored = Counter(each.space for each in archive.evaluations)
-        counts = ", ".join(f"{scored[each.name]:,} of the {each.size:,} of {each.name}" for each in inputs.spaces)
-        notes.append(f"Not every admissible subnet was scored ({counts}): a better frontier may exist.")
+        scored = Counter(evaluation.space for evaluation in archive.evaluations)
+        counts = [{"name": space.name, "scored": scored[space.name], "subnets": space.size} for space in inputs.spaces]
+        findings.append(Finding(NOT_ALL_SCORED, {"spaces": counts}))
     if inputs.proxy_objective is not None:
         config = inputs.config
         tokens = config.steps * config.batch_size * config.seq_len
-        notes.append(
-            f"Trained for {config.steps} steps, {tokens:,} tokens. With more --steps losses fall further, and subnets "
-            "that are close to each other here may change places."
-        )
+        findings.append(Finding(TRAINING, {"steps": config.steps, "tokens": tokens}))
         if not config.proxy.startswith(TASK):
-            notes.append(NOT_VALIDATED)
-        notes.append("One seed: differences between neighbours on the frontier may be noise.")
-    return notes
+            findings.append(Finding(NOT_VALIDATED))
+        findings.append(Finding(ONE_SEED))
+    return findings
 
 
 def _sampling(config: SearchConfig) -> str:
@@ -439,7 +442,8 @@ def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
         f"{teacher.name} ({teacher.subnet}), relations of layer {teacher.layer} of 0 to {teacher.subnet.layers - 1}"
     )
     if inputs.text is not None:
-        described["text"] = f"{', '.join(config.texts)}: {inputs.text.description}"
+        described["text"] = ", ".join(config.texts)
+        described["amount of text"] = inputs.text.description
         described["training"] = (
             f"{config.steps} steps of {config.batch_size} x {config.seq_len} tokens, {_sampling(config)}, "
             f"{config.loss} loss of {config.relations}, last hidden states with weight {config.hidden:g}, AdamW, peak "

@@ -19,6 +19,7 @@ from autodistil_search.device import choose_device
 from autodistil_search.distill import distill
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, refuse_other_settings
+from autodistil_search.findings import START, Finding
 from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.processes import processes
@@ -68,15 +69,15 @@ def _train_all(materials: Materials, folder: Path, reporter: Reporter) -> None:
 
 def train_superlm(
     materials: Materials, space: SearchSpace, folder: Path, reporter: Reporter
-) -> tuple[AutoDistilModel, list[str]]:
-    """The trained SuperLM of `space` and notes on how it started: trained now, continued, or read from `folder`."""
+) -> tuple[AutoDistilModel, list[Finding]]:
+    """Return the SuperLM of `space`, trained now, continued or read from `folder`, and findings on how it started."""
     config = materials.config
     assert materials.text is not None
     with seeded(config.seed):
         model, found = start.superlm(materials.teacher, space, config.init, materials.sample_ids)
-    notes = [f"SuperLM {space.name}: {note}" for note in found]
-    for note in notes:
-        reporter.say(note)
+    findings = [Finding(START, {"space": space.name, "words": words}) for words in found]
+    for finding in findings:
+        reporter.say(str(finding))
     watch = _Watch(materials, space, folder)
     try:
         distill(
@@ -94,7 +95,7 @@ def train_superlm(
         )
     finally:
         watch.draw()
-    return model, notes
+    return model, findings
 
 
 def relation_proxy(materials: Materials, blocks: int) -> RelationProxy:

@@ -26,6 +26,15 @@ from autodistil_search.distill import TrainOptions, distill
 from autodistil_search.engines import ENUMERABLE
 from autodistil_search.errors import InputError
 from autodistil_search.files import readable, write_atomically
+from autodistil_search.findings import (
+    NOTHING_LEARNT_ALONE,
+    NOTHING_TO_RANK,
+    Finding,
+    comparison,
+    rates_in_words,
+    records,
+    remark,
+)
 from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import COSINE, HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
@@ -63,14 +72,19 @@ class Validation:
         measured: A row for each subnet: its sizes, `band`, `flops` and a column for each measure.
         measures: Of the columns.
         ranking: A row for each pair of measure and target: the rank correlations over all subnets and within bands.
-        notes: What follows, in words.
+        findings: Conclusions, and how things were measured.
     """
 
     folder: Path
     measured: pd.DataFrame
     measures: Sequence[Measure]
     ranking: pd.DataFrame
-    notes: Sequence[str]
+    findings: Sequence[Finding]
+
+    @property
+    def notes(self) -> list[str]:
+        """Return the sentences of `findings`."""
+        return [str(finding) for finding in self.findings]
 
 
 def validate_proxy(config: ValidateConfig, reporter: Reporter | None = None) -> Validation:
@@ -243,10 +257,9 @@ class _Job:
         return options if self._config.alone_lr is None else replace(options, lr=self._config.alone_lr)
 
     @property
-    def _rates_alone(self) -> str:
-        """Return the least and the greatest learning rate of subnets trained alone, in words."""
-        least, greatest = (self._options_alone(end).lr for end in reversed(self._space.ends))
-        return f"{least:g}" if least == greatest else f"{least:g} to {greatest:g} by size"
+    def _rates_alone(self) -> list[float]:
+        """Return the least and the greatest learning rate of subnets trained alone."""
+        return [self._options_alone(end).lr for end in reversed(self._space.ends)]
 
     def _trained_alone(self, subnet: Subnet, folder: Path) -> AutoDistilModel:
         materials = self._materials
@@ -262,25 +275,24 @@ class _Job:
     def _finish(self, measured: pd.DataFrame) -> Validation:
         measures, folder = self.measures, self._config.folder
         ranking = rank(measured, measures, self.targets)
-        notes = [*conclusions(measured, measures, self.targets), *self._broken(measured), self._conditions]
+        conditions = remark(self._conditions)
+        findings = [*conclusions(measured, measures, self.targets), *self._broken(measured), conditions]
         write_atomically(folder / "ranking.csv", lambda path: ranking.to_csv(path, index=False))
-        found = Validation(folder, measured, measures, ranking, notes)
+        found = Validation(folder, measured, measures, ranking, findings)
         draw(found, self.targets)
-        summary = {"notes": notes, "columns": {each.column: each.label for each in measures}, "versions": versions()}
+        labels = {measure.column: measure.label for measure in measures}
+        summary = {**records(findings), "columns": labels, "versions": versions()}
         write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2)))
         return found
 
-    def _broken(self, measured: pd.DataFrame) -> list[str]:
-        """Whether training alone broke some subnets, which then say nothing about their sizes."""
+    def _broken(self, measured: pd.DataFrame) -> list[Finding]:
+        """Return whether training alone broke some subnets, which then say nothing about their sizes."""
         column, reference = f"{ALONE}{self._relation.name}", self._proxies[self._relation.name].reference
         if column not in measured:
             return []
         broken = int((measured[column] > HARDLY_LEARNT * reference).sum())
-        note = (
-            f"{broken} of {len(measured)} subnets learnt nothing when they were trained alone, at a peak learning rate "
-            f"of {self._rates_alone}: try a lower --alone-lr, or more steps."
-        )
-        return [note] if broken else []
+        values = {"broken": broken, "subnets": len(measured), "lr": self._rates_alone}
+        return [Finding(NOTHING_LEARNT_ALONE, values)] if broken else []
 
     @property
     def _conditions(self) -> str:
@@ -290,7 +302,7 @@ class _Job:
         if self._alone_steps:
             words.append(
                 f"alone: {self._alone_steps} steps from the same start, same text and batch, learning rate "
-                f"{self._rates_alone}"
+                f"{rates_in_words(*self._rates_alone)}"
             )
         start = "trained alone" if self._alone_steps else "cut out of the SuperLM"
         if self._cosine is not None:
@@ -331,24 +343,20 @@ def _pairs(measures: Sequence[Measure], targets: Sequence[str]) -> list[tuple[st
     return [(a, b) for b in targets for a in columns[: columns.index(b)]]
 
 
-def conclusions(measured: pd.DataFrame, measures: Sequence[Measure], targets: Sequence[str]) -> list[str]:
-    """For each measure and target, whether it ranks subnets of like cost better than FLOPs do."""
+def conclusions(measured: pd.DataFrame, measures: Sequence[Measure], targets: Sequence[str]) -> list[Finding]:
+    """Return for each measure and target whether it ranks subnets of like cost better than FLOPs do."""
     sides, labels = _sides(measured, measures), {each.column: each.label for each in measures}
-    groups, notes = measured["band"].to_numpy(np.int64), []
+    groups = measured["band"].to_numpy(np.int64)
     alike = [each for each in targets if measured.groupby("band")[each].nunique().max() == 1]
-    notes += [f"{labels[target]} is the same for all subnets of a band: there is nothing to rank" for target in alike]
+    findings = [Finding(NOTHING_TO_RANK, {"target": labels[target]}) for target in alike]
     for column, target in _pairs(measures, [each for each in targets if each not in alike]):
         if column == "flops":
             continue
         own = agreement(kendall, sides[column], sides[target], groups)
         free = agreement(kendall, sides["flops"], sides[target], groups)
         gained = gain(kendall, sides[column], sides["flops"], sides[target], groups)
-        verdict = "better than FLOPs" if gained.low > 0 else "worse than FLOPs" if gained.high < 0 else "no telling"
-        notes.append(
-            f"{labels[column]} for {labels[target]}: tau {own} within bands, FLOPs alone {free}, difference {gained}: "
-            f"{verdict}{'' if verdict != 'no telling' else f' apart by {len(measured)} subnets'}"
-        )
-    return notes
+        findings.append(comparison(labels[column], labels[target], own, free, gained, len(measured)))
+    return findings
 
 
 def draw(found: Validation, targets: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ LAYERS = [
         "agreement",
     },
     {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling", "schedule", "predictor"},
-    {"stepconfig", "hardware", "stream", "teacher", "checkpoint", "traininglog", "partition", "bert"},
+    {"stepconfig", "hardware", "stream", "teacher", "checkpoint", "traininglog", "partition", "bert", "findings"},
     {"objectives", "start", "onnx_files", "doctor", "transfer"},
     {"archive", "tasks"},
     {"shared"},

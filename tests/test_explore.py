@@ -79,7 +79,7 @@ def report():
         engines=ENGINES,
         exact=True,
         conditions={},
-        notes=[],
+        findings=[],
     )
     return replace(made, runs=[RunPart("toys", "runs/toys")])
 

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autodistil_search import baselines
+from autodistil_search import baselines, findings
+from autodistil_search.agreement import Agreement
 from autodistil_search.archive import Evaluation
 from autodistil_search.baselines import Baseline
 from autodistil_search.comparison import COLUMNS
 from autodistil_search.errors import InputError
+from autodistil_search.findings import NOT_VALIDATED, Finding, comparison, remark
 from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
 from autodistil_search.pareto import hypervolume
 from autodistil_search.report import (
@@ -32,7 +34,7 @@ from autodistil_search.report.html import LISTED, render_html
 from autodistil_search.report.overlay import overlay
 from autodistil_search.report.papers import latex_table, markdown_table, write_for_papers
 from autodistil_search.report.runs import Input, ProxyCheck, RunPart
-from autodistil_search.report.trust import NOT_VALIDATED, warnings_of
+from autodistil_search.report.trust import warnings_of
 from autodistil_search.report.views import (
     DRAWN,
     axes_pairs,
@@ -68,7 +70,7 @@ def report():
         engines=pd.DataFrame(columns=COLUMNS),
         exact=False,
         conditions={"teacher": "a <script>alert(1)</script> teacher"},
-        notes=["a note & more"],
+        findings=[remark("a note & more")],
     )
 
 
@@ -192,7 +194,7 @@ def test_the_page_loads_nothing_and_hostile_names_stay_text(report):
         title=HOSTILE,
         evaluations=named,
         frontier=report.frontier.assign(space=HOSTILE),
-        notes=[HOSTILE],
+        findings=[remark(HOSTILE)],
         runs=[RunPart("toy", HOSTILE)],
     )
     text = render_html(hostile)
@@ -354,8 +356,20 @@ def test_a_run_is_not_laid_over_itself(report):
 
 def test_a_report_warns_of_a_search_that_was_still_finding_something(report):
     (warning, _) = warnings_of(report)  # the fourth and fifth of five evaluations are on the frontier
-    assert warning == "The last tenth of the 5 evaluations still found something: the frontier has not converged."
-    assert warnings_of(replace(report, exact=True)) == ["a note & more"]
+    assert str(warning) == "The last tenth of the 5 evaluations still found something: the frontier has not converged."
+    assert warnings_of(replace(report, exact=True)) == [remark("a note & more")]
+
+
+def test_the_report_decides_by_data_whatever_the_sentences_say(report, monkeypatch):
+    better = Agreement(0.5, 0.4, 0.6)
+    found = [comparison("loss", "score", better, better, better, subnets=2)]
+    check = ProxyCheck("v", {}, pd.DataFrame({"band": [0, 0]}), pd.DataFrame(), found, fine_tuned=True)
+    checked = replace(
+        report, exact=True, findings=[Finding(NOT_VALIDATED)], runs=[RunPart("toy", "toy", checks=[check])]
+    )
+    monkeypatch.setattr(findings, "_WORDS", dict.fromkeys(findings._WORDS, lambda values: "reworded"))
+    (worth,) = warnings_of(checked)
+    assert (worth.values["better"], worth.values["comparisons"], str(worth)) == (1, 1, "reworded")
 
 
 @pytest.mark.parametrize(("target", "words"), [("score", "with fine-tuned accuracy"), ("alone", "training alone only")])
@@ -363,17 +377,22 @@ def test_a_validation_takes_the_place_of_the_note_that_there_is_none(report, tar
     ranking = pd.DataFrame({"measure": ["loss", "loss"], "target": [target] * 2, "kendall": [0.5, 0.1]})
     measured = pd.DataFrame({"loss": [1.0, 2.0], target: [1.0, 3.0], "band": [0, 0], "flops": [2e6, 3e6]})
     labels = {"loss": "loss, shared", "score": "MCC, fine-tuned", "alone": "loss, trained alone"}
-    notes = ["loss for it: tau 0.1 within bands, FLOPs alone 0.2, difference -0.1: no telling apart by 2 subnets"]
-    check = ProxyCheck("validation-toy", labels, measured, ranking, notes)
-    checked = replace(report, exact=True, notes=[NOT_VALIDATED], runs=[RunPart("toy", "toy", checks=[check])])
+    taus = Agreement(0.1, 0.0, 0.2), Agreement(0.2, 0.1, 0.3), Agreement(-0.1, -0.2, 0.1)
+    found = [comparison("loss, shared", labels[target], *taus, subnets=2), remark("tau within bands")]
+    check = ProxyCheck("validation-toy", labels, measured, ranking, found, fine_tuned=target == "score")
+    unvalidated = [Finding(NOT_VALIDATED)]
+    checked = replace(report, exact=True, findings=unvalidated, runs=[RunPart("toy", "toy", checks=[check])])
     (warning,) = warnings_of(checked)
-    assert words in warning
-    assert "in 0 of 1 comparisons" in warning
+    assert words in str(warning)
+    assert "in 0 of 1 comparisons" in str(warning)
     page = render_html(checked)
     assert "Proxy validation: validation-toy" in page
-    assert notes[0] in page
+    assert "difference -0.10 [-0.20, 0.10]: no telling apart by 2 subnets" in page
     assert "2.00M to 3.00M FLOPs" in page
-    assert warnings_of(replace(checked, runs=[])) == [NOT_VALIDATED]
+    assert warnings_of(replace(checked, runs=[])) == unvalidated
+    older = replace(check, findings=[remark("a sentence of before")], has_data=False)
+    (warning,) = warnings_of(replace(checked, runs=[RunPart("toy", "toy", checks=[older])]))
+    assert str(warning).endswith("; its own section has the figures.")
 
 
 def test_figures_for_papers_are_the_same_bytes_each_time(report, tmp_path, monkeypatch):
@@ -426,7 +445,7 @@ def test_a_baseline_is_held_against_what_was_measured_and_nothing_beyond():
     def words(loss, flops):
         baseline = pd.DataFrame([{"name": "B", "how": "as it is", "relation_loss": loss, "flops": flops}])
         (note,) = against_frontier(evaluations, baseline, RELATION_LOSS)
-        return note
+        return str(note)
 
     assert "reaches it with 50% of its FLOPs; at its FLOPs the frontier is 0.2 better" in words(0.9, 300e6)
     assert "no subnet of the frontier reaches it; with 50% of its FLOPs the frontier is 0.1 worse" in words(0.5, 800e6)
@@ -440,4 +459,4 @@ def test_what_is_better_when_it_is_high_is_interpolated_alike():
     evaluations = pd.DataFrame([(0.5, 100e6), (0.7, 200e6)], columns=["accuracy", "flops"])
     baseline = pd.DataFrame([{"name": "B", "how": "as it is", "accuracy": 0.6, "flops": 200e6}])
     (note,) = against_frontier(evaluations, baseline, accuracy)
-    assert "reaches it with 75% of its FLOPs; at its FLOPs the frontier is 0.1 better" in note
+    assert "reaches it with 75% of its FLOPs; at its FLOPs the frontier is 0.1 better" in str(note)

@@ -12,6 +12,7 @@ from autodistil_search import baselines
 from autodistil_search.archive import Evaluation
 from autodistil_search.baselines import Baseline
 from autodistil_search.comparison import COLUMNS
+from autodistil_search.findings import remark
 from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS, Objective
 from autodistil_search.report import baseline_table, pareto_report
 from autodistil_search.report.html import render_html
@@ -53,7 +54,7 @@ def toy_report(seed=0, name="toy"):
         engines=pd.DataFrame(columns=COLUMNS),
         exact=False,
         conditions={"teacher": "a teacher"},
-        notes=["a note"],
+        findings=[remark("a note")],
     )
     return replace(report, runs=[RunPart(name, f"runs/{name}", curves=curves)])
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 from processes import SERVER
 
-from autodistil_search import InputError, SearchConfig, hardware, load_run, search
+from autodistil_search import InputError, SearchConfig, findings, hardware, load_run, search
 from autodistil_search.cost import flops, params
 from autodistil_search.inputs import resolve_training
 from autodistil_search.space import Subnet, load_space
@@ -379,6 +379,11 @@ def test_a_superlm_that_has_learnt_nothing_is_not_passed_off_as_a_frontier(toy_c
     run = search(replace(toy_config, init=init, lr=1e-9))
     said = [note for note in run.report.notes if "hardly learnt anything" in note]
     assert len(said) == (not learnt)
+    assert findings.read(run.summary) == list(run.report.findings)
+    kinds = [found["kind"] for found in run.summary["findings"]]
+    assert {"training", "not_validated", "one_seed"} <= set(kinds)
+    assert kinds.count("learnt_little") == (not learnt)
+    assert dict(run.report.conditions)["text"] == ", ".join(run.config.texts)
     assert all("lower --lr (it was 1e-09)" in note for note in said)
 
 

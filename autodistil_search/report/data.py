@@ -13,6 +13,7 @@ from autodistil_search import pareto
 from autodistil_search.archive import Evaluation
 from autodistil_search.baselines import Baseline
 from autodistil_search.errors import InputError
+from autodistil_search.findings import NOT_TRAINED_FOR, VERSUS_BASELINE, Finding
 from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.report.runs import RunPart
 
@@ -43,7 +44,7 @@ class ParetoReport:
             so many evaluations, mean and standard deviation of a few seeds; else empty.
         exact: Whether every subnet within the bounds was scored, so that the frontier is the exact one.
         conditions: How things were measured: (what, how) pairs.
-        notes: What a reader should know before trusting the result.
+        findings: What a reader should know before trusting the result.
         runs: Where it comes from, and what else lies there. If there are several, every table has a column `run`, and
             the frontier is that of each run, one after the other; see `overlay`.
     """
@@ -63,8 +64,13 @@ class ParetoReport:
     engines: pd.DataFrame
     exact: bool
     conditions: Sequence[tuple[str, str]] = field(default_factory=tuple)
-    notes: Sequence[str] = field(default_factory=tuple)
+    findings: Sequence[Finding] = field(default_factory=tuple)
     runs: Sequence[RunPart] = field(default_factory=tuple)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return the sentences of `findings`."""
+        return [str(finding) for finding in self.findings]
 
 
 def evaluation_table(evaluations: Sequence[Evaluation], columns: Sequence[str]) -> pd.DataFrame:
@@ -122,8 +128,8 @@ def baseline_table(baselines: Sequence[Baseline], columns: Sequence[Objective]) 
     return pd.DataFrame(rows, columns=["name", *SUBNET_COLUMNS[1:], *names, "how", "source", "weights"])
 
 
-def against_frontier(evaluations: pd.DataFrame, baselines: pd.DataFrame, proxy: Objective) -> list[str]:
-    """What the frontier has at each baseline's proxy and at its FLOPs, in words.
+def against_frontier(evaluations: pd.DataFrame, baselines: pd.DataFrame, proxy: Objective) -> list[Finding]:
+    """Return what the frontier has at each baseline's proxy and at its FLOPs.
 
     Between neighbours on the frontier of `evaluations` by proxy and FLOPs values are interpolated; beyond its ends
     nothing is made up.
@@ -131,31 +137,34 @@ def against_frontier(evaluations: pd.DataFrame, baselines: pd.DataFrame, proxy: 
     values = np.column_stack([minimised(evaluations, [proxy])[:, 0], evaluations["flops"].to_numpy(float)])
     front = values[pareto.is_on_frontier(values)]
     front = front[np.argsort(front[:, 1])]  # dearer and better from row to row
-    notes = []
+    findings = []
     for row in baselines.to_dict("records"):
-        what, score, cost = f"{row['name']} ({row['how']}", float(row[proxy.name]), float(row["flops"])
+        known: dict[str, Any] = {"baseline": str(row["name"]), "how": str(row["how"]), "label": proxy.label}
+        score, cost = float(row[proxy.name]), float(row["flops"])
         if np.isnan(score):
-            notes.append(f"{what}): not trained for the {proxy.label}; to compare it, fine-tune {row['weights']}")
-            continue
-        what += f"; {cost / 1e6:,.0f}M FLOPs, {proxy.label} {score:.4g}): "
-        notes.append(what + _words_against(front, proxy.minimised(score), cost))
-    return notes
+            findings.append(Finding(NOT_TRAINED_FOR, {**known, "weights": str(row["weights"])}))
+        else:
+            known |= {"flops": cost, "score": score, **_against(front, proxy.minimised(score), cost)}
+            findings.append(Finding(VERSUS_BASELINE, known))
+    return findings
 
 
-def _words_against(front: pareto.Values, score: float, cost: float) -> str:
+def _against(front: pareto.Values, score: float, cost: float) -> dict[str, Any]:
+    """Return how a frontier `(n, 2)` of score and cost, dearer and better from row to row, compares with one point.
+
+    reached_with: share of `cost` at which the frontier reaches `score`, or None. cheapest_reaches: whether its cheapest
+    row does. compared_at: share of `cost` at which scores are compared, or None if no row costs as little. gain: by how
+    much the frontier is better there.
+    """
     scores, costs = front.T
-    if score < scores[-1]:
-        reaches = "no subnet of the frontier reaches it"
-    elif score >= scores[0]:
-        reaches = f"the frontier's cheapest subnet, with {costs[0] / cost:.0%} of its FLOPs, is as good or better"
-    else:
-        needed = float(np.interp(-score, -scores, costs))
-        reaches = f"the frontier reaches it with {needed / cost:.0%} of its FLOPs"
-    if cost < costs[0]:
-        return f"{reaches}; it costs less than any subnet"
-    where = "at its FLOPs" if cost <= costs[-1] else f"with {costs[-1] / cost:.0%} of its FLOPs"
-    better = score - float(np.interp(cost, costs, scores))  # np.interp takes the last subnet beyond the end
-    return f"{reaches}; {where} the frontier is {abs(better):.4g} {'better' if better >= 0 else 'worse'}"
+    needed = None if score < scores[-1] else float(np.interp(-score, -scores, costs))  # the cheapest beyond the end
+    dear = cost >= costs[0]
+    return {
+        "reached_with": None if needed is None else needed / cost,
+        "cheapest_reaches": bool(score >= scores[0]),
+        "compared_at": min(1.0, float(costs[-1]) / cost) if dear else None,
+        "gain": score - float(np.interp(cost, costs, scores)) if dear else None,  # the dearest beyond the end
+    }
 
 
 def pareto_report(
@@ -170,7 +179,7 @@ def pareto_report(
     engines: pd.DataFrame,
     exact: bool,
     conditions: Mapping[str, Any],
-    notes: Sequence[str],
+    findings: Sequence[Finding],
 ) -> ParetoReport:
     """Decide frontier, knee and hypervolume of `evaluations` and put them together with their surroundings.
 
@@ -201,7 +210,7 @@ def pareto_report(
         engines=engines,
         exact=exact,
         conditions=tuple((key, str(value)) for key, value in conditions.items()),
-        notes=tuple(notes),
+        findings=tuple(findings),
     )
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from autodistil_search import pareto
 from autodistil_search.errors import InputError
+from autodistil_search.findings import LEFT_OUT, Finding
 from autodistil_search.objectives import COSTS, Objective
 from autodistil_search.report.data import ParetoReport, minimised, progress_table
 from autodistil_search.report.runs import Input
+
+Item = TypeVar("Item", bound=Hashable)
 
 _EXACT = {cost.name for cost in COSTS}
 """Costs that do not depend on the machine."""
@@ -47,9 +51,12 @@ def overlay(reports: Sequence[ParetoReport]) -> ParetoReport:
     frontier = joined([report.frontier for report in reports])
     volume = pareto.hypervolume(minimised(frontier, first.objectives), reference)
     progress = [progress_table(each.evaluations, first.objectives, each.constraints, reference) for each in reports]
-    conditions = _once([[f"{what}\n{how}" for what, how in report.conditions] for report in reports])
-    notes = [f"Not measured alike in all runs, and left out: {', '.join(left_out)}."] if left_out else []
-    notes += [f"{names[i]}: {note}" if i is not None else note for i, note in _once([each.notes for each in reports])]
+    conditions = _once([report.conditions for report in reports])
+    findings = [Finding(LEFT_OUT, {"columns": left_out})] if left_out else []
+    findings += [
+        finding if i is None else replace(finding, run=names[i])
+        for i, finding in _once([report.findings for report in reports])
+    ]
     return replace(
         first,
         title=", ".join(names),
@@ -64,12 +71,8 @@ def overlay(reports: Sequence[ParetoReport]) -> ParetoReport:
         progress=joined([each.assign(share=each["hypervolume"] / (volume or 1.0)) for each in progress]),
         engines=joined([report.engines for report in reports]),
         exact=all(report.exact for report in reports),
-        conditions=[
-            (what if i is None else f"{what}, {names[i]}", how)
-            for i, text in conditions
-            for what, _, how in [text.partition("\n")]
-        ],
-        notes=notes,
+        conditions=[(what if i is None else f"{what}, {names[i]}", how) for i, (what, how) in conditions],
+        findings=findings,
         runs=[report.runs[0] for report in reports],
     )
 
@@ -118,9 +121,9 @@ def _joint_ends(objective: Objective, reports: Sequence[ParetoReport]) -> list[f
     return [min(ideals, key=objective.minimised), max(references, key=objective.minimised)]
 
 
-def _once(lists: Sequence[Sequence[str]]) -> list[tuple[int | None, str]]:
+def _once(lists: Sequence[Sequence[Item]]) -> list[tuple[int | None, Item]]:
     """What all lists have, once and with None; the rest with the number of its list."""
-    found: list[tuple[int | None, str]] = [(None, each) for each in lists[0] if all(each in other for other in lists)]
+    found: list[tuple[int | None, Item]] = [(None, each) for each in lists[0] if all(each in other for other in lists)]
     shared = {each for _, each in found}
     return found + [(i, each) for i, own in enumerate(lists) for each in own if each not in shared]
 

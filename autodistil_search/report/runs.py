@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from autodistil_search.files import read_json, readable
+from autodistil_search.findings import Finding, read
 from autodistil_search.traininglog import HELD_OUT_CSV, TRAINING_CSV
 
 _POINTS = 200
@@ -36,14 +37,18 @@ class ProxyCheck:
         labels: What each column of `measured` is, in words.
         measured: A row for each subnet, with its `band` of costs.
         ranking: Rank correlations of each measure with each target, over all subnets and within bands.
-        notes: What follows, in words.
+        findings: Conclusions.
+        fine_tuned: Whether a target is a metric of fine-tuned subnets.
+        has_data: Whether the findings are data; of a validation from before they were, they are sentences only.
     """
 
     name: str
     labels: Mapping[str, str]
     measured: pd.DataFrame
     ranking: pd.DataFrame
-    notes: Sequence[str]
+    findings: Sequence[Finding]
+    fine_tuned: bool
+    has_data: bool = True
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -157,4 +162,13 @@ def _check(folder: Path) -> ProxyCheck:
     summary = read_json(folder / "summary.json")
     with readable(folder):
         measured, ranking = (pd.read_csv(folder / name) for name in ("subnets.csv", "ranking.csv"))
-        return ProxyCheck(folder.name, summary["columns"], measured, ranking, summary["notes"])
+        digests = read_json(folder / "environment.json")["inputs"]
+        return ProxyCheck(
+            folder.name,
+            summary["columns"],
+            measured,
+            ranking,
+            read(summary),
+            fine_tuned="task_task" in digests,
+            has_data="findings" in summary,
+        )

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
 from autodistil_search import pareto
+from autodistil_search.baselines import COPY
 from autodistil_search.objectives import Objective
 from autodistil_search.report.data import SUBNET_COLUMNS, ParetoReport, frontier_table, keeps, minimised
 
@@ -147,7 +148,7 @@ def baseline_points(report: ParetoReport, x: Objective, y: Objective) -> list[Ba
     for number, (_, row) in enumerate(report.baselines.iterrows()):
         if x.name in row and y.name in row and np.isfinite([row[x.name], row[y.name]]).all():
             run = f"{row['run']}: " if "run" in row else ""
-            copy = " (the teacher's copy)" if str(row["how"]).startswith("copy") else ""
+            copy = " (the teacher's copy)" if row["how"] == COPY else ""
             points.append(BaselinePoint(f"{run}{row['name']}{copy}", float(row[x.name]), float(row[y.name]), number))
     return points
 

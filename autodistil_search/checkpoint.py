@@ -12,15 +12,16 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from autodistil_search.collapse import Return
 from autodistil_search.errors import InputError
 from autodistil_search.files import (
     Settings,
@@ -50,7 +51,8 @@ class Checkpoints:
         optimizer: The AdamW that trains it.
         scaler: Its gradient scaler; an idle one has no state.
         settings: What the weights depend on; checkpoints made with others are refused.
-        keep: How many are kept.
+        keep: How many are kept, beside the last good one.
+        watch: The course of the loss (`LossWatch.to_dict`) in the checkpoint that was restored.
     """
 
     folder: Path
@@ -59,6 +61,8 @@ class Checkpoints:
     scaler: torch.amp.GradScaler
     settings: Settings
     keep: int = 2
+    watch: dict[str, Any] | None = None
+    _good: int | None = None
     _last: float = field(default_factory=lambda: time.monotonic())
     _took: float = 0.0
 
@@ -67,8 +71,13 @@ class Checkpoints:
         """Whether saving now stays cheap."""
         return self._took <= _SHARE_OF_TIME * (time.monotonic() - self._last)
 
-    def save(self, step: int, text: Sequence[Mapping[str, Any]]) -> None:
-        """Write the state after `step` steps, then drop all but the last `keep`. text: each process's position.
+    def save(
+        self, step: int, text: Sequence[Mapping[str, Any]], watch: Mapping[str, Any] | None = None, good: bool = False
+    ) -> None:
+        """Write the state after `step` steps, then drop all but the last `keep` and the last good one.
+
+        text: each process's position. watch: the course of the loss (`LossWatch.to_dict`). good: whether training may
+        go back to it after a collapse.
 
         Raises:
             OSError: if it cannot be written; the checkpoints before are left as they are.
@@ -83,13 +92,17 @@ class Checkpoints:
                 "settings": dict(self.settings),
                 "scaler": self.scaler.state_dict(),
                 "text": list(text),
+                "watch": None if watch is None else dict(watch),
+                "good": step if good else self._good,
             }
             write_atomically(path.with_suffix(".json"), lambda file: file.write_text(json.dumps(state)))
         except OSError as error:
             reason = error.strerror or error
             raise OSError(f"the checkpoint of step {step} cannot be written: {reason}; the last one is kept") from None
+        self._good = state["good"]
         for old in _steps(self.folder)[: -self.keep]:
-            _remove(self.folder, old)
+            if old != self._good:
+                _remove(self.folder, old)
         self._last = time.monotonic()
         self._took = self._last - start
 
@@ -99,10 +112,11 @@ class Checkpoints:
             tensors |= {f"{key}.{name}": tensor for key, tensor in self.optimizer.state.get(parameter, {}).items()}
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
-    def restore(self) -> tuple[int, list[dict[str, Any]]]:
-        """Go back to the last good checkpoint: its number of steps and each process's position in the text.
+    def restore(self, go_back: bool = False) -> tuple[int, list[dict[str, Any]]]:
+        """Restore the last whole checkpoint; returns its number of steps and each process's position in the text.
 
-        Without any it is 0 steps and no position.
+        Without any it is 0 steps and no position. go_back: restore the last that was saved as good, and drop those
+        after it.
 
         One that is damaged is passed over with a warning.
 
@@ -110,6 +124,10 @@ class Checkpoints:
             InputError: if it was made with other settings, which are named, or if all there are are damaged.
         """
         steps = _steps(self.folder)
+        if go_back:
+            for later in [step for step in steps if step > cast(int, self._good)]:
+                _remove(self.folder, later)
+                steps.remove(later)
         for leftover in self.folder.glob("checkpoint-*.safetensors"):  # of a save that was killed
             if not leftover.with_suffix(".json").exists():
                 leftover.unlink()
@@ -123,6 +141,7 @@ class Checkpoints:
                 self._load(path, state)
                 for damaged in (later for later in steps if later > step):
                     _remove(self.folder, damaged)
+                self.watch, self._good = state.get("watch"), state.get("good")
                 return int(state["step"]), list(state["text"])
             warnings.warn(f"{path} is damaged and passed over; going on from the one before", stacklevel=2)
         if steps:
@@ -162,8 +181,13 @@ def _whole(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def finish(folder: Path, model: AutoDistilModel, steps: int, settings: Settings) -> None:
-    """Write the model as `save_pretrained` does, then the file that says it is complete; drop the checkpoints."""
+def finish(
+    folder: Path, model: AutoDistilModel, steps: int, settings: Settings, returns: Sequence[Return] = ()
+) -> None:
+    """Write the model as `save_pretrained` does, then the file that says it is complete; drop the checkpoints.
+
+    returns: collapses from which its training went back.
+    """
     temporary = folder / ".final"
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
     with quiet_transformers():
@@ -175,6 +199,7 @@ def finish(folder: Path, model: AutoDistilModel, steps: int, settings: Settings)
         move_into_place(file, folder / file.name)
     temporary.rmdir()
     state = {"step": steps, "sha256": file_sha256(folder / "model.safetensors"), "settings": dict(settings)}
+    state |= {"returns": [asdict(entry) for entry in returns]}
     write_atomically(folder / _FINISHED, lambda path: path.write_text(json.dumps(state, indent=2)))
     for step in _steps(folder):
         _remove(folder, step)

@@ -15,23 +15,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from statistics import fmean
+from typing import Protocol, cast
 
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
 from autodistil_search.checkpoint import Checkpoints, finish, load_finished
+from autodistil_search.collapse import MOST_RETURNS, CollapseError, LossWatch, Return
 from autodistil_search.corpus import TrainingText
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError, Terminated
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.processes import Processes, processes
-from autodistil_search.progress import Reporter
+from autodistil_search.progress import Bar, Reporter
 from autodistil_search.relations import (
     RelationTarget,
     relation_loss,
     relation_target,
+    uniform_loss,
 )
 from autodistil_search.sampling import Drawn, draw
 from autodistil_search.schedule import MAX_GRADIENT_NORM, WEIGHT_DECAY, set_learning_rate
@@ -40,6 +43,9 @@ from autodistil_search.teacher import Teacher
 from autodistil_search.traininglog import TrainingLog
 from autodistil_search.transfer import LastHidden, LayerTransfer
 from autodistil_search.weights import parse_relations
+
+_WINDOWS_BETWEEN_GOOD = 2
+"""Windows of `LossWatch` between the checkpoints that a training can go back to."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ def distill(
     Raises:
         InputError: if what is in `folder` was made with other options.
         FloatingPointError: if the loss is not finite; names step and subnet. The last checkpoint is kept.
+        CollapseError: if training lost what it had learnt, and again at a half and a quarter of the learning rate.
         Terminated: after SIGTERM, when all is saved.
     """
     execution, reporter = execution or Execution(), reporter or Reporter()
@@ -141,24 +148,11 @@ def distill(
         checkpoints = Checkpoints(
             folder, training.learner, training.optimizer, training.scaler, settings, execution.keep
         )
-        first, stop = training.go_on_from(checkpoints), False
-        bar.skip(first)
-        log = TrainingLog(folder, first, execution.tensorboard) if group.main else None
-        with _compiled(model) if execution.compile else nullcontext():
-            for step in range(first, options.steps):
-                drawn, losses, (stop, save) = training.step(step, lambda: (asked_to_stop(), checkpoints.due))
-                if log is not None:
-                    bar.advance(log.write(step + 1, drawn, losses, training.tokens_in_a_step, training.lr))
-                    if held_out is not None and held_out.due(step + 1, options.steps):
-                        log.write_held_out(step + 1, held_out.measure(model))
-                if save or stop:
-                    training.save(checkpoints, step + 1)
-                if stop and step + 1 < options.steps:
-                    raise Terminated(f"stopped after step {step + 1}, which is saved; the same command goes on")
-        if log is not None:
-            log.close()
-            finish(folder, model, options.steps, settings)
-        if stop or (group.count == 1 and asked_to_stop()):
+        loop = _Loop(training, checkpoints, bar, reporter, title, held_out, asked_to_stop)
+        loop.run()
+        if group.main:
+            finish(folder, model, options.steps, settings, training.watch.returns)
+        if loop.stop or (group.count == 1 and asked_to_stop()):
             raise Terminated("stopped; the model is finished and saved, and the same command goes on")
     model.eval()
     return model
@@ -173,6 +167,82 @@ def last_hidden_of(
     found = LastHidden(model.config.hidden_size, teacher.subnet.hidden_size)
     device.place(found)
     return found
+
+
+@dataclass
+class _Loop:
+    """The steps of a training, from its last checkpoint to its end.
+
+    stop: whether some process was asked to stop by the last step.
+    """
+
+    training: _Training
+    checkpoints: Checkpoints
+    bar: Bar
+    reporter: Reporter
+    title: str
+    held_out: HeldOut | None
+    asked_to_stop: Callable[[], bool]
+    stop: bool = False
+
+    def run(self) -> None:
+        """Take all steps that are left, again from the last good checkpoint where training collapsed."""
+        training = self.training
+        first: int | None = training.go_on_from(self.checkpoints)
+        self.bar.skip(first or 0)
+        if first == 0:
+            training.save(self.checkpoints, 0, good=True)
+        with _compiled(training.model) if training.execution.compile else nullcontext():
+            while first is not None:
+                log = None
+                if training.group.main:
+                    log = TrainingLog(self.checkpoints.folder, first, training.execution.tensorboard)
+                first = self._steps_from(first, log)
+                if log is not None:
+                    log.close()
+
+    def _steps_from(self, first: int, log: TrainingLog | None) -> int | None:
+        """Take the steps after `first`; returns the step to begin from again after a collapse, None at the end."""
+        training, steps = self.training, self.training.options.steps
+        for step in range(first, steps):
+            drawn, losses, (self.stop, save) = training.step(step, lambda: (self.asked_to_stop(), self.checkpoints.due))
+            if log is not None:
+                self.bar.advance(log.write(step + 1, drawn, losses, training.tokens_in_a_step, training.lr))
+                if self.held_out is not None and self.held_out.due(step + 1, steps):
+                    log.write_held_out(step + 1, self.held_out.measure(training.model))
+            verdict = training.watch.see(_watched_loss(drawn, losses))
+            if verdict == "collapsed":
+                return self._go_back(step + 1)
+            good = verdict == "good" and training.watch.windows % _WINDOWS_BETWEEN_GOOD == 1
+            if save or self.stop or good:
+                training.save(self.checkpoints, step + 1, good)
+            if self.stop and step + 1 < steps:
+                raise Terminated(f"stopped after step {step + 1}, which is saved; the same command goes on")
+        return None
+
+    def _go_back(self, step: int) -> int:
+        """Restore the last good checkpoint for half the learning rate, and say so; returns its step.
+
+        Raises:
+            CollapseError: if training went back often enough before.
+        """
+        training = self.training
+        mean, best, returns = cast(float, training.watch.mean), cast(float, training.watch.best), training.watch.returns
+        lr = training.options.lr * training.watch.factor
+        if len(returns) == MOST_RETURNS:
+            raise CollapseError(
+                f"{self.title} collapsed at step {step} for the {MOST_RETURNS + 1}rd time, at a peak learning rate of "
+                f"{lr:g}: its mean loss is {mean:.3g}, at best {best:.3g} before. The last good checkpoint is kept. "
+                f"Try an --lr below {lr:g}, in another --out"
+            )
+        to = training.go_on_from(self.checkpoints, go_back=True)
+        collapse = Return(step, to, lr / 2, mean, best)
+        training.watch.returns = [*returns, collapse]
+        training.save(self.checkpoints, to, good=True)
+        self.bar.skip(to - step)
+        if training.group.main:
+            self.reporter.say(f"{self.title} {collapse}")
+        return to
 
 
 @dataclass
@@ -203,6 +273,7 @@ class _Training:
         )
         self.scaler = self.device.scaler()
         self.tokens_in_a_step = 0
+        self.watch = LossWatch.of(options.steps)
 
     @property
     def lr(self) -> float:
@@ -220,7 +291,7 @@ class _Training:
         check_finite(losses[: len(drawn)], drawn, step)
         if of_hidden := losses[len(drawn) :]:
             check_finite(of_hidden, drawn, step, "loss of hidden states")
-        set_learning_rate(self.optimizer, self.options.lr, step, self.options.steps)
+        set_learning_rate(self.optimizer, self.options.lr * self.watch.factor, step, self.options.steps)
         self._update(drawn, step)
         return drawn, losses, [first > 0, second > 0]
 
@@ -245,9 +316,14 @@ class _Training:
                     share,
                     self.scaler,
                     self.last_hidden,
+                    self._note_loss_of_nothing if self.watch.nothing is None else None,
                 )
             losses = [loss + share * more for loss, more in zip(losses or [0.0] * len(found), found, strict=True)]
         return losses
+
+    def _note_loss_of_nothing(self, target: RelationTarget) -> None:
+        """Keep the loss of a model that knows nothing, as it is on the main process's part of the step."""
+        self.watch.nothing = self.group.from_main(uniform_loss(target) if self.group.main else None)
 
     def _layer_step(self, transfer: LayerTransfer, input_ids: Tensor, share: float) -> float:
         """Add up the gradients of `transfer`'s loss on `input_ids` `(B, T)`; returns the loss."""
@@ -270,18 +346,21 @@ class _Training:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def save(self, checkpoints: Checkpoints, step: int) -> None:
-        """Save the state after `step` steps."""
+    def save(self, checkpoints: Checkpoints, step: int, good: bool = False) -> None:
+        """Save the state after `step` steps; good: as one to go back to."""
         positions = self.group.gather(self.text.state())
         if self.group.main:
-            checkpoints.save(step, positions)
+            checkpoints.save(step, positions, self.watch.to_dict(), good)
 
-    def go_on_from(self, checkpoints: Checkpoints) -> int:
-        """Restore the last good checkpoint on every process; returns how many steps were done."""
-        found = checkpoints.restore() if self.group.main else None
-        step, positions = self.group.from_main(found)
+    def go_on_from(self, checkpoints: Checkpoints, go_back: bool = False) -> int:
+        """Restore the last checkpoint, or the last good one, on every process; returns how many steps were done."""
+        self.optimizer.state.clear()
+        restored = (*checkpoints.restore(go_back), checkpoints.watch) if self.group.main else None
+        step, positions, watch = self.group.from_main(restored)
         if positions:
             self.text.restore(positions[self.group.rank % len(positions)])
+        if watch is not None:
+            self.watch = LossWatch.from_dict(watch)
         self._copy_from_main()
         return int(step)
 
@@ -327,11 +406,13 @@ def train_step(
     share: float = 1.0,
     scaler: torch.amp.GradScaler | None = None,
     last_hidden: LastHidden | None = None,
+    see_target: Callable[[RelationTarget], None] | None = None,
 ) -> list[float]:
     """Add up the gradients of the weighted losses of the `drawn` subnets on one batch `(B, T)`.
 
     share: of the step's batch that this batch is. scaler: scales what gradients are computed of, if it is enabled.
-    last_hidden: what the term of weight `options.hidden` is computed by; None for none.
+    last_hidden: what the term of weight `options.hidden` is computed by; None for none. see_target: given the
+    teacher's relations.
     Returns each subnet's relation loss against the teacher; after those, with `last_hidden`, each one's loss by that.
     """
     losses, of_hidden = [], []
@@ -347,6 +428,8 @@ def train_step(
         else:
             found, hidden = teacher.last_layer(input_ids)
             target = target_of(found)
+    if see_target is not None:
+        see_target(target)
     second: RelationTarget | None = None
     with model.shared_words(input_ids) as words:
         for subnet, role, weight in drawn:
@@ -376,6 +459,12 @@ def subnets_of_step(model: AutoDistilModel, options: TrainOptions, step: int) ->
         return [Drawn(model.config.subnet, "student", 1.0)]
     rng = random.Random(f"{options.seed}-{step}")
     return draw(model.space, options.sampling, options.random_subnets, options.subnet_weights, rng)
+
+
+def _watched_loss(drawn: Sequence[Drawn], losses: Sequence[float]) -> float:
+    """Return the loss of the largest subnet, which loses first what it had learnt, or the mean of random ones."""
+    whole = [loss for subnet, loss in zip(drawn, losses, strict=False) if subnet.role in ("largest", "student")]
+    return fmean(whole or losses[: len(drawn)])
 
 
 def check_finite(values: Sequence[float], drawn: Sequence[Drawn], step: int, what: str = "loss") -> None:

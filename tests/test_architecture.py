@@ -26,6 +26,7 @@ LAYERS = [
         "progress",
         "modeling_student",
         "agreement",
+        "collapse",
     },
     {"cost", "model", "families", "relations", "corpus", "config", "device", "sampling", "schedule", "predictor"},
     {"stepconfig", "hardware", "stream", "teacher", "checkpoint", "traininglog", "partition", "bert", "findings"},

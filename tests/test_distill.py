@@ -324,7 +324,7 @@ def test_a_loss_that_is_not_finite_stops_by_name_and_the_run_can_go_on_from_befo
     poisoned = Poisoned(teacher, good_steps=2)
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 3 for subnet 3x48, ratio 2, 4 heads of 8;"):
         distill(_superlm(teacher), poisoned, streams[0], OPTIONS, tmp_path / "run", CPU)
-    assert (tmp_path / "run" / "checkpoint-00000001.safetensors").exists()
+    assert list((tmp_path / "run").glob("checkpoint-*.safetensors"))
     assert _same(train("run"), train("never-stopped"))
 
 

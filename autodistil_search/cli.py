@@ -179,7 +179,7 @@ def _add_export(parser: ArgumentParser) -> None:
         "--format",
         type=str,
         default="auto",
-        help="Stock BERT (bert), with its own modelling file (own), or the first of them that can be (auto).",
+        help="Stock BERT (bert) or MPNet (mpnet), with its own modelling file (own), or the first that can be (auto).",
     )
     parser.add_argument("--onnx", action="store_true", help="Write model.onnx, checked against PyTorch (extra onnx).")
     parser.add_argument("--int8", action="store_true", help="Write model_int8.onnx, too, and say what it costs.")

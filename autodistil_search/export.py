@@ -1,7 +1,7 @@
 """A student as a folder that others can load: weights, tokenizer, ONNX files and a card with what was measured.
 
-As stock BERT where one computes the same (`bert.py`), else with a modelling file of its own (`modeling_student.py`), so
-that nobody who loads it needs this package.
+As stock BERT or MPNet where one computes the same (`bert.py`), else with a modelling file of its own
+(`modeling_student.py`), so that nobody who loads it needs this package.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from transformers import PreTrainedModel
 
 from autodistil_search import hardware, modeling_student, onnx_files
-from autodistil_search.bert import bert_heads, bert_sizes, to_bert
+from autodistil_search.bert import bert_sizes, stock_format, to_stock, why_not
 from autodistil_search.card import Card, Variant
 from autodistil_search.cost import FLOPS_SEQ_LEN, flops
 from autodistil_search.errors import ExportError, InputError
@@ -49,7 +49,7 @@ class ExportOptions:
 
     Attributes:
         pick: Row of a run's frontier (`Run.pick`); the knee if not given.
-        format: bert, own, or the first of them that can be.
+        format: bert, mpnet, own, or auto: the stock model that computes the same, if there is one, else own.
         onnx: Whether to write `model.onnx`.
         int8: Whether to write `model_int8.onnx`, too; takes `onnx` along.
         teacher: In place of the run's; for a saved student, the one it is compared with.
@@ -107,7 +107,7 @@ def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | 
     _check_target(to)
     found = find_exportable(source, options.pick, options.teacher, options.writes_onnx, reporter)
     task = None if options.task is None else _fitting_task(options.task, source, found.student)
-    exported = _converted(found.student, options.format)
+    exported = _converted(found, options.format)
     with whole_folder(to) as folder:
         with quiet_transformers():
             exported.save_pretrained(folder)
@@ -152,23 +152,24 @@ def _check_target(to: Path) -> None:
         )
 
 
-def _converted(student: Student, wanted: Format) -> PreTrainedModel:
+def _converted(found: Exportable, wanted: Format) -> PreTrainedModel:
     """The student in the format wanted."""
-    subnet = student.config.subnet
-    if wanted == "own" or (wanted == "auto" and bert_heads(subnet) is None):
+    student = found.student
+    if wanted == "own" or (wanted == "auto" and _why_own(found)):
         return _standalone(student)
-    if bert_heads(subnet) is None:
-        raise InputError(f"--format bert, but no BERT is equal to {subnet}: {_why_no_bert(subnet)}; allowed: own")
-    return to_bert(student)
+    stock = stock_format(student.config) if wanted == "auto" else wanted
+    if reason := why_not(student.config, stock, found.tokenizer.pad_token_id):
+        allowed = "own" if _why_own(found) else f"{stock_format(student.config)}, own"
+        raise InputError(
+            f"--format {stock}, but none is equal to {student.config.subnet}: {reason}; allowed: {allowed}"
+        )
+    return to_stock(student, found.tokenizer.pad_token_id)
 
 
-def _why_no_bert(subnet: Subnet) -> str:
-    if len({layer.ffn_size for layer in subnet.each_layer}) > 1:
-        return "its layers have unlike FFN sizes"
-    return (
-        f"no divisor of hidden size {subnet.hidden_size} is at least {subnet.heads} and leaves heads at least "
-        f"{subnet.head_dim} wide"
-    )
+def _why_own(found: Exportable) -> str:
+    """Why no stock model computes what the student does; empty if one does."""
+    config = found.student.config
+    return why_not(config, stock_format(config), found.tokenizer.pad_token_id)
 
 
 def _standalone(student: Student) -> PreTrainedModel:
@@ -225,7 +226,8 @@ def _variant(name: str, model: PreTrainedModel, sizes: Subnet, path: Path, numbe
 
 def _flops(model: PreTrainedModel, sizes: Subnet) -> int:
     """Multiply-adds of an encoder of those sizes and, if `model` has one, its head."""
-    head: torch.nn.Linear | None = getattr(model, "classifier", None)
+    head: Any = getattr(model, "classifier", None)
+    head = getattr(head, "out_proj", head)  # MPNet's head has the pooler inside
     return flops(sizes) + (0 if head is None else head.weight.numel())
 
 
@@ -272,10 +274,10 @@ def _format_note(found: Exportable, exported: PreTrainedModel, wanted: Format) -
         f"Largest absolute difference to the student's outputs: {difference:.1e}.",
     )
     if _is_own(exported):
-        why = "as asked for" if wanted == "own" else f"because {_why_no_bert(mine)}"
+        why = "as asked for" if wanted == "own" else f"because {_why_own(found)}"
         return f"The folder has a modelling file of its own, {why}. {agreed}"
     sizes, params = bert_sizes(mine), [sum(p.numel() for p in each.parameters()) for each in (exported, found.student)]
-    if params[0] == params[1]:
+    if sizes == mine:
         return f"Stock `{type(exported).__name__}`, with the student's own sizes. {agreed}"
     return (
         f"Stock `{type(exported).__name__}`: {sizes.heads} heads of {sizes.head_dim}, which hold the student's "

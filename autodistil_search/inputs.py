@@ -232,8 +232,8 @@ def _given(name: str, teacher: Teacher, kind: ProxyKind | None) -> AutoDistilMod
         config = read_json(Path(name, "config.json"))
         if config.get("model_type") != AutoDistilConfig.model_type:
             raise InputError(
-                f"baseline {name!r} is a student exported as stock BERT, whose padded heads give other relations; "
-                "allowed: an export with --format own, or --proxy probe:TASK or task:TASK"
+                f"baseline {name!r} is a student exported as stock BERT or MPNet, whose padded heads give other "
+                "relations; allowed: an export with --format own, or --proxy probe:TASK or task:TASK"
             )
     return load_as_student(name, teacher)
 

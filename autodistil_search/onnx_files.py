@@ -1,6 +1,6 @@
 """A student as ONNX files: `model.onnx`, checked against torch, and `model_int8.onnx`, with what it costs.
 
-Needs the extra "onnx". The files hold the student as it is: none of the zeros that a stock BERT needs.
+Needs the extra "onnx". The files hold the student as it is: none of the zeros that a stock model needs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class _Tuples(nn.Module):
 def inputs_of(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Inputs:
     """What an ONNX file of `model` takes, by name; token types, all 0, where the model has more than one."""
     given = {"input_ids": ids, "attention_mask": mask}
-    return given | ({"token_type_ids": torch.zeros_like(ids)} if model.config.type_vocab_size > 1 else {})
+    return given | (
+        {"token_type_ids": torch.zeros_like(ids)} if getattr(model.config, "type_vocab_size", 1) > 1 else {}
+    )
 
 
 def write_onnx(model: PreTrainedModel, sample: Sample, path: Path) -> None:
@@ -141,13 +143,17 @@ def classifier(path: Path) -> Callable[..., SequenceClassifierOutput]:
 def largest_difference(model: PreTrainedModel, other: Callable[[Inputs], Iterable[Tensor]], sample: Sample) -> float:
     """The largest absolute difference between the outputs of `model` and of `other`, in several shapes; NaN if any is.
 
+    Hidden states of padding tokens are no one's, and do not count: MPNet gives such a token no position.
+
     other: gives the same outputs in the same order, as a `runner` does.
     """
     found: list[Tensor] = []
     for batch in sample.batches():
         given = inputs_of(model, *batch)
+        read = (batch[0] != model.config.pad_token_id) | (batch[1] == 1)  # (B, T)
         pairs = zip(model(**given, return_dict=False), other(given), strict=True)
-        found += [(mine - theirs).abs().max() for mine, theirs in pairs]
+        differences = [(mine - theirs).abs() for mine, theirs in pairs]
+        found += [(each[read] if each.dim() == 3 else each).max() for each in differences]
     return float(torch.stack(found).max())
 
 

@@ -20,7 +20,7 @@ from autodistil_search.config import (
 from autodistil_search.errors import InputError
 from autodistil_search.weights import parse_terms
 
-Format = Literal["auto", "bert", "own"]
+Format = Literal["auto", "bert", "mpnet", "own"]
 """What `export --format` takes."""
 
 

@@ -1,4 +1,4 @@
-"""A student as stock BERT: the same numbers, wherever there is such a BERT."""
+"""A student as stock BERT or MPNet: the same numbers, wherever there is such a model."""
 
 import itertools
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import BertForSequenceClassification, BertModel
+from transformers import BertForSequenceClassification, BertModel, MPNetForSequenceClassification, MPNetModel
 
-from autodistil_search.bert import bert_heads, bert_sizes, to_bert
+from autodistil_search.bert import bert_heads, bert_sizes, to_stock, why_not
 from autodistil_search.cost import Vocabulary, flops, params
 from autodistil_search.model import AutoDistilConfig, AutoDistilForSequenceClassification, AutoDistilModel
 from autodistil_search.space import Subnet, load_space
@@ -52,10 +52,10 @@ def test_the_bert_of_a_student_computes_what_the_student_computes(
     assert (bert_heads(subnet) is not None) == fits
     student = randomised(AutoDistilModel(CONFIG.resized(subnet)))
     if not fits:
-        with pytest.raises(ValueError, match="no BERT has the sizes"):
-            to_bert(student)
+        with pytest.raises(ValueError, match="no bert computes what the student does: no divisor of hidden size"):
+            to_stock(student, 0)
         return
-    bert = to_bert(student)
+    bert = to_stock(student, 0)
     assert type(bert) is BertModel
     assert not bert.training
     inputs = _inputs(toy_batch)
@@ -85,7 +85,7 @@ def test_the_bert_of_a_student_keeps_its_head(
         config.id2label = {0: "no", 1: "maybe", 2: "yes"}
         config.label2id = {"no": 0, "maybe": 1, "yes": 2}
     model = randomised(AutoDistilForSequenceClassification(config))
-    bert = to_bert(model)
+    bert = to_stock(model, 0)
     assert type(bert) is BertForSequenceClassification
     assert bert.config.id2label == config.id2label
     assert bert.num_labels == labels
@@ -93,3 +93,60 @@ def test_the_bert_of_a_student_keeps_its_head(
     inputs = _inputs(toy_batch)
     with torch.no_grad():
         assert_close(bert(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
+
+
+BIASED = AutoDistilConfig(
+    vocab_size=95, max_position_embeddings=40, type_vocab_size=1, pad_token_id=1, relative_attention_buckets=32
+)
+
+
+@pytest.mark.parametrize(
+    ("subnet", "heads"), [(Subnet(2, 48, 96, 6, 8), 6), (Subnet.of_layers(48, [96, 96], [2, 3], 8), 3)]
+)
+@pytest.mark.parametrize("labels", [0, 1, 3])
+def test_a_student_with_relative_attention_bias_is_computed_by_an_mpnet(
+    subnet: Subnet,
+    heads: int,
+    labels: int,
+    toy_batch: Callable[..., tuple[Tensor, Tensor]],
+    randomised: Callable[..., AutoDistilModel],
+) -> None:
+    config = BIASED.resized(subnet)
+    if labels:
+        config.num_labels = labels
+    student = randomised((AutoDistilForSequenceClassification if labels else AutoDistilModel)(config))
+    mpnet = to_stock(student, 1)
+    assert type(mpnet) is (MPNetForSequenceClassification if labels else MPNetModel)
+    assert (mpnet.config.num_attention_heads, mpnet.config.max_position_embeddings) == (heads, 42)
+    assert not mpnet.training
+    ids, mask = toy_batch(tokens=36)
+    ids[mask == 0] = 1  # padding, to which MPNet gives no position
+    with torch.no_grad():
+        mine, theirs = student(ids, mask), mpnet(input_ids=ids, attention_mask=mask, token_type_ids=0 * ids)
+    if labels:
+        assert_close(theirs.logits, mine.logits, rtol=1e-5, atol=1e-5)
+        return
+    assert_close(theirs.last_hidden_state[mask == 1], mine.last_hidden_state[mask == 1], rtol=1e-5, atol=1e-5)
+    assert_close(theirs.pooler_output, mine.pooler_output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "pad", "reason"),
+    [
+        ({}, 1, ""),
+        ({}, 0, "the tokenizer pads with token 0, and MPNet with token 1"),
+        ({"type_vocab_size": 2}, 1, "it has 2 token types"),
+        ({"relative_attention_buckets": 16}, 1, "it has 16 buckets up to a distance of 128"),
+        ({"relative_attention_max_distance": 64}, 1, "it has 32 buckets up to a distance of 64"),
+        ({"relative_attention_buckets": None}, 1, "the student has no relative attention bias"),
+        ({"head_dim": 32}, 1, "no divisor of hidden size 48"),
+    ],
+)
+def test_a_student_that_is_no_mpnet_has_a_reason(changed: dict[str, int | None], pad: int, reason: str) -> None:
+    config = BIASED.resized(Subnet(2, 48, 96, 6, 8))
+    for key, value in changed.items():
+        setattr(config, key, value)
+    found = why_not(config, "mpnet", pad)
+    assert found.startswith(reason)
+    assert bool(found) == bool(reason)
+    assert ("has relative attention bias" in why_not(config, "bert", pad)) == bool(config.relative_attention_buckets)

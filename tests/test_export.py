@@ -23,6 +23,9 @@ from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     BertModel,
+    BertTokenizerFast,
+    MPNetForSequenceClassification,
+    MPNetModel,
 )
 
 from autodistil_search import SearchConfig, load_run, modeling_student, onnx_files
@@ -48,16 +51,27 @@ TEXTS = ["w1 w2 w3 w4 w5", "w6", "w7 w8 w9"]
 
 @pytest.fixture
 def saved(tmp_path: Path, randomised: Callable[..., Any], tokenizer: Any) -> Callable[..., tuple[Any, Path]]:
-    """A random student of those sizes, with a head of so many labels if any, and its folder with the tokenizer."""
+    """A random student of those sizes, with a head of so many labels if any, and its folder with the tokenizer.
 
-    def save(subnet: Subnet = FITS, labels: int = 0, name: str = "student", types: int = 2) -> tuple[Any, Path]:
-        config = AutoDistilConfig(vocab_size=95, max_position_embeddings=40, type_vocab_size=types).resized(subnet)
+    biased: with MPNet's relative attention bias, padding token and lack of token types.
+    """
+
+    def save(
+        subnet: Subnet = FITS, labels: int = 0, name: str = "student", types: int = 2, biased: bool = False
+    ) -> tuple[Any, Path]:
+        sizes: dict[str, Any] = {"vocab_size": 95, "max_position_embeddings": 40, "type_vocab_size": types}
+        words = tokenizer
+        if biased:
+            sizes |= {"type_vocab_size": 1, "pad_token_id": 1, "relative_attention_buckets": 32}
+            vocabulary = {**tokenizer.get_vocab(), "[PAD]": 1, "[UNK]": 0}
+            words = BertTokenizerFast(vocab=vocabulary, model_input_names=["input_ids", "attention_mask"])
+        config = AutoDistilConfig(**sizes).resized(subnet)
         if labels:
             config.num_labels = labels
         student = randomised((AutoDistilForSequenceClassification if labels else AutoDistilModel)(config))
         with quiet_transformers():
             student.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
         return student, tmp_path / name
 
     return save
@@ -123,6 +137,44 @@ def test_an_exported_student_computes_the_same(
     )
 
 
+@pytest.mark.parametrize("labels", [0, 2])
+@pytest.mark.parametrize(("subnet", "asked"), [(UNLIKE_HEADS, "auto"), (FITS, "own"), (NO_BERT, "auto")])
+def test_an_exported_student_with_relative_attention_bias_computes_the_same_in_torch_and_onnx(
+    saved: Callable[..., tuple[Any, Path]],
+    toy_batch: Callable[..., tuple[Tensor, Tensor]],
+    tmp_path: Path,
+    subnet: Subnet,
+    asked: Any,
+    labels: int,
+) -> None:
+    """As stock MPNet, or with its own file; padding of sentences has no position in the former."""
+    student, source = saved(subnet, labels, biased=True)
+    folder = export(source, tmp_path / "out", ExportOptions(format=asked, int8=True))
+    auto = AutoModelForSequenceClassification if labels else AutoModel
+    with quiet_transformers():
+        loaded = auto.from_pretrained(folder)
+        tokens = AutoTokenizer.from_pretrained(folder)
+    own = subnet is not UNLIKE_HEADS
+    encoder, with_head = (
+        (AutoDistilModel, AutoDistilForSequenceClassification) if own else (MPNetModel, MPNetForSequenceClassification)
+    )
+    assert type(loaded) is (with_head if labels else encoder)
+    assert tokens(TEXTS, padding=True)["input_ids"][1] == [2, 11, 3, 1, 1, 1, 1]
+    run = onnx_files.runner(folder / "model.onnx")
+    for rows, length in ((1, 2), (3, 39)):
+        given = dict(zip(("input_ids", "attention_mask"), toy_batch(rows, length), strict=True))
+        expected = outputs(student, given)
+        assert_close(outputs(loaded, given), expected, rtol=1e-5, atol=1e-5)
+        assert_close(tuple(run(given)), expected, rtol=0, atol=1e-4)
+    stored = sum(onnx.numpy_helper.to_array(each).size for each in onnx.load(folder / "model.onnx").graph.initializer)
+    assert stored < student.num_parameters() * 1.01
+    torch_row, onnx_row, _ = json.loads((folder / "export.json").read_text())["variants"]
+    assert torch_row["params"] == sum(each.numel() for each in loaded.parameters())
+    head = 48 * labels if subnet is not NO_BERT else 40 * labels
+    assert onnx_row["flops"] == flops(subnet) + head
+    assert torch_row["flops"] == (onnx_row["flops"] if own else flops(Subnet(2, 48, 96, 3, 16)) + head)
+
+
 SCRIPT = """
 import json, sys
 class Blocker:
@@ -163,7 +215,10 @@ def test_both_formats_load_where_this_package_is_not_installed(
     for format_ in ("bert", "own"):
         export(source, tmp_path / f"encoder-{format_}", ExportOptions(format=format_))  # type: ignore[arg-type]
         export(source_of_head, tmp_path / f"head-{format_}", ExportOptions(format=format_))  # type: ignore[arg-type]
-    names = ["encoder-bert", "encoder-own", "head-bert", "head-own"]
+    biased, source = saved(UNLIKE_HEADS, name="biased", biased=True)
+    export(source, tmp_path / "encoder-mpnet", ExportOptions(format="mpnet"))
+    export(source, tmp_path / "encoder-bias-own", ExportOptions(format="own"))
+    names = ["encoder-bert", "encoder-own", "head-bert", "head-own", "encoder-mpnet", "encoder-bias-own"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(
         [sys.executable, "-I", "-c", SCRIPT, *names], cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -181,7 +236,17 @@ def test_both_formats_load_where_this_package_is_not_installed(
         assert_close(torch.tensor(theirs), states, rtol=1e-5, atol=1e-5)
         assert_close(torch.tensor(one)[0], states[0], rtol=1e-5, atol=1e-5)
         assert_close(torch.tensor(embeddings), means, rtol=1e-5, atol=1e-5)
-    for name, kind in zip(names[2:], ["BertFor", "AutoDistilFor"], strict=True):
+    with quiet_transformers():
+        given = AutoTokenizer.from_pretrained(source)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = biased(**given).last_hidden_state
+    for name, kind in zip(names[4:], ["MPNetModel", "AutoDistilModel"], strict=True):
+        theirs, loaded, *_, embeddings = found[name]
+        assert loaded == kind
+        read = weights[..., 0] == 1
+        assert_close(torch.tensor(theirs)[read], states[read], rtol=1e-5, atol=1e-5)
+        assert_close(torch.tensor(embeddings), (states * weights).sum(1) / weights.sum(1), rtol=1e-5, atol=1e-5)
+    for name, kind in zip(names[2:4], ["BertFor", "AutoDistilFor"], strict=True):
         theirs, loaded, count = found[name]
         assert loaded == f"{kind}SequenceClassification"
         assert count == len(TEXTS)
@@ -363,6 +428,11 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     to = ["--to", str(tmp_path / "out")]
     assert "no divisor of hidden size 40 is at least 3" in refusal(["export", str(source), *to, "--format", "bert"])
     assert "its layers have unlike FFN sizes" in refusal(["export", str(unlike), *to, "--format", "bert"])
+    assert "allowed: bert, own" in refusal(["export", str(saved(name="fits")[1]), *to, "--format", "mpnet"])
+    biased = str(saved(name="biased", biased=True)[1])
+    assert "the student has relative attention bias; allowed: mpnet, own" in refusal(
+        ["export", biased, *to, "--format", "bert"]
+    )
     assert "--pick '1', but" in refusal(["export", str(source), *to, "--pick", "1"])
     assert "neither a finished run nor a saved student" in refusal(["export", str(tmp_path / "none"), *to])
     assert "model of type 'bert'" in refusal(["export", str(teacher_folder()), *to])
@@ -379,7 +449,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     assert "is damaged" in refusal(["export", str(unlike), *to])
     assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    with pytest.raises(InputError, match="--format 'gguf'; allowed: auto, bert, own"):
+    with pytest.raises(InputError, match="--format 'gguf'; allowed: auto, bert, mpnet, own"):
         ExportOptions(format="gguf")  # type: ignore[arg-type]
 
 

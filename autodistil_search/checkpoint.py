@@ -222,3 +222,12 @@ def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> b
     with readable(path):
         model.load_state_dict(load_file(path))
     return True
+
+
+def returns_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the collapses from which the finished training in `folder` went back, as `collapse.Return` has them."""
+    path = folder / _FINISHED
+    if not path.is_file():
+        return []  # of a process that does not write
+    with readable(path):
+        return list(read_json(path).get("returns", []))

@@ -15,6 +15,7 @@ from autodistil_search import predictor
 from autodistil_search.agreement import Agreement
 from autodistil_search.errors import InputError
 
+COLLAPSED = "collapsed"
 COMPARISON = "comparison"
 COSTS_MORE = "costs_more_than_teacher"
 LEARNT_LITTLE = "learnt_little"
@@ -32,6 +33,7 @@ REMARK = "remark"
 START = "start"
 TRAINING = "training"
 VERSUS_BASELINE = "versus_baseline"
+WATCHED_LITTLE = "watched_learnt_little"
 
 _NOT_VALIDATED = "The proxy was not compared with fine-tuned accuracy in this run."
 
@@ -127,6 +129,14 @@ def _floats(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
 
 
+def _collapsed(values: Mapping[str, Any]) -> str:
+    return (
+        f"The training of SuperLM {values['space']} collapsed at step {values['step']} (mean loss "
+        f"{values['loss']:.3g}, at best {values['best']:.3g} before); it went back to step {values['to']} and on at a "
+        f"peak learning rate of {values['lr']:g}."
+    )
+
+
 def _comparison(values: Mapping[str, Any]) -> str:
     own, free, gained = (Agreement(*_floats(values[name])) for name in ("tau", "tau_of_flops", "difference"))
     verdicts = {True: "better than FLOPs", False: "worse than FLOPs", None: None}
@@ -146,9 +156,10 @@ def _costs_more(values: Mapping[str, Any]) -> str:
 
 def _learnt_little(values: Mapping[str, Any]) -> str:
     return (
-        f"The SuperLM of {values['space']} has hardly learnt anything: its best subnet scores {values['best']:.4g}, "
-        f"one that knows nothing {values['reference']:.4g}. Its frontier means nothing yet: try a lower --lr (it was "
-        f"{values['lr']:g}) or more --steps."
+        f"The SuperLM of {values['space']} has hardly learnt anything: the median of its scored subnets is "
+        f"{values['median']:.4g} and the best {values['best']:.4g}, where a model that knows nothing has "
+        f"{values['reference']:.4g}. Its frontier means nothing yet: try a lower --lr (it was {values['lr']:g}) or "
+        "more --steps."
     )
 
 
@@ -242,7 +253,18 @@ def _versus_baseline(values: Mapping[str, Any]) -> str:
     )
 
 
+def _watched_little(values: Mapping[str, Any]) -> str:
+    losses = ", ".join(f"{subnet['role']} {subnet['loss']:.4g}" for subnet in values["subnets"])
+    return (
+        f"{len(values['subnets'])} of the {values['watched']} watched subnets of SuperLM {values['space']} have learnt "
+        f"next to nothing: their held-out relation loss is {losses}, where a model that knows nothing has "
+        f"{values['reference']:.4g}. Their scores mean nothing yet: try a lower --lr (it was {values['lr']:g}) or more "
+        "--steps."
+    )
+
+
 _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    COLLAPSED: _collapsed,
     COMPARISON: _comparison,
     COSTS_MORE: _costs_more,
     LEARNT_LITTLE: _learnt_little,
@@ -260,4 +282,5 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     START: lambda values: f"SuperLM {values['space']}: {values['words']}",
     TRAINING: _training,
     VERSUS_BASELINE: _versus_baseline,
+    WATCHED_LITTLE: _watched_little,
 }

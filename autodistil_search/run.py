@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -376,15 +377,19 @@ def cost_findings(inputs: Inputs) -> list[Finding]:
 
 
 def learning_findings(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[Finding]:
-    """Return which SuperLMs have hardly learnt anything: their losses then say nothing about their subnets."""
+    """Return which SuperLMs have hardly learnt anything by the median of what was scored.
+
+    `train_superlm` tells of the subnets that it watches.
+    """
     proxy = inputs.proxy_objective
     if proxy is None or proxy.direction == "maximize":
         return []
     findings = []
     for space in inputs.spaces:
         scores = [each.measured[proxy.name] for each in archive.evaluations if each.space == space.name]
-        if scores and min(scores) > HARDLY_LEARNT * scorer.proxy.reference:
-            values = {"space": space.name, "best": min(scores), "reference": scorer.proxy.reference}
+        if scores and median(scores) > HARDLY_LEARNT * scorer.proxy.reference:
+            values = {"space": space.name, "median": median(scores), "best": min(scores)}
+            values |= {"reference": scorer.proxy.reference}
             lr = inputs.options_of(space.largest).lr
             findings.append(Finding(LEARNT_LITTLE, {**values, "lr": lr}))
     return findings

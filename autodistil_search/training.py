@@ -14,17 +14,18 @@ from pathlib import Path
 import yaml
 
 from autodistil_search import start
+from autodistil_search.checkpoint import returns_of
 from autodistil_search.config import TrainConfig
 from autodistil_search.device import choose_device
 from autodistil_search.distill import distill
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, refuse_other_settings
-from autodistil_search.findings import START, Finding
+from autodistil_search.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
 from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
-from autodistil_search.proxies import RelationProxy
+from autodistil_search.proxies import HARDLY_LEARNT, RelationProxy
 from autodistil_search.report import write_training_figure
 from autodistil_search.runfolder import TRAIN_CONFIG, check_folder, exclusive, open_folder
 from autodistil_search.schedule import seeded
@@ -70,7 +71,7 @@ def _train_all(materials: Materials, folder: Path, reporter: Reporter) -> None:
 def train_superlm(
     materials: Materials, space: SearchSpace, folder: Path, reporter: Reporter
 ) -> tuple[AutoDistilModel, list[Finding]]:
-    """Return the SuperLM of `space`, trained now, continued or read from `folder`, and findings on how it started."""
+    """Return the SuperLM of `space`, trained now, continued or read from `folder`, and findings about it."""
     config = materials.config
     assert materials.text is not None
     with seeded(config.seed):
@@ -95,7 +96,12 @@ def train_superlm(
         )
     finally:
         watch.draw()
-    return model, findings
+    course = [Finding(COLLAPSED, {"space": space.name, **entry}) for entry in returns_of(folder)]
+    if processes(materials.device.type == "cpu").main:
+        course += watch.findings(model)
+    for finding in course:
+        reporter.say(str(finding))
+    return model, [*findings, *course]
 
 
 def relation_proxy(materials: Materials, blocks: int) -> RelationProxy:
@@ -143,6 +149,19 @@ class _Watch:
         if time.monotonic() - self._drawn > _SECONDS_BETWEEN_FIGURES:
             self.draw()
         return losses
+
+    def findings(self, model: AutoDistilModel) -> list[Finding]:
+        """Return which of the watched subnets have learnt next to nothing, as a finding if there is one."""
+        losses, reference = self.measure(model), self._proxy.reference
+        model.eval()
+        poor = [
+            {"role": role, "subnet": str(subnet), "loss": loss}
+            for role, subnet, loss in losses
+            if not loss <= HARDLY_LEARNT * reference
+        ]
+        lr = self.materials.options_of(self.space.largest).lr
+        values = {"space": self.space.name, "watched": len(losses), "subnets": poor, "reference": reference, "lr": lr}
+        return [Finding(WATCHED_LITTLE, values)] if poor else []
 
     def draw(self) -> None:
         """Write `training.png` anew, on the process that writes."""

@@ -17,7 +17,18 @@ AGAINST = {
 OF_EACH_KIND = [
     comparison("loss", "accuracy", *[Agreement(0.5, 0.1, 0.9)] * 3, subnets=8),
     Finding(findings.COSTS_MORE, {"space": "tiny", "subnets": 256, "over": 3, "teacher_flops": 1e9}),
-    Finding(findings.LEARNT_LITTLE, {"space": "tiny", "best": 2.1, "reference": 2.2, "lr": 4e-3}),
+    Finding(findings.COLLAPSED, {"space": "tiny", "step": 60, "to": 30, "lr": 5e-4, "loss": 2.1, "best": 0.5}),
+    Finding(findings.LEARNT_LITTLE, {"space": "tiny", "median": 2.15, "best": 2.1, "reference": 2.2, "lr": 4e-3}),
+    Finding(
+        findings.WATCHED_LITTLE,
+        {
+            "space": "tiny",
+            "watched": 4,
+            "subnets": [{"role": "largest", "subnet": "7x224", "loss": 2.19}],
+            "reference": 2.2,
+            "lr": 4e-3,
+        },
+    ),
     Finding(findings.LEFT_OUT, {"columns": ["params"]}),
     Finding(findings.NOT_ALL_SCORED, {"spaces": [{"name": "tiny", "scored": 12, "subnets": 1256}]}),
     Finding(findings.NOT_CONVERGED, {"evaluations": 50}),
@@ -46,7 +57,7 @@ def test_every_kind_comes_back_from_json_as_it_was():
     summary = json.loads(json.dumps(findings.records(OF_EACH_KIND), allow_nan=False))
     assert findings.read(summary) == OF_EACH_KIND
     assert [str(finding) for finding in findings.read(summary)] == summary["notes"]
-    assert "12 of the 1,256 of tiny" in summary["notes"][4]
+    assert "12 of the 1,256 of tiny" in summary["notes"][6]
 
 
 def test_what_is_not_finite_is_null_in_json_and_said_alike():

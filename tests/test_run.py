@@ -374,15 +374,16 @@ def test_what_breaks_a_measured_constraint_is_scored_but_not_on_the_frontier(toy
     assert load_run(run.folder).report.constraints == run.report.constraints
 
 
-@pytest.mark.parametrize(("init", "learnt"), [("random", False), ("pca", True)])
-def test_a_superlm_that_has_learnt_nothing_is_not_passed_off_as_a_frontier(toy_config, init, learnt):
-    run = search(replace(toy_config, init=init, lr=1e-9))
+@pytest.mark.parametrize(("init", "lr", "steps", "learnt"), [("random", 1e-9, 3, False), ("pca", 4e-3, 60, True)])
+def test_a_superlm_that_has_learnt_nothing_is_not_passed_off_as_a_frontier(toy_config, init, lr, steps, learnt):
+    run = search(replace(toy_config, init=init, lr=lr, steps=steps))
     said = [note for note in run.report.notes if "hardly learnt anything" in note]
     assert len(said) == (not learnt)
     assert findings.read(run.summary) == list(run.report.findings)
     kinds = [found["kind"] for found in run.summary["findings"]]
     assert {"training", "not_validated", "one_seed"} <= set(kinds)
     assert kinds.count("learnt_little") == (not learnt)
+    assert kinds.count("watched_learnt_little") == (not learnt)
     assert dict(run.report.conditions)["text"] == ", ".join(run.config.texts)
     assert all("lower --lr (it was 1e-09)" in note for note in said)
 

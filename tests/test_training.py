@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from autodistil_search import InputError, SearchConfig, TrainConfig, search, train
+from autodistil_search.cli import main
 from autodistil_search.report.training import training_figure
 from autodistil_search.space import load_space
 from autodistil_search.training import trained_config
@@ -162,7 +163,7 @@ def test_streamed_text_trains_and_is_searched(toy_config, toy_training):
     assert weights(folder).keys() == weights(stored).keys()
     assert any(not weights(folder)[name].equal(tensor) for name, tensor in weights(stored).items())
     run = search(replace(toy_config, steps=5, batch_size=4, superlm=str(folder)))
-    assert "streamed" in dict(run.report.conditions)["text"]
+    assert "streamed" in dict(run.report.conditions)["amount of text"]
 
 
 def test_the_figure_draws_each_role_as_trained_and_as_measured():
@@ -175,3 +176,15 @@ def test_the_figure_draws_each_role_as_trained_and_as_measured():
     assert lines["smallest, held out"].get_ydata().tolist() == [0.5, 0.25]
     assert len(lines["largest, trained on"].get_xdata()) <= 200
     assert axes.get_title() == "a title"
+
+
+def test_a_training_that_learns_nothing_or_collapses_says_so(toy_training, capsys, monkeypatch):
+    flags = ["--space", "debug", "--teacher", toy_training.teacher, "--text", *toy_training.text, "--seq-len", "16"]
+    flags += ["--init", "random", "--lr", "1e-9", "--steps", "2", "--out", toy_training.out]
+    assert main(["train", *flags]) == 0
+    told = capsys.readouterr().err
+    assert "4 of the 4 watched subnets of SuperLM debug have learnt next to nothing" in told
+    collapse = {"step": 20, "to": 10, "lr": 5e-10, "loss": 2.0, "best": 1.0}
+    monkeypatch.setattr("autodistil_search.training.returns_of", lambda _: [collapse])
+    assert main(["train", *flags]) == 0
+    assert "The training of SuperLM debug collapsed at step 20" in capsys.readouterr().err

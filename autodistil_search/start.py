@@ -30,6 +30,10 @@ STARTS = ("auto", "pca", "slices", "embeddings", "random")
 COPYING_STARTS = ("auto", "pca", "slices")
 """Starts that make a student of the teacher's own shape its copy, where students have all the parts of its layers."""
 
+_LEAST_GAIN = 0.01
+"""Share by which copying more must lower the relation loss: layers that gain less were mangled by the copy, and a
+SuperLM of MPNet's trained more slowly from such layers than from embeddings alone."""
+
 _JUDGED_BLOCKS = 8
 """Blocks of the sample on which the starts that "auto" chooses from are compared."""
 
@@ -67,7 +71,8 @@ def start_from(
             embeddings; "slices" copies slices of its layers, too; "pca" does so after turning hidden dimensions, heads
             and relation heads, so that the first dimensions carry most. Dimensions that are not cut off are not turned:
             a student of the teacher's own shape is its copy either way. "auto" tries all of them that the teacher
-            allows and keeps the one with the lowest relation loss on the sample, so it never starts worse than random.
+            allows and keeps the one with the lowest relation loss on the sample, so it never starts worse than random;
+            a start that copies more must be better by a hundredth.
         sample_ids: `(N, T)` token ids of training text; only "pca" and "auto" look at them.
         relation_heads: Number of heads into which the loss splits Q, K and V.
 
@@ -108,7 +113,7 @@ def _best_start(model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor, re
     subnets = model.space.ends if model.config.search_space else [model.config.subnet]
     untouched = _weights_of(model)
     losses: dict[str, float] = {}
-    best, kept = "random", (untouched, ["starts wholly at random"])
+    best, kept = "", (untouched, [""])
     for init in _starts_for(teacher):
         model.load_state_dict(untouched)
         with torch.random.fork_rng(devices=[]):
@@ -118,11 +123,11 @@ def _best_start(model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor, re
             for subnet in subnets
         ]
         losses[init] = sum(scores) / len(scores)
-        if losses[init] < losses.get(best, math.inf):
+        if losses[init] < (1 - _LEAST_GAIN) * losses.get(best, math.inf):
             best, kept = init, (_weights_of(model), notes)
     model.load_state_dict(kept[0])
-    others = ", ".join(f"{init} {loss:.3g}" for init, loss in losses.items() if init != best)
-    return [f"starts from {best}, the lowest in relation loss: {losses[best]:.3g} ({others})", *kept[1]]
+    others = ", ".join(f"{init} {loss:.4g}" for init, loss in losses.items() if init != best)
+    return [f"starts from {best}, chosen by relation loss: {losses[best]:.4g} ({others})", *kept[1]]
 
 
 def _weights_of(model: AutoDistilModel) -> dict[str, Tensor]:
@@ -131,11 +136,11 @@ def _weights_of(model: AutoDistilModel) -> dict[str, Tensor]:
 
 
 def _starts_for(teacher: Teacher) -> list[str]:
-    """Return the ways to start that differ for this teacher, in the order of preference when losses are equal."""
+    """Return the ways to start that differ for this teacher, from what copies least to what copies most."""
     if not teacher.copies_layers:
-        return ["embeddings", "random"]
+        return ["random", "embeddings"]
     turned = ["pca"] if teacher.model.config.model_type in _KNOWN_FAMILIES else []
-    return [*turned, "slices", "embeddings", "random"]
+    return ["random", "embeddings", "slices", *turned]
 
 
 def _slices(model: AutoDistilModel, teacher: Teacher, relation_heads: int) -> list[str]:
@@ -232,7 +237,7 @@ def _align_relations(
     width, hidden = mine.each_layer[-1].attention_width, min(mine.hidden_size, theirs.hidden_size)
     if width >= theirs.attention_width and model.config.relation_heads is None:
         return
-    source = (mine.layers - 1) * theirs.layers // mine.layers  # as `Teacher.copy_into` maps layers
+    source = cast(int, teacher.sources(model)[-1])
     mine_each, theirs_each = (-(-each // relation_heads) for each in (width, theirs.attention_width))
     groups = torch.arange(theirs.attention_width, device=turn.device).split(theirs_each)
     rows, order = _places(groups, relation_heads, mine_each, model.config.relation_heads is not None)

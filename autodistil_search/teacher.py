@@ -245,7 +245,7 @@ class Teacher:
     def copy_into(self, model: AutoDistilModel, layers: bool = True) -> list[str]:
         """Start `model` from slices of this teacher; with `layers` false, of its embeddings alone.
 
-        Layers come from those that `_sources` names, and of each head the first rows. Parts that the teacher does not
+        Layers come from those that `sources` names, and of each head the first rows. Parts that the teacher does not
         have keep their random start. Returns notes on that, one line each.
         """
         self._copy_embeddings(model)
@@ -265,7 +265,7 @@ class Teacher:
     def _copy_layers(self, model: AutoDistilModel) -> None:
         mine, theirs = model.config.subnet, self.subnet
         layers = cast(list[ElasticLayer], model.layers)
-        for layer, sizes, source in zip(layers, mine.each_layer, self._sources(model), strict=True):
+        for layer, sizes, source in zip(layers, mine.each_layer, self.sources(model), strict=True):
             if source is None:
                 continue
             parts = self.layer_parts(source)
@@ -281,16 +281,16 @@ class Teacher:
                 _copy_part(parts[part], getattr(layer, part))
         self._pass_through(model)
 
-    def _sources(self, model: AutoDistilModel) -> list[int | None]:
+    def sources(self, model: AutoDistilModel) -> list[int | None]:
         """Return for each layer of `model` the layer of this teacher that it starts from, None for a pass-through.
 
-        At most as many layers as the teacher's: layer i of L starts from layer floor(i T / L). More: each layer of the
-        teacher starts one layer of the model, chosen among those that most depths of its space keep, and the last
-        layer starts the last one. Copies of one layer in a row would compute something else than the teacher.
+        At most as many layers as the teacher's: evenly spaced ones, from the first to the one that is distilled. More:
+        each layer of the teacher starts one layer of the model, chosen among those that most depths of its space keep,
+        and the last layer starts the last one. Copies of one layer in a row would compute something else.
         """
         mine, theirs = model.config.subnet.layers, self.subnet.layers
         if mine <= theirs:
-            return [i * theirs // mine for i in range(mine)]
+            return [*kept_layers(mine, self.layer + 1 if mine <= self.layer else theirs, "first_last")]
         kept: Counter[int] = Counter(range(mine))
         if model.config.search_space is not None:
             kept.update(i for depth in model.space.layers for i in kept_layers(depth, mine, model.space.depth))
@@ -307,7 +307,7 @@ class Teacher:
         """
         widths = model.space.hidden_size if model.config.search_space else (model.config.hidden_size,)
         norm = model.embedding_norm
-        for layer, source in zip(cast(list[ElasticLayer], model.layers), self._sources(model), strict=True):
+        for layer, source in zip(cast(list[ElasticLayer], model.layers), self.sources(model), strict=True):
             if source is None:
                 moments = [
                     (norm.weight[:n].square().mean(), norm.bias[:n].mean(), norm.bias[:n].var(correction=0))

@@ -1,56 +1,151 @@
-"""What a batch size, number of steps and learning rate give on `tiny` in one short run.
+"""Check that a space learns at its defaults: the default learning rate beside a quarter to four times of it.
 
-python benchmarks/defaults.py --batch-size 4 --steps 200 --lr 4e-3
+python benchmarks/defaults.py --spaces tiny,shallow --teacher packaged
+python benchmarks/mpnet.py mpnet && python benchmarks/defaults.py --spaces tiny --teacher mpnet
+
+Everything but the rate is a default of `search`: start, batch, text. The rates train side by side, so that the teacher
+runs once a step for all of them. A training that collapses is stopped there, where `search` would go back.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import random
-import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 
-from autodistil_search import start
-from autodistil_search.corpus import load_corpus
-from autodistil_search.device import choose_device
-from autodistil_search.distill import TrainOptions, distill
-from autodistil_search.files import cache_folder
+from torch import Tensor
+
+from autodistil_search.collapse import LossWatch
+from autodistil_search.config import TrainConfig
+from autodistil_search.distill import _Training, _watched_loss, last_hidden_of
+from autodistil_search.inputs import Materials, resolve_training
+from autodistil_search.model import AutoDistilModel, Projections
+from autodistil_search.processes import processes
 from autodistil_search.proxies import RelationProxy
 from autodistil_search.schedule import seeded
-from autodistil_search.space import load_space
-from autodistil_search.teacher import load_teacher
+from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.start import superlm
+from autodistil_search.teacher import Teacher
+from autodistil_search.training import relation_proxy
+from autodistil_search.transfer import LastHidden
+
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+
+class OnceABatch(Teacher):
+    """A teacher that keeps what it computed of the last batch."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__(teacher.model, teacher.tokenizer, teacher.name, teacher.layer)
+        self._batch: Tensor | None = None
+        self._kept: tuple[Projections, Tensor] | None = None
+
+    def last_layer(self, input_ids: Tensor) -> tuple[Projections, Tensor]:
+        """Return `Teacher.last_layer` of this batch."""
+        if self._kept is None or self._batch is None or not input_ids.equal(self._batch):
+            self._batch, self._kept = input_ids, super().last_layer(input_ids)
+        return self._kept
+
+
+class Learner:
+    """A SuperLM in training at one rate, until it collapses."""
+
+    def __init__(
+        self,
+        begun: AutoDistilModel,
+        hidden: LastHidden | None,
+        teacher: Teacher,
+        materials: Materials,
+        lr: float,
+        nothing: float,
+    ) -> None:
+        options = materials.options_of(begun.config.subnet)
+        assert materials.text is not None
+        self.lr, self.broke = lr, 0
+        self.model = copy.deepcopy(begun)
+        materials.device.place(self.model)
+        self.model.train()
+        self.model.requires_grad_(True)
+        own = replace(options, lr=lr)
+        self._training = _Training(
+            self.model, teacher, materials.text.begin(), own, materials.execution, materials.device,
+            processes(materials.device.type == "cpu"), None, copy.deepcopy(hidden),
+        )  # fmt: skip
+        self._watch = LossWatch.of(options.steps)
+        self._watch.nothing = nothing
+
+    def step(self, step: int) -> None:
+        """Take a step, unless training has collapsed."""
+        if self.broke:
+            return
+        try:
+            drawn, losses, _ = self._training.step(step, lambda: (False, False))
+        except FloatingPointError:
+            self.broke = step + 1
+            return
+        if self._watch.see(_watched_loss(drawn, losses)) == "collapsed":
+            self.broke = step + 1
+
+
+def rows_of(space: SearchSpace, materials: Materials, factors: list[float]) -> list[str]:
+    """Train `space` at its default rate times each factor; returns the rows of a Markdown table."""
+    teacher = OnceABatch(materials.teacher)
+    proxy: RelationProxy = relation_proxy(materials, 32)
+    with seeded(materials.config.seed):
+        begun, notes = superlm(teacher, space, materials.config.init, materials.sample_ids)
+    print(f"{space.name}: {notes[0]}", flush=True)
+    rng = random.Random(0)
+    subnets = [space.largest, space.smallest, space.sample(rng), space.sample(rng)]
+    default = materials.options_of(space.largest).lr
+    materials.device.place(begun)
+    hidden = last_hidden_of(begun, teacher, materials.options_of(space.largest), materials.device)
+    if hidden is not None:
+        hidden.fit(begun, teacher, materials.sample_ids)
+    learners = [Learner(begun, hidden, teacher, materials, factor * default, proxy.reference) for factor in factors]
+    began = time.perf_counter()
+    for step in range(materials.config.steps):
+        for learner in learners:
+            learner.step(step)
+        if (step + 1) % 20 == 0:
+            print(f"{space.name}: step {step + 1}, {time.perf_counter() - began:.0f} s", flush=True)
+    about = f"| {space.name} | {Path(materials.teacher.name).name} "
+    return [
+        f"{about}| {factor:g} x {default:g} | " + _scores(learner, proxy, subnets)
+        for factor, learner in zip(factors, learners, strict=True)
+    ] + [f"{about}| knows nothing | " + " | ".join([f"{proxy.reference:.3f}"] * 5) + " |"]
+
+
+def _scores(learner: Learner, proxy: RelationProxy, subnets: list[Subnet]) -> str:
+    if learner.broke:
+        return f"collapsed at step {learner.broke} | | | | |"
+    learner.model.eval()
+    losses = [proxy.score(learner.model, subnet) for subnet in subnets]
+    return " | ".join(f"{loss:.3f}" for loss in [*losses, fmean(losses)]) + " |"
 
 
 def main() -> None:
-    """Train, score 16 subnets and print a row of a Markdown table."""
+    """Print a table row for each space and rate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--sampling", default="largest-random")
+    parser.add_argument("--spaces", default="tiny,shallow,elastic,small,base,oneshot")
+    parser.add_argument("--teacher", default="packaged")
+    parser.add_argument("--steps", type=int, default=TrainConfig.steps)
+    parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
+    parser.add_argument("--factors", type=float, nargs="+", default=list(FACTORS))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    device, space = choose_device(), load_space("tiny")
-    teacher = load_teacher(device=device.name)
-    train, held_out = load_corpus(["packaged"], teacher.tokenizer, cache_folder()).blocks(128)
-    with seeded(given.seed):
-        superlm, _ = start.superlm(teacher, space, "slices")
-    options = TrainOptions(given.steps, given.batch_size, given.lr, given.seed, sampling=given.sampling)
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        distill(superlm, teacher, train, options, Path(folder), device)
-    took = time.perf_counter() - began
-    proxy = RelationProxy(teacher, held_out.spread(32), space.relation_heads, "kl", device)
-    rng = random.Random(5)
-    subnets = [space.largest, space.smallest, *(space.sample(rng) for _ in range(14))]
-    losses = [proxy.score(superlm, subnet) for subnet in subnets]
-    print("| batch x steps | lr | mean | largest | smallest | seconds |\n|---|---|---|---|---|---|")
-    print(
-        f"| {given.batch_size} x {given.steps} | {given.lr:g} | {mean(losses):.3f} "
-        f"| {losses[0]:.3f} | {losses[1]:.3f} | {took:.0f} |"
-    )
+    header = ["space", "teacher", "learning rate", "largest", "smallest", "random", "random", "mean"]
+    table = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for name in given.spaces.split(","):
+        config = TrainConfig(
+            space=name, teacher=given.teacher, steps=given.steps, batch_size=given.batch_size, seed=given.seed
+        )
+        materials = resolve_training(config.absolute())
+        table += rows_of(materials.spaces[0], materials, given.factors)
+        print("\n".join(table), flush=True)
 
 
 if __name__ == "__main__":

@@ -359,7 +359,7 @@ def test_narrow_embeddings_are_projected_table_by_table(toy_teacher: Callable[..
     assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_a_superlm_starts_from_every_nth_layer_the_first_heads_and_their_first_rows(
+def test_a_superlm_starts_from_evenly_spaced_layers_their_first_heads_and_their_first_rows(
     toy_teacher: Callable[..., Teacher],
 ) -> None:
     """In the last layer, which is distilled, from the first rows of each of the teacher's relation heads, in turns."""
@@ -369,7 +369,7 @@ def test_a_superlm_starts_from_every_nth_layer_the_first_heads_and_their_first_r
     assert notes == []
     by_heads = [12 * head + row for head in range(3) for row in range(8)]
     in_turns = [12 * head + row for row in range(6) for head in range(4)]
-    for mine, source, rows in zip(superlm.layers, (0, 1, 3), (by_heads, by_heads, in_turns), strict=True):
+    for mine, source, rows in zip(superlm.layers, (0, 2, 4), (by_heads, by_heads, in_turns), strict=True):
         theirs = teacher.model.encoder.layer[source]
         attention = theirs.attention
         for part in ("query", "key", "value"):
@@ -758,3 +758,22 @@ def test_a_folder_without_its_tokenizer_is_refused(teacher_folder: Callable[...,
 def test_a_model_with_a_larger_tokenizer_than_embeddings_is_refused(teacher_folder: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match="has 60 embeddings and its tokenizer 95 tokens"):
         load_teacher(str(teacher_folder(vocab_size=60)))
+
+
+@pytest.mark.parametrize(
+    ("layers", "distilled", "sources"),
+    [
+        (3, -1, [0, 3, 5]),
+        (4, -1, [0, 2, 3, 5]),
+        (6, -1, [0, 1, 2, 3, 4, 5]),
+        (3, 3, [0, 2, 3]),
+        (6, 3, [0, 1, 2, 3, 4, 5]),
+        (8, -1, [0, 1, 2, 3, 4, None, None, 5]),
+    ],
+)
+def test_a_student_starts_from_layers_up_to_the_one_that_is_distilled(
+    toy_teacher: Callable[..., Teacher], layers: int, distilled: int, sources: list[int | None]
+) -> None:
+    teacher = toy_teacher(num_hidden_layers=6)
+    teacher = Teacher(teacher.model, teacher.tokenizer, layer=distilled)
+    assert teacher.sources(AutoDistilModel(teacher.student_config(Subnet(layers, 32, 64, 3, 8)))) == sources

@@ -205,7 +205,7 @@ class _Loop:
         """Take the steps after `first`; returns the step to begin from again after a collapse, None at the end."""
         training, steps = self.training, self.training.options.steps
         for step in range(first, steps):
-            drawn, losses, (self.stop, save) = training.step(step, lambda: (self.asked_to_stop(), self.checkpoints.due))
+            drawn, losses, (self.stop, save) = training.step(step, self._flags)
             if log is not None:
                 self.bar.advance(log.write(step + 1, drawn, losses, training.tokens_in_a_step, training.lr))
                 if self.held_out is not None and self.held_out.due(step + 1, steps):
@@ -219,6 +219,13 @@ class _Loop:
             if self.stop and step + 1 < steps:
                 raise Terminated(f"stopped after step {step + 1}, which is saved; the same command goes on")
         return None
+
+    def _flags(self) -> tuple[bool, bool]:
+        """Whether this process was asked to stop, and whether saving is due.
+
+        The main process alone saves and knows how long that takes: on the others saving would always be due.
+        """
+        return self.asked_to_stop(), self.training.group.main and self.checkpoints.due
 
     def _go_back(self, step: int) -> int:
         """Restore the last good checkpoint for half the learning rate, and say so; returns its step.

@@ -4,10 +4,13 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from autodistil_search.checkpoint import Checkpoints
 from autodistil_search.cli import main
@@ -16,6 +19,10 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["pytest", "hypothesis", *(f"autodistil_search.{name}" for name in ("finetuning", "run", "students", "worker"))]
 )
+
+_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+LAUNCH_TWO = [*_TORCHRUN, "-m", "autodistil_search"]
+"""`autodistil-search` in two processes that train together, connected by a free port; its arguments follow."""
 
 
 def _run(arguments: list[str], printed: Path) -> None:
@@ -44,3 +51,27 @@ def killed_after_saving(step: int, train: Callable[[Any], object], config: Any) 
 
     Checkpoints.save, Checkpoints.due = save_and_die, True  # type: ignore[method-assign,assignment]
     train(config)
+
+
+def in_processes(count: int, folder: Path, target: Callable[..., object], *args: Any) -> None:
+    """Call `target(*args)` in `count` processes that train together over Gloo; they meet by a file in `folder`."""
+    meeting = folder / "meeting"
+    ranked = [SERVER.Process(target=_as_rank, args=(rank, count, meeting, target, args)) for rank in range(count)]
+    for process in ranked:
+        process.start()
+    for process in ranked:
+        process.join()
+    assert [process.exitcode for process in ranked] == [0] * count
+
+
+def _as_rank(rank: int, count: int, meeting: Path, target: Callable[..., object], args: Sequence[Any]) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}.items():
+        os.environ[name] = str(value)
+    # A file, not a port, which another run on this machine could hold.
+    torch.distributed.init_process_group(
+        "gloo", init_method=meeting.as_uri(), rank=rank, world_size=count, timeout=timedelta(minutes=3)
+    )
+    try:
+        target(*args)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from processes import SERVER
+from processes import SERVER, in_processes
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -656,6 +657,29 @@ def test_tensorboard_gets_losses_rate_and_pace(
     logged = {event.step: event.value for event in events.Scalars("loss/largest")}
     expected = {int(row[0]): float(row[LOSS]) for row in _rows(tmp_path)[1:] if row[1] == "largest"}
     assert logged == pytest.approx(expected, abs=1e-6)
+
+
+def _train_by_ticks(*arguments: object) -> None:
+    """Train in this process, on a clock that goes by one second whenever it is read; each save leaves a file."""
+    clock, save = itertools.count(), checkpoint.Checkpoints.save
+
+    def counted(self: checkpoint.Checkpoints, step: int, *rest: Any) -> None:
+        save(self, step, *rest)
+        (self.folder / f"saved-{step}").touch()
+
+    checkpoint.time = SimpleNamespace(monotonic=lambda: next(clock))  # type: ignore[assignment]
+    checkpoint.Checkpoints.save = counted  # type: ignore[method-assign,assignment]
+    _train_in_a_process(*arguments)
+
+
+def test_two_processes_save_when_the_one_that_writes_is_due(
+    teacher_folder: Callable[..., Path], toy_text: Callable[..., Path], tmp_path: Path
+) -> None:
+    options, text = replace(OPTIONS, steps=19), toy_text()
+    in_processes(2, tmp_path, _train_by_ticks, str(teacher_folder()), str(text), str(tmp_path / "run"), options)
+    saved = {int(path.name.removeprefix("saved-")) for path in (tmp_path / "run").glob("saved-*")}
+    # A save takes a second and so does a step: 5 % of the time is up after 20. A window of 5 steps may end in one, too.
+    assert 0 in saved <= {0, 5, 10, 15}
 
 
 class Counted(Processes):

@@ -3,14 +3,13 @@
 import json
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from processes import SERVER, killed_after_saving
+from processes import LAUNCH_TWO, SERVER, killed_after_saving
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
@@ -71,10 +70,9 @@ def test_a_training_killed_in_between_ends_as_one_never_stopped(config, tmp_path
 def test_two_processes_train_the_student_of_one_and_only_the_first_writes_and_talks(config, tmp_path):
     config = replace(config, steps=4, batch_size=4, lr=4e-4)  # of the size that AdamW steps of mere rounding may have
     alone, out = distil(config), tmp_path / "two"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "autodistil_search", "distil"]
     flags = [config.run, "--pick", "1", "--steps", "4", "--batch-size", "4", "--lr", "4e-4"]
     done = subprocess.run(
-        [*launch, *flags, "--precision", "fp32", "--out", str(out)], capture_output=True, text=True, check=False
+        [*LAUNCH_TWO, "distil", *flags, "--precision=fp32", f"--out={out}"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(" now") == 1

@@ -2,13 +2,13 @@
 
 import csv
 import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from processes import LAUNCH_TWO
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -68,8 +68,7 @@ def test_two_processes_with_half_the_batch_each_train_the_weights_of_one(toy_tra
     toy_training = replace(toy_training, lr=4e-4, precision="fp32")
     train(toy_training)
     two = replace(toy_training, out=str(tmp_path / "two"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "autodistil_search", "train"]
-    done = subprocess.run([*launch, *flags(two)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*LAUNCH_TWO, "train", *flags(two)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "2 processes" in done.stderr
     assert done.stderr.count("training SuperLM debug: 5/5 steps") == 1  # one of them talks

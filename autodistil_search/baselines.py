@@ -16,7 +16,7 @@ from torch import Tensor
 from autodistil_search import __version__
 from autodistil_search.corpus import TrainingText
 from autodistil_search.device import Device
-from autodistil_search.distill import TrainOptions, distill
+from autodistil_search.distill import Execution, TrainOptions, distill
 from autodistil_search.files import whole_folder
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import Objective, costs
@@ -83,7 +83,7 @@ class Bench:
     begin_text: gives the training text from its start. columns: what is measured. options_of: the options of
     training a student of a given size. init, sample_ids: how it starts. identity: what else weights depend on, such as
     digests of teacher and text. cache: where trained weights are kept, so that a later run with the same settings only
-    scores them.
+    scores them. execution: memory and speed of their training, which are those of the SuperLM's.
     """
 
     teacher: Teacher
@@ -97,6 +97,7 @@ class Bench:
     cache: Path
     device: Device
     reporter: Reporter
+    execution: Execution
 
     def measure(
         self, names: Sequence[str], given: Mapping[str, AutoDistilModel], spaces: Sequence[SearchSpace]
@@ -183,6 +184,7 @@ class Bench:
             self.device,
             self.reporter,
             f"baseline {recipe.name}, {recipe.how}",
+            self.execution,
             transfer=transfer,
             sample_ids=self.sample_ids,
         )

@@ -250,6 +250,7 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
             cache_folder(),
             inputs.device,
             reporter,
+            inputs.execution,
         )
         results = bench.measure(config.baseline_names, inputs.given_baselines, inputs.spaces)
     return baseline_table(results, inputs.columns)

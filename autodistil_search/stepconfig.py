@@ -194,6 +194,7 @@ class ValidateConfig:
         train_rows: Rows of a task to train on, at most.
         epochs: Passes over them.
         lr: Peak learning rate of fine-tuning.
+        accumulate: Parts that each step's blocks are divided into while a subnet trains alone, one in memory at a time.
         seed: Fixes the draw, the training alone and the fine-tuning.
         device: Where to compute; auto takes CUDA if there is one.
         precision: auto takes bf16 where the hardware has it; fp16 scales the loss.
@@ -215,6 +216,7 @@ class ValidateConfig:
     train_rows: int = 2000
     epochs: int = 2
     lr: float = 2e-4
+    accumulate: int = 1
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -253,4 +255,4 @@ class ValidateConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All that was chosen and can change a number."""
-        return {key: value for key, value in asdict(self).items() if key != "out"}
+        return {key: value for key, value in asdict(self).items() if key not in CHANGES_NOTHING}

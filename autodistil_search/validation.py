@@ -156,7 +156,9 @@ class _Job:
             None if name is None else task_proxy(f"{kind}{name}", budget, config.columns, config.label_column)
             for kind, name in ((PROBE, config.probe), (COSINE, config.cosine), (TASK, config.task))
         )
-        training = run.config.training(device=config.device, precision=config.precision, seed=config.seed)
+        training = run.config.training(
+            device=config.device, precision=config.precision, seed=config.seed, accumulate=config.accumulate
+        )
         steps = training.steps if config.alone_steps is None else config.alone_steps
         self._alone_steps = steps
         self._materials: Materials = resolve_training(replace(training, steps=max(1, steps)), reporter)
@@ -269,7 +271,7 @@ class _Job:
         begun = materials.text.begin()
         return distill(
             model, materials.teacher, begun, options, folder, materials.device, self._reporter, str(subnet),
-            sample_ids=materials.sample_ids,
+            materials.execution, sample_ids=materials.sample_ids,
         )  # fmt: skip
 
     def _finish(self, measured: pd.DataFrame) -> Validation:

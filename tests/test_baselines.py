@@ -9,15 +9,17 @@ import pandas as pd
 import pytest
 import torch
 
-from autodistil_search import InputError, baselines, search
+from autodistil_search import InputError, baselines, distill, search
 from autodistil_search.baselines import COPY, DISTILLED, DRAWN, MINILM, SHAPES, TINYBERT
 from autodistil_search.cost import flops, params
 from autodistil_search.export import ExportOptions, export
 from autodistil_search.files import cache_folder, read_json
 from autodistil_search.relations import relation_loss, relation_target
 from autodistil_search.space import Subnet, load_space
+from autodistil_search.stepconfig import ValidateConfig
 from autodistil_search.teacher import load_as_student, load_teacher, truncated
 from autodistil_search.transfer import LayerTransfer
+from autodistil_search.validation import validate_proxy
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -152,6 +154,33 @@ def test_tinybert_and_minilm_are_trained_by_their_own_objectives(toy_config, tea
         ]
         assert [state["settings"]["hidden"] for state in by_hidden] == [0.0, 1.0]
     assert rows.loc[("TinyBERT toy", DISTILLED), "relation_loss"] > 0
+
+
+def test_accumulate_and_compile_reach_all_that_a_search_and_its_validation_train(toy_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(baselines, "SHAPES", {"TinyBERT toy": Subnet(2, 24, 64, 6, 4)})
+    step, layer_step = distill.train_step, distill._Training._layer_step
+    parts, compiled = [], []
+
+    def count_rows(model, teacher, input_ids, *arguments):
+        parts.append((len(input_ids), len(model.layers)))
+        return step(model, teacher, input_ids, *arguments)
+
+    def count_rows_of_layers(self, transfer, input_ids, share):
+        parts.append((len(input_ids), len(self.model.layers)))
+        return layer_step(self, transfer, input_ids, share)
+
+    monkeypatch.setattr(distill, "train_step", count_rows)
+    monkeypatch.setattr(distill._Training, "_layer_step", count_rows_of_layers)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, **_: compiled.append(layer))
+    run = search(replace(toy_config, baselines="shapes,tinybert", steps=1, batch_size=4, accumulate=2, compile=True))
+    assert parts == [(2, 3)] * 2 + [(2, 2)] * 4  # SuperLM, two baselines: two parts of one step
+    assert len(compiled) == 3 + 2 + 2
+    parts.clear()
+    compiled.clear()
+    found = validate_proxy(ValidateConfig(run=str(run.folder), subnets=2, bands=1, accumulate=2, precision="fp32"))
+    assert parts == [(2, layers) for layers in found.measured["layers"] for _ in range(2)]
+    assert len(compiled) == found.measured["layers"].sum()
 
 
 def test_random_subnets_are_drawn_from_each_space_and_trained_alone(toy_config):

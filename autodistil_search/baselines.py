@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -124,7 +125,12 @@ class Bench:
                 if name.startswith("TinyBERT")
             ]
         if "minilm" in names:
-            own = {"loss": "kl", "relations": "qk,vv", "relation_heads": self.teacher.subnet.heads, "hidden": 0.0}
+            own: dict[str, Any] = {
+                "loss": "kl",
+                "relations": "qk,vv",
+                "relation_heads": self.teacher.subnet.heads,
+                "hidden": 0.0,
+            }
             found += [
                 _Recipe(name, subnet, MINILM, replace(self._alone(subnet), **own))
                 for name, subnet in SHAPES.items()

@@ -99,7 +99,7 @@ class Checkpoints:
         except OSError as error:
             reason = error.strerror or error
             raise OSError(f"the checkpoint of step {step} cannot be written: {reason}; the last one is kept") from None
-        self._good = state["good"]
+        self._good = step if good else self._good
         for old in _steps(self.folder)[: -self.keep]:
             if old != self._good:
                 _remove(self.folder, old)

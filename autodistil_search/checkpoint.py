@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,12 +24,13 @@ from autodistil_search.collapse import Return
 from autodistil_search.errors import InputError
 from autodistil_search.files import (
     Settings,
+    clear_leftovers,
     file_sha256,
-    move_into_place,
     read_json,
     readable,
     refuse_other_settings,
     write_atomically,
+    write_together,
 )
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 
@@ -81,7 +81,9 @@ class Checkpoints:
 
         Raises:
             OSError: if it cannot be written; the checkpoints before are left as they are.
+            FloatingPointError: if a weight is not finite; likewise.
         """
+        _refuse_broken(self.model, step, self.settings)
         start = time.monotonic()
         path = self.folder / f"{_NAME.format(step)}.safetensors"
         try:
@@ -97,8 +99,7 @@ class Checkpoints:
             }
             write_atomically(path.with_suffix(".json"), lambda file: file.write_text(json.dumps(state)))
         except OSError as error:
-            reason = error.strerror or error
-            raise OSError(f"the checkpoint of step {step} cannot be written: {reason}; the last one is kept") from None
+            raise OSError(f"the checkpoint of step {step} cannot be written: {error}; the last one is kept") from None
         self._good = step if good else self._good
         for old in _steps(self.folder)[: -self.keep]:
             if old != self._good:
@@ -131,8 +132,7 @@ class Checkpoints:
         for leftover in self.folder.glob("checkpoint-*.safetensors"):  # of a save that was killed
             if not leftover.with_suffix(".json").exists():
                 leftover.unlink()
-        for leftover in self.folder.glob(".checkpoint-*.new"):
-            leftover.unlink(missing_ok=True)
+        clear_leftovers(self.folder, of_models=True)
         for step in reversed(steps):
             path = self.folder / f"{_NAME.format(step)}.safetensors"
             state = _whole(path)
@@ -147,6 +147,13 @@ class Checkpoints:
         if steps:
             raise InputError(f"all {len(steps)} checkpoints in {self.folder} are damaged; delete them to start anew")
         return 0, []
+
+    def discard(self) -> None:
+        """Remove all checkpoints, and the moments that the optimizer has from one that was restored."""
+        for step in _steps(self.folder):
+            _remove(self.folder, step)
+        self.optimizer.state.clear()
+        self._good = None
 
     def _load(self, path: Path, state: Mapping[str, Any]) -> None:
         with readable(path), safe_open(path, framework="pt") as file:
@@ -181,23 +188,36 @@ def _whole(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def check_weights(model: nn.Module) -> None:
+    """Raise FloatingPointError, naming the first, if a weight of `model` is not finite."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise FloatingPointError(f"weights of {name} are not finite")
+
+
+def _refuse_broken(model: nn.Module, step: int, settings: Settings) -> None:
+    try:
+        check_weights(model)
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{error} after step {step}, at learning rate {settings.get('lr')} with seed {settings.get('seed')}; the "
+            "last checkpoint is kept. Try a lower --lr, in another --out"
+        ) from None
+
+
 def finish(
     folder: Path, model: AutoDistilModel, steps: int, settings: Settings, returns: Sequence[Return] = ()
 ) -> None:
     """Write the model as `save_pretrained` does, then the file that says it is complete; drop the checkpoints.
 
     returns: collapses from which its training went back.
+
+    Raises:
+        FloatingPointError: if a weight is not finite; nothing is written.
     """
-    temporary = folder / ".final"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
+    _refuse_broken(model, steps, settings)
     with quiet_transformers():
-        try:
-            model.save_pretrained(temporary)
-        except SafetensorError as error:
-            raise OSError(f"{folder} cannot be written: {error}") from None
-    for file in temporary.iterdir():
-        move_into_place(file, folder / file.name)
-    temporary.rmdir()
+        write_together(folder, "model.safetensors", model.save_pretrained)
     state = {"step": steps, "sha256": file_sha256(folder / "model.safetensors"), "settings": dict(settings)}
     state |= {"returns": [asdict(entry) for entry in returns]}
     write_atomically(folder / _FINISHED, lambda path: path.write_text(json.dumps(state, indent=2)))

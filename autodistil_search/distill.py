@@ -19,7 +19,6 @@ from statistics import fmean
 from typing import Protocol, cast
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from autodistil_search.checkpoint import Checkpoints, finish, load_finished
@@ -27,6 +26,7 @@ from autodistil_search.collapse import MOST_RETURNS, CollapseError, LossWatch, R
 from autodistil_search.corpus import TrainingText
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError, Terminated
+from autodistil_search.files import locked
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.processes import Processes, processes
 from autodistil_search.progress import Bar, Reporter
@@ -123,7 +123,7 @@ def distill(
 
     Raises:
         InputError: if what is in `folder` was made with other options.
-        FloatingPointError: if the loss is not finite; names step and subnet. The last checkpoint is kept.
+        FloatingPointError: if the loss or a weight is not finite; names step and subnet. The last checkpoint is kept.
         CollapseError: if training lost what it had learnt, and again at a half and a quarter of the learning rate.
         Terminated: after SIGTERM, when all is saved.
     """
@@ -194,12 +194,14 @@ class _Loop:
             training.save(self.checkpoints, 0, good=True)
         with _compiled(training.model) if training.execution.compile else nullcontext():
             while first is not None:
-                log = None
-                if training.group.main:
-                    log = TrainingLog(self.checkpoints.folder, first, training.execution.tensorboard)
-                first = self._steps_from(first, log)
-                if log is not None:
-                    log.close()
+                with self._log(first) as log:
+                    first = self._steps_from(first, log)
+
+    def _log(self, first: int) -> AbstractContextManager[TrainingLog | None]:
+        """Open the log on the process that writes, for the steps after `first`."""
+        if not self.training.group.main:
+            return nullcontext()
+        return TrainingLog(self.checkpoints.folder, first, self.training.execution.tensorboard)
 
     def _steps_from(self, first: int, log: TrainingLog | None) -> int | None:
         """Take the steps after `first`; returns the step to begin from again after a collapse, None at the end."""
@@ -489,7 +491,7 @@ def _lock(folder: Path, group: Processes) -> AbstractContextManager[object]:
     if not group.main:
         return nullcontext()
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock")
+    return locked(folder / ".lock", folder, None)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The errors that the command line ends with: a user's input, and what no one can go on from."""
 
+import errno
+
 
 class InputError(ValueError):
     """Input that cannot be used; its text is one line that says what was got and what is allowed.
@@ -18,3 +20,17 @@ class ExportError(RuntimeError):
 
 class Terminated(Exception):  # noqa: N818 - not an error: somebody asked for it
     """SIGTERM came, and what was done is saved; the same command goes on from there."""
+
+
+_SIGNS_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "bad allocation")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, of the host or of a device.
+
+    PyTorch's allocators raise a RuntimeError, the operating system an OSError, and Python a MemoryError.
+    """
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    return isinstance(error, (RuntimeError, OSError)) and any(sign in text for sign in _SIGNS_OF_MEMORY)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from autodistil_search.errors import InputError
+from autodistil_search.errors import InputError, is_out_of_memory
 
 Settings = Mapping[str, Any]
 """What the content of a folder depends on, as JSON holds it; a folder made with other settings is refused."""
@@ -23,7 +28,53 @@ Settings = Mapping[str, Any]
 EXPORT_RECORD = "export.json"
 """What was measured of an exported student, and its files; it tells a folder of ours from others."""
 
-_SIGNS_OF_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError, yaml.YAMLError)
+_SIGNS_OF_DAMAGE = (
+    ValueError, LookupError, TypeError, AttributeError, EOFError, SafetensorError, yaml.YAMLError, csv.Error, zlib.error
+)  # fmt: skip
+"""What a parser raises for content that it cannot read."""
+_SIGNS_OF_OTHER_SHAPES = ("size mismatch", "loading state_dict", "ignore_mismatched_sizes")
+"""Words in the RuntimeError of torch and transformers for weights that do not fit the model."""
+
+_WHAT_TO_DO = {
+    errno.ENOSPC: "free space on that disk, then run the same command again",
+    errno.EDQUOT: "free space in your quota, then run the same command again",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), then run the same command again",
+    errno.EROFS: "name a folder on a file system that can be written",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.EISDIR: "allowed: a file",
+    errno.ENOTDIR: "allowed: a path that leads through folders alone",
+    errno.EMFILE: "raise the limit on open files (ulimit -n), then run the same command again",
+}
+"""By the code of the operating system, what ends a failure to read or write."""
+_OF_THE_PATH = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
+"""Codes that say that the path cannot be read by this user, not that the machine failed."""
+
+_SETTINGS_LOST = "restore it from a copy, or name another --out"
+_WRITTEN_AGAIN = "delete it, and the same command writes it again"
+_REMEDIES = {
+    **dict.fromkeys(("config.yaml", "train.yaml", "distil.yaml", "validate.yaml", "finetune.yaml"), _SETTINGS_LOST),
+    **dict.fromkeys(
+        ("summary.json", "evaluations.csv", "frontier.csv", "baselines.csv", "progress.csv", "engines.csv"),
+        f"{_WRITTEN_AGAIN} from what was measured",
+    ),
+    **dict.fromkeys(("ranking.csv", "results.csv", "distil.json"), _WRITTEN_AGAIN),
+    "environment.json": f"{_WRITTEN_AGAIN}, but cannot tell whether the inputs are still the same",
+    "seconds.json": "delete it, and only the seconds of earlier sessions are lost",
+    "archive.log": "delete it, and the same command scores its subnets again",
+    "subnets.csv": "delete it, and the same command measures its subnets again",
+    "trainer_state.json": "delete it, and the same command trains this model again",
+    EXPORT_RECORD: "name another --to",
+}
+"""By the name of a damaged file of ours, what to do, and what that costs."""
 
 
 def cache_folder() -> Path:
@@ -33,49 +84,202 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodistil_search"
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, on disk, then give it that name: a reader sees the old or the new."""
-    temporary = path.with_name(f".{path.name}.new")
+def _system_error(error: BaseException) -> int | None:
+    """Return the operating system's code of an error, also of one that a library put into words; None if it has none.
+
+    safetensors, tokenizers and ONNX raise errors of their own for a failed write, with the system's text in them.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error)
+    if code := re.search(r"\(os error (\d+)\)", text):
+        return int(code[1])
+    return next((code for code in _WHAT_TO_DO if os.strerror(code) in text), None)
+
+
+def _told(path: Path, what: str, code: int | None, error: BaseException) -> str:
+    reason = " ".join(str(error).split())[:200] if code is None else os.strerror(code)
+    advice = _WHAT_TO_DO.get(code) if code is not None else None
+    return f"{path} {what}: {reason}" + (f"; {advice}" if advice else "")
+
+
+class UnwritableError(OSError):
+    """A file or folder that cannot be written; the text says which, and what the operating system said."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise UnwritableError, naming `path`, if the operating system refuses what is written inside."""
     try:
-        write(temporary)
-        move_into_place(temporary, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"{path} cannot be written: {reason}") from None
-    finally:
-        temporary.unlink(missing_ok=True)  # of what failed or was interrupted: it would only fill the disk
+        yield
+    except (InputError, UnwritableError):
+        raise
+    except Exception as error:
+        code = _system_error(error)
+        elsewhere = not str(getattr(error, "filename", None) or path).startswith(str(path.parent))
+        if elsewhere or is_out_of_memory(error) or (code is None and not isinstance(error, (OSError, SafetensorError))):
+            raise
+        raise UnwritableError(_told(path, "cannot be written", code, error)) from None
 
 
-def move_into_place(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, once its content is on disk."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def clear_leftovers(folder: Path, of_models: bool = False) -> None:
+    """Remove what killed writes left in a folder of ours that this process holds, but not in folders inside it.
+
+    of_models: whether the folder holds a model in training. There earlier versions left files of safetensors, too.
+    """
+    for pattern in (".*.new", *((".final", ".tmp??????") if of_models else ())):
+        for leftover in folder.glob(pattern):
+            _clear(leftover)
+
+
+def _clear(path: Path) -> None:
+    """Remove a file or folder that a stopped write left, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _finish(file: Path, mode: int) -> None:
+    """Bring a written file to the disk, with the permissions that the umask gives: some libraries write 0600."""
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+    if file.stat().st_mode & 0o777 != mode:
+        file.chmod(mode)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Make the folder `.NAME.new` beside `path` to write into; whatever is left in it is removed afterwards.
+
+    What a killed process left there, temporary files of libraries included, is removed by the next one.
+    """
+    new = path.with_name(f".{path.name}.new")
+    _clear(new)
+    new.mkdir()
+    try:
+        yield new
+        mode = new.stat().st_mode & 0o666  # of a folder that was just made: what the umask leaves
+        for file in new.rglob("*"):
+            if file.is_file():
+                _finish(file, mode)
+    except BaseException:
+        _clear(new)
+        raise
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file, on disk, then give it the name `path`: a reader sees the old file or the new one.
+
+    Raises:
+        UnwritableError: if it cannot be written; the old file stays as it is.
+    """
+    write_together(path.parent, path.name, lambda folder: write(folder / path.name))
+
+
+def write_together(folder: Path, name: str, write: Callable[[Path], object]) -> None:
+    """Let `write` make files in an empty folder, then move each to `folder`, over an older one of its name.
+
+    A reader sees each file whole, the old one or the new one. Folders among them replace those of their name.
+
+    Args:
+        folder: Where the files go.
+        name: Of what is written, for messages and for the folder that is written first.
+        write: Gets the empty folder.
+
+    Raises:
+        UnwritableError: if anything cannot be written; what was there before stays as it is.
+    """
+    path = folder / name
+    with writing(path):
+        with _beside(path) as new:
+            write(new)
+        try:
+            for item in sorted(new.iterdir()):
+                if item.is_dir():
+                    _clear(folder / item.name)
+                os.replace(item, folder / item.name)
+        finally:
+            _clear(new)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` to write files into, which takes its name, and its place, once all is on disk.
+    """Make a new folder beside `path` to write files into, which takes its name, and its place, once all is on disk.
 
-    If anything fails inside, what was written is gone and what stood at `path` stays. A killed process leaves at most
-    the folder's `.NAME.new`, which the next one clears.
+    If anything fails inside, what was written is removed and what stood at `path` stays. A killed process leaves at
+    most `.NAME.new` and `.NAME.old`; `recover_folder`, which comes first here, clears both.
+
+    Raises:
+        UnwritableError: if it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (path.with_name(f".{path.name}.{kind}") for kind in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir()
-    try:
-        yield new
-        for file in new.iterdir():
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
-        if path.exists():
-            os.replace(path, old)
-        os.replace(new, path)
+    old = _old(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recover_folder(path)
+        with _beside(path) as new:
+            yield new
+        try:
+            if path.exists():
+                os.replace(path, old)
+            os.replace(new, path)
+        except BaseException:
+            recover_folder(path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Put back the folder that stood at `path`, if a process was killed while `whole_folder` replaced it."""
+    old = _old(path)
+    if old.is_dir() and not path.exists():
+        os.replace(old, path)
+    _clear(old)
+    _clear(path.with_name(f".{path.name}.new"))
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+@contextmanager
+def locked(lock: Path, folder: Path, flag: str | None) -> Iterator[None]:
+    """Hold the file `lock`, which stands for `folder`, for this process; it is gone afterwards.
+
+    The operating system frees the lock of a killed process; its file is no obstacle.
+
+    Args:
+        lock: The file.
+        folder: What it stands for, in messages.
+        flag: The one that names `folder`; None to wait until a process that holds it has ended.
+
+    Raises:
+        InputError: if another process holds it, which is named.
+        OSError: if the file cannot be made.
+    """
+    held = FileLock(lock, timeout=-1 if flag is None else 0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise InputError(
+            f"another process is at work in {folder}{_holder(lock)}; wait for it, or name another {flag}"
+        ) from None
+    try:
+        with suppress(OSError):  # on a full disk the lock holds, too
+            lock.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):  # while it is held: a process that waits for it makes a new one
+            lock.unlink()
+        held.release()
+
+
+def _holder(lock: Path) -> str:
+    """Return in brackets what a lock's file says of its holder; nothing if it cannot be read."""
+    with suppress(OSError, ValueError):
+        if words := " ".join(lock.read_text(encoding="utf-8").split())[:100]:
+            return f" ({words})"
+    return ""
 
 
 def without_password(url: str) -> str:
@@ -91,15 +295,45 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Raises InputError, naming `path`, for whatever a damaged or foreign file leads to inside."""
+def readable(path: Path, remedy: str | None = None) -> Iterator[None]:
+    """Say truthfully why the file `path` cannot be read inside.
+
+    Damage is what parsers, digests and shapes prove. Failures of the operating system are told in its words, and
+    memory that ran out passes through.
+
+    Args:
+        path: One file, never a folder with files that are whole.
+        remedy: What to do if it is damaged, and what that costs; by the file's name if not given. A file that the
+            user gave has none.
+
+    Raises:
+        InputError: if the file is damaged, or cannot be read by this user.
+        OSError: if the machine failed to read it.
+    """
     try:
         yield
     except InputError:
         raise
-    except (*_SIGNS_OF_DAMAGE, OSError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{path} is damaged or not of this run ({reason}); delete it, or name another --out") from None
+    except (OSError, RuntimeError, *_SIGNS_OF_DAMAGE) as error:
+        if is_out_of_memory(error):
+            raise
+        code = _system_error(error)
+        if code is not None or isinstance(error, OSError):
+            kind = InputError if code is None or code in _OF_THE_PATH else OSError
+            raise kind(_told(path, "cannot be read", code, error)) from None
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _SIGNS_OF_OTHER_SHAPES):
+            raise InputError(_told(path, "cannot be read", None, error)) from None
+        raise damaged(path, f"{type(error).__name__}: {error}", remedy) from None
+
+
+def damaged(path: Path, reason: str, remedy: str | None = None) -> InputError:
+    """Return the error for a file whose content is proven to be broken.
+
+    reason: what proves it. remedy: as of `readable`.
+    """
+    remedy = _REMEDIES.get(path.name) if remedy is None else remedy
+    words = " ".join(reason.split())[:200]
+    return InputError(f"{path} is damaged or not of this run ({words})" + (f"; {remedy}" if remedy else ""))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def report_runs(folders: Sequence[Path], to: Path | None = None, figure: bool = 
     folder = folders[0] if own else to or _beside(folders)
     if not own:
         _refuse_strangers(folder)
-    with exclusive(folder):
+    with exclusive(folder, "--out" if own else "--to"):
         if own:
             write_page(report, folder)  # its tables are as the search left them
         else:

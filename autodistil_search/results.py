@@ -178,7 +178,7 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / "summary.json").is_file():
         raise InputError(f"{str(folder)!r} holds no finished run; allowed: the --out folder of a search that ended")
-    with readable(folder):
+    with readable(folder / "summary.json"):
         return _read(folder, read_json(folder / "summary.json"))
 
 
@@ -189,7 +189,9 @@ def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
     def table(name: str) -> pd.DataFrame:
         # Names may look like numbers, or like nothing: a space of 512.yaml or NA.yaml.
         names = dict.fromkeys(("space", "name", "engine", "run"), str)
-        return pd.read_csv(folder / f"{name}.csv", dtype=names, keep_default_na=False, na_values=[""])
+        path = folder / f"{name}.csv"
+        with readable(path):
+            return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
 
     evaluations, frontier = table("evaluations"), table("frontier")
     for measured in (evaluations, frontier):

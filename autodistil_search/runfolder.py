@@ -7,19 +7,20 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from autodistil_search import __version__
 from autodistil_search.errors import InputError
 from autodistil_search.files import (
     Settings,
+    clear_leftovers,
+    locked,
     read_json,
     readable,
     refuse_other_settings,
@@ -89,32 +90,31 @@ def model_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; the lock of a killed process is free again."""
-    try:
-        with _usable(folder):
+def exclusive(folder: Path, flag: str = "--out") -> Iterator[None]:
+    """Hold `folder` for this process, and remove what a killed one left half-written in it.
+
+    The operating system frees the lock of a killed process.
+
+    Raises:
+        InputError: if another process holds it, or if it cannot be a folder.
+    """
+    with ExitStack() as held:
+        with _usable(folder, flag):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock", timeout=0)
-            lock.acquire()
-    except Timeout:
-        raise InputError(f"another process is at work in {folder}; wait for it, or name another --out") from None
-    try:
+            held.enter_context(locked(folder / ".lock", folder, flag))
+        clear_leftovers(folder)
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
-def _usable(folder: Path) -> Iterator[None]:
+def _usable(folder: Path, flag: str = "--out") -> Iterator[None]:
     try:
         yield
-    except Timeout:
-        raise
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--out {str(folder)!r} cannot be used as a folder: {reason}") from None
+        raise InputError(f"{flag} {str(folder)!r} cannot be used as a folder: {reason}") from None
 
 
 def check_folder(folder: Path, name: str, settings: Settings) -> None:

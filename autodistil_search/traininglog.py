@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import re
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+import pandas as pd
 
 from autodistil_search.errors import InputError
-from autodistil_search.files import readable
+from autodistil_search.files import readable, write_atomically, writing
 from autodistil_search.sampling import Drawn
 from autodistil_search.space import DIMENSIONS, Subnet
 
@@ -22,6 +26,9 @@ HELD_OUT_CSV = "held_out.csv"
 COLUMNS = ("step", "role", *DIMENSIONS, "loss")
 HIDDEN = "hidden_loss"
 """The column of `training.csv` that the last hidden states have, where they are trained."""
+_SIZE = re.compile(r"[0-9.]+(-[0-9.]+)*")
+_LOSS = re.compile(r"-?[0-9]+\.[0-9]+|-?inf|nan|")
+"""How `_Table` writes a size, of layers that differ one for each, and a loss."""
 
 
 class TrainingLog:
@@ -33,6 +40,9 @@ class TrainingLog:
         folder: Where they lie; rows after the step resumed from are dropped.
         first: Steps done before.
         tensorboard: Whether to write event files into `folder/tensorboard`, too.
+
+    Use it as a context manager, which closes the files however training ends. A log is no part of what weights depend
+    on: of a damaged one the good rows are kept, with a warning.
 
     Raises:
         InputError: if TensorBoard is asked for and not installed.
@@ -78,10 +88,53 @@ class TrainingLog:
                 self._board.add_scalar(f"held-out loss/{role}", mean, step)
         self._since = time.monotonic()  # measuring is not training
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of the files."""
         if self._board is not None:
             self._board.close()
+
+
+def read_log(path: Path) -> pd.DataFrame:
+    """Return the rows of a `training.csv` or `held_out.csv`; damaged ones are left out with a warning.
+
+    Raises:
+        InputError: if the file cannot be read by this user.
+    """
+    columns, rows = _good_rows(path)
+    numbers = {"step": int, "loss": float} | ({HIDDEN: float} if HIDDEN in columns else {})
+    table = pd.DataFrame(rows, columns=list(columns)).replace({"loss": "", HIDDEN: ""}, "nan")
+    return table.astype(numbers)
+
+
+def _good_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
+    """Return the columns of a log and the rows that have a value of its kind in each; a warning tells of the others.
+
+    A last line without an end is what a killed process leaves, and no damage.
+    """
+    with readable(path):
+        *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    cells = [line.rstrip("\r").split(",") for line in lines]
+    every = (*COLUMNS, HIDDEN)
+    head = tuple(cells[0]) if cells else COLUMNS
+    known = head in (COLUMNS, every)
+    columns = head if known else max((COLUMNS, every), key=lambda names: sum(len(row) == len(names) for row in cells))
+    rows = [row for row in cells[1:] if len(row) == len(columns) and _is_good(row)]
+    if damaged := max(len(cells) - len(rows) - known, 0):
+        warnings.warn(f"{damaged} lines of {path} are damaged and left out; weights do not depend on it", stacklevel=3)
+    return columns, rows
+
+
+def _is_good(row: Sequence[str]) -> bool:
+    step, role, *sizes = row[: len(COLUMNS) - 1]
+    losses = row[len(COLUMNS) - 1 :]
+    whole = step.isascii() and step.isdigit() and role.isascii() and role.isalpha()
+    return whole and all(map(_SIZE.fullmatch, sizes)) and all(map(_LOSS.fullmatch, losses))
 
 
 def _means(losses: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -106,10 +159,8 @@ class _Table:
         self._path = path
         kept: list[list[str]] = []
         if path.exists():
-            with readable(path), path.open(newline="") as file:
-                kept = [row for row in list(csv.reader(file))[1:] if len(row) == len(columns) and int(row[0]) <= first]
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([columns, *kept])
+            kept = [row for row in _good_rows(path)[1] if len(row) == len(columns) and int(row[0]) <= first]
+        write_atomically(path, lambda new: self._add(new, [columns, *kept]))
 
     def append(
         self, step: int, rows: Sequence[tuple[str, Subnet, float]], more: Sequence[float | None] | None = None
@@ -121,5 +172,10 @@ class _Table:
             lines.append((step, role, *(sizes[key] for key in DIMENSIONS), f"{loss:.6f}"))
         if more is not None:
             lines = [(*line, "" if each is None else f"{each:.6f}") for line, each in zip(lines, more, strict=True)]
-        with self._path.open("a", newline="") as file:
+        with writing(self._path):
+            self._add(self._path, lines)
+
+    @staticmethod
+    def _add(path: Path, lines: Sequence[Sequence[Any]]) -> None:
+        with path.open("a", newline="") as file:
             csv.writer(file).writerows(lines)

@@ -368,6 +368,5 @@ def draw(found: Validation, targets: Sequence[str]) -> None:
     taus = [float(within["kendall"].loc[pair]) for pair in pairs]  # type: ignore[arg-type]
     titles = [f"tau within bands {tau:.2f}" if np.isfinite(tau) else "alike within bands" for tau in taus]
     labels = {each.column: each.label for each in found.measures}
-    new = found.folder / ".ranking.png.new"
-    save_figure(validation_figure(found.measured, pairs, labels, titles), new)
-    new.replace(found.folder / "ranking.png")
+    figure = validation_figure(found.measured, pairs, labels, titles)
+    write_atomically(found.folder / "ranking.png", lambda path: save_figure(figure, path))

@@ -12,7 +12,7 @@ import pandas as pd
 
 from autodistil_search.files import read_json, readable
 from autodistil_search.findings import Finding, read
-from autodistil_search.traininglog import HELD_OUT_CSV, TRAINING_CSV
+from autodistil_search.traininglog import HELD_OUT_CSV, TRAINING_CSV, read_log
 
 _POINTS = 200
 """Longer trainings are drawn as means over so many stretches."""
@@ -154,15 +154,14 @@ def _curves(training: Path) -> list[Curve]:
     held_out = training.with_name(HELD_OUT_CSV)
     if not held_out.is_file():
         return []
-    with readable(training):
-        return training_curves(pd.read_csv(training), pd.read_csv(held_out))
+    return training_curves(read_log(training), read_log(held_out))
 
 
 def _check(folder: Path) -> ProxyCheck:
     summary = read_json(folder / "summary.json")
-    with readable(folder):
-        measured, ranking = (pd.read_csv(folder / name) for name in ("subnets.csv", "ranking.csv"))
-        digests = read_json(folder / "environment.json")["inputs"]
+    measured, ranking = (_table(folder / name) for name in ("subnets.csv", "ranking.csv"))
+    digests = read_json(folder / "environment.json")["inputs"]
+    with readable(folder / "summary.json"):
         return ProxyCheck(
             folder.name,
             summary["columns"],
@@ -172,3 +171,8 @@ def _check(folder: Path) -> ProxyCheck:
             fine_tuned="task_task" in digests,
             has_data="findings" in summary,
         )
+
+
+def _table(path: Path) -> pd.DataFrame:
+    with readable(path):
+        return pd.read_csv(path)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from autodistil_search.files import write_atomically
 from autodistil_search.report.figures import BASELINE_COLOUR, SPACE_COLOURS, save_figure
 from autodistil_search.report.runs import training_curves
+from autodistil_search.traininglog import HELD_OUT_CSV, TRAINING_CSV, read_log
 
 _COLOURS = {
     "largest": SPACE_COLOURS[0],
@@ -42,11 +44,11 @@ def training_figure(training: pd.DataFrame, held_out: pd.DataFrame, title: str) 
 
 def write_training_figure(folder: Path, title: str) -> None:
     """Draw `training.png` from `training.csv` and `held_out.csv` in `folder`, if anything was trained yet."""
-    paths = [folder / name for name in ("training.csv", "held_out.csv")]
+    paths = [folder / name for name in (TRAINING_CSV, HELD_OUT_CSV)]
     if not all(path.exists() for path in paths):
         return
-    training, held_out = map(pd.read_csv, paths)
+    training, held_out = map(read_log, paths)
     if len(training):
-        new = folder / ".training.png.new"
-        save_figure(training_figure(training, held_out, title), new)
-        new.replace(folder / "training.png")
+        write_atomically(
+            folder / "training.png", lambda path: save_figure(training_figure(training, held_out, title), path)
+        )

@@ -22,7 +22,7 @@ from transformers import (
 from autodistil_search.device import Device, choose_device
 from autodistil_search.errors import InputError
 from autodistil_search.families import FAMILIES, PACKAGED
-from autodistil_search.files import read_json, write_atomically
+from autodistil_search.files import clear_leftovers, read_json, write_atomically, write_together
 from autodistil_search.model import quiet_transformers
 from autodistil_search.progress import Reporter
 from autodistil_search.runfolder import FINETUNE_CONFIG, check_folder, exclusive, model_folder, open_folder, versions
@@ -32,7 +32,7 @@ from autodistil_search.tasks.data import Task, load_task
 from autodistil_search.tasks.finetune import FinetuneOptions, Prepared, finetune
 from autodistil_search.teacher import model_sha256, packaged_folder
 
-_SUMMARY, _RESULT = "summary.json", "result.json"
+_SUMMARY, _RESULT, _DIVERGED = "summary.json", "result.json", "diverged.json"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class FinetuneRun:
     Args:
         folder: Where it lies.
         task: What it was on.
-        results: A row for each learning rate and seed: the metric it was chosen by, and all metrics on `dev`.
+        results: A row for each learning rate and seed: the metric it was chosen by, and all metrics on `dev`. A rate
+            that diverged has none of them.
         lr: The learning rate that was chosen.
     """
 
@@ -121,9 +122,15 @@ class _Job:
         return teacher
 
     def run(self, folder: Path) -> FinetuneRun:
-        """Each learning rate with the first seed, then the best one with the others."""
-        rows = [self._one(folder, rate, 0) for rate in self._config.rates]
-        best = max(rows, key=lambda row: row["chosen_by"])["lr"]
+        """Each learning rate with the first seed, then the best one with the others.
+
+        Of several learning rates one that diverges is recorded without figures, and never chosen.
+        """
+        rows = [self._first(folder, rate) for rate in self._config.rates]
+        learnt = [row for row in rows if "chosen_by" in row]
+        if not learnt:
+            raise FloatingPointError(f"every learning rate of --lr {self._config.lr} diverged; try lower ones")
+        best = max(learnt, key=lambda row: row["chosen_by"])["lr"]
         rows += [self._one(folder, best, seed) for seed in range(1, self._config.seeds)]
         results = pd.DataFrame(rows)
         found = FinetuneRun(folder, self._task, results, best)
@@ -136,12 +143,30 @@ class _Job:
         kept = {key: getattr(self._config, key) for key in ("epochs", "batch_size", "losses", "temperature")}
         return FinetuneOptions(**kept, lr=rate, seed=seed)
 
+    def _first(self, folder: Path, rate: float) -> dict[str, float]:
+        """The result of one of the learning rates with the first seed: both alone, if it diverged."""
+        record = folder / f"lr-{rate:g}-seed-0" / _DIVERGED
+        row = {"lr": rate, "seed": 0.0}
+        if record.is_file() and read_json(record)["lr"] == rate:
+            return row
+        try:
+            return self._one(folder, rate, 0)
+        except FloatingPointError as error:
+            if len(self._config.rates) == 1:
+                raise
+            self._reporter.say(str(error))
+            text = json.dumps({"lr": rate, "reason": str(error)})
+            write_atomically(record, lambda path: path.write_text(text))
+            shutil.rmtree(record.with_name("training"), ignore_errors=True)
+            return row
+
     def _one(self, folder: Path, rate: float, seed: int) -> dict[str, float]:
         """The result of one learning rate and seed: made now, or read from its folder."""
         own = folder / f"lr-{rate:g}-seed-{seed}"
         for done in (folder / f"seed-{seed}", own):
             if (done / _RESULT).is_file() and (found := read_json(done / _RESULT))["lr"] == rate:
                 return {key: float(value) for key, value in found.items()}
+        clear_leftovers(own)
         options = self._options(rate, seed)
         model = load_classifier(self._config.model, self._source, self._task, seed)
         title = f"{self._task.name}, lr {rate:g}, seed {seed}"
@@ -155,9 +180,13 @@ class _Job:
 
     def _save(self, folder: Path, model: PreTrainedModel, row: Mapping[str, float]) -> None:
         """The model and its tokenizer, then its result, by which it is known to be whole."""
-        with quiet_transformers():
-            model.save_pretrained(folder)
-        self._prepared.tokenizer.save_pretrained(folder)
+
+        def save(new: Path) -> None:
+            with quiet_transformers():
+                model.save_pretrained(new)
+            self._prepared.tokenizer.save_pretrained(new)
+
+        write_together(folder, "model.safetensors", save)
         write_atomically(folder / _RESULT, lambda path: path.write_text(json.dumps(row)))
         shutil.rmtree(folder / "training", ignore_errors=True)
 
@@ -177,6 +206,7 @@ class _Job:
             "metrics": {name: {"mean": mean, "standard_deviation": spread} for name, (mean, spread) in means.items()},
             "rows": {"train": len(prepared.train), "choose": len(prepared.choose), "dev": len(prepared.dev)},
             "lr": found.lr,
+            "diverged": found.results.loc[found.results["chosen_by"].isna(), "lr"].to_list(),
             "seeds": self._config.seeds,
             "options": asdict(self._options(found.lr, 0)),
             "model": found.model_folder.name,

@@ -143,6 +143,88 @@ def test_a_training_stopped_anywhere_ends_as_one_never_stopped(
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+@pytest.fixture
+def short(classifier, tokenizer, cpu, tmp_path, monkeypatch):
+    """A training of four epochs of three steps, a checkpoint after each step, and its result when never stopped."""
+    from autodistil_search.checkpoint import Checkpoints
+
+    monkeypatch.setattr(Checkpoints, "due", True)
+    prepared, options = Prepared(toy_task(n=52), tokenizer), replace(OPTIONS, epochs=4, lr=1e-2)
+
+    def train(folder=tmp_path / "t"):
+        model = classifier()
+        ended = finetune(model, prepared, options, cpu, folder)
+        return ended, torch.cat([each.detach().flatten() for each in model.parameters()])
+
+    return train, train(None), tmp_path / "t"
+
+
+def same(found, expected):
+    return found[0] == expected[0] and torch.equal(found[1], expected[1])
+
+
+def test_a_training_killed_between_any_two_files_ends_as_one_never_stopped(short, monkeypatch):
+    from autodistil_search import files
+
+    train, whole, folder = short
+    replace_file, writes = files.os.replace, 0
+
+    def killed(source, target):
+        nonlocal writes
+        writes += 1
+        if writes in stops:
+            raise StoppedError
+        replace_file(source, target)
+
+    monkeypatch.setattr(files.os, "replace", killed)
+    stops = range(4, 60, 5)  # of the writes of all starts together: a weight file, a checkpoint or its state is next
+    for _ in range(len(stops) + 1):
+        try:
+            found = train()
+        except StoppedError:
+            continue
+        break
+    assert same(found, whole)
+    assert writes > 20
+    assert len(list(folder.glob("best-*"))) <= 2
+    assert list(folder.glob(".*")) == []
+
+
+@pytest.mark.parametrize("damage", ["of another epoch", "cut", "gone"])
+def test_best_weights_that_are_not_those_of_the_state_are_not_taken(damage, short, monkeypatch):
+    from autodistil_search.checkpoint import Checkpoints
+
+    train, whole, folder = short
+    save = Checkpoints.save
+
+    def stopped(self, step, text):
+        save(self, step, text)
+        if step == 8:
+            raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stopped)
+        with pytest.raises(StoppedError):
+            train()
+    for path in folder.glob("best-*"):
+        if damage == "of another epoch":
+            save_file({name: 0.5 * each for name, each in load_file(path).items()}, path)
+        elif damage == "cut":
+            path.write_bytes(path.read_bytes()[:-100])
+        else:
+            path.unlink()
+    with pytest.warns(UserWarning, match="the best weights in .* are damaged; this training starts anew"):
+        assert same(train(), whole)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_weights_that_are_not_finite_end_the_training_by_name(epochs, classifier, tokenizer, cpu):
+    prepared = Prepared(toy_task(n=20), tokenizer)  # an epoch of one step, whose loss is finite
+    options = replace(OPTIONS, epochs=epochs, batch_size=32, lr=1e300, seed=3)
+    with pytest.raises(FloatingPointError, match=r"diverged in epoch 1, at learning rate 1e\+300 with seed 3: "):
+        finetune(classifier(), prepared, options, cpu)
+
+
 def distilled(losses, classifier, tokenizer, cpu, teacher, task=None, **changes):
     student = classifier(task, seed=3)
     finetune(student, Prepared(task or toy_task(), tokenizer), replace(OPTIONS, losses=losses, **changes), cpu,
@@ -236,6 +318,23 @@ def test_of_several_rates_the_best_on_the_rows_to_choose_by_is_taken(config):
     assert stamps == [(run.folder / name / "result.json").stat().st_mtime_ns for name in ("seed-0", "lr-1e-06-seed-0")]
     assert run.results.loc[1, "chosen_by"] > run.results.loc[0, "chosen_by"]
     assert run.model_folder.is_dir()
+
+
+def test_of_several_rates_one_that_diverges_is_recorded_and_never_chosen(config, printed_json, capsys):
+    config = replace(config, epochs=1, seeds=1, lr="1e300,1e-3")
+    run = run_finetuning(config)
+    assert run.lr == 1e-3
+    assert run.results["chosen_by"].isna().tolist() == [True, False]
+    assert json.loads((run.folder / "summary.json").read_text())["diverged"] == [1e300]
+    before = (run.folder / "results.csv").read_bytes()
+    arguments = ["finetune", config.model, "--task", config.task, "--epochs", "1", "--seeds", "1", "--batch-size", "16"]
+    arguments += ["--max-length", "16", "--out", config.out]
+    assert printed_json([*arguments, "--lr", "1e300,1e-3"])["lr"] == 1e-3
+    assert (run.folder / "results.csv").read_bytes() == before
+    assert main([*arguments[:-1], f"{config.out}2", "--lr", "1e300", "--quiet"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "diverged in epoch 1, at learning rate 1e+300 with seed 0" in told
 
 
 def test_more_seeds_go_on_from_fewer(config):

@@ -6,9 +6,9 @@ end. All that a step does follows from seed and step, so a killed training goes 
 
 from __future__ import annotations
 
-import json
 import math
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from autodistil_search.checkpoint import Checkpoints
+from autodistil_search.checkpoint import Checkpoints, check_weights
 from autodistil_search.device import Device
-from autodistil_search.files import read_json, write_atomically
+from autodistil_search.files import file_sha256, write_atomically
 from autodistil_search.progress import Bar, Reporter
 from autodistil_search.schedule import MAX_GRADIENT_NORM, WEIGHT_DECAY, seeded, set_learning_rate
 from autodistil_search.tasks.data import Rows, Task
@@ -37,7 +37,8 @@ _ROWS_AT_ONCE = 64
 """When nothing is learnt."""
 _BATCHES_SORTED = 32
 """Batches whose rows are put together by length: less padding, and still at random."""
-_BEST, _EPOCHS = "best.safetensors", "epochs.json"
+_BEST = "best-{}.safetensors"
+"""The weights after the best epoch so far, by its number: a checkpoint names the one that was the best by then."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def finetune(
 
     Raises:
         InputError: if what is in `folder` was made with other options.
-        FloatingPointError: if the loss is not finite.
+        FloatingPointError: if the loss or the weights are not finite; names learning rate, seed and epoch.
     """
     device.place(model)
     if teacher is not None:
@@ -209,7 +210,13 @@ def finetune(
     device.place(learner)
     run = _Run(learner, prepared, options, device, folder, dict(identity or {}))
     with (reporter or Reporter()).bar(title, "steps", run.steps) as bar:
-        run.train(bar)
+        try:
+            run.train(bar)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{title} diverged in epoch {len(run.scores) + 1}, at learning rate {options.lr:g} with seed "
+                f"{options.seed}: {error}; try a lower --lr"
+            ) from None
     model.load_state_dict(run.best)
     model.eval()
     dev = scores(prepared.task, prepared.dev.labels, predict(model, prepared.dev, device)) if report else {}
@@ -288,6 +295,8 @@ class _Run:
         self._scaler = self.device.scaler()
         self._in_an_epoch = math.ceil(len(self.prepared.train) / self.options.batch_size)
         self._checkpoints = None
+        self._named: dict[str, str] = {}
+        self._saved: list[str] = []  # files of the best weights that the checkpoints kept name
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             settings: dict[str, Any] = {**self.identity, **asdict(self.options)}
@@ -312,7 +321,7 @@ class _Run:
                 if place + 1 == len(batches):
                     self._end_epoch()
                 if self._checkpoints is not None and self._checkpoints.due:
-                    self._checkpoints.save(step + 1, [])
+                    self._save(self._checkpoints, step + 1)
                 bar.advance(f"loss {loss:.3f}" + (f", chosen by {max(self.scores):.4f}" if self.scores else ""))
 
     def _step(self, step: int, indices: Sequence[int]) -> float:
@@ -322,7 +331,7 @@ class _Run:
         with seeded(hash((self.options.seed, step)) % 2**32):  # of dropout
             loss = self.learner.loss(inputs, labels, self.device)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step + 1}; try a lower --lr")
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step + 1}")
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
         torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRADIENT_NORM)
@@ -334,21 +343,60 @@ class _Run:
     def _end_epoch(self) -> None:
         """Measure on the rows to choose by, and keep the weights if they are the best so far."""
         student, task, rows = self.learner.student, self.prepared.task, self.prepared.choose
+        check_weights(student)
         found = scores(task, rows.labels, predict(student, rows, self.device))[task.metrics[0]]
         if not self.scores or found > max(self.scores):
             self.best = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
             if self.folder is not None:
-                write_atomically(self.folder / _BEST, lambda path: save_file(self.best, path))
+                path = self.folder / _BEST.format(len(self.scores) + 1)
+                write_atomically(path, lambda file: save_file(self.best, file))
+                self._named = {"file": path.name, "sha256": file_sha256(path)}
+                self._drop_all_best_but([*self._saved, path.name])
         self.scores.append(found)
-        if self.folder is not None:
-            write_atomically(self.folder / _EPOCHS, lambda path: path.write_text(json.dumps({"scores": self.scores})))
+
+    def _save(self, checkpoints: Checkpoints, step: int) -> None:
+        """Write a checkpoint that names the best weights so far, and drop those that none names any more."""
+        check_weights(self.learner)
+        checkpoints.save(step, [{"scores": self.scores, "best": self._named}])
+        self._saved = [*self._saved, self._named.get("file", "")][-checkpoints.keep :]
+        self._drop_all_best_but(self._saved)
+
+    def _drop_all_best_but(self, names: Sequence[str]) -> None:
+        assert self.folder is not None
+        for path in self.folder.glob(_BEST.format("*")):
+            if path.name not in names:
+                path.unlink()
 
     def _go_on(self) -> int:
-        """Restore the last checkpoint; how many steps were done. What came after it will be the same again."""
+        """Restore the last checkpoint; how many steps were done. What came after it will be the same again.
+
+        If the best weights that it names are damaged or missing, training starts anew, with a warning.
+        """
         if self._checkpoints is None or self.folder is None:
             return 0
-        step, _ = self._checkpoints.restore()
-        if epochs := step // self._in_an_epoch:
-            self.scores = read_json(self.folder / _EPOCHS)["scores"][:epochs]
-            self.best = load_file(self.folder / _BEST, device=self.device.name)
+        begun = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
+        scale = self._scaler.state_dict()
+        step, text = self._checkpoints.restore()
+        if not step:
+            return 0
+        state = text[0] if text else {}  # earlier versions did not name the best weights
+        scores, named = state.get("scores", []), state.get("best", {})
+        if len(scores) != step // self._in_an_epoch or not self._load_best(scores, named):
+            warnings.warn(f"the best weights in {self.folder} are damaged; this training starts anew", stacklevel=2)
+            self._checkpoints.discard()
+            self.learner.load_state_dict(begun)
+            self._scaler.load_state_dict(scale)
+            return 0
+        self.scores, self._named, self._saved = scores, named, [named.get("file", "")]
         return step
+
+    def _load_best(self, scores: Sequence[float], named: Mapping[str, str]) -> bool:
+        """Load the weights that a checkpoint names; returns whether they are those that were written."""
+        assert self.folder is not None
+        if not scores:
+            return True
+        path = self.folder / named["file"]
+        if not path.is_file() or file_sha256(path) != named["sha256"]:
+            return False
+        self.best = load_file(path, device=self.device.name)
+        return True

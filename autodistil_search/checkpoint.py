@@ -88,7 +88,7 @@ class Checkpoints:
         path = self.folder / f"{_NAME.format(step)}.safetensors"
         try:
             write_atomically(path, lambda file: save_file(self._tensors(), file))
-            state = {
+            state: dict[str, Any] = {
                 "step": step,
                 "sha256": file_sha256(path),
                 "settings": dict(self.settings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ class Device:
     def place(self, module: torch.nn.Module) -> None:
         """Move `module` there."""
         module.to(self.name)
+
+    def cast(self, module: torch.nn.Module) -> torch.nn.Module:
+        """A copy of `module` there, whose weights are in this precision; in float32, `module` itself."""
+        if self.precision == "fp32":
+            return module.to(self.name)
+        return copy.deepcopy(module).to(self.name, _HALVES[self.precision])
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which models run."""

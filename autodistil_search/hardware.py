@@ -1,7 +1,8 @@
 """What a student takes on this machine: time and memory of a forward pass, measured on the module that ships.
 
-A measurement is taken while no other one is, whatever process of this machine takes it. Inputs are random token ids:
-neither time nor memory depends on which they are.
+The student is cast to the precision of the device once, before it is measured, as one that serves would be: autocast
+would cast every weight again at each pass. A measurement is taken while no other one is, whatever process of this
+machine takes it. Inputs are random token ids: neither time nor memory depends on which they are.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Load:
-    """What a student is given. batch: sequences at once; seq_len: tokens in each; device: where, and how exactly."""
+    """What a student is given.
+
+    batch: sequences at once; seq_len: tokens in each; device: where it runs, and the precision it is cast to.
+    """
 
     batch: int
     seq_len: int
@@ -40,13 +44,14 @@ class Load:
     @property
     def words(self) -> str:
         """For the reader of a report."""
+        precision = self.device.precision if self.device.precision == "fp32" else f"{self.device.precision} weights"
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        return f"{self.batch} x {self.seq_len} tokens, {self.device.name} {self.device.precision}{threads}"
+        return f"{self.batch} x {self.seq_len} tokens, {self.device.name} {precision}{threads}"
 
 
 def pass_seconds(model: nn.Module, load: Load) -> list[float]:
     """Seconds of each of many forward passes, ascending; the first ones do not count."""
-    with _prepared(model, load) as run:
+    with _prepared(model, load) as (_, run):
         return _timed(run)
 
 
@@ -85,8 +90,8 @@ def throughput(model: nn.Module, load: Load) -> float:
 
 def peak_bytes(model: nn.Module, load: Load) -> int:
     """The most bytes that weights and a forward pass hold at one time, by the allocations that torch makes."""
-    weights = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
-    with _prepared(model, load) as run:
+    with _prepared(model, load) as (shipped, run):
+        weights = sum(tensor.nbytes for tensor in (*shipped.parameters(), *shipped.buffers()))
         run()
         if load.device.type == "cuda":
             before = torch.cuda.memory_allocated(load.device.name)
@@ -113,10 +118,13 @@ def most_allocated(work: Callable[[], object]) -> int:
 
 
 @contextmanager
-def _prepared(model: nn.Module, load: Load) -> Iterator[Callable[[], None]]:
-    """A forward pass to call, while no other process measures; on a GPU it returns when the pass is done."""
+def _prepared(model: nn.Module, load: Load) -> Iterator[tuple[nn.Module, Callable[[], None]]]:
+    """The student as it serves and a forward pass to call, while no other process measures.
+
+    On a GPU the call returns when the pass is done.
+    """
     device = load.device
-    model.to(device.name).eval()
+    shipped = device.cast(model).eval()
     vocabulary: int = model.config.vocab_size  # type: ignore[union-attr,assignment]
     generator = torch.Generator().manual_seed(0)
     ids: Tensor = torch.randint(vocabulary, (load.batch, load.seq_len), generator=generator)
@@ -124,13 +132,12 @@ def _prepared(model: nn.Module, load: Load) -> Iterator[Callable[[], None]]:
 
     @torch.inference_mode()
     def run() -> None:
-        with device.autocast():
-            model(input_ids=ids)
+        shipped(input_ids=ids)
         if device.type == "cuda":
             torch.cuda.synchronize(device.name)
 
     with FileLock(_lock_path(), mode=0o666):
-        yield run
+        yield shipped, run
 
 
 def _lock_path() -> Path:

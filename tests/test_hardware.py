@@ -8,6 +8,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from autodistil_search import hardware
+from autodistil_search.device import Device
 from autodistil_search.hardware import Load, latency, pass_seconds, peak_bytes, throughput
 
 
@@ -62,6 +63,53 @@ def test_memory_of_a_student_is_the_same_each_time_and_grows_with_the_batch(debu
     weights = sum(each.nbytes for each in student.parameters())
     single, again, many = (peak_bytes(student, Load(batch, 16, cpu)) for batch in (1, 1, 8))
     assert weights < single == again < many
+
+
+class Noting(nn.Module):
+    """A layer that notes the precision of its weights and of its output at each pass."""
+
+    def __init__(self, noted):
+        super().__init__()
+        self.layer, self.noted = nn.Linear(4, 4), noted
+        self.config = type("Config", (), {"vocab_size": 50})
+
+    def forward(self, input_ids):
+        output = self.layer(torch.ones(2, 4, dtype=self.layer.weight.dtype))
+        self.noted.append((self.layer.weight.dtype, output.dtype))
+
+    def __deepcopy__(self, memo):
+        copied = type(self)(self.noted)
+        copied.load_state_dict(self.state_dict())
+        return copied
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_a_student_is_cast_once_for_all_passes_and_itself_stays_as_it_was(precision, dtype):
+    noted, load = [], Load(2, 4, Device("cpu", precision))
+    module = Noting(noted)
+    before = [weight.clone() for weight in module.parameters()]
+    pass_seconds(module, load)
+    assert set(noted) == {(dtype, dtype)}
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    assert all(weight.dtype == torch.float32 for weight in module.parameters())
+    assert f"cpu {precision}" in load.words
+    assert ("weights" in load.words) == (precision != "fp32")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_student_that_is_cast_computes_the_same_but_for_rounding_in_less_memory(
+    precision, debug_superlm, debug_space, toy_batch, cpu
+):
+    student, half = debug_superlm().extract(debug_space.largest).eval(), Device("cpu", precision)
+    ids, mask = toy_batch()
+    with torch.no_grad():
+        exact, rough = (module(ids, mask).last_hidden_state for module in (student, half.cast(student)))
+    # bfloat16 rounds by up to 2^-8 of a number: here a dozen times in a row, and norms make numbers large again.
+    assert (rough.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    memory = [peak_bytes(student, Load(1, 16, device)) for device in (half, cpu)]
+    assert memory[0] < 0.75 * memory[1]  # half, but for what softmax and norms may hold in float32
 
 
 def test_only_one_measures_at_a_time(load, monkeypatch):

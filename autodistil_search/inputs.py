@@ -34,7 +34,7 @@ from autodistil_search.proxies import HIDDEN_KIND, ProxyKind, TaskBudget, task_p
 from autodistil_search.schedule import default_learning_rate
 from autodistil_search.space import SearchSpace, Subnet, load_space
 from autodistil_search.start import SAMPLE_BLOCKS
-from autodistil_search.stream import StreamedBlocks, open_stream
+from autodistil_search.stream import open_stream
 from autodistil_search.teacher import Teacher, load_as_student, load_teacher, model_sha256
 from autodistil_search.weights import parse_relations, parse_subnet_weights
 
@@ -358,13 +358,11 @@ def open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: R
     """
     if config.stream:
         group = processes(device.type == "cpu")
-
-        def begin() -> tuple[StreamedBlocks, Blocks]:
-            return open_stream(config.texts, teacher.tokenizer, config.seq_len, rank=group.rank, world=group.count)
-
-        stream, held_out = begin()
+        stream, held_out = open_stream(
+            config.texts, teacher.tokenizer, config.seq_len, rank=group.rank, world=group.count
+        )
         about = f"streamed, {len(held_out.tokens):,} tokens held out by document"
-        return Text(lambda: begin()[0], held_out, stream.digest, about)
+        return Text(stream.begin, held_out, stream.digest, about)
     with reporter.bar("tokenizing", "documents", None) as bar:
         corpus = load_corpus(config.texts, teacher.tokenizer, cache_folder(), progress=bar.advance_by)
     train, held_out = corpus.blocks(config.seq_len)  # too short a text is refused here

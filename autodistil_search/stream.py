@@ -49,6 +49,10 @@ class StreamedBlocks:
         self._step = self._block = 0
         self._seed: int | None = None
 
+    def begin(self) -> StreamedBlocks:
+        """Return the same stream at its start; nothing is read for it yet, the held-out text least of all."""
+        return StreamedBlocks(self._shards, self._encoder, self._inner + 2, self.digest, self._rank, self._world)
+
     def rows(self, step: int, batch_size: int, seed: int, share: slice) -> Tensor:
         """See `TrainingText`; the rows are of this rank's own shards, and the text begins again when it ends.
 

@@ -14,7 +14,9 @@ from torch.testing import assert_close
 
 from autodistil_search import InputError, SearchConfig, TrainConfig, search, train
 from autodistil_search.cli import main
+from autodistil_search.inputs import resolve_training
 from autodistil_search.report.training import training_figure
+from autodistil_search.sources import Shard
 from autodistil_search.space import load_space
 from autodistil_search.training import trained_config
 
@@ -187,3 +189,20 @@ def test_a_training_that_learns_nothing_or_collapses_says_so(toy_training, capsy
     monkeypatch.setattr("autodistil_search.training.returns_of", lambda _: [collapse])
     assert main(["train", *flags]) == 0
     assert "The training of SuperLM debug collapsed at step 20" in capsys.readouterr().err
+
+
+def test_a_stream_reads_its_held_out_documents_once_however_often_training_begins(toy_training, monkeypatch):
+    reads, read = [], Shard.read
+
+    def counted(self, state=None):
+        reads.append(self.name)
+        return read(self, state)
+
+    monkeypatch.setattr(Shard, "read", counted)
+    text = resolve_training(replace(toy_training, stream=True)).text
+    assert len(reads) == 1  # one file, from its start to the last document that is held out
+    blocks = [text.begin() for _ in range(3)]  # a SuperLM, a baseline, a validated subnet
+    assert len(reads) == 1
+    first, second, _ = (each.rows(0, 4, 7, slice(None)) for each in blocks)
+    assert first.equal(second)
+    assert len(blocks[0].rows(1, 4, 7, slice(None))) == 4  # each has a place of its own

@@ -1,4 +1,4 @@
-"""Where the arithmetic runs and in which precision."""
+"""Where the arithmetic runs, in which precision, and how much memory is free there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from autodistil_search.errors import InputError
+from autodistil_search.resources import FreeMemory, free_memory
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -32,6 +33,13 @@ class Device:
     def place(self, module: torch.nn.Module) -> None:
         """Move `module` there."""
         module.to(self.name)
+
+    def free_memory(self) -> FreeMemory | None:
+        """Return the memory that this process can still take there; None where the system does not state it."""
+        if self.type != "cuda":
+            return free_memory()
+        cached = torch.cuda.memory_reserved(self.name) - torch.cuda.memory_allocated(self.name)
+        return FreeMemory(torch.cuda.mem_get_info(self.name)[0] + cached, self.name)
 
     def cast(self, module: torch.nn.Module) -> torch.nn.Module:
         """A copy of `module` there, whose weights are in this precision; in float32, `module` itself."""

@@ -21,6 +21,7 @@ from autodistil_search import __version__
 from autodistil_search.errors import InputError
 from autodistil_search.files import cache_folder
 from autodistil_search.processes import machine
+from autodistil_search.resources import cgroup_limits
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -220,40 +221,6 @@ def _threads() -> Iterator[Finding]:
         yield Finding("threads", threads, remark=told)
         return
     yield Finding("threads", threads, state="slow", remark=remark)
-
-
-def cgroup_limits(root: Path = Path("/")) -> tuple[float | None, int | None]:
-    """CPUs and bytes of memory that control groups, of either version, leave this process; None without a limit."""
-    cpus, memory = [], []
-    for folder in _cgroup_folders(root):
-        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-        if (folder / "cpu.max").is_file():
-            quota, period = _number(folder / "cpu.max"), _number(folder / "cpu.max", 1)
-        if quota and period and quota > 0:
-            cpus.append(quota / period)
-        limits = (_number(folder / name) for name in ("memory.max", "memory.limit_in_bytes"))
-        memory += [limit for limit in limits if limit is not None and limit < 2**60]  # version 1 says so of no limit
-    return min(cpus, default=None), min(memory, default=None)
-
-
-def _cgroup_folders(root: Path) -> Iterator[Path]:
-    """The folders of this process's control groups and of those that hold them."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        base = root / "sys/fs/cgroup" / controllers
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        yield from (base.joinpath(*parts[:depth]) for depth in range(len(parts) + 1))
-
-
-def _number(path: Path, word: int = 0) -> int | None:
-    """A word of a file as a number; None if it is not there or is none, such as "max"."""
-    try:
-        return int(path.read_text().split()[word])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _packaged() -> Iterator[Finding]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -327,8 +326,8 @@ def resolve_training(
     spaces = load_spaces(config.space_names, config.depth, config.relation_heads, plugins)
     device = choose_device(config.device, config.precision)
     teacher = find_teacher(config, device, plugins)
-    for space in spaces:
-        _check_memory(space, teacher)
+    for space in spaces if needs_text else []:  # without text nothing is trained
+        _check_memory(space, teacher, device)
     if config.seq_len > teacher.vocabulary.positions:
         raise InputError(
             f"--seq-len {config.seq_len}; the teacher has positions for 8 to {teacher.vocabulary.positions}"
@@ -370,16 +369,13 @@ def open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: R
     return Text(lambda: train, held_out, corpus.digest, about)
 
 
-def _check_memory(space: SearchSpace, teacher: Teacher) -> None:
-    """Refuse a SuperLM whose weights, gradients and AdamW moments (float32) are more than this machine's memory."""
-    needed = 16 * params(space.largest, teacher.vocabulary)
-    if not hasattr(os, "sysconf"):
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
+def _check_memory(space: SearchSpace, teacher: Teacher, device: Device) -> None:
+    """Refuse a SuperLM whose weights, gradients and AdamW moments (float32) are more than the memory that is free."""
+    needed, free = 16 * params(space.largest, teacher.vocabulary), device.free_memory()
+    if free is not None and needed > free.size:
         raise InputError(
             f"the SuperLM of space {space.name!r} ({space.largest}) needs {needed / 1e9:,.1f} GB for weights and "
-            f"optimizer; this machine has {memory / 1e9:,.1f} GB"
+            f"optimizer; {free.owner} has {free.size / 1e9:,.1f} GB free"
         )
 
 

@@ -23,6 +23,7 @@ LAYERS = [
         "sources",
         "weights",
         "processes",
+        "resources",
         "progress",
         "modeling_student",
         "agreement",

@@ -12,7 +12,7 @@ import torch
 
 from autodistil_search import __version__, doctor
 from autodistil_search.cli import main
-from autodistil_search.doctor import PURPOSES, cgroup_limits, examine
+from autodistil_search.doctor import PURPOSES, examine
 from autodistil_search.errors import InputError
 
 
@@ -106,28 +106,6 @@ def test_threads_are_held_against_the_cpus_that_are_left(cpus, quota, threads, a
     told = found(doctor._threads())["threads"]
     assert told.state == ("slow" if advice else "ok")
     assert advice in told.remark
-
-
-@pytest.mark.parametrize(
-    ("group", "files", "limits"),
-    [
-        ("0::/", {"cpu.max": "150000 100000", "memory.max": "max"}, (1.5, None)),
-        ("0::/a/b", {"cpu.max": "max 100000", "a/cpu.max": "50000 100000", "a/b/memory.max": "4096"}, (0.5, 4096)),
-        ("4:memory:/x\n1:cpu:/", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, (2.0, None)),
-        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, (None, None)),
-        ("4:memory:/", {"memory/memory.limit_in_bytes": "9223372036854771712"}, (None, None)),
-        ("4:memory:/x", {"memory/memory.limit_in_bytes": "8192"}, (None, 8192)),
-        (None, {}, (None, None)),
-    ],
-)
-def test_the_limits_of_control_groups_of_both_versions(group, files, limits, tmp_path):
-    texts = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
-    if group is not None:
-        texts["proc/self/cgroup"] = group
-    for name, text in texts.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert cgroup_limits(tmp_path) == limits
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])

@@ -1,0 +1,108 @@
+"""CPUs and memory that control groups, limits and other programs leave to this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_NO_LIMIT = 2**60
+"""Control groups of version 1 state a number of this size where there is no limit."""
+
+
+@dataclass(frozen=True)
+class FreeMemory:
+    """Memory that this process can still take. size: in bytes; owner: where it is free, in words."""
+
+    size: int
+    owner: str
+
+
+def free_memory(root: Path = Path("/")) -> FreeMemory | None:
+    """Return the least memory that the machine, its control groups and the limit of address space leave.
+
+    The result is None on systems that state none of them. root: the folder with `proc` and `sys/fs/cgroup`.
+    """
+    free = [*_of_the_machine(root), *_of_control_groups(root), *_of_address_space(root)]
+    return min(free, key=lambda part: part.size, default=None)
+
+
+def _of_the_machine(root: Path) -> Iterator[FreeMemory]:
+    owner = "this machine"
+    if (kilobytes := _named_number(root / "proc/meminfo", "MemAvailable:")) is not None:
+        yield FreeMemory(1024 * kilobytes, owner)
+    elif hasattr(os, "sysconf"):  # not Linux: all of its memory is the most that can be free
+        yield FreeMemory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), owner)
+
+
+def _of_control_groups(root: Path) -> Iterator[FreeMemory]:
+    for folder in _cgroup_folders(root):
+        for prefix, limited, used in (
+            ("", "memory.max", "memory.current"),
+            ("total_", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit = _number(folder / limited)
+            if limit is None or limit >= _NO_LIMIT:
+                continue
+            # Cached files count as used, and make room for whatever is allocated.
+            kinds = ("inactive_file", "active_file")
+            cached = sum(_named_number(folder / "memory.stat", prefix + kind) or 0 for kind in kinds)
+            in_use = max(0, (_number(folder / used) or 0) - cached)
+            yield FreeMemory(max(0, limit - in_use), "the control group of this process")
+
+
+def _of_address_space(root: Path) -> Iterator[FreeMemory]:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        used = (_number(root / "proc/self/statm") or 0) * resource.getpagesize()
+        yield FreeMemory(max(0, limit - used), "the address space of this process (ulimit -v)")
+
+
+def cgroup_limits(root: Path = Path("/")) -> tuple[float | None, int | None]:
+    """Return CPUs and bytes of memory that control groups of either version allow; None without a limit."""
+    cpus, memory = [], []
+    for folder in _cgroup_folders(root):
+        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        if (folder / "cpu.max").is_file():
+            quota, period = _number(folder / "cpu.max"), _number(folder / "cpu.max", 1)
+        if quota and period and quota > 0:
+            cpus.append(quota / period)
+        limits = (_number(folder / name) for name in ("memory.max", "memory.limit_in_bytes"))
+        memory += [limit for limit in limits if limit is not None and limit < _NO_LIMIT]
+    return min(cpus, default=None), min(memory, default=None)
+
+
+def _cgroup_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders of this process's control groups and of those that hold them."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        base = root / "sys/fs/cgroup" / controllers
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        yield from (base.joinpath(*parts[:depth]) for depth in range(len(parts) + 1))
+
+
+def _number(path: Path, word: int = 0) -> int | None:
+    """Return a word of a file as a number; None if it is missing or no number, such as "max"."""
+    try:
+        return int(path.read_text().split()[word])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _named_number(path: Path, name: str) -> int | None:
+    """Return the number that follows `name` on a line of a file; None if it is missing."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError):
+        return None
+    numbers = (words[1] for words in map(str.split, lines) if len(words) > 1 and words[0] == name)
+    number = next(numbers, "")
+    return int(number) if number.isdigit() else None

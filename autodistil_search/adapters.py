@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from optuna.trial import Trial
 from pymoo.core.problem import Problem
 
-from autodistil_search.objectives import Constraint, Objective
+from autodistil_search.objectives import Constraint, Objective, answer
 from autodistil_search.space import SearchSpace, Subnet
 
 
@@ -64,7 +64,7 @@ class SubnetProblem(Problem):  # type: ignore[misc]
         return self.subnets.space.decode(tuple(int(index) for index in np.rint(x)))
 
     def _evaluate(self, x: NDArray[Any], out: dict[str, Any], *_: Any, **__: Any) -> None:
-        found = [self.subnets.evaluate(self.subnet(row)) for row in x]
+        found = [_answer(self.subnets, self.subnet(row)) for row in x]
         out["F"] = np.array([[each.minimised(row[each.name]) for each in self.subnets.objectives] for row in found])
         if self.subnets.constraints:
             out["G"] = np.array([[_excess(each, row) for each in self.subnets.constraints] for row in found])
@@ -96,12 +96,17 @@ class SubnetObjective:
             for dimension, count in zip(space.dimensions, space.choices, strict=True)
         ]
         subnet = space.decode(tuple(genome))
-        found = self.subnets.evaluate(subnet)
+        found = _answer(self.subnets, subnet)
         trial.set_user_attr("subnet", str(subnet))
         trial.set_user_attr("measured", dict(found))
         for constraint in self.subnets.constraints:
             trial.set_constraint(str(constraint), _excess(constraint, found))
         return tuple(found[objective.name] for objective in self.subnets.objectives)
+
+
+def _answer(subnets: Scored, subnet: Subnet) -> dict[str, float]:
+    columns = [*subnets.objectives, *(constraint.objective for constraint in subnets.constraints)]
+    return answer(subnets.evaluate(subnet), columns, subnet)
 
 
 def _excess(constraint: Constraint, found: Mapping[str, float]) -> float:

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autodistil_search.errors import InputError
 from autodistil_search.files import readable
-from autodistil_search.objectives import Objective
+from autodistil_search.objectives import Objective, answer
 from autodistil_search.space import SearchSpace, Subnet
 
 STUDY = "search"
@@ -100,7 +100,8 @@ class Archive:
         """Take up what a finished trial measured; the first counts. Trials that are not ours do not."""
         if _ATTRIBUTES in trial.user_attrs and trial.params.get("space") in self._spaces:
             key = self._key(trial)
-            self._known.setdefault(key, Evaluation(*key, trial.user_attrs[_ATTRIBUTES]))
+            measured = answer(trial.user_attrs[_ATTRIBUTES], self._objectives, key[1])
+            self._known.setdefault(key, Evaluation(*key, measured))
 
     def _key(self, trial: FrozenTrial) -> tuple[str, Subnet]:
         space = self._spaces[trial.params["space"]]

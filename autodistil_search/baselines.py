@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -162,7 +163,7 @@ class Bench:
     def _as_it_is(self, name: str, model: AutoDistilModel, how: str, weights: Path | None = None) -> Baseline:
         self.device.place(model)
         subnet = model.config.subnet
-        measured = costs(self.columns, subnet, self.teacher.vocabulary, lambda: model)
+        measured = costs(self.columns, subnet, self.teacher.vocabulary, lambda: copy.deepcopy(model))
         # The relation loss says nothing of a model that was trained for something else.
         unlike = how in (TINYBERT, MINILM) and isinstance(self.proxy, RelationProxy)
         score = math.nan if unlike else self.proxy.score(model)

@@ -27,7 +27,7 @@ NOT_VALIDATED = "not_validated"
 NOTHING_LEARNT_ALONE = "nothing_learnt_alone"
 NOTHING_TO_RANK = "nothing_to_rank"
 ONE_SEED = "one_seed"
-PREDICTED_LATENCY = "predicted_latency"
+LATENCY_PREDICTED = "predicted_latency"
 PROXY_WORTH = "proxy_worth"
 REMARK = "remark"
 START = "start"
@@ -276,7 +276,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     NOTHING_LEARNT_ALONE: _nothing_learnt_alone,
     NOTHING_TO_RANK: _nothing_to_rank,
     ONE_SEED: _one_seed,
-    PREDICTED_LATENCY: _predicted_latency,
+    LATENCY_PREDICTED: _predicted_latency,
     PROXY_WORTH: _proxy_worth,
     REMARK: lambda values: str(values["words"]),
     START: lambda values: f"SuperLM {values['space']}: {values['words']}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,23 +19,38 @@ from autodistil_search.corpus import Blocks, TrainingText, load_corpus
 from autodistil_search.cost import params
 from autodistil_search.device import Device, choose_device
 from autodistil_search.distill import Execution, TrainOptions
-from autodistil_search.engines import ENGINES, ENUMERABLE, MakeEngine
+from autodistil_search.engines import ENGINES, ENUMERABLE, MakeEngine, guarded_engine
 from autodistil_search.errors import InputError
+from autodistil_search.families import FAMILIES, PACKAGED
 from autodistil_search.files import EXPORT_RECORD, cache_folder, read_json
 from autodistil_search.hardware import Load
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK, Constraint, Objective
-from autodistil_search.plugins import Plugins
+from autodistil_search.pareto import box_of
+from autodistil_search.plugins import Plugins, guarded, shown
 from autodistil_search.predictor import Predictor
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import HIDDEN_KIND, ProxyKind, TaskBudget, task_proxy
 from autodistil_search.schedule import default_learning_rate
-from autodistil_search.space import SearchSpace, Subnet, load_space
+from autodistil_search.space import SearchSpace, Subnet, load_space, shipped_spaces
 from autodistil_search.start import SAMPLE_BLOCKS
 from autodistil_search.stream import open_stream
 from autodistil_search.teacher import Teacher, load_as_student, load_teacher, model_sha256
 from autodistil_search.weights import parse_relations, parse_subnet_weights
+
+MARGIN = 1.01
+"""A cost's box ends this factor above the greatest cost, so that the subnet of that cost counts too."""
+_TRIED = 1_000
+"""Random subnets of a space too large to list on which costs are tried before training."""
+_COLUMNS = frozenset(
+    {
+        *objectives.RESERVED,
+        *objectives.NAMES,
+        *(objective.name for objective in (objectives.RELATION_LOSS, objectives.RELATION_MSE, objectives.HIDDEN_LOSS)),
+    }
+)
+"""Columns that are ours, which no plug-in can have."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +144,7 @@ class Inputs(Materials):
     @property
     def predicts(self) -> bool:
         """Whether anything asks for the predictor."""
-        return any(column.name == "predicted_latency" for column in self.columns)
+        return any(column.name == objectives.PREDICTED_LATENCY for column in self.columns)
 
     def measured_latency(self, student: nn.Module) -> dict[str, float]:
         """Latency as it is, of what may be predicted: median and distance of the quartiles, in milliseconds."""
@@ -173,13 +188,69 @@ class Inputs(Materials):
         """Whether `subnet` keeps the constraints on what follows from its sizes."""
         vocabulary = self.teacher.vocabulary
         return all(
-            constraint.objective.cost is None or constraint.excess(constraint.objective.cost(subnet, vocabulary)) <= 0
+            constraint.excess(constraint.objective.cost_of(subnet, vocabulary)) <= 0
             for constraint in self.constraints
+            if constraint.objective.cost is not None
         )
+
+    def cost_range(self, objective: Objective, space: SearchSpace) -> tuple[float, float]:
+        """Return the least and the greatest cost of a space's subnets.
+
+        Exact for spaces that can be listed and for costs that grow with every size, as our own do. In larger spaces it
+        is that of the smallest and the largest subnet; see `check_within_box`.
+        """
+        grows = objective in objectives.COSTS or objective.name == objectives.PREDICTED_LATENCY
+        listed = not grows and space.size <= ENUMERABLE
+        subnets = map(space.decode, space.genomes()) if listed else iter(space.ends)
+        values = [objective.cost_of(subnet, self.teacher.vocabulary) for subnet in subnets]
+        return min(values), max(values)
+
+    def cost_box(self, objective: Objective) -> tuple[float, float]:
+        """Return the ideal and the reference value of a cost over all spaces."""
+        lows, highs = zip(*(self.cost_range(objective, space) for space in self.spaces), strict=True)
+        return box_of(min(lows), max(highs), objective.direction == "maximize", MARGIN)
+
+    def check_within_box(self, space: SearchSpace, subnet: Subnet, measured: Mapping[str, float]) -> None:
+        """Refuse a cost that is not between those of the smallest and the largest subnet of a space too large to list.
+
+        Raises:
+            InputError: naming the objective, the subnet and the range.
+        """
+        if space.size <= ENUMERABLE:
+            return
+        for objective in self.objectives:
+            if objective.cost is None or objective in objectives.COSTS:
+                continue
+            ideal, reference = map(objective.minimised, self.cost_box(objective))
+            if not ideal <= objective.minimised(measured[objective.name]) <= reference:
+                low, high = self.cost_range(objective, space)
+                raise InputError(
+                    f"objective {objective.name!r} is {measured[objective.name]:g} for subnet {subnet} of space "
+                    f"{space.name!r}, and {low:g} to {high:g} for its smallest and largest; allowed: costs between "
+                    f"these, or spaces of at most {ENUMERABLE:,} subnets, whose costs are all computed"
+                )
 
     def student(self, subnet: Subnet) -> AutoDistilModel:
         """A student of those sizes with random weights, for what does not depend on them."""
         return AutoDistilModel(self.teacher.student_config(subnet))
+
+
+def _check_costs(inputs: Inputs, space: SearchSpace) -> None:
+    """Try every cost that is not ours before anything is trained: on all subnets of a space, or on a sample."""
+    others = [
+        objective
+        for objective in inputs.columns
+        if objective.cost is not None
+        and objective not in objectives.COSTS
+        and objective.name != objectives.PREDICTED_LATENCY
+    ]
+    for objective in others:
+        inputs.cost_range(objective, space)
+    if space.size > ENUMERABLE and others:
+        rng, vocabulary = random.Random(0), inputs.teacher.vocabulary
+        for subnet in (space.sample(rng) for _ in range(_TRIED)):
+            known = {objective.name: objective.cost_of(subnet, vocabulary) for objective in others}
+            inputs.check_within_box(space, subnet, known)
 
 
 def resolve(
@@ -194,7 +265,9 @@ def resolve(
         InputError: for whatever cannot be used.
     """
     plugins = plugins or Plugins()
-    make_engine = ENGINES.get(config.engine) or _plugged(plugins, "engines", "--engine", config.engine, ENGINES)
+    make_engine: MakeEngine = _named(plugins, "engines", "--engine", config.engine, ENGINES)
+    if config.engine not in ENGINES:
+        make_engine = guarded_engine(config.engine, make_engine)
     kind = _proxy_kind(config, plugins)
     device = choose_device(config.device, config.precision)
     predictor = Predictor()
@@ -218,9 +291,10 @@ def resolve(
         given,
         predictor,
     )
-    if any(column.name in (*objectives.MEASURED, "predicted_latency") for column in columns):
+    if any(column.name in (*objectives.MEASURED, objectives.PREDICTED_LATENCY) for column in columns):
         check_measured_length(config.measured_seq_len, found.teacher)
     for space in found.spaces:
+        _check_costs(inputs, space)
         _check_constraints(inputs, space, begun)
     return inputs
 
@@ -239,15 +313,16 @@ def _given(name: str, teacher: Teacher, kind: ProxyKind | None) -> AutoDistilMod
 
 def _proxy_kind(config: SearchConfig, plugins: Plugins) -> ProxyKind | None:
     """What `--proxy` names; None for the relation loss."""
-    if config.proxy == RELATION:
-        return None
-    if config.proxy == HIDDEN:
-        return HIDDEN_KIND
     if config.proxy.startswith((COSINE, PROBE, TASK)):
         budget = TaskBudget(config.proxy_rows, config.proxy_epochs, config.proxy_lr, config.seed)
         return task_proxy(config.proxy, budget, config.proxy_columns, config.proxy_label_column)
-    own = [RELATION, HIDDEN, *(f"{kind}NAME" for kind in (COSINE, PROBE, TASK))]
-    found: ProxyKind = _plugged(plugins, "proxies", "--proxy", config.proxy, own)
+    own = {RELATION: None, HIDDEN: HIDDEN_KIND}
+    found = _named(plugins, "proxies", "--proxy", config.proxy, own, [f"{kind}NAME" for kind in (COSINE, PROBE, TASK)])
+    if config.proxy in own:
+        return own[config.proxy]
+    if not isinstance(found, ProxyKind):
+        raise InputError(f"--proxy {config.proxy!r} is {shown(found)}; allowed: a ProxyKind")
+    objectives.checked_objective(found.objective, config.proxy, _COLUMNS, is_proxy=True)
     return found
 
 
@@ -259,14 +334,39 @@ def check_measured_length(seq_len: int, teacher: Teacher) -> None:
         )
 
 
-def _plugged(plugins: Plugins, group: str, flag: str, name: str, own: Iterable[str]) -> Any:
-    """What someone else offers by that name.
+def built_in(group: str) -> list[str]:
+    """Return the names of one of `plugins.GROUPS` that are ours, which no plug-in can have."""
+    return {
+        "objectives": list(objectives.NAMES),
+        "engines": list(ENGINES),
+        "proxies": [RELATION, HIDDEN],
+        "teachers": [PACKAGED, *sorted(FAMILIES)],
+        "search_spaces": shipped_spaces(),
+    }[group]
+
+
+def plugged(plugins: Plugins, group: str, name: str) -> Any:
+    """Return the plug-in of that name, None if there is none.
 
     Raises:
-        InputError: if no one does; it lists what there is.
+        InputError: if the name is a built-in one or another package's, too; if it is not allowed, or loading fails.
     """
-    if (found := plugins.find(group, name)) is None:
-        raise InputError(f"{flag} {name!r}; allowed: {', '.join([*own, *plugins.names(group)])}")
+    return plugins.find(group, name, built_in(group))
+
+
+def _named(
+    plugins: Plugins, group: str, flag: str, name: str, own: Mapping[str, Any], others: Sequence[str] = ()
+) -> Any:
+    """Return what is ours or a plug-in by that name. others: what is allowed, too, in words.
+
+    Raises:
+        InputError: if there is none; it lists what there is.
+    """
+    found = plugged(plugins, group, name)
+    if name in own:
+        return own[name]
+    if found is None:
+        raise InputError(f"{flag} {name!r}; allowed: {', '.join([*own, *others, *plugins.names(group)])}")
     return found
 
 
@@ -284,9 +384,13 @@ def known_objectives(
     proxy = kind.objective if kind else objectives.proxy_objective(config.loss, config.relations)
     named = {each.name: each for each in (*objectives.COSTS, *objectives.measured_costs(single, many))}
     if predictor is not None:
-        named["predicted_latency"] = objectives.predicted_latency(predictor, single)
+        named[objectives.PREDICTED_LATENCY] = objectives.predicted_latency(predictor, single)
     asked = {word for text in (config.objectives, *config.constraints) for word in re.split(r"[\s,<>=]+", text)}
-    others = {name: plugins.find("objectives", name) for name in plugins.names("objectives") if name in asked}
+    others: dict[str, Objective] = {}
+    for name in plugins.all_names("objectives"):
+        if name in asked:
+            taken = {*_COLUMNS, proxy.name, *(objective.name for objective in others.values())}
+            others[name] = objectives.checked_objective(plugged(plugins, "objectives", name), name, taken)
     return {"acc": proxy, **named, **others}
 
 
@@ -294,18 +398,18 @@ def _check_constraints(inputs: Inputs, space: SearchSpace, begun: bool) -> None:
     """Refuse constraints that no subnet of `space` keeps; what is measured is measured on its ends."""
     reached, bounded = {}, dict.fromkeys(constraint.objective for constraint in inputs.constraints)
     for objective in bounded:
-        if begun and (objective.name == "predicted_latency" or objective.measure is not None):
+        if begun and (objective.name == objectives.PREDICTED_LATENCY or objective.measure is not None):
             continue
-        if objective.name == "predicted_latency":  # not fitted yet
+        if objective.name == objectives.PREDICTED_LATENCY:  # not fitted yet
             reached[objective.name] = [inputs.measured_latency(inputs.student(end))["latency"] for end in space.ends]
         elif objective.cost is not None:
-            reached[objective.name] = [objective.cost(end, inputs.teacher.vocabulary) for end in space.ends]
+            reached[objective.name] = list(inputs.cost_range(objective, space))
         elif objective.measure is not None:
             reached[objective.name] = [
-                objectives.measured(objective, inputs.student(end))[objective.name] for end in space.ends
+                objective.measured_on(inputs.student(end), end)[objective.name] for end in space.ends
             ]
     objectives.check_reachable(inputs.constraints, space.name, reached)
-    if space.size > ENUMERABLE or any(objective.name == "predicted_latency" for objective in bounded):
+    if space.size > ENUMERABLE or any(objective.name == objectives.PREDICTED_LATENCY for objective in bounded):
         return
     if not any(inputs.admits(space.decode(genome)) for genome in space.genomes()):
         together = " and ".join(map(str, inputs.constraints))
@@ -342,9 +446,9 @@ def find_teacher(config: TrainConfig, device: Device, plugins: Plugins) -> Teach
     Raises:
         InputError: if there is none, or it cannot teach.
     """
-    if (load := plugins.find("teachers", config.teacher)) is None:
+    if (load := plugged(plugins, "teachers", config.teacher)) is None:
         return load_teacher(config.teacher, config.teacher_layer, device.name)
-    with quiet_transformers():
+    with quiet_transformers(), guarded(f"teacher {config.teacher!r} cannot be loaded"):
         model, tokenizer = load()
     return Teacher(model.to(device.name), tokenizer, config.teacher, config.teacher_layer)
 
@@ -395,7 +499,7 @@ def load_spaces(
     changes = {"depth": depth, "relation_heads": relation_heads}
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     plugins = plugins or Plugins()
-    found = [plugins.find("search_spaces", name) or name for name in names]
+    found = [plugged(plugins, "search_spaces", name) or name for name in names]
     spaces = [replace(each if isinstance(each, SearchSpace) else load_space(each), **given) for each in found]
     if len({space.name for space in spaces}) < len(spaces):
         raise InputError(f"--space names {', '.join(space.name for space in spaces)}; allowed: each space once")

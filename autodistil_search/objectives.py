@@ -5,16 +5,19 @@ On the command line `acc` means the accuracy proxy. Files, axes and tables call 
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from autodistil_search import plugins
 from autodistil_search.cost import FLOPS_SEQ_LEN, Vocabulary, flops, params, params_non_embedding
 from autodistil_search.errors import InputError
-from autodistil_search.space import Subnet
+from autodistil_search.plugins import guarded, is_name, shown
+from autodistil_search.space import DIMENSIONS, Subnet
 from autodistil_search.weights import parse_relations
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from autodistil_search.hardware import Load
     from autodistil_search.predictor import Predictor
 
+Direction = Literal["minimize", "maximize"]
 Measured = float | Mapping[str, float]
 """A number, or several by their columns, that of the objective's own name among them."""
 
@@ -38,7 +42,7 @@ class Objective:
     name: str
     label: str
     unit: str
-    direction: Literal["minimize", "maximize"]
+    direction: Direction
     cost: Callable[[Subnet, Vocabulary], float] | None = None
     measure: Callable[[nn.Module], Measured] | None = None
     is_proxy: bool = False
@@ -49,10 +53,113 @@ class Objective:
 
     def free(self, vocabulary: Vocabulary) -> Callable[[Subnet], float] | None:
         """The minimised value as a function of the sizes alone; None if it must be measured."""
-        if (cost := self.cost) is None:
+        if self.cost is None:
             return None
-        return lambda subnet: self.minimised(cost(subnet, vocabulary))
+        return lambda subnet: self.minimised(self.cost_of(subnet, vocabulary))
 
+    def cost_of(self, subnet: Subnet, vocabulary: Vocabulary) -> float:
+        """Return what `cost` gives for a subnet, checked.
+
+        Raises:
+            InputError: if it fails, or gives anything but a finite number; naming objective and subnet.
+        """
+        assert self.cost is not None
+        with guarded(f"objective {self.name!r} failed on subnet {subnet}"):
+            value = self.cost(subnet, vocabulary)
+        return number(value, f"objective {self.name!r}", subnet)
+
+    def measured_on(self, student: nn.Module, subnet: Subnet) -> dict[str, float]:
+        """Return what `measure` gives for the student of a subnet, by columns, checked.
+
+        Raises:
+            InputError: if it fails, its own name is not among the columns, or a value is not a finite number.
+        """
+        assert self.measure is not None
+        with guarded(f"objective {self.name!r} failed on subnet {subnet}"):
+            found = self.measure(student)
+            values: dict[Any, object] = dict(found) if isinstance(found, Mapping) else {self.name: found}
+        if self.name not in values or not all(map(is_name, values)):
+            raise InputError(
+                f"objective {self.name!r} measured {shown(values)} of subnet {subnet}; allowed: a number, or numbers "
+                f"by column, {self.name!r} among them"
+            )
+        return {column: number(value, f"objective {column!r}", subnet) for column, value in values.items()}
+
+
+def number(value: object, what: str, subnet: Subnet | str) -> float:
+    """Return a number from a plug-in, a worker or our own code, as JSON and pandas hold it.
+
+    Scalars of numpy and torch become Python's numbers. An integer that a float holds exactly stays an integer.
+
+    Args:
+        value: What was got.
+        what: What gave it, for the message.
+        subnet: What it is about.
+
+    Raises:
+        InputError: for anything but a finite real number; naming what was got and its type.
+    """
+    plain: Any = value
+    with guarded(f"{what} gave a {type(value).__name__} of subnet {subnet} that cannot be read"):
+        if getattr(plain, "ndim", None) == 0 and hasattr(plain, "item"):  # of numpy or torch, whatever its device
+            plain = plain.item()
+    if isinstance(plain, Real) and not isinstance(plain, bool):
+        with suppress(OverflowError, ValueError, TypeError):
+            found = float(plain)
+            if abs(found) <= _MOST:  # which a NaN is not
+                return int(plain) if isinstance(plain, Integral) and abs(found) <= _EXACT else found
+    raise InputError(f"{what} gave {shown(value)} of subnet {subnet}; allowed: a finite number, at most {_MOST:g}")
+
+
+def answer(found: Mapping[str, object], columns: Iterable[Objective], subnet: Subnet) -> dict[str, float]:
+    """Return what someone else measured of a subnet, checked: all its numbers, those of `columns` among them.
+
+    Raises:
+        InputError: if a column is missing, or a value is not a finite number.
+    """
+    if not isinstance(found, Mapping) or (lacking := [each.name for each in columns if each.name not in found]):
+        missing = "" if not isinstance(found, Mapping) else f", without {', '.join(lacking)}"
+        raise InputError(f"{shown(found)} was measured of subnet {subnet}{missing}; allowed: numbers by objective")
+    return {str(name): number(value, f"objective {name!r}", subnet) for name, value in found.items()}
+
+
+def checked_objective(found: object, name: str, taken: Collection[str], is_proxy: bool = False) -> Objective:
+    """Return a plug-in that is an objective of a name and direction that can be used.
+
+    Args:
+        found: The plug-in.
+        name: By which it was asked for.
+        taken: Names of columns that it must not have.
+        is_proxy: Whether a proxy's is wanted.
+
+    Raises:
+        InputError: if it is something else, or would stand for a column that is not its own.
+    """
+    if not isinstance(found, Objective):
+        raise InputError(f"objective {name!r} is {shown(found)}; allowed: an Objective")
+    if not is_name(found.name) or found.name in taken:
+        raise InputError(
+            f"objective {name!r} has the column {shown(found.name)}; allowed: {plugins.NAMES}; none of "
+            f"{', '.join(sorted(taken))}"
+        )
+    texts = (found.label, found.unit)
+    if not all(isinstance(text, str) for text in texts) or found.direction not in get_args(Direction):
+        raise InputError(
+            f"objective {name!r} has label, unit and direction {shown((*texts, found.direction))}; allowed: texts, and "
+            f"{' or '.join(get_args(Direction))}"
+        )
+    ways = [way for way in ("cost", "measure") if getattr(found, way) is not None]
+    if len(ways) != (0 if is_proxy else 1) or found.is_proxy != is_proxy:
+        has = f"is_proxy={found.is_proxy!r:.20} and {' and '.join(ways) or 'neither cost nor measure'}"
+        allowed = "is_proxy=True and neither" if is_proxy else "is_proxy=False, and one of cost and measure"
+        raise InputError(f"objective {name!r} has {has}; allowed: {allowed}")
+    return found
+
+
+_EXACT = 2**53
+"""Integers up to this are the same as floats."""
+_MOST = 1e60
+"""No number is larger, so that products of a few stay finite."""
 
 _PROXIES = {
     "kl": Objective("relation_loss", "held-out relation loss", "nats", "minimize", is_proxy=True),
@@ -120,8 +227,13 @@ MEASURED = ("latency", "memory", "throughput")
 """What is measured on a student, on this machine."""
 
 
-NAMES = ("acc", *(each.name for each in COSTS), *MEASURED, "predicted_latency")
+PREDICTED_LATENCY = "predicted_latency"
+NAMES = ("acc", *(each.name for each in COSTS), *MEASURED, PREDICTED_LATENCY)
 """What our own objectives are called on the command line."""
+
+
+RESERVED = ("space", *DIMENSIONS, "head_dim", "knee", "run", "band", "pick", "name", "how", "source", "weights")
+"""Columns of the tables that no objective can have."""
 
 
 def measured_costs(single: Load, many: Load) -> list[Objective]:
@@ -141,7 +253,7 @@ def measured_costs(single: Load, many: Load) -> list[Objective]:
 def predicted_latency(predictor: Predictor, single: Load) -> Objective:
     """Latency under the load `single` as a function of the sizes: a prediction, and named as such."""
     return Objective(
-        "predicted_latency",
+        PREDICTED_LATENCY,
         "predicted latency",
         f"ms, {single.words}",
         "minimize",
@@ -149,34 +261,26 @@ def predicted_latency(predictor: Predictor, single: Load) -> Objective:
     )
 
 
-def measured(objective: Objective, student: nn.Module) -> dict[str, float]:
-    """What an objective measures on a student, by columns.
-
-    Raises:
-        InputError: if its own name is not among them, or a value is not a finite number.
-    """
-    assert objective.measure is not None
-    found = objective.measure(student)
-    values = dict(found) if isinstance(found, Mapping) else {objective.name: found}
-    if objective.name not in values or not all(math.isfinite(value) for value in values.values()):
-        raise InputError(
-            f"objective {objective.name!r} measured {values}; allowed: finite numbers, {objective.name!r} among them"
-        )
-    return {name: float(value) for name, value in values.items()}
-
-
 def costs(
     columns: Sequence[Objective], subnet: Subnet, vocabulary: Vocabulary, student: Callable[[], nn.Module]
 ) -> dict[str, float]:
-    """All of `columns` but a proxy: computed from the sizes, or measured on `student()`, made once if it is needed."""
+    """Return all of `columns` but a proxy: computed from the sizes, or measured.
+
+    student: makes the student; called for each measurement, as one may leave its student changed.
+    """
     found: dict[str, float] = {}
-    made: nn.Module | None = None
     for column in columns:
         if column.cost is not None:
-            found[column.name] = column.cost(subnet, vocabulary)
+            found[column.name] = column.cost_of(subnet, vocabulary)
         elif column.measure is not None:
-            made = student() if made is None else made
-            found |= measured(column, made)
+            new = column.measured_on(student(), subnet)
+            others = {*RESERVED, *(other.name for other in columns if other != column)}
+            if clash := sorted(others & {*new}):
+                raise InputError(
+                    f"objective {column.name!r} measured {', '.join(clash)} of subnet {subnet}; allowed: columns of "
+                    "its own"
+                )
+            found |= new
     return found
 
 

@@ -46,6 +46,40 @@ def hypervolume(values: Values, reference: Values) -> float:
     return float(moocore.hypervolume(below, ref=reference))
 
 
+def box_of(low: float, high: float, maximize: bool, margin: float) -> tuple[float, float]:
+    """Return the ideal and the reference value of an objective that lies between `low` and `high`, both included.
+
+    The reference is worse than both, so that every value counts. Values that are not negative are measured from 0: the
+    ideal of what is minimised, the reference of what is maximised.
+
+    Args:
+        low: The least value.
+        high: The greatest value.
+        maximize: Whether more is better.
+        margin: Factor, above 1, between the greatest value and the end of the box.
+    """
+    if low >= 0 and high > 0:
+        return (margin * high, 0.0) if maximize else (0.0, margin * high)
+    room = (margin - 1) * ((max(high, 0.0) - min(low, 0.0)) or 1.0)
+    return (max(high, 0.0), low - room) if maximize else (min(low, 0.0), high + room)
+
+
+def share_of_box(values: Values, ideal: Values, reference: Values) -> float:
+    """Return which share of the box between `ideal` and `reference` is dominated, 0 to 1.
+
+    What is better than the ideal counts as the ideal.
+
+    Args:
+        values: An `(n, m)` array of minimised objective values.
+        ideal: An `(m,)` array.
+        reference: An `(m,)` array, above `ideal` everywhere.
+    """
+    within, box = np.maximum(values, ideal), float(np.prod(reference - ideal))
+    if not np.finfo(float).tiny <= box < np.inf:  # the product of the ranges is beyond floats, the share is not
+        within, reference, box = (within - ideal) / (reference - ideal), np.ones_like(reference), 1.0
+    return min(hypervolume(within, reference) / box, 1.0)
+
+
 def hypervolume_gains(front: Values, points: Values, reference: Values) -> Values:
     """By how much each point alone would enlarge the hypervolume of `front`, `(p,)`.
 

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilForSequenceClassification, AutoDistilModel
-from autodistil_search.objectives import COSINE, HIDDEN_LOSS, PROBE, Objective
+from autodistil_search.objectives import COSINE, HIDDEN_LOSS, PROBE, Objective, number
+from autodistil_search.plugins import guarded
 from autodistil_search.relations import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
 from autodistil_search.schedule import seeded
 from autodistil_search.space import Subnet
@@ -68,6 +69,58 @@ class ProxyKind:
     make: Callable[[Teacher, Tensor, Device], Proxy]
     ideal: float = 0.0
     digest: str = ""
+
+    def open(self, teacher: Teacher, held_out: Tensor, device: Device) -> Proxy:
+        """Return the proxy, made and checked: its numbers are finite, and none is better than `ideal`.
+
+        Raises:
+            InputError: if it cannot be made, or its reference is not worse than `ideal`.
+        """
+        return _Checked(self, teacher, held_out, device)
+
+
+_ROUNDING = 1e-5
+"""Share of the way from `ideal` to the reference by which float32 sums may go beyond `ideal`."""
+
+
+class _Checked:
+    """A proxy whose every number passes `objectives.number`; errors name the proxy and the subnet."""
+
+    def __init__(self, kind: ProxyKind, teacher: Teacher, held_out: Tensor, device: Device) -> None:
+        self._objective, self._what = kind.objective, f"proxy {kind.objective.name!r}"
+        self._ideal = number(kind.ideal, f"the ideal of {self._what}", "any")
+        with guarded(f"{self._what} cannot be made"):
+            self._proxy = kind.make(teacher, held_out, device)
+            reference, description = self._proxy.reference, self._proxy.description
+        self.reference = number(reference, f"the reference of {self._what}", "any")
+        self.description = str(description)
+        if not self._worse(self.reference):
+            raise InputError(
+                f"{self._what} has reference {self.reference:g} and ideal {self._ideal:g}, to "
+                f"{self._objective.direction}; allowed: a reference that is worse"
+            )
+
+    def _worse(self, value: float) -> float:
+        """Return by how much a value is worse than `ideal`; 0 if it is not."""
+        return max(self._objective.minimised(value) - self._objective.minimised(self._ideal), 0.0)
+
+    def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
+        """The score of `subnet` of `model`, or of the whole model.
+
+        Raises:
+            InputError: if the proxy fails, or gives anything but a finite number that is no better than `ideal`.
+        """
+        sizes = subnet or model.config.subnet
+        with guarded(f"{self._what} failed on subnet {sizes}"):
+            found = self._proxy.score(model) if subnet is None else self._proxy.score(model, subnet)
+        value = number(found, self._what, sizes)
+        beyond = self._objective.minimised(self._ideal) - self._objective.minimised(value)
+        if beyond > _ROUNDING * self._worse(self.reference):
+            raise InputError(
+                f"{self._what} gave {value:g} of subnet {sizes}, better than its ideal {self._ideal:g}; allowed: a "
+                "ProxyKind whose ideal is the best value there can be"
+            )
+        return value
 
 
 class RelationProxy:

@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 
 from autodistil_search.cost import Vocabulary, params
-from autodistil_search.engines import ENGINES
 from autodistil_search.errors import InputError
-from autodistil_search.families import FAMILIES, PACKAGED
-from autodistil_search.objectives import COSINE, HIDDEN, NAMES, PROBE, RELATION, TASK, Objective
+from autodistil_search.inputs import built_in, plugged
+from autodistil_search.objectives import COSINE, PROBE, TASK, Objective
 from autodistil_search.partition import flops_of, spread_within
-from autodistil_search.plugins import GROUPS, Plugins, origin
-from autodistil_search.space import SearchSpace, shipped_spaces
+from autodistil_search.plugins import GROUPS, Plugins
+from autodistil_search.space import SearchSpace
 
 if TYPE_CHECKING:
     from autodistil_search.finetuning import FinetuneRun
@@ -139,25 +138,22 @@ def validation_record(found: Validation) -> Record:
 
 def names_record(plugins: Plugins) -> Record:
     """What can be named, by group: our own, and what is installed beside it, with its origin or its error."""
-    own = {
-        "objectives": list(NAMES),
-        "engines": list(ENGINES),
-        "proxies": [RELATION, HIDDEN, *(f"{kind}NAME" for kind in (COSINE, PROBE, TASK))],
-        "teachers": [PACKAGED, *sorted(FAMILIES)],
-        "search_spaces": shipped_spaces(),
-    }
+    of_tasks = {"proxies": [f"{kind}NAME" for kind in (COSINE, PROBE, TASK)]}
     return {
-        group: {"own": own[group], "installed": [_installed(plugins, group, name) for name in plugins.names(group)]}
+        group: {
+            "own": [*built_in(group), *of_tasks.get(group, ())],
+            "installed": [_installed(plugins, group, name) for name in plugins.all_names(group)],
+        }
         for group in GROUPS
     }
 
 
 def _installed(plugins: Plugins, group: str, name: str) -> Record:
     try:
-        plugins.find(group, name)
+        plugged(plugins, group, name)
     except InputError as error:
-        return {"name": name, "origin": origin(group, name), "error": str(error)}
-    return {"name": name, "origin": origin(group, name), "error": None}
+        return {"name": name, "origin": plugins.origin(group, name), "error": str(error)}
+    return {"name": name, "origin": plugins.origin(group, name), "error": None}
 
 
 def partition_record(parent: SearchSpace, parts: Sequence[SearchSpace], paths: Sequence[Path]) -> Record:

@@ -24,18 +24,18 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import cache_folder
 from autodistil_search.findings import (
     COSTS_MORE,
+    LATENCY_PREDICTED,
     LEARNT_LITTLE,
     NOT_ALL_SCORED,
     NOT_VALIDATED,
     ONE_SEED,
-    PREDICTED_LATENCY,
     TRAINING,
     Finding,
 )
 from autodistil_search.inputs import Inputs, resolve
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.objectives import TASK, Constraint, Objective
-from autodistil_search.pareto import is_on_frontier
+from autodistil_search.objectives import PREDICTED_LATENCY, TASK, Constraint, Objective
+from autodistil_search.pareto import box_of, is_on_frontier
 from autodistil_search.plugins import Plugins
 from autodistil_search.processes import launched
 from autodistil_search.progress import Reporter
@@ -49,10 +49,8 @@ from autodistil_search.shared import CONFIG, PREDICTOR, SharedArchive, open_stor
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.training import take_superlm, train_superlm, trained_config
 
-_MARGIN = 1.01
-"""A cost's reference point lies this factor above the largest subnet's cost, so that this subnet counts too."""
 _MARGIN_OF_MEASURED = 1.1
-"""Likewise of what is measured, and never twice the same."""
+"""As `inputs.MARGIN`, of what is measured, and never twice the same."""
 NOT_COMPARED = pd.DataFrame(columns=comparison.COLUMNS)
 """Where not every subnet was scored, no one knows what there was to find."""
 
@@ -257,20 +255,23 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
 
 
 def _box(inputs: Inputs, scorer: Scorer) -> dict[str, list[float]]:
-    """By objective, the ideal and the reference value between which the hypervolume is measured.
+    """Return by objective the ideal and the reference value between which the hypervolume is measured.
 
-    Ideal is 0 of what is minimised. Of a cost that is maximised it is what the best end of a space reaches, and 0 is
-    the reference; costs are known at the smallest and the largest subnet, between which all others are.
+    Costs have their exact ends (`Inputs.cost_box`). What is measured is measured on the smallest and the largest
+    subnet.
     """
-    box, ends = {}, [scorer.costs(end) for space in inputs.spaces for end in space.ends]
+    box: dict[str, list[float]] = {}
     for objective in inputs.objectives:
         if objective.is_proxy:
             ideal = 0.0 if inputs.proxy_kind is None else inputs.proxy_kind.ideal
             box[objective.name] = [ideal, scorer.proxy.reference]
-            continue
-        margin = _MARGIN if objective.cost is not None else _MARGIN_OF_MEASURED
-        most = margin * max(costs[objective.name] for costs in ends)
-        box[objective.name] = [0.0, most] if objective.direction == "minimize" else [most, 0.0]
+        elif objective.cost is not None:
+            box[objective.name] = list(inputs.cost_box(objective))
+        else:
+            ends = [end for space in inputs.spaces for end in space.ends]
+            values = [objective.measured_on(inputs.student(end), end)[objective.name] for end in ends]
+            maximize = objective.direction == "maximize"
+            box[objective.name] = list(box_of(min(values), max(values), maximize, _MARGIN_OF_MEASURED))
     return box
 
 
@@ -353,7 +354,7 @@ def _with_measured_latency(report: ParetoReport, inputs: Inputs, archive: Archiv
         lambda: predictor.in_rounds(subnets, lambda each: inputs.measured_latency(inputs.student(each))["latency"]),
     )
     frontier = report.frontier.assign(latency=found)
-    truly = [replace(each, name="latency") if each.name == "predicted_latency" else each for each in report.objectives]
+    truly = [replace(each, name="latency") if each.name == PREDICTED_LATENCY else each for each in report.objectives]
     kept = int(is_on_frontier(minimised(frontier, truly)).sum())
     values = {
         **inputs.predictor.quality,
@@ -361,7 +362,7 @@ def _with_measured_latency(report: ParetoReport, inputs: Inputs, archive: Archiv
         "kept": kept,
         "subnets": len(subnets),
     }
-    return replace(report, frontier=frontier, findings=[Finding(PREDICTED_LATENCY, values), *report.findings])
+    return replace(report, frontier=frontier, findings=[Finding(LATENCY_PREDICTED, values), *report.findings])
 
 
 def cost_findings(inputs: Inputs) -> list[Finding]:

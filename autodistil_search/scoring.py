@@ -41,15 +41,18 @@ class Scorer:
         if inputs.proxy_kind is None:
             return relation_proxy(inputs, blocks)
         assert inputs.text is not None
-        return inputs.proxy_kind.make(inputs.teacher, inputs.text.held_out.spread(blocks), inputs.device)
+        return inputs.proxy_kind.open(inputs.teacher, inputs.text.held_out.spread(blocks), inputs.device)
 
     def evaluate(self, space: SearchSpace, subnet: Subnet) -> Evaluation:
         """Every column of the run."""
         if (superlm := self._superlms.get(space.name)) is None:
-            return Evaluation(space.name, subnet, self.costs(subnet))
+            measured = self.costs(subnet)
+            self._inputs.check_within_box(space, subnet, measured)
+            return Evaluation(space.name, subnet, measured)
         measured = self._costs(subnet, lambda: superlm.extract(subnet))
         if (proxy := self._inputs.proxy_objective) is not None:
             measured[proxy.name] = self.proxy.score(superlm, subnet)
+        self._inputs.check_within_box(space, subnet, measured)
         return Evaluation(space.name, subnet, measured)
 
     def costs(self, subnet: Subnet) -> dict[str, float]:

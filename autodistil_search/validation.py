@@ -181,7 +181,7 @@ class _Job:
         held_out = self._materials.text.held_out.spread(max(2, self._eval_blocks))  # hidden states need two
         found: dict[str, Proxy] = {
             self._relation.name: relation_proxy(self._materials, self._eval_blocks),
-            HIDDEN_LOSS.name: HIDDEN_KIND.make(self._materials.teacher, held_out, self._materials.device),
+            HIDDEN_LOSS.name: HIDDEN_KIND.open(self._materials.teacher, held_out, self._materials.device),
         }
         if self._probe is not None:
             found[self._probe.objective.name] = self._made(self._probe)
@@ -193,7 +193,7 @@ class _Job:
         return {kind.objective.name: self._made(kind) for kind in (self._cosine, self._task) if kind is not None}
 
     def _made(self, kind: ProxyKind) -> Proxy:
-        return kind.make(self._materials.teacher, torch.empty(0), self._materials.device)
+        return kind.open(self._materials.teacher, torch.empty(0), self._materials.device)
 
     @property
     def measures(self) -> list[Measure]:

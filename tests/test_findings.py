@@ -38,7 +38,7 @@ OF_EACH_KIND = [
     Finding(findings.NOTHING_TO_RANK, {"target": "accuracy"}),
     Finding(findings.ONE_SEED),
     Finding(
-        findings.PREDICTED_LATENCY,
+        findings.LATENCY_PREDICTED,
         {"fitted_on": 5, "error_left_out": ERROR, "error_on_frontier": ERROR, "kept": 2, "subnets": 3},
     ),
     Finding(

@@ -1,15 +1,20 @@
 """Objectives, amounts and bounds as a user writes them."""
 
 import itertools
+import json
 import math
+from dataclasses import replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autodistil_search import cost
 from autodistil_search.cost import Vocabulary
-from autodistil_search.errors import InputError
+from autodistil_search.errors import InputError, Terminated
 from autodistil_search.objectives import (
     COSTS,
     FLOPS,
@@ -20,13 +25,16 @@ from autodistil_search.objectives import (
     SIZE_MB,
     Constraint,
     Objective,
+    answer,
     check_reachable,
-    measured,
+    checked_objective,
+    number,
     parse_amount,
     parse_constraint,
     parse_objectives,
     proxy_objective,
 )
+from autodistil_search.objectives import costs as cost_columns
 from autodistil_search.space import load_space
 
 THROUGHPUT = Objective("throughput", "throughput", "sequences/s", "maximize")
@@ -206,12 +214,182 @@ def test_costs_lie_between_those_of_the_ends(name, objective):
     assert [min(costs), max(costs)] == [objective.cost(end, vocabulary) for end in space.ends]
 
 
-def test_a_measurement_is_a_number_or_several_by_name():
-    def objective(found):
-        return Objective("watts", "power", "W", "minimize", measure=lambda student: found)
+SMALLEST = load_space("debug").smallest
 
-    assert measured(objective(3), None) == {"watts": 3.0}
-    assert measured(objective({"watts": 3, "volts": 5.0}), None) == {"watts": 3.0, "volts": 5.0}
-    for wrong in ({"volts": 5}, math.nan, {"watts": 1, "volts": math.inf}):
-        with pytest.raises(InputError, match=r"objective 'watts' measured .*; allowed: finite numbers, 'watts' among"):
-            measured(objective(wrong), None)
+
+class Unprintable:
+    def __repr__(self):
+        raise RuntimeError("no words")
+
+
+def of_measure(found):
+    return Objective("watts", "power", "W", "minimize", measure=lambda student: found)
+
+
+def test_a_measurement_is_a_number_or_several_by_name():
+    assert of_measure(3).measured_on(None, SMALLEST) == {"watts": 3.0}
+    assert of_measure({"watts": 3, "volts": 5.0}).measured_on(None, SMALLEST) == {"watts": 3.0, "volts": 5.0}
+    for wrong in ({"volts": 5}, {"watts": 1, 2: 1}, {"watts": 1, "a,b": 1}, {"watts": 1, "line\nbreak": 1}):
+        with pytest.raises(InputError, match=r"objective 'watts' measured .*; allowed: a number, or numbers by"):
+            of_measure(wrong).measured_on(None, SMALLEST)
+    with pytest.raises(InputError, match=r"objective 'volts' gave inf \(float\) of subnet 2x32, .*; allowed: a finite"):
+        of_measure({"watts": 1, "volts": math.inf}).measured_on(None, SMALLEST)
+
+
+def test_a_measurement_cannot_stand_for_a_column_that_is_not_its_own():
+    for name in ("flops", "layers"):
+        with pytest.raises(InputError, match=f"objective 'watts' measured {name} of subnet"):
+            cost_columns([of_measure({"watts": 1, name: 2}), FLOPS], SMALLEST, Vocabulary(), lambda: None)
+
+
+def test_each_measurement_has_a_student_of_its_own():
+    def spoils(student):
+        with torch.no_grad():
+            student.weight.zero_()
+        return 1
+
+    columns = [
+        Objective("spoils", "", "", "minimize", measure=spoils),
+        Objective("sum", "", "", "minimize", measure=lambda student: student.weight.sum()),
+    ]
+    found = cost_columns(columns, SMALLEST, Vocabulary(), lambda: torch.nn.Embedding.from_pretrained(torch.ones(2, 2)))
+    assert found == {"spoils": 1, "sum": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (3, 3),
+        (2.5, 2.5),
+        (Fraction(1, 4), 0.25),
+        (np.int64(3), 3),
+        (np.float32(0.5), 0.5),
+        (np.array(7), 7),
+        (torch.tensor(2.5), 2.5),
+        (torch.tensor(3), 3),
+        (torch.nn.Parameter(torch.tensor(2.0)), 2.0),
+        (10**20, 1e20),
+        (-0.0, 0.0),
+    ],
+    ids=repr,
+)
+def test_a_scalar_becomes_a_number_that_json_and_pandas_hold(value, expected):
+    found = number(value, "objective 'x'", SMALLEST)
+    assert found == expected
+    assert type(found) is type(expected)
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "None (NoneType)"),
+        (True, "True (bool)"),
+        (np.bool_(True), "(bool"),
+        ("3", "'3' (str)"),
+        (b"3", "b'3' (bytes)"),
+        (3 + 0j, "(3+0j) (complex)"),
+        (np.complex64(1), "(complex64)"),
+        (torch.tensor(1j), "(Tensor)"),
+        (math.nan, "nan (float)"),
+        (-math.inf, "-inf (float)"),
+        (np.float64("nan"), "(float64)"),
+        (torch.tensor(math.nan), "(Tensor)"),
+        (10**400, "(int)"),
+        (10**5000, "a value that cannot be printed (int)"),
+        (1e61, "1e+61 (float)"),
+        (np.array([3.0]), "array([3.]) (ndarray)"),
+        (torch.ones(1), "tensor([1.]) (Tensor)"),
+        (torch.zeros((), device="meta"), "that cannot be read: "),
+        ([1.0], "[1.0] (list)"),
+        ("two\nlines" * 100, "... (str)"),
+        (Unprintable(), "a value that cannot be printed (Unprintable)"),
+        (lambda: 1, "(function)"),
+    ],
+    ids=lambda value: str(type(value)),
+)
+def test_what_is_no_finite_number_is_refused_in_one_line_with_its_type(value, words):
+    for objective in (Objective("x", "", "", "minimize", cost=lambda subnet, vocabulary: value), of_measure(value)):
+        with pytest.raises(InputError) as refused:
+            cost_columns([objective], SMALLEST, Vocabulary(), lambda: None)
+        (line,) = str(refused.value).splitlines()
+        assert line.startswith(f"objective {objective.name!r} gave ")
+        assert words in line
+        assert f"of subnet {SMALLEST}" in line
+        assert len(line) < 500
+
+
+class Own(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError(3), "KeyError: 3"),
+        (SystemExit(0), "SystemExit: 0"),
+        (Own(), "Own"),
+        (GeneratorExit(), "GeneratorExit"),
+        (StopIteration(), "StopIteration"),
+        (OSError(2, "No such file", "table.csv"), "FileNotFoundError: [Errno 2] No such file: 'table.csv'"),
+        (ValueError("two\nlines"), "ValueError: two lines"),
+        (RuntimeError("x" * 10_000), "RuntimeError: xxx"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_an_objective_raises_is_one_line_with_its_type_and_the_subnet(error, words):
+    def fail(*_):
+        raise error
+
+    for objective in (
+        Objective("x", "", "", "minimize", cost=fail),
+        Objective("x", "", "", "minimize", measure=fail),
+    ):
+        with pytest.raises(InputError) as refused:
+            cost_columns([objective], SMALLEST, Vocabulary(), lambda: None)
+        (line,) = str(refused.value).splitlines()
+        assert line.startswith(f"objective 'x' failed on subnet {SMALLEST}: {words}")
+        assert len(line) < 500
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), Terminated("stopped"), InputError("mine")])
+def test_an_interrupt_is_no_failure_of_an_objective(error):
+    def fail(*_):
+        raise error
+
+    with pytest.raises(type(error)):
+        Objective("x", "", "", "minimize", cost=fail).cost_of(SMALLEST, Vocabulary())
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({}, "without flops"),
+        ({"flops": "many"}, "objective 'flops' gave 'many' (str)"),
+        ({"flops": 1, "other": None}, "objective 'other' gave None"),
+        ([1], "[1] (list) was measured"),
+    ],
+)
+def test_numbers_from_a_worker_pass_the_same_gate(found, words):
+    with pytest.raises(InputError) as refused:
+        answer(found, [FLOPS], SMALLEST)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (3, "objective 'x' is 3 (int); allowed: an Objective"),
+        (replace(FLOPS, name="flops"), "has the column 'flops' (str)"),
+        (replace(FLOPS, name="a,b"), "has the column 'a,b' (str)"),
+        (replace(FLOPS, name=3), "has the column 3 (int)"),
+        (replace(FLOPS, name="x", unit=None), "has label, unit and direction"),
+        (replace(FLOPS, name="x", direction="up"), "has label, unit and direction"),
+        (replace(FLOPS, name="x", cost=None), "and neither cost nor measure; allowed"),
+        (replace(FLOPS, name="x", is_proxy=True), "has is_proxy=True and cost; allowed"),
+    ],
+)
+def test_a_plugin_that_is_no_objective_of_its_own_is_refused(found, words):
+    with pytest.raises(InputError) as refused:
+        checked_objective(found, "x", {"flops"})
+    assert words in str(refused.value)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autodistil_search.pareto import hypervolume, hypervolume_gains, is_on_frontier, knee
+from autodistil_search.pareto import box_of, hypervolume, hypervolume_gains, is_on_frontier, knee, share_of_box
 
 few = settings(deadline=None, max_examples=80)
 
@@ -161,3 +161,58 @@ def test_the_gain_of_a_point_is_the_volume_that_it_adds(data):
     reference = np.full(values.shape[1], 2.5)
     added = [hypervolume(np.vstack([front, point]), reference) - hypervolume(front, reference) for point in points]
     assert hypervolume_gains(front, points, reference) == pytest.approx(np.array(added), abs=1e-9)
+
+
+REAL = st.one_of(st.floats(-1e60, 1e60), st.integers(-3, 3).map(float), st.just(-0.0), st.floats(-1e-300, 1e-300))
+
+
+@few
+@given(st.lists(REAL, min_size=1, max_size=12), st.booleans(), st.sampled_from([1.01, 1.1]))
+def test_a_box_holds_every_value_and_leaves_room_for_the_worst(values, maximize, margin):
+    ideal, reference = box_of(min(values), max(values), maximize, margin)
+    sign = -1 if maximize else 1
+    assert sign * ideal <= min(sign * value for value in values)
+    # Of what is maximised, 0 is the reference, and nothing is gained by it.
+    assert max(sign * value for value in values) < sign * reference or (maximize and min(values) == 0 == reference)
+    if min(values) >= 0 and max(values) > 0:
+        assert sorted((ideal, reference)) == [0.0, margin * max(values)]
+
+
+@few
+@given(st.data())
+def test_the_share_of_a_box_is_between_0_and_1_whatever_the_costs(data):
+    count = data.draw(st.integers(1, 3))
+    columns, ideals, references = [], [], []
+    for _ in range(count):
+        values, maximize = data.draw(st.lists(REAL, min_size=4, max_size=4)), data.draw(st.booleans())
+        ends = box_of(min(values), max(values), maximize, 1.01)
+        sign = -1 if maximize else 1
+        columns.append([sign * value for value in values])
+        ideals.append(sign * ends[0])
+        references.append(sign * ends[1])
+    share = share_of_box(np.array(columns).T, np.array(ideals), np.array(references))
+    assert 0 <= share <= 1
+
+
+def test_the_share_of_a_box_is_that_of_its_volume_and_no_more():
+    ideal, reference = np.zeros(2), np.array([2.0, 4.0])
+    assert share_of_box(np.array([[1.0, 2.0]]), ideal, reference) == 0.25
+    assert share_of_box(np.array([[-5.0, -5.0]]), ideal, reference) == 1.0
+    assert share_of_box(np.array([[5.0, 1.0]]), ideal, reference) == 0.0
+    tiny = np.array([2e-200, 4e-200])
+    assert share_of_box(np.array([[1e-200, 2e-200]]), ideal, tiny) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "maximize", "expected"),
+    [
+        (2.0, 100.0, False, (0.0, 101.0)),
+        (2.0, 100.0, True, (101.0, 0.0)),
+        (-3.0, -2.0, False, (-3.0, -1.97)),
+        (-3.0, 2.0, False, (-3.0, 2.05)),
+        (-3.0, -2.0, True, (0.0, -3.03)),
+        (0.0, 0.0, False, (0.0, 0.01)),
+    ],
+)
+def test_a_box_is_measured_from_0_unless_values_are_negative(low, high, maximize, expected):
+    assert box_of(low, high, maximize, 1.01) == pytest.approx(expected)

@@ -1,10 +1,12 @@
 """Proxies: the relation loss against the same loss computed in one go; those of a task against extracted students."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -14,7 +16,8 @@ from autodistil_search import proxies, search
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilModel
-from autodistil_search.proxies import HiddenProxy, RelationProxy, TaskBudget, task_proxy
+from autodistil_search.objectives import Objective
+from autodistil_search.proxies import HiddenProxy, ProxyKind, RelationProxy, TaskBudget, task_proxy
 from autodistil_search.relations import relation_loss, relation_scores, relation_target, split_heads
 from autodistil_search.space import Subnet
 from autodistil_search.tasks.data import load_task
@@ -320,3 +323,48 @@ def test_one_label_only_is_refused_before_anything_is_trained(tmp_path: Path) ->
     for kind in ("probe", "task"):
         with pytest.raises(InputError, match=rf"{kind}:.*rows ({place}) have label '0'; allowed: two labels or more"):
             task_proxy(f"{kind}:{rare}", BUDGET)
+
+
+class Given:
+    """A proxy of a plug-in that gives what it is told."""
+
+    def __init__(self, score, reference=1.0):
+        self.reference, self.description, self._score = reference, "given", score
+
+    def score(self, model, subnet=None):
+        if isinstance(self._score, BaseException):
+            raise self._score
+        return self._score
+
+
+def opened(proxy, direction="minimize", ideal=0.0):
+    objective = Objective("given", "given", "", direction, is_proxy=True)
+    return ProxyKind(objective, lambda *_: proxy, ideal).open(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (math.nan, "proxy 'given' gave nan (float) of subnet 2x32"),
+        (None, "proxy 'given' gave None (NoneType) of subnet 2x32"),
+        (-0.5, "proxy 'given' gave -0.5 of subnet 2x32, ratio 1.5, 2 heads of 8, better than its ideal 0"),
+        (SystemExit(), "proxy 'given' failed on subnet 2x32, ratio 1.5, 2 heads of 8: SystemExit"),
+        (KeyError("x"), "KeyError: 'x'"),
+    ],
+)
+def test_a_proxys_numbers_pass_the_gate_of_objectives(score, words, debug_space, debug_superlm):
+    with pytest.raises(InputError) as refused:
+        opened(Given(score)).score(debug_superlm(), debug_space.smallest)
+    assert words in str(refused.value)
+    assert opened(Given(np.float32(0.5))).score(debug_superlm(), debug_space.smallest) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("reference", "direction", "ideal"),
+    [(0.0, "minimize", 0.0), (-1.0, "minimize", 0.0), (1.0, "maximize", 0.0), (math.inf, "minimize", 0.0)],
+)
+def test_a_proxy_whose_reference_is_no_worse_than_its_ideal_is_refused(reference, direction, ideal):
+    with pytest.raises(InputError, match="proxy 'given'"):
+        opened(Given(0.5, reference), direction, ideal)
+    with pytest.raises(InputError, match="proxy 'given' cannot be made: AttributeError"):
+        opened(object())

@@ -13,8 +13,10 @@ from autodistil_search.engines import evolution, samplers
 from autodistil_search.engines.base import ENUMERABLE, Candidates, Engine, Goal
 from autodistil_search.engines.plain import Exhaustive, Random
 from autodistil_search.objectives import Constraint, Objective
+from autodistil_search.pareto import Values
+from autodistil_search.plugins import guarded
 from autodistil_search.progress import Bar
-from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.space import Genome, SearchSpace, Subnet
 
 
 class MakeEngine(Protocol):
@@ -45,7 +47,37 @@ ENGINES: dict[str, MakeEngine] = {
     "exhaustive": Exhaustive,
 }
 
-__all__ = ["ENGINES", "ENUMERABLE", "Candidates", "Engine", "Goal", "MakeEngine", "run_engine"]
+__all__ = ["ENGINES", "ENUMERABLE", "Candidates", "Engine", "Goal", "MakeEngine", "guarded_engine", "run_engine"]
+
+
+def guarded_engine(name: str, make: MakeEngine) -> MakeEngine:
+    """Return `make` of a plug-in such that whatever its engine raises, or asks for amiss, is an `InputError`."""
+
+    def made(candidates: Candidates, *, seed: int, population: int, goal: Goal) -> Engine:
+        with guarded(f"engine {name!r} cannot be made"):
+            return _Guarded(name, make(candidates, seed=seed, population=population, goal=goal), candidates.space)
+
+    return made
+
+
+class _Guarded:
+    """An engine of a plug-in; see `guarded_engine`."""
+
+    def __init__(self, name: str, engine: Engine, space: SearchSpace) -> None:
+        self._name, self._engine, self._space = name, engine, space
+
+    def ask(self) -> list[Genome]:
+        """The plug-in's genomes, each of which is one of the space."""
+        with guarded(f"engine {self._name!r} failed to ask for subnets of the space"):
+            genomes = [tuple(map(int, genome)) for genome in self._engine.ask()]
+            for genome in genomes:
+                self._space.decode(genome)
+            return genomes
+
+    def tell(self, genomes: Sequence[Genome], values: Values, excess: Values) -> None:
+        """Hand the values to the plug-in; see `Engine`."""
+        with guarded(f"engine {self._name!r} failed when it was told of subnets"):
+            self._engine.tell(genomes, values, excess)
 
 
 def run_engine(

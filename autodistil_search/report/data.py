@@ -205,7 +205,7 @@ def pareto_report(
         published=published,
         box=dict(box),
         hypervolume=volume,
-        hypervolume_share=volume / (float(np.prod(reference - ideal)) or np.nan),
+        hypervolume_share=pareto.share_of_box(minimised(kept, objectives), ideal, reference),
         progress=progress_table(table, objectives, constraints, reference),
         engines=engines,
         exact=exact,

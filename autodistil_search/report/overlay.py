@@ -67,7 +67,7 @@ def overlay(reports: Sequence[ParetoReport]) -> ParetoReport:
         baselines=_merged(joined([report.baselines for report in reports])),
         box=box,
         hypervolume=volume,
-        hypervolume_share=volume / (float(np.prod(reference - ideal)) or np.nan),
+        hypervolume_share=pareto.share_of_box(minimised(frontier, first.objectives), ideal, reference),
         progress=joined([each.assign(share=each["hypervolume"] / (volume or 1.0)) for each in progress]),
         engines=joined([report.engines for report in reports]),
         exact=all(report.exact for report in reports),

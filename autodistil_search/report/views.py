@@ -232,8 +232,9 @@ def value_words(row: Mapping[str, Any], columns: Sequence[Objective]) -> list[st
 
 
 def budget_costs(report: ParetoReport) -> list[Objective]:
-    """What a budget can bound: every cost that the frontier has a column of."""
-    return [each for each in report.columns if not each.is_proxy and each.name in report.frontier]
+    """Return what a budget, which is above 0, can bound: every cost of the frontier that is above 0 everywhere."""
+    costs = [column for column in report.columns if not column.is_proxy and column.name in report.frontier]
+    return [cost for cost in costs if report.frontier[cost.name].min() > 0]
 
 
 def frontier_numbers(report: ParetoReport) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
@@ -27,12 +28,12 @@ from autodistil_search.card import Card, Variant
 from autodistil_search.cost import FLOPS_SEQ_LEN, flops
 from autodistil_search.errors import ExportError, InputError
 from autodistil_search.exportable import CPU, Exportable, Student, find_exportable, load_task_as_finetuned
-from autodistil_search.files import EXPORT_RECORD, read_json, whole_folder
+from autodistil_search.files import EXPORT_RECORD, locked_beside, read_json, readable, whole_folder
 from autodistil_search.hardware import Load
 from autodistil_search.model import AutoDistilForSequenceClassification, quiet_transformers
 from autodistil_search.onnx_files import MODEL, MODEL_INT8, TOLERANCE
 from autodistil_search.progress import Reporter
-from autodistil_search.runfolder import versions
+from autodistil_search.runfolder import usable, versions
 from autodistil_search.space import Subnet
 from autodistil_search.stepconfig import Format
 from autodistil_search.tasks.data import Task
@@ -104,7 +105,17 @@ def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | 
         ExportError: if the exported model or its ONNX file computes something else than the student.
     """
     reporter, to = reporter or Reporter(), to.absolute()
-    _check_target(to)
+    _refuse_places(to, source)
+    with ExitStack() as held:
+        with usable(to, "--to"):
+            held.enter_context(locked_beside(to, "--to"))
+        _check_target(to)
+        _export(source, to, options, reporter)
+    return to
+
+
+def _export(source: Path, to: Path, options: ExportOptions, reporter: Reporter) -> None:
+    """Write the folder `to`, which this process holds."""
     found = find_exportable(source, options.pick, options.teacher, options.writes_onnx, reporter)
     task = None if options.task is None else _fitting_task(options.task, source, found.student)
     exported = _converted(found, options.format)
@@ -121,7 +132,6 @@ def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | 
         _write_words(found, exported, measured, options, folder, to.name)
     if options.push_to_hub is not None:
         reporter.say(f"uploaded to {push(to, options.push_to_hub)}")
-    return to
 
 
 def push(folder: Path, repo_id: str) -> str:
@@ -139,12 +149,25 @@ def push(folder: Path, repo_id: str) -> str:
     return str(address)
 
 
+def _refuse_places(to: Path, source: Path) -> None:
+    """Raise InputError for a place whose replacement would take more along than an earlier export."""
+    places = {"the current folder": Path.cwd(), "the home folder": Path.home(), "the folder to export": source}
+    for name, place in places.items():
+        if place.resolve().is_relative_to(to.resolve()):
+            raise InputError(
+                f"--to {str(to)!r} is or holds {name}; allowed: a new or empty folder, or an earlier export"
+            )
+
+
 def _check_target(to: Path) -> None:
     """Refuse a place for the folder that holds anything but an earlier export."""
     if to.is_symlink() or (to.exists() and not to.is_dir()):
         raise InputError(f"--to {str(to)!r} is not a folder; allowed: a new or empty folder, or an earlier export")
     names = {item.name for item in to.iterdir()} if to.exists() else set()
-    known = set(read_json(to / EXPORT_RECORD).get("files", ())) if EXPORT_RECORD in names else set()
+    known = set()
+    if EXPORT_RECORD in names:
+        with readable(to / EXPORT_RECORD):
+            known = set(read_json(to / EXPORT_RECORD).get("files", ()))
     if strangers := sorted(names - known):
         raise InputError(
             f"--to {str(to)!r} holds {strangers[0]!r}, which no export wrote; allowed: a new or empty folder, or an "

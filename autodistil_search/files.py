@@ -149,12 +149,11 @@ def _finish(file: Path, mode: int) -> None:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Make the folder `.NAME.new` beside `path` to write into; whatever is left in it is removed afterwards.
+def _written_first(new: Path) -> Iterator[Path]:
+    """Make the folder `new` to write into; whatever is left in it is removed if that fails.
 
     What a killed process left there, temporary files of libraries included, is removed by the next one.
     """
-    new = path.with_name(f".{path.name}.new")
     _clear(new)
     new.mkdir()
     try:
@@ -177,7 +176,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     write_together(path.parent, path.name, lambda folder: write(folder / path.name))
 
 
-def write_together(folder: Path, name: str, write: Callable[[Path], object]) -> None:
+def write_together(folder: Path, name: str, write: Callable[[Path], object], last: str = "") -> None:
     """Let `write` make files in an empty folder, then move each to `folder`, over an older one of its name.
 
     A reader sees each file whole, the old one or the new one. Folders among them replace those of their name.
@@ -186,16 +185,17 @@ def write_together(folder: Path, name: str, write: Callable[[Path], object]) -> 
         folder: Where the files go.
         name: Of what is written, for messages and for the folder that is written first.
         write: Gets the empty folder.
+        last: File that is moved last: where it stands, the others do.
 
     Raises:
         UnwritableError: if anything cannot be written; what was there before stays as it is.
     """
     path = folder / name
     with writing(path):
-        with _beside(path) as new:
+        with _written_first(path.with_name(f".{path.name}.new")) as new:
             write(new)
         try:
-            for item in sorted(new.iterdir()):
+            for item in sorted(new.iterdir(), key=lambda item: (item.name == last, item.name)):
                 if item.is_dir():
                     _clear(folder / item.name)
                 os.replace(item, folder / item.name)
@@ -208,16 +208,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Make a new folder beside `path` to write files into, which takes its name, and its place, once all is on disk.
 
     If anything fails inside, what was written is removed and what stood at `path` stays. A killed process leaves at
-    most `.NAME.new` and `.NAME.old`; `recover_folder`, which comes first here, clears both.
+    most two hidden folders beside `path`; `recover_folder`, which comes first here, clears both.
 
     Raises:
         UnwritableError: if it cannot be written.
     """
-    old = _old(path)
+    old, fresh = _aside(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(path)
-        with _beside(path) as new:
+        with _written_first(fresh) as new:
             yield new
         try:
             if path.exists():
@@ -231,15 +231,36 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def recover_folder(path: Path) -> None:
     """Put back the folder that stood at `path`, if a process was killed while `whole_folder` replaced it."""
-    old = _old(path)
+    old, new = _aside(path)
     if old.is_dir() and not path.exists():
         os.replace(old, path)
     _clear(old)
-    _clear(path.with_name(f".{path.name}.new"))
+    _clear(new)
 
 
-def _old(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
+def _aside(path: Path) -> tuple[Path, Path]:
+    """Return where the old and the new folder stand while one replaces the other; no user has files of these names."""
+    return path.with_name(f".{path.name}.autodistil-old"), path.with_name(f".{path.name}.autodistil-new")
+
+
+@contextmanager
+def locked_beside(path: Path, flag: str | None) -> Iterator[None]:
+    """Hold a folder that `whole_folder` replaces by a lock beside it, and put it back if a killed process lost it.
+
+    Folders above it that are not there are made, and removed again if they are still empty at the end.
+
+    flag: as of `locked`.
+    """
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(path.with_name(f".{path.name}.lock"), path, flag):
+            recover_folder(path)
+            yield
+    finally:
+        with suppress(OSError):  # a folder that is not empty stays
+            for parent in made:
+                parent.rmdir()
 
 
 @contextmanager

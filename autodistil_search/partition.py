@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from autodistil_search.cost import FLOPS_SEQ_LEN, flops
 from autodistil_search.errors import InputError
-from autodistil_search.files import write_atomically
+from autodistil_search.files import locked, write_atomically
 from autodistil_search.space import DIMENSIONS, SearchSpace, load_space
 
 _LARGEST_SPACE = 1_000_000
@@ -119,14 +119,21 @@ def write_spaces(parts: Sequence[SearchSpace], parent: SearchSpace, folder: Path
     if "," in str(folder):
         raise InputError(f"--to {str(folder)!r}; allowed: a folder without a comma, which separates spaces in --space")
     paths = [folder / f"{part.name}.yaml" for part in parts]
-    missing = [(path, part) for path, part in zip(paths, parts, strict=True) if not _holds(path, part)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--to {str(folder)!r} cannot be used as a folder: {error.strerror}") from None
-    for path, part in missing:
-        write_atomically(path, partial(Path.write_text, data=_text(part, parent), encoding="utf-8"))
+    missing = partial(_missing, parts, paths)
+    if missing():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--to {str(folder)!r} cannot be used as a folder: {error.strerror}") from None
+        with locked(folder / ".lock", folder, "--to"):
+            for path, part in missing():
+                write_atomically(path, partial(Path.write_text, data=_text(part, parent), encoding="utf-8"))
     return paths
+
+
+def _missing(parts: Sequence[SearchSpace], paths: Sequence[Path]) -> list[tuple[Path, SearchSpace]]:
+    """Return the files that are still to be written, each with its space; see `_holds`."""
+    return [(path, part) for path, part in zip(paths, parts, strict=True) if not _holds(path, part)]
 
 
 def _holds(path: Path, space: SearchSpace) -> bool:

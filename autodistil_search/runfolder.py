@@ -33,6 +33,7 @@ TRAIN_CONFIG = "train.yaml"
 DISTIL_CONFIG = "distil.yaml"
 VALIDATE_CONFIG = "validate.yaml"
 FINETUNE_CONFIG = "finetune.yaml"
+_CONFIGS = (SEARCH_CONFIG, TRAIN_CONFIG, DISTIL_CONFIG, VALIDATE_CONFIG, FINETUNE_CONFIG)
 STUDENT = "student"
 """Folder of the model in that of a `distil`."""
 
@@ -99,15 +100,17 @@ def exclusive(folder: Path, flag: str = "--out") -> Iterator[None]:
         InputError: if another process holds it, or if it cannot be a folder.
     """
     with ExitStack() as held:
-        with _usable(folder, flag):
+        with usable(folder, flag):
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder / ".lock", folder, flag))
-        clear_leftovers(folder)
+        if any((folder / name).is_file() for name in _CONFIGS):  # any other folder may have such files of the user
+            clear_leftovers(folder)
         yield
 
 
 @contextmanager
-def _usable(folder: Path, flag: str = "--out") -> Iterator[None]:
+def usable(folder: Path, flag: str = "--out") -> Iterator[None]:
+    """Raise InputError, naming the flag, if `folder` cannot be made or looked into."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -129,7 +132,7 @@ def check_folder(folder: Path, name: str, settings: Settings) -> None:
         InputError: if the folder cannot be this run's.
     """
     path = folder / name
-    with _usable(folder):
+    with usable(folder):
         names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
     if path.name in names:
         with readable(path):

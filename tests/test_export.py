@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from processes import SERVER
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import (
@@ -481,11 +482,102 @@ def test_an_earlier_export_is_replaced_and_other_folders_are_left_alone(
     assert [path.name for path in to.parent.iterdir()] == ["out"]
     (to / "mine.txt").write_text("keep")
     assert "holds 'mine.txt', which no export wrote" in refusal(["export", str(source), "--to", str(to)])
-    assert "holds " in refusal(["export", str(source), "--to", str(source)])
+    assert "is or holds the folder to export" in refusal(["export", str(source), "--to", str(source)])
     assert "is not a folder" in refusal(["export", str(source), "--to", str(source / "config.json")])
     empty = tmp_path / "empty"
     empty.mkdir()
     assert (export(source, empty, ExportOptions()) / "README.md").exists()
+
+
+@pytest.mark.parametrize("to", [".", "", "..", "/", "~"])
+def test_a_place_that_holds_more_than_an_export_is_refused(
+    to: str,
+    saved: Callable[..., tuple[Any, Path]],
+    refusal: Callable[[list[str]], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, home = str(saved()[1]), tmp_path / "home"
+    (home / "work").mkdir(parents=True)
+    export(Path(source), home / "work" / "out", ExportOptions())
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home / "work" / "out")  # an earlier export, which may be replaced from elsewhere
+    before = sorted(tmp_path.rglob("*"))
+    told = refusal(["export", source, "--to", str(home) if to == "~" else to])
+    assert re.search("is or holds the (current|home) folder; allowed", told)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def _export_in_the_middle(source: Path, to: Path, begun: Any, goes_on: Any) -> None:
+    """For a process of its own: export, but wait in the middle."""
+    from autodistil_search import export as module
+
+    measure = module._measure
+
+    def waiting(*arguments: Any) -> Any:
+        begun.set()
+        goes_on.wait()
+        return measure(*arguments)
+
+    module._measure = waiting
+    sys.exit(main(["export", str(source), "--to", str(to), "--quiet"]))
+
+
+def test_two_exports_to_one_folder_do_not_mix_and_a_killed_one_is_no_obstacle(
+    saved: Callable[..., tuple[Any, Path]], refusal: Callable[[list[str]], str], tmp_path: Path
+) -> None:
+    first, other = saved()[1], saved(NO_BERT, name="other")[1]
+    to, begun, goes_on = tmp_path / "new" / "out", SERVER.Event(), SERVER.Event()
+    process = SERVER.Process(target=_export_in_the_middle, args=(first, to, begun, goes_on))
+    process.start()
+    begun.wait()
+    told = refusal(["export", str(other), "--to", str(to)])
+    assert f"another process is at work in {to} (process {process.pid} on " in told
+    goes_on.set()
+    process.join()
+    assert process.exitcode == 0
+    assert config_of(to)["hidden_size"] == config_of(first)["hidden_size"]
+    begun.clear()
+    goes_on.clear()
+    killed = SERVER.Process(target=_export_in_the_middle, args=(first, to, begun, goes_on))
+    killed.start()
+    begun.wait()
+    killed.kill()
+    killed.join()
+    export(other, to, ExportOptions())
+    assert config_of(to)["hidden_size"] == config_of(other)["hidden_size"]
+    assert list(to.parent.iterdir()) == [to]
+
+
+def _with_a_limit(arguments: list[str], limit: int, printed: Path) -> None:
+    """For a process of its own: a command that cannot write more than so many bytes to a file."""
+    import resource
+
+    with printed.open("w") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    sys.exit(main(arguments))
+
+
+@pytest.mark.parametrize("limit", [500, 3_000, 30_000, 0])
+def test_a_full_disk_is_one_line_and_leaves_the_earlier_export(
+    limit: int, saved: Callable[..., tuple[Any, Path]], tmp_path: Path
+) -> None:
+    """Of configuration, tokenizer, weights and ONNX files, another is the first that does not fit."""
+    source, to, printed = saved(NO_BERT)[1], tmp_path / "out", tmp_path / "printed"
+    export(saved(name="other")[1], to, ExportOptions())
+    before = {path.name: path.read_bytes() for path in to.iterdir()}
+    limit = limit or (source / "model.safetensors").stat().st_size + 500  # an ONNX file holds the graph, too
+    arguments = ["export", str(source), "--to", str(to), "--int8", "--quiet"]
+    process = SERVER.Process(target=_with_a_limit, args=(arguments, limit, printed))
+    process.start()
+    process.join()
+    told = printed.read_text()
+    assert (process.exitcode, told.count("\n")) == (1, 1), told
+    assert f"{to} cannot be written: File too large; raise the limit" in told
+    assert {path.name: path.read_bytes() for path in to.iterdir()} == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_export_that_is_stopped_half_way_leaves_the_earlier_one_and_no_half_folder(
@@ -502,16 +594,17 @@ def test_an_export_that_is_stopped_half_way_leaves_the_earlier_one_and_no_half_f
         with pytest.raises(KeyboardInterrupt):
             export(source, to, ExportOptions())
     assert not to.exists()
-    assert not (tmp_path / ".out.new").exists()
+    assert list(tmp_path.glob(".out*")) == []
     export(source, to, ExportOptions())
     before = {path.name: path.read_bytes() for path in to.iterdir()}
-    (tmp_path / ".out.new").mkdir()  # as a killed process leaves it
+    (tmp_path / ".out.autodistil-new").mkdir()  # as a killed process leaves it
+    (tmp_path / ".out.new").mkdir()  # not ours
     with monkeypatch.context() as patch:
         patch.setattr("autodistil_search.card.Card.write", stop)
         with pytest.raises(KeyboardInterrupt):
             export(source, to, ExportOptions(format="own"))
     assert {path.name: path.read_bytes() for path in to.iterdir()} == before
-    assert not (tmp_path / ".out.new").exists()
+    assert list(tmp_path.glob(".out*")) == [tmp_path / ".out.new"]
 
 
 def test_an_onnx_file_that_computes_something_else_fails_the_export(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from autodistil_search.cli import main
 from autodistil_search.cost import flops
 from autodistil_search.errors import InputError
+from autodistil_search.files import locked
 from autodistil_search.inputs import load_spaces
 from autodistil_search.partition import partition, spread_within, write_spaces
 from autodistil_search.space import DIMENSIONS, SearchSpace, load_space, shipped_spaces
@@ -227,3 +228,14 @@ def test_a_space_with_choices_per_layer_is_refused(refusal):
     assert "space 'elastic' chooses mlp_ratio and heads per layer; allowed: spaces whose layers are alike" in refusal(
         ["partition", "elastic", "--k", "3"]
     )
+
+
+def test_a_folder_in_use_is_refused_and_what_is_there_needs_none(tmp_path, refusal, capsys):
+    arguments = ["partition", "debug", "--k", "2", "--to", str(tmp_path)]
+    with locked(tmp_path / ".lock", tmp_path, "--to"):
+        assert "another process is at work in" in refusal(arguments)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert main(arguments) == 0
+    assert [path.suffix for path in tmp_path.iterdir()] == [".yaml", ".yaml"]
+    with locked(tmp_path / ".lock", tmp_path, "--to"):
+        assert main(arguments) == 0

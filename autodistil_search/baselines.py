@@ -19,7 +19,7 @@ from autodistil_search import __version__
 from autodistil_search.corpus import TrainingText
 from autodistil_search.device import Device
 from autodistil_search.distill import Execution, TrainOptions, distill
-from autodistil_search.files import whole_folder
+from autodistil_search.files import locked_beside, whole_folder, write_together
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import Objective, costs
 from autodistil_search.progress import Reporter
@@ -43,6 +43,9 @@ DISTILLED = "distilled alone"
 DRAWN = "drawn at random, distilled alone"
 TINYBERT, MINILM = "by TinyBERT's own objective", "by MiniLM's own objective"
 AS_IT_IS = "scored as it is"
+
+_LAST = "tokenizer_config.json"
+"""File of a kept baseline that is written last: where it stands, the baseline is complete."""
 
 _DRAWN = 3
 """Subnets that "random" draws of each space."""
@@ -154,10 +157,11 @@ class Bench:
     def _kept(self, model: AutoDistilModel) -> Path:
         """The folder of a model that was not trained, named by its weights, with the tokenizer."""
         folder = self.cache / "baselines" / model_sha256(model)[:16]
-        if not folder.exists():
-            with whole_folder(folder) as new, quiet_transformers():
-                model.save_pretrained(new)
-                self.teacher.tokenizer.save_pretrained(new)
+        with locked_beside(folder, None):
+            if not folder.exists():
+                with whole_folder(folder) as new, quiet_transformers():
+                    model.save_pretrained(new)
+                    self.teacher.tokenizer.save_pretrained(new)
         return folder
 
     def _as_it_is(self, name: str, model: AutoDistilModel, how: str, weights: Path | None = None) -> Baseline:
@@ -182,21 +186,22 @@ class Bench:
             with seeded(options.seed):
                 transfer = LayerTransfer(model, teacher.model, "mse")
         folder = self.cache / "baselines" / self._key(recipe, "" if transfer is None else transfer.description)
-        distill(
-            model,
-            teacher,
-            self.begin_text(),
-            options,
-            folder,
-            self.device,
-            self.reporter,
-            f"baseline {recipe.name}, {recipe.how}",
-            self.execution,
-            transfer=transfer,
-            sample_ids=self.sample_ids,
-        )
-        if not (folder / "tokenizer_config.json").exists():
-            teacher.tokenizer.save_pretrained(folder)
+        with locked_beside(folder, None):  # a search beside this one waits, and reads what is trained here
+            distill(
+                model,
+                teacher,
+                self.begin_text(),
+                options,
+                folder,
+                self.device,
+                self.reporter,
+                f"baseline {recipe.name}, {recipe.how}",
+                self.execution,
+                transfer=transfer,
+                sample_ids=self.sample_ids,
+            )
+            if not (folder / _LAST).exists():
+                write_together(folder, "tokenizer.json", teacher.tokenizer.save_pretrained, last=_LAST)
         return self._as_it_is(recipe.name, model, recipe.how, folder)
 
     def _key(self, recipe: _Recipe, transfer: str) -> str:

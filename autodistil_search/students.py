@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from autodistil_search.distill import TrainOptions, distill
-from autodistil_search.files import write_atomically
+from autodistil_search.files import write_atomically, write_together
 from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.processes import processes
@@ -145,7 +145,7 @@ class _Job:
 
     def finish(self, found: Distilled, run: Path) -> None:
         """The tokenizer, and what was gained."""
-        self._materials.teacher.tokenizer.save_pretrained(found.folder)
+        write_together(found.folder, "tokenizer.json", self._materials.teacher.tokenizer.save_pretrained)
         summary = {
             "run": str(run),
             "row": json.loads(found.row.to_json(double_precision=15)),

@@ -1,6 +1,7 @@
 """Baselines: measured as the subnets are, trained once, and told beside the frontier."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processes import SERVER
 
 from autodistil_search import InputError, baselines, distill, search
 from autodistil_search.baselines import COPY, DISTILLED, DRAWN, MINILM, SHAPES, TINYBERT
 from autodistil_search.cost import flops, params
 from autodistil_search.export import ExportOptions, export
 from autodistil_search.files import cache_folder, read_json
+from autodistil_search.inputs import resolve
+from autodistil_search.progress import Reporter
 from autodistil_search.relations import relation_loss, relation_target
+from autodistil_search.scoring import Scorer
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.stepconfig import ValidateConfig
 from autodistil_search.teacher import load_as_student, load_teacher, truncated
@@ -207,3 +212,76 @@ def test_random_subnets_learn_at_the_rate_of_their_own_size(toy_config, monkeypa
 def test_none_stands_alone(toy_config):
     with pytest.raises(InputError, match="--baselines 'none,shapes'; allowed: none alone, or names without it"):
         replace(toy_config, baselines="none,shapes")
+
+
+TOY = {"MiniLM toy": Subnet(2, 24, 64, 6, 4)}
+
+
+def bench_of(config):
+    """A function that measures a baseline that is trained, and one that is not, as a search with that cache does."""
+    baselines.SHAPES = TOY
+    inputs = resolve(replace(config, steps=2, baselines="minilm,truncated"))
+    proxy = Scorer(inputs, {}).proxy
+
+    def measure(cache):
+        bench = baselines.Bench(
+            inputs.teacher, inputs.text.begin, proxy, inputs.columns, inputs.options_of, "random", inputs.sample_ids,
+            {}, cache, inputs.device, Reporter(), inputs.execution,
+        )  # fmt: skip
+        return bench.measure(["minilm", "truncated"], {}, inputs.spaces)
+
+    return measure
+
+
+def kept(cache):
+    """The models and tokenizers in a cache."""
+    paths = [path for path in cache.rglob("*") if path.name.startswith(("config", "model", "tokenizer", ".tokenizer"))]
+    return {path.relative_to(cache): path.read_bytes() for path in paths}
+
+
+class StoppedError(BaseException):
+    pass
+
+
+def test_a_baseline_stopped_before_a_write_is_completed_by_the_next_search(toy_config, monkeypatch, tmp_path):
+    """A baseline is complete by a file that is written last, whichever file is the first that is missing."""
+    monkeypatch.setattr(baselines, "SHAPES", TOY)
+    measure, replace_file, left = bench_of(toy_config), os.replace, [0]
+    measure(tmp_path / "whole")
+
+    def stopped(source, target):
+        left[0] -= 1
+        if left[0] < 0:
+            raise StoppedError
+        replace_file(source, target)
+
+    stops = 0
+    for step in range(1, 60, 2):
+        cache, left = tmp_path / str(step), [step]
+        with monkeypatch.context() as patch:
+            patch.setattr("autodistil_search.files.os.replace", stopped)
+            try:
+                measure(cache)
+                break
+            except StoppedError:
+                stops += 1
+        measure(cache)
+        assert kept(cache) == kept(tmp_path / "whole")
+    assert stops > 3
+
+
+def _measure(config, cache):
+    bench_of(config)(cache)
+
+
+def test_searches_side_by_side_share_a_baseline_and_do_not_mix(toy_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "SHAPES", TOY)
+    processes = [SERVER.Process(target=_measure, args=(toy_config, tmp_path / "cache")) for _ in range(2)]
+    for process in processes:
+        process.start()
+    bench_of(toy_config)(tmp_path / "whole")
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert kept(tmp_path / "cache") == kept(tmp_path / "whole")
+    assert list((tmp_path / "cache" / "baselines").glob(".*")) == []

@@ -31,6 +31,9 @@ STUDY = "search"
 """Name of a study that was not given one."""
 
 _ATTRIBUTES = "measured"
+_FIRST_BYTES = b'{"op_code":'
+"""A journal of Optuna begins with these."""
+_LONGEST_FIRST_LINE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Archive:
         self._known: dict[tuple[str, Subnet], Evaluation] = {}
         if isinstance(storage, Path):
             with readable(storage):
-                self._open(journal(storage), study)
+                self._open(journal(storage, ours=True), study)
         else:
             self._open(storage, study)
 
@@ -147,9 +150,7 @@ class Archive:
     def fixed(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gave the first time that `name` was asked for in this study, as JSON holds it."""
         if name not in self._study.user_attrs:
-            made = make()
-            if name not in self._study.user_attrs:  # another process may have been faster
-                self._study.set_user_attr(name, made)
+            self._study.set_user_attr(name, make())
         return self._study.user_attrs[name]
 
     @property
@@ -177,21 +178,43 @@ class _ProcessLock(JournalFileOpenLock):
         self._lock.release()
 
 
-def journal(path: Path) -> JournalStorage:
-    """The storage in a journal file, which processes on one machine can share.
+def journal(path: Path, ours: bool = False) -> JournalStorage:
+    """Open the storage in a journal file, which processes on one machine can share.
+
+    Nothing is created, cut or locked before the file is known to be a journal; an empty file is an empty journal.
+
+    Args:
+        path: The file, created if missing. A link stands for the file that it leads to.
+        ours: Whether the file has its name from this package, so that even its first bytes may be torn.
 
     Raises:
-        ValueError: if the file begins like no journal; Optuna would only find out when there is more in it.
+        ValueError: if it is another file, or none that can be read line by line.
+        OSError: if it cannot be opened.
     """
+    path = path.resolve()
+    if path.exists() and not _is_journal(path, ours):
+        raise ValueError("it is no journal of Optuna")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = _ProcessLock(path)
     lock.acquire()
     lock.release()
-    if path.exists():
-        with path.open("rb") as file:
-            if first := file.readline():
-                json.loads(first)
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _is_journal(path: Path, ours: bool) -> bool:
+    """Return whether `path` begins as Optuna's journals do; reads a few bytes and changes nothing."""
+    if not path.is_file():  # a folder, a pipe, a device
+        return False
+    with path.open("rb") as file:
+        first = file.readline(_LONGEST_FIRST_LINE)
+    if not first.endswith(b"\n"):
+        torn = first.startswith(_FIRST_BYTES) and len(first) < _LONGEST_FIRST_LINE
+        return not first or torn or (ours and _FIRST_BYTES.startswith(first))
+    try:
+        operation = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(operation, dict) and {"op_code", "worker_id"} <= operation.keys()
 
 
 def _distributions(spaces: Sequence[SearchSpace]) -> dict[str, BaseDistribution]:

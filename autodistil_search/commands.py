@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autodistil_search.config import SearchConfig, TrainConfig
+from autodistil_search.config import SearchConfig, TrainConfig, check_whole_number
 from autodistil_search.errors import InputError
 from autodistil_search.objectives import parse_amount
 from autodistil_search.plugins import Plugins
@@ -87,10 +87,11 @@ def _plan(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     tokens_text, devices, batch_size, speed_text = (settings[name] for name in own)
     tokens = parse_amount(tokens_text, "--tokens")
     speed = parse_amount(speed_text, "--flops-per-second")
-    if devices < 1:
-        raise InputError(f"--devices {devices}; allowed: whole numbers from 1")
+    check_whole_number("--devices", devices, 1)
     others = {name: value for name, value in settings.items() if name not in own}
-    if batch_size is None:
+    if batch_size is not None:
+        check_whole_number("--batch-size", batch_size, 1)
+    else:
         batch_size = TrainConfig.batch_size * devices
     config = TrainConfig.from_dict({**others, "batch_size": batch_size})
     if config.batch_size < devices:

@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from autodistil_search.errors import InputError
-from autodistil_search.files import without_password
+from autodistil_search.given import LARGEST, PACKAGED, TASKS, absolute_path, is_finite, meant, quoted
+from autodistil_search.passwords import names_database, without_password
+from autodistil_search.plugins import Plugins
+from autodistil_search.space import shipped_spaces
 
 _LARGEST_SEED = 2**32 - 1
-_LISTS = ("text", "constraint")
 _PARTS = 2
 """Blocks that the proxy "hidden" needs: each part is measured by what was fitted to the others."""
 
-_WORDS = ("baselines", "objectives", "engine", "proxy", "space", "study", "teacher", "relations", "subnet_weights")
-_LEAST = {
-    "evaluations": 1,
-    "population": 2,
-    "seq_len": 8,
-    "latency_batch": 1,
-    "throughput_batch": 1,
-    "measured_seq_len": 1,
-    "latency_samples": 2,
-    "eval_blocks": 1,
-    "relation_heads": 1,
-    "random_subnets": 0,
-    "steps": 1,
-    "batch_size": 1,
-    "accumulate": 1,
-    "worker_timeout": 1,
-    "held_out_every": 0,
-    "keep": 1,
-    "seed": 0,
-    "epochs": 1,
-    "seeds": 1,
-    "train_rows": 2,
-    "proxy_rows": 2,
-    "proxy_epochs": 1,
-    "subnets": 2,
-    "bands": 1,
-    "alone_steps": 0,
-    "max_length": 4,
+_MANY = 10**6
+"""More of what is in memory at once, no machine has room for."""
+_RANGES = {
+    "evaluations": (1, LARGEST),
+    "population": (2, _MANY),
+    "seq_len": (8, _MANY),
+    "latency_batch": (1, _MANY),
+    "throughput_batch": (1, _MANY),
+    "measured_seq_len": (1, _MANY),
+    "latency_samples": (2, _MANY),
+    "eval_blocks": (1, _MANY),
+    "relation_heads": (1, _MANY),
+    "random_subnets": (0, _MANY),
+    "teacher_layer": (-_MANY, _MANY),
+    "steps": (1, LARGEST),
+    "batch_size": (1, _MANY),
+    "accumulate": (1, _MANY),
+    "worker_timeout": (1, _MANY),
+    "held_out_every": (0, LARGEST),
+    "keep": (1, _MANY),
+    "seed": (0, _LARGEST_SEED),
+    "search_seed": (0, _LARGEST_SEED),
+    "epochs": (1, _MANY),
+    "seeds": (1, _MANY),
+    "train_rows": (2, LARGEST),
+    "proxy_rows": (2, LARGEST),
+    "proxy_epochs": (1, _MANY),
+    "subnets": (2, _MANY),
+    "bands": (1, _MANY),
+    "alone_steps": (0, LARGEST),
+    "max_length": (4, _MANY),
 }
+"""Least and most of each whole number."""
 BASELINES = ("shapes", "tinybert", "minilm", "random", "truncated")
 """What `--baselines` knows by name; other words are hub ids and folders."""
 
@@ -121,28 +127,25 @@ class TrainConfig:
     keep: int = 2
     tensorboard: bool = False
     out: str | None = None
+    given: InitVar[Mapping[str, Any] | None] = None
+    """The settings that were chosen; those named when this was made, if not told. `replace` hands it on."""
 
     _parent: ClassVar[str] = "superlms"
 
-    def __post_init__(self) -> None:
-        defaults = {setting.name: setting.default for setting in fields(self)}
-        check_words(self)
-        for name in _WORDS:
-            if hasattr(self, name) and not isinstance(getattr(self, name), str):
-                raise InputError(f"{flag(name)} {getattr(self, name)!r}; allowed: text, such as {defaults[name]!r}")
-        for name in ("compile", "stream", "tensorboard"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{flag(name)} {getattr(self, name)!r}; allowed: true or false")
-        for name in _LISTS:
-            if isinstance(getattr(self, name, None), str):
-                object.__setattr__(self, name, [getattr(self, name)])
-        check_whole_numbers(self)
-        if self.seed > _LARGEST_SEED:
-            raise InputError(f"--seed {self.seed}; allowed: whole numbers from 0 to {_LARGEST_SEED}")
+    def __new__(cls, **settings: Any) -> Self:
+        """Note which settings are named: one that equals its default may have been chosen, too."""
+        config = super().__new__(cls)
+        object.__setattr__(config, "given", settings)
+        return config
+
+    def __post_init__(self, given: Mapping[str, Any] | None) -> None:
+        if given is not None:
+            object.__setattr__(self, "given", given)
+        check_settings(self)
         for name in ("lr", "proxy_lr"):
             rate = getattr(self, name, None)
             if rate is not None and not is_positive(rate):
-                raise InputError(f"{flag(name)} {rate!r}; allowed: numbers above 0")
+                raise InputError(f"{flag(name)} {quoted(rate)}; allowed: numbers above 0")
         if not self.space_names:
             raise InputError(f"--space {self.space!r}; allowed: one or more spaces, separated by commas")
         if self.batch_size < self.accumulate:
@@ -153,11 +156,11 @@ class TrainConfig:
 
     def _check_subnets(self) -> None:
         share = self.in_place
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise InputError(f"--in-place {share!r}; allowed: numbers from 0 to 1")
+        if not is_finite(share) or not 0 <= share <= 1:
+            raise InputError(f"--in-place {quoted(share)}; allowed: numbers from 0 to 1")
         weight = self.hidden
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise InputError(f"--hidden {weight!r}; allowed: 0 or numbers above")
+        if not is_finite(weight) or weight < 0:
+            raise InputError(f"--hidden {quoted(weight)}; allowed: 0 or numbers above")
         if share and self.sampling == "random":
             raise InputError("--in-place with --sampling random; allowed: a sampling that trains the largest subnet")
         if self.sampling == "largest" and self.random_subnets:
@@ -167,15 +170,27 @@ class TrainConfig:
         if self.sampling == "random" and self.random_subnets == 0:
             raise InputError("--random-subnets 0 with --sampling random; allowed: 1 or more, or another sampling")
 
-    def absolute(self) -> Self:
-        """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
-        spaces = ",".join(
-            absolute_path(name) if name.endswith((".yaml", ".yml")) else name for name in self.space_names
-        )
-        texts = (
-            None if self.text is None else [name if name == "packaged" else absolute_path(name) for name in self.text]
-        )
-        return replace(self, space=spaces, text=texts, teacher=absolute_path(self.teacher))
+    def absolute(self, plugins: Plugins | None = None) -> Self:
+        """Return the same with the absolute paths of files and folders, so that it means the same wherever it is read.
+
+        plugins: whose names are no paths either.
+        """
+        plugins = plugins or Plugins()
+        known = (*shipped_spaces(), *plugins.names("search_spaces"))
+        spaces = ",".join(absolute_path(name, known) for name in self.space_names)
+        texts = self.text and [
+            name if name.startswith("hf:") else absolute_path(name, (PACKAGED,)) for name in self.text
+        ]
+        teacher = absolute_path(self.teacher, (PACKAGED, *plugins.names("teachers")))
+        return replace(self, space=spaces, text=texts, teacher=teacher)
+
+    def was_given(self, name: str) -> bool:
+        """Return whether a setting was chosen, its default among the values; None leaves it open.
+
+        So does `dataclasses.replace` with the default.
+        """
+        value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+        return value is not None and (value != default or vars(self)["given"].get(name) == value)
 
     @property
     def space_names(self) -> list[str]:
@@ -190,7 +205,7 @@ class TrainConfig:
     @property
     def texts(self) -> list[str]:
         """The text asked for; the packaged one by default."""
-        return self.text or ["packaged"]
+        return self.text or [PACKAGED]
 
     def to_dict(self) -> dict[str, Any]:
         """As `config.yaml` holds it: all that was chosen and can change a number."""
@@ -227,6 +242,8 @@ class SearchConfig(TrainConfig):
         proxy_rows: Rows that probe and task train on and cosine is measured on, at most.
         proxy_epochs: Passes over them, of task.
         proxy_lr: Peak learning rate of task.
+        search_seed: Fixes which subnets the engine draws; --seed if not given. With --superlm, which was trained with a
+            seed of its own, --seed means this one.
         engine: Search engine: surrogate, nsga2, nsga3, age-moea2, sms-emoa, optuna-nsga2, optuna-nsga3, optuna-tpe,
             optuna-gp, random, exhaustive, or what is installed.
         evaluations: Subnets to score in each space, at most.
@@ -256,6 +273,7 @@ class SearchConfig(TrainConfig):
     proxy_rows: int = 2000
     proxy_epochs: int = 2
     proxy_lr: float = 2e-4
+    search_seed: int | None = None
     engine: str = "nsga2"
     evaluations: int = 128
     population: int = 8
@@ -265,15 +283,15 @@ class SearchConfig(TrainConfig):
     measured_seq_len: int = 128
     latency_samples: int = 32
     eval_blocks: int = 32
-    storage: str | None = None
+    storage: str | None = field(default=None, repr=False)
     study: str = "search"
     worker_timeout: int = 60
     baselines: str = "shapes"
 
     _parent: ClassVar[str] = "runs"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, given: Mapping[str, Any] | None) -> None:
+        super().__post_init__(given)
         if "none" in self.baseline_names:
             raise InputError(f"--baselines {self.baselines!r}; allowed: none alone, or names without it")
         if self.proxy == "hidden" and self.eval_blocks < _PARTS:
@@ -300,26 +318,32 @@ class SearchConfig(TrainConfig):
         """The bounds asked for."""
         return self.constraint or []
 
-    def absolute(self) -> Self:
-        """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
+    def absolute(self, plugins: Plugins | None = None) -> Self:
+        """Return the same with the absolute paths of files and folders; see `TrainConfig.absolute`."""
         superlm = None if self.superlm is None else absolute_path(self.superlm)
         storage = self.storage
-        if storage is not None and "://" not in storage:
-            storage = str(Path(storage).resolve())
+        if storage is not None and not names_database(storage):
+            storage = resolved(storage)
         kind, colon, task = self.proxy.partition(":")
-        baselines = [name if name in BASELINES else absolute_path(name) for name in self.baseline_names]
+        baselines = [absolute_path(name, BASELINES) for name in self.baseline_names]
         return replace(
-            super().absolute(),
+            super().absolute(plugins),
             superlm=superlm,
             storage=storage,
-            proxy=f"{kind}{colon}{absolute_path(task)}",
+            proxy=f"{kind}{colon}{absolute_path(task, TASKS)}",
             baselines=",".join(baselines) or "none",
         )
 
     def to_dict(self) -> dict[str, Any]:
         """As `config.yaml` holds it: all that was chosen and can change a number, and no password."""
         content = super().to_dict()
+        content["search_seed"] = None if self.search_seed == self.seed else self.search_seed
         return content | {"storage": None if self.storage is None else without_password(self.storage)}
+
+    @property
+    def engine_seed(self) -> int:
+        """The seed of the engine."""
+        return self.seed if self.search_seed is None else self.search_seed
 
     def training(self, **changes: Any) -> TrainConfig:
         """How its SuperLMs are trained, with these settings changed."""
@@ -328,7 +352,7 @@ class SearchConfig(TrainConfig):
 
     def for_workers(self) -> dict[str, Any]:
         """What workers need of it, for `from_dict`; how subnets are chosen is not their matter."""
-        asks = ("engine", "evaluations", "population", "baselines", "storage", "study", "superlm")
+        asks = ("engine", "search_seed", "evaluations", "population", "baselines", "storage", "study", "superlm")
         content = {name: value for name, value in self.to_dict().items() if name not in asks}
         return content | {"out": str(self.folder.resolve()), "worker_timeout": self.worker_timeout}
 
@@ -342,18 +366,20 @@ class SearchConfig(TrainConfig):
             raise InputError(
                 f"--space {', '.join(lacking)}, but --superlm {self.superlm} has {', '.join(trained.space_names)}"
             )
-        chosen = {}
+        chosen: dict[str, Any] = {}
+        if self.was_given("seed") and self.search_seed is None and self.seed != trained.seed:
+            chosen["search_seed"] = self.seed
         for setting in fields(TrainConfig):
-            if setting.name in (*CHANGES_NOTHING, "space", "device", "precision"):
+            name, value = setting.name, getattr(trained, setting.name)
+            if name in (*CHANGES_NOTHING, "space", "device", "precision"):
                 continue
-            own, theirs = getattr(self, setting.name), getattr(trained, setting.name)
-            if own not in (setting.default, theirs):
+            same = self.texts == trained.texts if name == "text" else getattr(self, name) == value
+            if self.was_given(name) and not same and not (name == "seed" and "search_seed" in chosen):
                 raise InputError(
-                    f"{flag(setting.name)} {own!r}, but --superlm {self.superlm} was trained with "
-                    f"{'the default' if theirs is None else repr(theirs)}; "
-                    "allowed: that, or to leave it out"
+                    f"{flag(name)} {quoted(getattr(self, name))}, but --superlm {self.superlm} was trained with "
+                    f"{'the default' if value is None else quoted(value)}; allowed: that, or to leave it out"
                 )
-            chosen[setting.name] = theirs
+            chosen[name] = value
         return replace(self, **chosen)
 
 
@@ -362,29 +388,57 @@ def column_names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
-def is_positive(value: object) -> bool:
+def is_positive(value: Any) -> bool:
     """Whether `value` is a finite number above 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    return is_finite(value) and value > 0
 
 
-def check_words(config: Any) -> None:
-    """Refuse a value outside a closed list."""
-    defaults = {setting.name: setting.default for setting in fields(config)}
-    for name, allowed in choices(type(config)).items():
-        value = getattr(config, name)
-        if value not in allowed and not (value is None and defaults[name] is None):
-            raise InputError(f"{flag(name)} {value!r}; allowed: {', '.join(allowed)}")
+def check_settings(config: Any) -> None:
+    """Refuse settings of another kind than their field has, outside its closed list or its range of whole numbers.
 
+    One text in place of a list of texts is taken for the only one, and a path for its text.
 
-def check_whole_numbers(config: Any) -> None:
-    """Refuse what is no whole number, or too small a one."""
-    defaults = {setting.name: setting.default for setting in fields(config)}
-    for name, lowest in _LEAST.items():
-        value = getattr(config, name, lowest)
-        if value is None and defaults[name] is None:
+    Raises:
+        InputError: naming the flag and what is allowed.
+    """
+    words, hints = choices(type(config)), get_type_hints(type(config))
+    for setting in fields(config):
+        name, value = setting.name, getattr(config, setting.name)
+        if value is None and setting.default is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-            raise InputError(f"{flag(name)} {value!r}; allowed: whole numbers from {lowest}")
+        kinds = {get_origin(kind) or kind for kind in (hints[name], *get_args(hints[name]))}
+        if name in words:
+            if value not in words[name]:
+                allowed = ", ".join(words[name])
+                raise InputError(f"{flag(name)} {quoted(value)}{meant(value, words[name])}; allowed: {allowed}")
+        elif list in kinds:
+            texts = list(value) if isinstance(value, list | tuple) else [value]
+            if not all(_is_text(text) for text in texts):
+                raise InputError(f"{flag(name)} {quoted(value)}; allowed: one or more texts")
+            object.__setattr__(config, name, [os.fspath(text) for text in texts])
+        elif str in kinds:
+            if not _is_text(value):
+                such = "" if setting.default is None else f", such as {setting.default!r}"
+                raise InputError(f"{flag(name)} {quoted(value)}; allowed: text{such}")
+            object.__setattr__(config, name, os.fspath(value))
+        elif bool in kinds:
+            if not isinstance(value, bool):
+                raise InputError(f"{flag(name)} {quoted(value)}; allowed: true or false")
+        elif int in kinds:
+            check_whole_number(flag(name), value, *_RANGES[name])
+
+
+def _is_text(value: object) -> bool:
+    """Return whether `value` is text that a file can hold, or a path."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return isinstance(text, str) and "\0" not in text and text == text.encode(errors="ignore").decode()
+
+
+def check_whole_number(name: str, value: object, least: int, most: int = LARGEST) -> None:
+    """Refuse what is no whole number from `least` to `most`; the error begins with `name`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        to = f" to {most}" if isinstance(value, int) and value > most else ""
+        raise InputError(f"{name} {quoted(value)}; allowed: whole numbers from {least}{to}")
 
 
 def choices(config: type[Any] = SearchConfig) -> dict[str, tuple[str, ...]]:
@@ -397,12 +451,12 @@ def choices(config: type[Any] = SearchConfig) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def absolute_path(name: str) -> str:
-    """The absolute path of what exists, and any other name as it is."""
+def resolved(path: str) -> str:
+    """Return the absolute path, of what is not there, too."""
     try:
-        return str(Path(name).resolve()) if name and Path(name).exists() else name
-    except (OSError, ValueError):  # a name no file can have
-        return name
+        return str(Path(path).resolve())
+    except (OSError, ValueError, RuntimeError):  # a name no file can have; who opens it says so
+        return path
 
 
 def flag(name: str) -> str:

@@ -1,5 +1,7 @@
 """The errors that the command line ends with: a user's input, and what no one can go on from."""
 
+from __future__ import annotations
+
 import errno
 
 
@@ -22,15 +24,29 @@ class Terminated(Exception):  # noqa: N818 - not an error: somebody asked for it
     """SIGTERM came, and what was done is saved; the same command goes on from there."""
 
 
-_SIGNS_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "bad allocation")
+_SIGNS_OF_MEMORY = (
+    *("can't allocate memory", "cannot allocate memory", "unable to allocate", "out of memory", "not enough memory"),
+    *("bad_alloc", "bad allocation", "failed to map segment", "can't start new thread"),
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, of the host or of a device.
 
-    PyTorch's allocators raise a RuntimeError, the operating system an OSError, and Python a MemoryError.
+    PyTorch's allocators raise a RuntimeError, the operating system an OSError, the linker an ImportError, and Python a
+    MemoryError.
     """
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     text = str(error).lower()
-    return isinstance(error, (RuntimeError, OSError)) and any(sign in text for sign in _SIGNS_OF_MEMORY)
+    kinds = (RuntimeError, ImportError) if getattr(error, "errno", None) else (RuntimeError, ImportError, OSError)
+    return isinstance(error, kinds) and any(sign in text for sign in _SIGNS_OF_MEMORY)
+
+
+def came_of_memory(error: BaseException | None) -> bool:
+    """Return whether memory ran out and `error` came of it, whatever a reader took that for."""
+    while error is not None:
+        if is_out_of_memory(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -56,7 +56,8 @@ class ExportOptions:
         teacher: In place of the run's; for a saved student, the one it is compared with.
         task: Labelled task, as finetune names it, on whose dev rows a student with a head is measured in every runtime.
         license: Of the weights, as the hub names it.
-        push_to_hub: Repository to upload the folder to.
+        push_to_hub: Repository to upload the folder to: NAME, of the user's own, or OWNER/NAME.
+        public: Whether everyone may see the repository, if it is new.
 
     Raises:
         InputError: for a value that is not allowed, or what needs an extra that is not installed.
@@ -70,12 +71,15 @@ class ExportOptions:
     task: str | None = None
     license: str | None = None
     push_to_hub: str | None = None
+    public: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in get_args(Format):
             raise InputError(f"--format {self.format!r}; allowed: {', '.join(get_args(Format))}")
         if self.writes_onnx:
             onnx_files.require_onnx()
+        if self.public and self.push_to_hub is None:
+            raise InputError("--public without --push-to-hub; allowed: both, or neither")
         if self.push_to_hub is not None:
             try:
                 validate_repo_id(self.push_to_hub)
@@ -129,24 +133,41 @@ def _export(source: Path, to: Path, options: ExportOptions, reporter: Reporter) 
         measured = _measure(found, exported, folder, options, reporter)
         if task is not None:
             measured.notes.append(_task_note(*task, found, exported, folder))
-        _write_words(found, exported, measured, options, folder, to.name)
-    if options.push_to_hub is not None:
-        reporter.say(f"uploaded to {push(to, options.push_to_hub)}")
+        repository = None if options.push_to_hub is None else make_repository(options.push_to_hub, options.public)
+        name = to.name if options.push_to_hub is None else getattr(repository, "repo_id", options.push_to_hub)
+        _write_words(found, exported, measured, options, folder, name)
+    if repository is not None:
+        upload(to, name, repository)
+        reporter.say(f"uploaded to {repository}")
 
 
-def push(folder: Path, repo_id: str) -> str:
-    """Upload an exported folder to the hub, into a repository that is made if there is none; returns its address.
+def make_repository(repo_id: str, public: bool = False) -> huggingface_hub.RepoUrl | Exception:
+    """Make a repository on the hub, private unless `public`; one that is there stays as it is.
 
-    Raises:
-        OSError: if that fails; the folder stays.
+    Returns:
+        Its address with its whole id, which has the owner's name; or the error, as the folder is to be written first.
     """
     try:
-        address = huggingface_hub.create_repo(repo_id, exist_ok=True)
-        huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload an exported student")
+        return huggingface_hub.create_repo(repo_id, exist_ok=True, private=not public)
     except Exception as error:  # whatever token, name or connection lead to
+        return error
+
+
+def upload(folder: Path, name: str, repository: huggingface_hub.RepoUrl | Exception) -> None:
+    """Upload an exported folder into a repository that was made for it.
+
+    Raises:
+        OSError: if it could not be made, or the upload fails; the folder stays.
+    """
+    try:
+        if isinstance(repository, Exception):
+            raise repository
+        huggingface_hub.upload_folder(
+            repo_id=repository.repo_id, folder_path=folder, commit_message="Upload an exported student"
+        )
+    except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise OSError(f"{folder} is written, but cannot be uploaded to {repo_id}: {reason}") from None
-    return str(address)
+        raise OSError(f"{folder} is written, but cannot be uploaded to {name}: {reason}") from None
 
 
 def _refuse_places(to: Path, source: Path) -> None:
@@ -371,7 +392,7 @@ def _write_words(
     with_head = isinstance(found.student, AutoDistilForSequenceClassification)
     used = versions() | ({"onnxruntime": metadata.version("onnxruntime")} if options.writes_onnx else {})
     Card(
-        name=options.push_to_hub or name,
+        name=name,
         student=str(found.student.config.subnet),
         labels=found.student.config.num_labels or 1 if with_head else 0,
         own_file=_is_own(exported),

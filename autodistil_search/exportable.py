@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from autodistil_search.card import ObjectiveValue
-from autodistil_search.config import SearchConfig, absolute_path, column_names
+from autodistil_search.config import SearchConfig, column_names
 from autodistil_search.cost import FLOPS_SEQ_LEN
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError
-from autodistil_search.families import PACKAGED
 from autodistil_search.files import read_json, readable
+from autodistil_search.given import PACKAGED, TASKS, absolute_path, read_yaml
 from autodistil_search.inputs import find_teacher, open_text
 from autodistil_search.model import (
     AutoDistilConfig,
@@ -180,7 +179,7 @@ def load_task_as_finetuned(name: str, folder: Path) -> tuple[Task, int]:
         InputError: if there is no such task.
     """
     settings = _finetune_settings(folder)
-    of_tables = Path(name).is_file() or absolute_path(name) == settings.get("task")
+    of_tables = name not in TASKS and (Path(name).is_file() or absolute_path(name) == settings.get("task"))
     columns = (column_names(settings.get("text_columns")), settings.get("label_column")) if of_tables else ()
     return load_task(name, *columns), int(settings.get("max_length", FLOPS_SEQ_LEN))
 
@@ -223,7 +222,7 @@ def _run_facts(folder: Path) -> list[tuple[str, str]]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     with readable(path):
-        content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_yaml(path)
     return content
 
 

@@ -11,10 +11,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-PACKAGED = "packaged"
-"""What `--teacher` calls the one in the quickstart extra."""
-
-
 @dataclass(frozen=True)
 class Block:
     """The `index`th of `of` equal blocks of a linear layer's rows, as where one product gives Q, K and V."""

@@ -303,12 +303,6 @@ def _holder(lock: Path) -> str:
     return ""
 
 
-def without_password(url: str) -> str:
-    """A database's URL, or words with one, as messages and files may show it."""
-    hidden = re.sub(r"(://[^/@:\s]*):[^@\s]*@", r"\1:***@", url)
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", hidden)
-
-
 def file_sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:

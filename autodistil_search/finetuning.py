@@ -21,8 +21,9 @@ from transformers import (
 
 from autodistil_search.device import Device, choose_device
 from autodistil_search.errors import InputError
-from autodistil_search.families import FAMILIES, PACKAGED
+from autodistil_search.families import FAMILIES
 from autodistil_search.files import clear_leftovers, read_json, write_atomically, write_together
+from autodistil_search.given import PACKAGED
 from autodistil_search.model import quiet_transformers
 from autodistil_search.progress import Reporter
 from autodistil_search.runfolder import FINETUNE_CONFIG, check_folder, exclusive, model_folder, open_folder, versions

@@ -21,8 +21,9 @@ from autodistil_search.device import Device, choose_device
 from autodistil_search.distill import Execution, TrainOptions
 from autodistil_search.engines import ENGINES, ENUMERABLE, MakeEngine, guarded_engine
 from autodistil_search.errors import InputError
-from autodistil_search.families import FAMILIES, PACKAGED
+from autodistil_search.families import FAMILIES
 from autodistil_search.files import EXPORT_RECORD, cache_folder, read_json
+from autodistil_search.given import PACKAGED
 from autodistil_search.hardware import Load
 from autodistil_search.model import AutoDistilConfig, AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK, Constraint, Objective

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from autodistil_search import plugins
 from autodistil_search.cost import FLOPS_SEQ_LEN, Vocabulary, flops, params, params_non_embedding
 from autodistil_search.errors import InputError
+from autodistil_search.given import parse_number, quoted
 from autodistil_search.plugins import guarded, is_name, shown
 from autodistil_search.space import DIMENSIONS, Subnet
 from autodistil_search.weights import parse_relations
@@ -313,13 +314,11 @@ def parse_amount(text: str | float | None, flag: str) -> float | None:
     """
     if text is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)(?:[eE]\+?(\d+))?\s*([KMGBTkmgbt]?)\s*", str(text))
-    if match is None:
-        raise InputError(f"{flag} {text!r}; allowed: a number above 0 such as 300M, 1.5G or 8000000")
-    number, exponent, suffix = match.groups()
-    amount = float(f"{number}e{exponent or 0}") * _SUFFIXES[suffix.upper()]
+    words = str(text).strip()
+    digits = words.rstrip("KMGBTkmgbt")
+    amount = (parse_number(digits) or 0.0) * _SUFFIXES.get(words[len(digits) :].upper(), 0.0)
     if not 0 < amount < float("inf"):
-        raise InputError(f"{flag} {text!r}; allowed: a number above 0 such as 300M, 1.5G or 8000000")
+        raise InputError(f"{flag} {quoted(text)}; allowed: a number above 0 such as 300M, 1.5G or 8000000")
     return amount
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import yaml
 
 from autodistil_search import baselines, findings
 from autodistil_search.config import SearchConfig
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, write_atomically
+from autodistil_search.given import read_yaml
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import Constraint, Objective
 from autodistil_search.report import REPORT_FILES, ParetoReport, frontier_figure, frontier_html, pick, run_part
@@ -79,7 +79,7 @@ class Run:
         """
         path = self.folder / SEARCH_CONFIG
         with readable(path):
-            return SearchConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return SearchConfig.from_dict(read_yaml(path))
 
     def _repr_html_(self) -> str:
         """Title, knee and frontier, for notebooks."""

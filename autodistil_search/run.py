@@ -142,7 +142,7 @@ def _opened(
         raise InputError(
             f"search was started as {launched()} processes; allowed: one. Train with several, then search --superlm"
         )
-    config = config.absolute()
+    config = config.absolute(plugins)
     folder = config.folder
     if config.superlm is not None:
         config = config.trained_as(trained_config(Path(config.superlm)))
@@ -153,8 +153,15 @@ def _opened(
     for finding in cost_findings(inputs):
         reporter.say(str(finding))
     with exclusive(folder):
-        open_folder(folder, SEARCH_CONFIG, config.to_dict(), inputs.environment)
+        check_folder(folder, SEARCH_CONFIG, config.to_dict())  # once more: another process may have been here meanwhile
+        if (folder / SEARCH_CONFIG).is_file():
+            _settle(inputs, folder)
         yield inputs, folder
+
+
+def _settle(inputs: Inputs, folder: Path) -> None:
+    """Make the folder this run's, or check that it is."""
+    open_folder(folder, SEARCH_CONFIG, inputs.config.to_dict(), inputs.environment)
 
 
 @contextmanager
@@ -162,10 +169,8 @@ def _prepared(
     inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter
 ) -> Iterator[tuple[Archive, Scorer, list[Finding]]]:
     """Yield what was scored before, what scores the rest, and findings on how training began."""
-    clock.go_on_from(folder / "seconds.json")
     with _open_archive(inputs, folder) as archive:
-        if isinstance(archive, SharedArchive):
-            agree(inputs, None, archive, inputs.config.study)
+        clock.go_on_from(folder / "seconds.json")
         if inputs.predicts:
             with clock.phase("fit predictor"):
                 reporter.say("measuring latency, to predict it")
@@ -180,13 +185,17 @@ def _prepared(
 
 @contextmanager
 def _open_archive(inputs: Inputs, folder: Path) -> Iterator[Archive]:
-    """The archive in the run's folder, or the one that others share."""
+    """The archive in the run's folder, or the one that others share; one that is refused leaves the folder free."""
     config = inputs.config
     if config.storage is None:
+        _settle(inputs, folder)
         yield Archive(folder / "archive.log", inputs.spaces, inputs.objectives)
         return
     with open_storage(config.storage) as storage:
-        yield SharedArchive(storage, inputs.spaces, inputs.objectives, config.study, config.worker_timeout)
+        archive = SharedArchive(storage, inputs.spaces, inputs.objectives, config.study, config.worker_timeout)
+        agree(inputs, None, archive, config.study)
+        _settle(inputs, folder)
+        yield archive
 
 
 def _superlms(
@@ -209,9 +218,9 @@ def _search_space(
 ) -> bool:
     """Search one space; whether all its admissible subnets were scored."""
     config = inputs.config
-    candidates = Candidates(space, inputs.admits, config.seed)
+    candidates = Candidates(space, inputs.admits, config.engine_seed)
     goal = Goal(inputs.free_objectives, len(inputs.measured_constraints))
-    engine = inputs.make_engine(candidates, seed=config.seed, population=config.population, goal=goal)
+    engine = inputs.make_engine(candidates, seed=config.engine_seed, population=config.population, goal=goal)
     budget = min(config.evaluations, candidates.total or config.evaluations)
     with clock.phase(f"search {space.name}"), reporter.bar(f"searching {space.name}", "subnets", budget) as bar:
         bar.skip(min(budget, sum(evaluation.space == space.name for evaluation in archive.evaluations)))
@@ -442,7 +451,9 @@ def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
     }
     described["flops counted"] = "matrix products of the extracted student: linear layers, attention, pooler"
     described["search spaces"] = "; ".join(f"{space.name}: {space}" for space in inputs.spaces)
-    described["engine"] = f"{config.engine}, at most {config.evaluations} subnets in each space, seed {config.seed}"
+    described["engine"] = (
+        f"{config.engine}, at most {config.evaluations} subnets in each space, seed {config.engine_seed}"
+    )
     if inputs.constraints:
         described["constraints"] = ", ".join(map(str, inputs.constraints))
     described["teacher"] = (

@@ -24,9 +24,10 @@ from autodistil_search.files import (
     read_json,
     readable,
     refuse_other_settings,
-    without_password,
     write_atomically,
 )
+from autodistil_search.given import read_yaml
+from autodistil_search.passwords import without_password
 
 SEARCH_CONFIG = "config.yaml"
 TRAIN_CONFIG = "train.yaml"
@@ -136,12 +137,19 @@ def check_folder(folder: Path, name: str, settings: Settings) -> None:
         names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
     if path.name in names:
         with readable(path):
-            refuse_other_settings(yaml.safe_load(path.read_text(encoding="utf-8")), settings, folder)
+            refuse_other_settings(_settings(path), settings, folder)
     elif strangers := [name for name in names if not name.startswith(".")]:
         raise InputError(
             f"--out {str(folder)!r} holds {strangers[0]!r} but no such run; allowed: a new or empty folder, or the "
             "same run's"
         )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Return the settings that a run left, without a password that an earlier version left in."""
+    content = dict(read_yaml(path))
+    storage = content.get("storage")
+    return content | ({"storage": without_password(storage)} if isinstance(storage, str) else {})
 
 
 def open_folder(folder: Path, name: str, settings: Settings, environment: Mapping[str, Any]) -> None:

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage, get_storage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from autodistil_search.archive import Archive, Evaluation, journal
 from autodistil_search.errors import InputError, ScoringError
-from autodistil_search.files import readable, without_password
 from autodistil_search.objectives import Objective
+from autodistil_search.passwords import HIDDEN, conceal, names_database, without_password
 from autodistil_search.space import SearchSpace, Subnet
 
 TRIES = 3
@@ -34,6 +34,8 @@ TRIES = 3
 _BEAT = "beat"
 _ERROR = "error"
 _MEASURED = "measured"
+_FIXED, _VALUE = "fixed", "value"
+"""Of a trial that scores nothing: what is fixed for all processes at the study, by its name."""
 _BEATS = 6
 """Signs of life within the time after which their absence counts."""
 _POLL = 0.05
@@ -61,19 +63,37 @@ def open_storage(name: str) -> Iterator[BaseStorage]:
         InputError: if it cannot be opened.
         OSError: if it is lost while it is needed.
     """
+    if HIDDEN in name:
+        raise InputError(f"--storage {name}: its password was left out; allowed: the URL with the password")
     if "://" not in name:
-        with readable(Path(name)):
-            storage = journal(Path(name))
-        yield storage
+        yield _open_journal(name)
         return
     database = _open_database(name)
     try:
         yield get_storage(database)  # which remembers finished trials
     except FAILURES as error:
-        raise OSError(f"the storage failed: {_reason(error)}; what was scored is kept") from None
+        raise OSError(f"the storage failed: {_reason(error, name)}; what was scored is kept") from None
     finally:
         database.remove_session()
         database.engine.dispose()
+
+
+def _open_journal(name: str) -> JournalStorage:
+    path = Path(name)
+    try:
+        if names_database(name) and not path.exists():
+            raise ValueError("it names a database in another form than a URL")
+        return journal(path)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+        raise _unusable(name, reason) from None
+
+
+def _unusable(name: str, reason: str) -> InputError:
+    return InputError(
+        f"--storage {' '.join(without_password(name).split())[:300] or repr(name)} cannot be used: {reason}; allowed: "
+        "the path of a journal file, new or old, or a URL such as postgresql://user@host/database (extra 'postgres')"
+    )
 
 
 def _open_database(name: str) -> RDBStorage:
@@ -83,10 +103,7 @@ def _open_database(name: str) -> RDBStorage:
         # Others may end a connection that was long unused: ask before use.
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=True)
     except (ImportError, RuntimeError, ValueError, *FAILURES) as error:
-        raise InputError(
-            f"--storage {without_password(name)} cannot be used: {_reason(error)}; allowed: the path of a journal "
-            "file, or a URL such as postgresql://user@host/database (extra 'postgres')"
-        ) from None
+        raise _unusable(name, _reason(error, name)) from None
 
 
 def _make_tables(url: str) -> None:
@@ -101,9 +118,10 @@ def _make_tables(url: str) -> None:
             time.sleep(0.2)
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of what went wrong, without a password."""
-    return without_password(str(error.__cause__ or error).strip().splitlines()[0])
+def _reason(error: BaseException, name: str) -> str:
+    """The first line of what went wrong at the storage of that name, without its password."""
+    words = str(error.__cause__ or error).strip() or type(error).__name__
+    return conceal(words.splitlines()[0], name)
 
 
 def state_of(folder: Path, state: str) -> tuple[str, str]:
@@ -175,6 +193,27 @@ class SharedArchive(Archive):
     def publish(self, name: str, value: Any) -> None:
         """Tell all processes at this study something, as JSON holds it."""
         self._study.set_user_attr(name, value)
+
+    def fixed(self, name: str, make: Callable[[], Any]) -> Any:
+        """As `Archive.fixed`, whichever processes ask at the same moment.
+
+        Each of them adds what it made as a trial, which both kinds of storage number in one step; the first counts for
+        all, and only then stands among the study's attributes.
+        """
+        if (known := self.attribute(name)) is not None:
+            return known
+        if (first := self._first_offer(name)) is None:
+            offer = {_FIXED: name, _VALUE: make()}
+            self._study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs=offer))
+            first = self._first_offer(name)
+        assert first is not None
+        self.publish(name, first[_VALUE])
+        return first[_VALUE]
+
+    def _first_offer(self, name: str) -> dict[str, Any] | None:
+        trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        offers = [trial for trial in trials if trial.user_attrs.get(_FIXED) == name]
+        return min(offers, key=lambda trial: trial.number).user_attrs if offers else None
 
     def answer(
         self,
@@ -270,7 +309,7 @@ class SharedArchive(Archive):
                 evaluation = evaluate(space, claim.subnet)
         except BaseException as error:
             if isinstance(error, Exception):
-                words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+                words = without_password(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
                 self._annotate(claim.trial_id, _ERROR, words)
             self._end(claim.trial_id, TrialState.FAIL)
             raise

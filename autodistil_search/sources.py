@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 import huggingface_hub.utils.logging as hub_logging
 
 from autodistil_search.errors import InputError
+from autodistil_search.given import PACKAGED
 
 if TYPE_CHECKING:
     import datasets
 
-PACKAGED = "packaged"
 HUB = "hf:"
 COLUMN = "text"
 LONGEST_DOCUMENT = 1 << 24

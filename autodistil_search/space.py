@@ -17,9 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import yaml
-
 from autodistil_search.errors import InputError
+from autodistil_search.given import meant, read_yaml
 
 Genome = tuple[int, ...]
 """Index of the choice taken in each of a space's `dimensions`; what search engines vary."""
@@ -431,16 +430,14 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
     path = space_folder() / f"{name_or_path}.yaml" if str(name_or_path) in shipped_spaces() else Path(name_or_path)
     try:
         found = path.is_file()
-    except OSError:  # a name no file can have
+    except (OSError, ValueError):  # a name no file can have
         found = False
     if not found:
         raise InputError(
-            f"no search space {str(name_or_path)!r:.200}; allowed: {', '.join(shipped_spaces())}, or a YAML file's path"
+            f"no search space {str(name_or_path)!r:.200}{meant(name_or_path, shipped_spaces())}; allowed: "
+            f"{', '.join(shipped_spaces())}, or a YAML file's path"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())[:300]}") from None
+    content = read_yaml(path)
     keys = [field.name for field in fields(SearchSpace)]
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {type(content).__name__}; allowed: the keys {', '.join(keys)}")

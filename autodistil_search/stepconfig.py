@@ -10,14 +10,14 @@ from autodistil_search.config import (
     CHANGES_NOTHING,
     SearchConfig,
     TrainConfig,
-    absolute_path,
-    check_whole_numbers,
-    check_words,
+    check_settings,
     column_names,
     flag,
     is_positive,
+    resolved,
 )
 from autodistil_search.errors import InputError
+from autodistil_search.given import PACKAGED, TASKS, absolute_path, parse_number, quoted
 from autodistil_search.weights import parse_terms
 
 Format = Literal["auto", "bert", "mpnet", "own"]
@@ -59,10 +59,9 @@ class DistilConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        check_words(self)
-        check_whole_numbers(self)
+        check_settings(self)
         if self.lr is not None and not is_positive(self.lr):
-            raise InputError(f"--lr {self.lr!r}; allowed: numbers above 0")
+            raise InputError(f"--lr {quoted(self.lr)}; allowed: numbers above 0")
 
     @property
     def folder(self) -> Path:
@@ -130,8 +129,9 @@ class FinetuneConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        check_words(self)
-        check_whole_numbers(self)
+        if is_positive(self.lr):  # one rate, as YAML and Python may give it
+            object.__setattr__(self, "lr", str(self.lr))
+        check_settings(self)
         terms = parse_terms(self.losses)
         if (self.teacher is None) != (set(terms) <= {"labels"}):
             raise InputError(
@@ -139,19 +139,16 @@ class FinetuneConfig:
                 "and with one whatever is learnt from it, too"
             )
         if not is_positive(self.temperature):
-            raise InputError(f"--temperature {self.temperature!r}; allowed: numbers above 0")
+            raise InputError(f"--temperature {quoted(self.temperature)}; allowed: numbers above 0")
         _ = self.rates
 
     @property
     def rates(self) -> list[float]:
         """The learning rates to try."""
-        try:
-            found = [float(part) for part in str(self.lr).split(",")]
-        except ValueError:
-            found = []
-        if not found or not all(0 < rate < float("inf") for rate in found):
-            raise InputError(f"--lr {self.lr!r}; allowed: one or more numbers above 0, separated by commas")
-        return found
+        rates = [parse_number(part) or 0.0 for part in self.lr.split(",")]
+        if not all(rate > 0 for rate in rates):
+            raise InputError(f"--lr {quoted(self.lr)}; allowed: one or more numbers above 0, separated by commas")
+        return rates
 
     @property
     def columns(self) -> list[str] | None:
@@ -165,8 +162,9 @@ class FinetuneConfig:
 
     def absolute(self) -> FinetuneConfig:
         """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
-        teacher = None if self.teacher is None else absolute_path(self.teacher)
-        return replace(self, model=absolute_path(self.model), task=absolute_path(self.task), teacher=teacher)
+        teacher = None if self.teacher is None else absolute_path(self.teacher, (PACKAGED,))
+        model, task = absolute_path(self.model, (PACKAGED,)), absolute_path(self.task, TASKS)
+        return replace(self, model=model, task=task, teacher=teacher)
 
     def to_dict(self) -> dict[str, Any]:
         """All that was chosen and can change a number."""
@@ -223,12 +221,11 @@ class ValidateConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        check_words(self)
-        check_whole_numbers(self)
+        check_settings(self)
         for name in ("lr", "band_width", "alone_lr"):
             value = getattr(self, name)
             if not is_positive(value) and not (name == "alone_lr" and value is None):
-                raise InputError(f"{flag(name)} {value!r}; allowed: numbers above 0")
+                raise InputError(f"{flag(name)} {quoted(value)}; allowed: numbers above 0")
         if self.subnets < 2 * self.bands:
             raise InputError(f"--subnets {self.subnets} with --bands {self.bands}; allowed: two or more in each band")
         if self.alone_steps == 0 and self.task is None and self.cosine is None:
@@ -249,9 +246,9 @@ class ValidateConfig:
     def absolute(self) -> ValidateConfig:
         """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
         probe, cosine, task = (
-            None if name is None else absolute_path(name) for name in (self.probe, self.cosine, self.task)
+            None if name is None else absolute_path(name, TASKS) for name in (self.probe, self.cosine, self.task)
         )
-        return replace(self, run=str(Path(self.run).resolve()), probe=probe, cosine=cosine, task=task)
+        return replace(self, run=resolved(self.run), probe=probe, cosine=cosine, task=task)
 
     def to_dict(self) -> dict[str, Any]:
         """All that was chosen and can change a number."""

@@ -21,16 +21,9 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from autodistil_search.cost import Vocabulary
 from autodistil_search.errors import InputError
-from autodistil_search.families import (
-    FAMILIES,
-    PACKAGED,
-    RELATIVE_BUCKETS,
-    WITHOUT_PLACE,
-    check_family,
-    find,
-    find_layers,
-)
+from autodistil_search.families import FAMILIES, RELATIVE_BUCKETS, WITHOUT_PLACE, check_family, find, find_layers
 from autodistil_search.files import file_sha256, read_json, readable
+from autodistil_search.given import PACKAGED
 from autodistil_search.model import (
     AutoDistilConfig,
     AutoDistilModel,

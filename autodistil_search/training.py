@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
 from autodistil_search import start
 from autodistil_search.checkpoint import returns_of
 from autodistil_search.config import TrainConfig
@@ -21,6 +19,7 @@ from autodistil_search.distill import distill
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, refuse_other_settings
 from autodistil_search.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
+from autodistil_search.given import read_yaml
 from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.processes import processes
@@ -180,7 +179,7 @@ def trained_config(folder: Path) -> TrainConfig:
     if not path.is_file():
         raise InputError(f"--superlm {str(folder)!r} holds no {TRAIN_CONFIG}; allowed: the --out folder of a train")
     with readable(path):
-        return TrainConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return TrainConfig.from_dict(read_yaml(path))
 
 
 def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder: Path) -> None:

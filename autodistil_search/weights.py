@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from autodistil_search.errors import InputError
+from autodistil_search.given import parse_number
 
 RELATIONS = ("qq", "kk", "vv", "qk")
 """Relations between queries, keys and values: three of MiniLMv2 (arXiv 2012.15828), and attention itself."""
@@ -54,10 +53,6 @@ def _parse(text: str, allowed: tuple[str, ...], flag: str) -> Weights:
 
 
 def _weight(flag: str, name: str, text: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 < weight < math.inf:
+    if not (weight := parse_number(text) or 0.0) > 0:
         raise InputError(f"{flag}: {name} has weight {text!r}; allowed: numbers above 0, such as {name}:0.5")
     return weight

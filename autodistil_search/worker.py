@@ -12,6 +12,7 @@ import optuna
 from autodistil_search.config import SearchConfig
 from autodistil_search.errors import InputError
 from autodistil_search.files import readable
+from autodistil_search.given import is_finite, quoted
 from autodistil_search.inputs import Inputs, resolve
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.plugins import Plugins
@@ -47,6 +48,8 @@ def work(
     Raises:
         InputError: if something is not what the search has.
     """
+    if patience is not None and not (is_finite(patience) and patience >= 0):
+        raise InputError(f"--patience {quoted(patience)}; allowed: 0 or numbers above")
     reporter = reporter or Reporter()
     wait = _Patience(patience)
     with open_storage(storage) as opened:

@@ -22,8 +22,8 @@ from autodistil_search import start
 from autodistil_search.corpus import Blocks, load_corpus
 from autodistil_search.device import Device, choose_device
 from autodistil_search.distill import TrainOptions, distill
-from autodistil_search.families import PACKAGED
 from autodistil_search.files import cache_folder
+from autodistil_search.given import PACKAGED
 from autodistil_search.proxies import HiddenProxy, Pairs, RelationProxy
 from autodistil_search.schedule import seeded
 from autodistil_search.space import Subnet, load_space

@@ -25,7 +25,7 @@ import pandas as pd
 
 from autodistil_search import load_run
 from autodistil_search.device import choose_device
-from autodistil_search.families import PACKAGED
+from autodistil_search.given import PACKAGED
 from autodistil_search.objectives import Objective
 from autodistil_search.proxies import Pairs
 from autodistil_search.report.data import against_frontier

@@ -25,7 +25,8 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from autodistil_search.corpus import Blocks, TrainingText, load_corpus, map_tokens
-from autodistil_search.sources import PACKAGED, find_sources
+from autodistil_search.given import PACKAGED
+from autodistil_search.sources import find_sources
 from autodistil_search.stream import open_stream
 
 BATCHES, BATCH_SIZE, SEQ_LEN = 2000, 32, 128

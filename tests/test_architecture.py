@@ -14,7 +14,8 @@ from autodistil_search import config
 
 PACKAGE = Path(autodistil_search.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "passwords", "streams"},
+    {"given"},
     {
         "plugins",
         "space",

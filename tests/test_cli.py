@@ -1,19 +1,24 @@
 """The command line: what it prints, where its flags go, and how it refuses."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from processes import start_command
 
 from autodistil_search import SearchConfig, TrainConfig, load_run
-from autodistil_search.cli import main, make_parser
+from autodistil_search.cli import _number, _whole_number, main, make_parser
+from autodistil_search.errors import InputError
+from autodistil_search.stepconfig import DistilConfig, FinetuneConfig, ValidateConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,6 +161,79 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, got, allowed, toy_config
     assert allowed in printed.err
     assert printed.err.count("\n") == 1
     assert not (Path(toy_config.out) / "superlm").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["search", "--objective", "acc"], "did you mean '--objectives'"),
+        (["search", "--objectives=acc", "--eval=3"], "unrecognized arguments: --eval"),
+        (["train", "--step", "3"], "did you mean '--steps'"),
+        (["finetune", "packaged", "--seed", "3"], "did you mean '--seeds'"),
+        (["export", "x", "--to", "y", "--push", "me/x"], "unrecognized arguments: --push"),
+        (["serach"], "did you mean 'search'"),
+        (["search", "--config", "{stepz: 3}"], "did you mean 'steps'"),
+        (["search", "--engine", "nsga22"], "allowed: surrogate, nsga2"),
+        (["search", "--sampling", "sandwhich"], "did you mean 'sandwich'"),
+        (["search", "--space", "tinyy"], "did you mean 'tiny'"),
+    ],
+)
+def test_nothing_is_abbreviated_and_what_may_be_meant_is_asked(arguments, meant, refusal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert meant in refusal(arguments)
+
+
+def test_every_number_of_every_command_is_plain_digits(refusal):
+    commands = next(action for action in make_parser()._actions if action.dest == "command").choices
+    whole, numbers = (
+        {
+            f"{name} {action.dest}"
+            for name, command in commands.items()
+            for action in command._actions
+            if action.type is kind
+        }
+        for kind in (_whole_number, _number)
+    )
+    settings = {"search": SearchConfig, "train": TrainConfig, "finetune": FinetuneConfig, "distil": DistilConfig}
+    for name, config in {**settings, "validate-proxy": ValidateConfig}.items():
+        for field in fields(config):
+            assert (f"{name} {field.name}" in whole) == ("int" in str(field.type))
+            assert (f"{name} {field.name}" in numbers) == ("float" in str(field.type))
+    assert {"plan devices", "plan batch_size", "partition k", "profile latency_batch"} < whole
+    assert "worker patience" in numbers
+    for text in ("1_0", "\uff13", "nan", "1e400", "&a [*a]", "9" * 5000):
+        for flag in ("--steps", "--lr"):
+            assert re.match(rf"autodistil-search: {flag} '.{{1,60}}; allowed: ", refusal(["search", f"{flag}={text}"]))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("std::bad_alloc"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("x.so: failed to map segment from shared object"),
+    ],
+)
+def test_out_of_memory_is_one_line_that_says_what_to_do(error, tmp_path, monkeypatch, capsys):
+    def search(*_):
+        try:
+            raise error
+        except Exception:
+            raise InputError("superlm is damaged; delete it") from None  # as readers take it
+
+    for run in (search, Mock(side_effect=error)):
+        monkeypatch.setattr("autodistil_search.cli.COMMANDS", {"search": run})
+        assert main(["search"]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("autodistil-search: out of memory; what was done is kept; try a larger --accumulate, ")
+        assert "a smaller --batch-size, fewer --eval-blocks" in told
+        assert told.count("\n") == 1
+    blameless = InputError("no text file 'out of memory.txt'")
+    monkeypatch.setattr("autodistil_search.cli.COMMANDS", {"search": Mock(side_effect=blameless)})
+    assert main(["search"]) == 2
 
 
 def test_an_interrupted_search_says_how_to_go_on(toy_config, tmp_path):

@@ -658,20 +658,30 @@ def test_a_folder_is_uploaded_when_asked(
 ) -> None:
     _, source = saved()
     calls: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(
-        huggingface_hub,
-        "create_repo",
-        lambda repo_id, **rest: calls.append((repo_id, rest)) or f"https://hub/{repo_id}",
-    )
+
+    def create(repo_id: str, **options: Any) -> huggingface_hub.RepoUrl:
+        calls.append((repo_id, options))
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id if '/' in repo_id else f'me/{repo_id}'}")
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", create)
     monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **rest: calls.append(("upload", rest)))
     to = tmp_path / "out"
-    assert main(["export", str(source), "--to", str(to), "--push-to-hub", "me/student"]) == 0
-    assert calls[0] == ("me/student", {"exist_ok": True})
-    assert calls[1][1]["repo_id"] == "me/student"
+    assert main(["export", str(source), "--to", str(to), "--push-to-hub", "us/student"]) == 0
+    assert calls[0] == ("us/student", {"exist_ok": True, "private": True})
+    assert calls[1][1]["repo_id"] == "us/student"
     assert calls[1][1]["folder_path"] == to
-    assert 'from_pretrained("me/student")' in (to / "README.md").read_text()
+    assert 'from_pretrained("us/student")' in (to / "README.md").read_text()
     assert main(["export", str(source), "--to", str(to)]) == 0
     assert len(calls) == 2
+
+    # A name alone is one of the user's own: what was made is what the folder goes to, and what the card says.
+    assert main(["export", str(source), "--to", str(to), "--push-to-hub", "student", "--public"]) == 0
+    assert calls[2] == ("student", {"exist_ok": True, "private": False})
+    assert calls[3][1]["repo_id"] == "me/student"
+    assert 'from_pretrained("me/student")' in (to / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["export", str(source), "--to", str(to), "--public"]) == 2
+    assert "--public without --push-to-hub" in capsys.readouterr().err
 
     def refuse(repo_id: str, **_: Any) -> None:
         raise RuntimeError("no\nconnection")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -21,14 +22,15 @@ from optuna.trial import TrialState
 from processes import SERVER, start_command
 
 from autodistil_search import Objective, Plugins, comparison, load_run, search, worker
-from autodistil_search.archive import Archive, Evaluation
+from autodistil_search.archive import Archive, Evaluation, journal
 from autodistil_search.cli import main
 from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
 from autodistil_search.errors import InputError, ScoringError
-from autodistil_search.files import without_password
 from autodistil_search.inputs import resolve
+from autodistil_search.passwords import without_password
 from autodistil_search.progress import Reporter
 from autodistil_search.run import NOT_COMPARED
+from autodistil_search.runfolder import SEARCH_CONFIG, check_folder
 from autodistil_search.shared import TRIES, SharedArchive, open_storage
 from autodistil_search.space import load_space
 from autodistil_search.worker import work
@@ -492,9 +494,125 @@ def test_a_storage_that_cannot_be_reached_is_named_without_its_password(name, sa
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_journal_is_refused(tmp_path, refusal):
-    (tmp_path / "study.log").write_text("What is this?\n")
-    assert "study.log is damaged or not of this run" in refusal(["worker", "--storage", str(tmp_path / "study.log")])
+def foreign_files(folder):
+    """Files that are no journals, by what they are."""
+    database = sqlite3.connect(folder / "sqlite.db")
+    database.execute("CREATE TABLE notes (text)")
+    database.commit()
+    database.close()
+    contents = {
+        "line.md": b"one line, no newline",
+        "lines.md": b"one line\nand another\n",
+        "torn.md": b"one line\nand half",
+        "binary": bytes(range(256)) * 9,
+        "zeros": bytes(100_000),
+        "object.json": b'{"op_code": 0}\n',
+        "list.json": b"[1, 2]\n",
+        "bracket.json": b"{",
+        "number.jsonl": b"1\n2\n",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    (folder / "folder").mkdir()
+    (folder / "link").symlink_to("line.md")
+    os.mkfifo(folder / "pipe")  # whoever opens it to read waits for a writer
+    return [folder / name for name in (*contents, "sqlite.db", "folder", "link", "pipe")]
+
+
+def states_of(folder):
+    """Name, kind, time of the last change and content of all that lies in a folder."""
+    return {
+        path.name: (
+            path.lstat().st_mode,
+            path.lstat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else None,
+        )
+        for path in folder.iterdir()
+    }
+
+
+def test_a_storage_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path):
+    paths = [*foreign_files(tmp_path), Path("/dev/null"), Path("/dev/zero")]
+    before = states_of(tmp_path)
+    for path in paths:
+        with pytest.raises(InputError, match=r"^--storage .* cannot be used: it is no journal of Optuna; allowed: "):
+            open_storage(str(path)).__enter__()
+        assert states_of(tmp_path) == before, path
+
+
+def test_a_journal_of_other_studies_is_read_without_a_change(tmp_path):
+    others = tmp_path / "others.log"
+    optuna.create_study(study_name="others", storage=journal(others))
+    (tmp_path / "link").symlink_to(others.name)
+    before = others.read_bytes(), others.stat().st_mtime_ns
+    for name in ("others.log", "link"):
+        assert work(str(tmp_path / name), "mine", patience=0) == 0
+    assert (others.read_bytes(), others.stat().st_mtime_ns) == before
+    opened(str(tmp_path / "link"))
+    assert {study.study_name for study in journal(others).get_all_studies()} == {"mine", "others"}
+    assert (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"others.log", "link", ".others.log.lock"}
+
+
+def test_only_a_journals_own_torn_line_is_cut(tmp_path):
+    path = tmp_path / "study.log"
+    opened(str(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op_code":4,"worker')
+    opened(str(path))
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:20])  # all that was written of the first line
+    opened(str(path))
+    path.write_bytes(b"")
+    opened(str(path))
+    assert path.read_bytes().startswith(whole[:11])
+
+
+@pytest.mark.parametrize("refused", ["journal", "database", "study"])
+def test_a_storage_that_is_refused_does_not_tie_the_folder_to_it(refused, toy_config, tmp_path):
+    config = replace(toy_config, objectives="flops,params", storage=str(tmp_path / "study.log"))
+    if refused == "journal":
+        (tmp_path / "study.log").write_text("What is this?\n")
+    elif refused == "database":
+        config = replace(config, storage="nonsense://me:secret@host/base")
+    else:
+        opened(config.storage, study="search")
+    with pytest.raises(InputError, match=r"cannot be used|is one of error, size"):
+        search(config)
+    assert list(config.folder.iterdir()) == []
+    check_folder(config.folder, SEARCH_CONFIG, replace(config, storage=None).to_dict())
+
+
+@pytest.mark.parametrize("storage", ["journal", "postgres"], indirect=True)
+def test_what_is_fixed_is_what_the_first_process_made(storage):
+    first, second = opened(storage), opened(storage)
+    real_add, real_set = first._study.add_trial, first._study.set_user_attr
+
+    def late(write):
+        def then(*given, **named):
+            second.fixed("box", lambda: [2])  # a whole other process between looking and writing
+            return write(*given, **named)
+
+        return then
+
+    first._study.add_trial, first._study.set_user_attr = late(real_add), late(real_set)
+    assert (
+        first.fixed("box", lambda: [1]) == second.fixed("box", lambda: [3]) == opened(storage).attribute("box") == [2]
+    )
+    assert first.evaluations == []
+
+    barrier = threading.Barrier(3)
+
+    def make(number):
+        barrier.wait(60)  # all have looked, none has written
+        return number
+
+    with ThreadPoolExecutor(3) as pool:
+        archives = [opened(storage) for _ in range(3)]
+        found = list(pool.map(lambda n: archives[n].fixed("seed", lambda: make(n)), range(3)))
+    assert len(set(found)) == 1
+    assert opened(storage).fixed("seed", lambda: 9) == found[0]
+    assert first.answer(SPACE, SUBNETS[:2], measure, no_bar) == [measure(SPACE, subnet) for subnet in SUBNETS[:2]]
 
 
 def test_no_password_is_written_down(toy_config, tmp_path):

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -174,3 +176,41 @@ def test_the_command_prints_the_script_for_zsh(capsys):
     assert printed.startswith("#compdef autodistil-search")
     assert "_sequence compadd - acc flops" in printed
     assert "(nsga2 " in printed.replace("surrogate ", "")
+
+
+@pytest.mark.parametrize(
+    ("stdout", "code", "told"),
+    [("left", 0, ""), ("closed", 0, ""), ("full", 1, "what was found is kept, but cannot be printed: No space left")],
+)
+def test_a_result_that_nobody_can_read_is_no_traceback(stdout, code, told, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as left, Path("/dev/full").open("w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "autodistil_search", "completion", "bash"],
+            stdout={"left": left, "closed": None, "full": full}[stdout],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+            check=False,
+            preexec_fn=partial(os.close, 1) if stdout == "closed" else None,
+        )
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert done.stderr.count("\n") == bool(told)
+
+
+def test_work_goes_on_where_nobody_reads_its_progress(monkeypatch, capsys):
+    class Left(io.StringIO):
+        def write(self, _):
+            raise BrokenPipeError
+
+    def talk(_, reporter):
+        reporter.say("some progress")
+        print("a talkative part")
+        return Outcome({"done": True}, print)
+
+    monkeypatch.setattr("autodistil_search.cli.COMMANDS", {"list": talk})
+    monkeypatch.setattr(sys, "stderr", Left())
+    assert main(["list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"done": True}

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from autodistil_search import InputError, SearchConfig, TrainConfig, search, train
 from autodistil_search.cli import main
+from autodistil_search.config import flag
 from autodistil_search.inputs import resolve_training
 from autodistil_search.report.training import training_figure
 from autodistil_search.sources import Shard
@@ -119,6 +120,60 @@ def test_other_training_settings_than_those_of_the_superlm_are_refused(toy_confi
         search(replace(toy_config, **plain, lr=0.1))
     with pytest.raises(InputError, match=r"^--space tiny, but --superlm .* has debug$"):
         search(replace(toy_config, **plain, space="tiny"))
+
+
+def test_a_chosen_setting_is_refused_though_it_is_the_default(tmp_path, refusal):
+    trained = TrainConfig(steps=5, batch_size=2, hidden=0.5, text=["/texts/a.txt"])
+    for name, value in (("steps", 200), ("batch_size", 4), ("hidden", 1.0), ("text", ["packaged"]), ("stream", True)):
+        with pytest.raises(InputError, match=rf"^{flag(name)} .*, but --superlm x was trained with "):
+            SearchConfig(superlm="x", **{name: value}).trained_as(trained)
+    assert SearchConfig(superlm="x", steps=5).trained_as(trained).batch_size == 2
+    left_open = replace(SearchConfig(superlm="x", steps=7), steps=200)
+    assert left_open.trained_as(trained).steps == 5
+    assert SearchConfig(superlm="x", text=["packaged"]).trained_as(TrainConfig()).texts == ["packaged"]
+
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(trained.to_dict()))
+    (tmp_path / "given.yaml").write_text("steps: 200\n")
+    for chosen in (["--steps", "200"], ["--config", str(tmp_path / "given.yaml")], ["--config", "{steps: 200}"]):
+        line = refusal(["search", "--superlm", str(tmp_path), "--out", str(tmp_path / "run"), *chosen])
+        assert f"--steps 200, but --superlm {tmp_path} was trained with 5; allowed: that, or to leave it out" in line
+
+
+def test_with_a_superlm_the_seed_is_that_of_the_search():
+    trained = TrainConfig(seed=7)
+    for chosen, expected in (
+        ({}, (7, None, 7)),
+        ({"seed": 3}, (7, 3, 3)),
+        ({"seed": 0}, (7, 0, 0)),
+        ({"search_seed": 3}, (7, 3, 3)),
+        ({"seed": 7, "search_seed": 0}, (7, 0, 0)),
+    ):
+        config = SearchConfig(superlm="x", **chosen).trained_as(trained)
+        assert (config.seed, config.search_seed, config.engine_seed) == expected
+        assert config.trained_as(trained) == config  # as when it is continued from its config.yaml
+        assert SearchConfig.from_dict(config.to_dict()).trained_as(trained).engine_seed == config.engine_seed
+    with pytest.raises(InputError, match="--seed 3, but --superlm x was trained with 7"):
+        SearchConfig(superlm="x", seed=3, search_seed=4).trained_as(trained)
+    assert SearchConfig(seed=3, search_seed=3).to_dict() == SearchConfig(seed=3).to_dict()
+    old = {key: value for key, value in SearchConfig(seed=3).to_dict().items() if key != "search_seed"}
+    assert SearchConfig.from_dict(old).engine_seed == 3
+
+
+def test_a_search_seed_changes_which_subnets_are_scored_and_nothing_else(toy_config, toy_training, tmp_path):
+    trained = train(toy_training)
+    config = replace(toy_config, steps=200, batch_size=4, superlm=str(trained), engine="random")
+    runs = [search(replace(config, seed=seed, out=str(tmp_path / f"{seed}"))) for seed in (0, 3)]
+    first, second = (
+        run.evaluations.drop(columns="space").set_index(["layers", "hidden_size", "mlp_ratio", "heads"]) for run in runs
+    )
+    assert set(first.index) != set(second.index)
+    both = first.index.intersection(second.index)
+    assert len(both) > 0
+    assert first.loc[both].equals(second.loc[both])
+    changed = [key for key, value in runs[0].config.to_dict().items() if runs[1].config.to_dict()[key] != value]
+    assert changed == ["search_seed"]
+    said = [dict(run.summary["conditions"]) for run in runs]
+    assert [key for key, value in said[0].items() if said[1][key] != value] == ["engine"]
 
 
 def test_a_superlm_whose_text_has_changed_since_is_refused(toy_config, toy_training, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from autodistil_search.errors import InputError
+from autodistil_search.given import parse_whole_number, quoted
 from autodistil_search.objectives import Constraint, parse_constraint
 from autodistil_search.report.data import ParetoReport
 
@@ -23,11 +24,11 @@ def pick(report: ParetoReport, which: str) -> pd.Series[Any]:
     if which.strip() == "knee":
         return report.frontier[report.frontier["knee"]].iloc[0]
     rows = len(report.frontier)
-    if re.fullmatch(r"\s*\d+\s*", which) and 1 <= int(which) <= rows:
-        return report.frontier.iloc[int(which) - 1]
+    if (place := parse_whole_number(which)) is not None and 1 <= place <= rows:
+        return report.frontier.iloc[place - 1]
     if not re.search("[<>=]", which):
         raise InputError(
-            f"--pick {which!r}; allowed: knee, a row of the frontier from 1 to {rows}, or bounds, as flops<=200M"
+            f"--pick {quoted(which)}; allowed: knee, a row of the frontier from 1 to {rows}, or bounds, as flops<=200M"
         )
     known = {"acc" if each.is_proxy else each.name: each for each in report.columns}
     known |= {each.name: each for each in report.columns}

@@ -1,0 +1,114 @@
+"""Passwords in what a user names: left out of all that is shown or written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote, unquote_plus
+
+HIDDEN = "***"
+"""Stands where a password was."""
+
+_HARMLESS = {
+    *("application_name", "charset", "check_same_thread", "client_encoding", "connect_timeout", "dbname", "host"),
+    *("hostaddr", "keepalives", "mode", "port", "sslmode", "sslrootcert", "target_session_attrs", "timeout", "uri"),
+    "user",
+}
+"""Parameters of a database's URL that may be shown."""
+
+_URL = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*)?://")
+_PORT = re.compile(r"\d*([/?#,\s].*)?", re.DOTALL)
+_SECRET_KEY = re.compile(r"pass|pwd|secret|token|key|auth|sig", re.IGNORECASE)
+_SETTING = re.compile(r"[\w%]*(?:pass(?:word|wd|file|phrase)?|pwd)\s*=(?!\s*\*\*\*)\s*(.+)", re.IGNORECASE | re.DOTALL)
+"""In a string such as `host=db password=...`; where the value ends, nobody can tell."""
+_WITHOUT_SCHEME = re.compile(r"(?:--storage=)?[\w.%+-]+:(?!//|\*\*\*@)(.+)@[\w.-]+(?::\d+)?(?:/.*)?", re.DOTALL)
+
+_OF_A_DATABASE = re.compile(r"://|(^|\s)(host|hostaddr|user|password|dbname|service)\s*=|^[^/\s]*:.*@", re.DOTALL)
+
+
+def names_database(storage: str) -> bool:
+    """Return whether a storage's name is that of a database, as a URL or in another form, and no path."""
+    return _OF_A_DATABASE.search(storage) is not None
+
+
+def without_password(text: str) -> str:
+    """Return `text`, a database's URL or words with one, as messages and files may show it.
+
+    In doubt more than the password is left out: an `@`, a blank or a slash in it need not be escaped. What was left out
+    before stays as it is.
+    """
+    done, at = "", 0
+    for start, end in _places(text):
+        done += text[at:start] + HIDDEN
+        at = end
+    return done + text[at:]
+
+
+def conceal(text: str, url: str) -> str:
+    """Return what a driver says of `url`, without the password and without any part of it."""
+    for secret in sorted(set(_secrets(url)), key=len, reverse=True):
+        if len(secret) > 2:
+            text = text.replace(secret, HIDDEN)
+        else:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
+    return without_password(text)
+
+
+def _secrets(url: str) -> Iterator[str]:
+    """Yield what is left out of `url`, as drivers may show it: read, quoted, whole or in parts."""
+    for start, end in _places(url):
+        hidden = url[start:end]
+        for text in (hidden, unquote(hidden), unquote_plus(hidden)):
+            for shown in (text, repr(text)[1:-1]):
+                yield from (part for part in (shown, *re.split(r"[@/:?#&=;,\s'\"\\]+", shown)) if part)
+
+
+def _places(text: str) -> Iterator[tuple[int, int]]:
+    """Yield start and end of what must not be shown, in order."""
+    if (match := _WITHOUT_SCHEME.fullmatch(text)) is not None:
+        yield match.span(1)
+        return
+    at = 0
+    while (match := _URL.search(text, at)) is not None:
+        at, is_page = match.end(), (match["scheme"] or "").lower() in ("http", "https")
+        if (login := _login(text, at, is_page)) is not None:
+            if login[0] < login[1]:
+                yield login
+            at = login[1]
+        following = _URL.search(text, at)
+        if (value := _secret_parameter(text, at, following.start() if following else len(text), is_page)) is not None:
+            yield value, len(text)
+            return
+    if (match := _SETTING.search(text, at)) is not None:
+        yield match.span(1)
+
+
+def _login(text: str, begin: int, is_page: bool) -> tuple[int, int] | None:
+    """Return the place of the password before the host of a URL, empty where it is left out already."""
+    colon = text.find(":", begin)
+    name = text[begin:colon]
+    if colon < 0 or "?" in name or (is_page and "/" in name):
+        return None
+    start, at = colon + 1, text.rfind("@")
+    if text.startswith(f"{HIDDEN}@", start):
+        host = re.compile(r"[^/?\s]*").match(text, start + len(HIDDEN) + 1)
+        more = host[0].rfind("@") if host else -1
+        return (start, host.start() + more) if host and more >= 0 else (start + len(HIDDEN), start + len(HIDDEN))
+    if at > start:
+        return start, at
+    # The first part of a password with a blank, perhaps.
+    rest = start < len(text) and not is_page and "/" not in name and not _PORT.fullmatch(text, start)
+    return (start, len(text)) if rest else None
+
+
+def _secret_parameter(text: str, begin: int, end: int, is_page: bool) -> int | None:
+    """Return where the value begins of the first parameter of a URL that may be secret."""
+    mark = text.find("?", begin, end)
+    if mark < 0:
+        return None
+    for match in re.compile(r"(?:(?<=[?&;]))([^=&;]*)=([^&;]*)").finditer(text, mark + 1):
+        key = unquote_plus(match[1]).strip().lower()
+        secret = _SECRET_KEY.search(key) if is_page else key not in _HARMLESS
+        if secret and match[2] != HIDDEN:
+            return match.start(2)
+    return None

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autodistil_search.errors import InputError
 from autodistil_search.files import readable
+from autodistil_search.manifest import content_sha256
 from autodistil_search.objectives import Objective, answer
 from autodistil_search.space import SearchSpace, Subnet
 
@@ -34,6 +35,8 @@ _ATTRIBUTES = "measured"
 _FIRST_BYTES = b'{"op_code":'
 """A journal of Optuna begins with these."""
 _LONGEST_FIRST_LINE = 1 << 16
+_DIGEST = "trial sha256"
+"""User attribute of a trial with the digest of its parameters and of what was measured."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Archive:
         self._distributions = _distributions(spaces)
         self._spaces = {space.name: space for space in spaces}
         self._known: dict[tuple[str, Subnet], Evaluation] = {}
+        self._place = str(storage) if isinstance(storage, Path) else f"study {study!r}"
         if isinstance(storage, Path):
             with readable(storage):
                 self._open(journal(storage, ours=True), study)
@@ -100,11 +104,34 @@ class Archive:
             self._learn(trial)
 
     def _learn(self, trial: FrozenTrial) -> None:
-        """Take up what a finished trial measured; the first counts. Trials that are not ours do not."""
+        """Take up what a finished trial measured; the first counts. Trials that are not ours do not.
+
+        Raises:
+            InputError: if its parameters or numbers are not those that were written.
+        """
+        if _DIGEST in trial.user_attrs and not self._is_as_written(trial):  # trials of earlier versions have none
+            raise InputError(
+                f"{self._place} is damaged: the parameters or numbers of trial {trial.number} are not those that were "
+                "written; restore it from a copy, or delete it and repeat the search, which scores all subnets again"
+            )
         if _ATTRIBUTES in trial.user_attrs and trial.params.get("space") in self._spaces:
             key = self._key(trial)
             measured = answer(trial.user_attrs[_ATTRIBUTES], self._objectives, key[1])
             self._known.setdefault(key, Evaluation(*key, measured))
+
+    def _is_as_written(self, trial: FrozenTrial) -> bool:
+        try:
+            measured = trial.user_attrs[_ATTRIBUTES]
+            numbers = [measured[objective.name] for objective in self._objectives]
+            digest = _trial_sha256(trial.params, measured)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return False
+        return bool(digest == trial.user_attrs[_DIGEST] and numbers == trial.values)
+
+    def _attributes(self, space_name: str, subnet: Subnet, measured: Mapping[str, float]) -> dict[str, Any]:
+        """What a trial keeps of `subnet`: all that was measured, and a digest of that and of its parameters."""
+        params = {"space": space_name, **self._spaces[space_name].parameters(subnet)}
+        return {_ATTRIBUTES: dict(measured), _DIGEST: _trial_sha256(params, measured)}
 
     def _key(self, trial: FrozenTrial) -> tuple[str, Subnet]:
         space = self._spaces[trial.params["space"]]
@@ -143,7 +170,7 @@ class Archive:
     def record(self, evaluation: Evaluation) -> None:
         """Keep `evaluation`, on disk when this returns."""
         values = [evaluation.measured[objective.name] for objective in self._objectives]
-        attributes = {_ATTRIBUTES: dict(evaluation.measured)}
+        attributes = self._attributes(evaluation.space, evaluation.subnet, evaluation.measured)
         self._study.add_trial(self._trial(evaluation.space, evaluation.subnet, values=values, user_attrs=attributes))
         self._known[evaluation.space, evaluation.subnet] = evaluation
 
@@ -215,6 +242,13 @@ def _is_journal(path: Path, ours: bool) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(operation, dict) and {"op_code", "worker_id"} <= operation.keys()
+
+
+def _trial_sha256(params: Mapping[str, Any], measured: Mapping[str, float]) -> str:
+    """The digest of a trial's parameters and of what was measured, as numbers come back from any storage."""
+    sizes = {name: value if name == "space" else float(value) for name, value in params.items()}
+    numbers = {name: float(value) for name, value in measured.items()}
+    return content_sha256({"params": sizes, "measured": numbers})
 
 
 def _distributions(spaces: Sequence[SearchSpace]) -> dict[str, BaseDistribution]:

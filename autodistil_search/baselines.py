@@ -16,10 +16,12 @@ import pandas as pd
 from torch import Tensor
 
 from autodistil_search import __version__
+from autodistil_search.checkpoint import save_tokenizer
 from autodistil_search.corpus import TrainingText
 from autodistil_search.device import Device
 from autodistil_search.distill import Execution, TrainOptions, distill
-from autodistil_search.files import locked_beside, whole_folder, write_together
+from autodistil_search.files import locked_beside, whole_folder
+from autodistil_search.manifest import model_files, verify, write_manifest
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.objectives import Objective, costs
 from autodistil_search.progress import Reporter
@@ -44,8 +46,6 @@ DRAWN = "drawn at random, distilled alone"
 TINYBERT, MINILM = "by TinyBERT's own objective", "by MiniLM's own objective"
 AS_IT_IS = "scored as it is"
 
-_LAST = "tokenizer_config.json"
-"""File of a kept baseline that is written last: where it stands, the baseline is complete."""
 
 _DRAWN = 3
 """Subnets that "random" draws of each space."""
@@ -162,6 +162,8 @@ class Bench:
                 with whole_folder(folder) as new, quiet_transformers():
                     model.save_pretrained(new)
                     self.teacher.tokenizer.save_pretrained(new)
+                    write_manifest(new, "student", model_files(new))
+            verify(folder)
         return folder
 
     def _as_it_is(self, name: str, model: AutoDistilModel, how: str, weights: Path | None = None) -> Baseline:
@@ -200,8 +202,7 @@ class Bench:
                 transfer=transfer,
                 sample_ids=self.sample_ids,
             )
-            if not (folder / _LAST).exists():
-                write_together(folder, "tokenizer.json", teacher.tokenizer.save_pretrained, last=_LAST)
+            save_tokenizer(teacher.tokenizer, folder)
         return self._as_it_is(recipe.name, model, recipe.how, folder)
 
     def _key(self, recipe: _Recipe, transfer: str) -> str:

@@ -1,7 +1,8 @@
-"""Checkpoints of a training run: checksummed, the last few kept, and never a part of one taken for a whole.
+"""Checkpoints of a training run, and the models it leaves: checksummed, and never a part taken for a whole.
 
 `checkpoint-<step>.safetensors` holds weights and AdamW's moments; `checkpoint-<step>.json`, written after it, its
-SHA-256 and whatever else training goes on from. A checkpoint that lacks the second or has another sum is none.
+SHA-256 and whatever else training goes on from. A checkpoint that lacks the second or has another sum is none. Models
+of ours are read in one place, `load_model`, whatever command they come from.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import json
 import re
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from autodistil_search.collapse import Return
 from autodistil_search.errors import InputError
@@ -32,10 +34,28 @@ from autodistil_search.files import (
     write_atomically,
     write_together,
 )
-from autodistil_search.model import AutoDistilModel, quiet_transformers
+from autodistil_search.manifest import (
+    MODEL_TYPE,
+    TRAINER_STATE,
+    add_to_manifest,
+    is_as_written,
+    lacking,
+    model_files,
+    seal,
+    sha256_of,
+    verify,
+    write_manifest,
+)
+from autodistil_search.model import (
+    AutoDistilConfig,
+    AutoDistilForSequenceClassification,
+    AutoDistilModel,
+    quiet_transformers,
+)
 
 _NAME = "checkpoint-{:08d}"
-_FINISHED = "trainer_state.json"
+_WEIGHTS = "model.safetensors"
+_LAST_OF_TOKENIZER = "tokenizer_config.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _SHARE_OF_TIME = 0.05
 """Saving may take this share of the time; so a killed run loses at most 20 times as long as a checkpoint takes."""
@@ -97,7 +117,7 @@ class Checkpoints:
                 "watch": None if watch is None else dict(watch),
                 "good": step if good else self._good,
             }
-            write_atomically(path.with_suffix(".json"), lambda file: file.write_text(json.dumps(state)))
+            write_atomically(path.with_suffix(".json"), lambda file: file.write_text(json.dumps(seal(state))))
         except OSError as error:
             raise OSError(f"the checkpoint of step {step} cannot be written: {error}; the last one is kept") from None
         self._good = step if good else self._good
@@ -183,7 +203,7 @@ def _whole(path: Path) -> dict[str, Any] | None:
     """What is written beside a checkpoint, if it is the file that was written; None if not."""
     try:
         state = read_json(path.with_suffix(".json"))
-        return state if file_sha256(path) == state["sha256"] else None
+        return state if is_as_written(state) and file_sha256(path) == state["sha256"] else None
     except (InputError, OSError, LookupError):
         return None
 
@@ -217,10 +237,11 @@ def finish(
     """
     _refuse_broken(model, steps, settings)
     with quiet_transformers():
-        write_together(folder, "model.safetensors", model.save_pretrained)
-    state = {"step": steps, "sha256": file_sha256(folder / "model.safetensors"), "settings": dict(settings)}
+        write_together(folder, _WEIGHTS, model.save_pretrained)
+    state = {"step": steps, "sha256": sha256_of(folder / _WEIGHTS), "settings": dict(settings)}
     state |= {"returns": [asdict(entry) for entry in returns]}
-    write_atomically(folder / _FINISHED, lambda path: path.write_text(json.dumps(state, indent=2)))
+    write_atomically(folder / TRAINER_STATE, lambda path: path.write_text(json.dumps(state, indent=2)))
+    write_manifest(folder, "superlm" if model.config.search_space else "student", model_files(folder))
     for step in _steps(folder):
         _remove(folder, step)
 
@@ -229,25 +250,92 @@ def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> b
     """Load the finished model of `folder` into `model`; False if there is none.
 
     Raises:
-        InputError: if it was made with other settings, which are named, or is not the file that was written.
+        InputError: if it was made with other settings, which are named, or is not as it was written.
     """
-    path = folder / "model.safetensors"
-    if not (folder / _FINISHED).exists() or not path.exists():
+    if not verify(folder, own=True) and not (folder / TRAINER_STATE).exists():
         return False
-    with readable(folder / _FINISHED):
-        state = read_json(folder / _FINISHED)
-        refuse_other_settings(state["settings"], settings, folder)
-        if file_sha256(path) != state["sha256"]:
-            raise InputError(f"{path} is not the file that training wrote; delete it and {_FINISHED} to train anew")
-    with readable(path):
-        model.load_state_dict(load_file(path))
+    with readable(folder / TRAINER_STATE):
+        refuse_other_settings(read_json(folder / TRAINER_STATE)["settings"], settings, folder)
+    model.load_state_dict(load_model(folder, AutoDistilModel).state_dict())
     return True
 
 
 def returns_of(folder: Path) -> list[dict[str, Any]]:
     """Return the collapses from which the finished training in `folder` went back, as `collapse.Return` has them."""
-    path = folder / _FINISHED
+    path = folder / TRAINER_STATE
     if not path.is_file():
         return []  # of a process that does not write
     with readable(path):
         return list(read_json(path).get("returns", []))
+
+
+_Model = TypeVar("_Model", AutoDistilModel, AutoDistilForSequenceClassification)
+
+
+def load_model(folder: Path, kind: type[_Model]) -> _Model:
+    """Return the SuperLM or student in `folder` in evaluation mode: every model of ours is read here.
+
+    Its files are checked against the manifest, or in a folder without one the weights against what training wrote
+    down. Weights are read from safetensors alone, in float32.
+
+    kind: with or without a head. An encoder alone is read from the folder of a classifier, too.
+
+    Raises:
+        InputError: if a file is not as it was written, or the weights are not those of the configuration.
+    """
+    if not verify(folder, ("config.json", "*.safetensors")):
+        _verify_by_state(folder)
+    path = folder / "config.json"
+    if (found := read_json(path).get("model_type")) != MODEL_TYPE:
+        raise InputError(f"{path} is of a model of type {found!r}; allowed: {MODEL_TYPE!r}, a student or a SuperLM")
+    with quiet_transformers():
+        with readable(path):
+            config = AutoDistilConfig.from_pretrained(folder)
+        with readable(folder / _WEIGHTS):
+            model, loading = kind.from_pretrained(
+                folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+    _refuse_other_weights(folder, "lacks", loading["missing_keys"])
+    strangers = [name for name in loading["unexpected_keys"] if not name.startswith("classifier.")]
+    _refuse_other_weights(folder, "has in excess", strangers)
+    try:
+        check_weights(model)
+    except FloatingPointError as error:
+        raise InputError(f"{folder / _WEIGHTS}: {error}; allowed: finite weights") from None
+    loaded: _Model = model.eval()
+    return loaded
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer beside the finished model in `folder`, and into its manifest, unless it is there."""
+    if (folder / _LAST_OF_TOKENIZER).exists() and not lacking(folder):
+        return
+    names: list[str] = []
+
+    def write(new: Path) -> None:
+        tokenizer.save_pretrained(new)
+        names.extend(path.name for path in new.iterdir())
+
+    write_together(folder, "tokenizer.json", write, last=_LAST_OF_TOKENIZER)
+    add_to_manifest(folder, names)
+
+
+def _verify_by_state(folder: Path) -> None:
+    """Check the weights of a folder without a manifest against what training wrote down, if it did."""
+    state = folder / TRAINER_STATE
+    if not state.is_file() or not (folder / _WEIGHTS).is_file():
+        return
+    with readable(state):
+        expected = str(read_json(state)["sha256"])
+    if sha256_of(folder / _WEIGHTS) != expected:
+        raise InputError(
+            f"{folder / _WEIGHTS} is not the file that training wrote; restore it from a copy, or delete the folder "
+            "and repeat the command that trained it"
+        )
+
+
+def _refuse_other_weights(folder: Path, what: str, names: Collection[str]) -> None:
+    if names:
+        raise InputError(
+            f"{folder / _WEIGHTS} {what} {len(names)} weights, {min(names)!r} first; allowed: those of its config.json"
+        )

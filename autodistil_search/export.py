@@ -30,6 +30,7 @@ from autodistil_search.errors import ExportError, InputError
 from autodistil_search.exportable import CPU, Exportable, Student, find_exportable, load_task_as_finetuned
 from autodistil_search.files import EXPORT_RECORD, locked_beside, read_json, readable, whole_folder
 from autodistil_search.hardware import Load
+from autodistil_search.manifest import MANIFEST, model_files, write_manifest
 from autodistil_search.model import AutoDistilForSequenceClassification, quiet_transformers
 from autodistil_search.onnx_files import MODEL, MODEL_INT8, TOLERANCE
 from autodistil_search.progress import Reporter
@@ -136,6 +137,7 @@ def _export(source: Path, to: Path, options: ExportOptions, reporter: Reporter) 
         repository = None if options.push_to_hub is None else make_repository(options.push_to_hub, options.public)
         name = to.name if options.push_to_hub is None else getattr(repository, "repo_id", options.push_to_hub)
         _write_words(found, exported, measured, options, folder, name)
+        write_manifest(folder, "export", model_files(folder))
     if repository is not None:
         upload(to, name, repository)
         reporter.say(f"uploaded to {repository}")
@@ -412,6 +414,6 @@ def _write_words(
         "load": measured.load.words,
         "notes": measured.notes,
         "versions": used,
-        "files": [*files, EXPORT_RECORD],
+        "files": [*files, EXPORT_RECORD, MANIFEST],
     }
     (folder / EXPORT_RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from autodistil_search.card import ObjectiveValue
+from autodistil_search.checkpoint import load_model
 from autodistil_search.config import SearchConfig, column_names
 from autodistil_search.cost import FLOPS_SEQ_LEN
 from autodistil_search.device import Device
@@ -19,6 +20,7 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable
 from autodistil_search.given import PACKAGED, TASKS, absolute_path, read_yaml
 from autodistil_search.inputs import find_teacher, open_text
+from autodistil_search.manifest import DISTIL_CONFIG, FINETUNE_CONFIG, kind_of, verify
 from autodistil_search.model import (
     AutoDistilConfig,
     AutoDistilForSequenceClassification,
@@ -30,7 +32,7 @@ from autodistil_search.plugins import Plugins
 from autodistil_search.progress import Reporter
 from autodistil_search.report import shown
 from autodistil_search.results import load_run
-from autodistil_search.runfolder import DISTIL_CONFIG, FINETUNE_CONFIG, model_folder
+from autodistil_search.runfolder import model_folder
 from autodistil_search.tasks.data import Task, load_task
 from autodistil_search.teacher import Teacher
 
@@ -103,9 +105,9 @@ def find_exportable(
     Raises:
         InputError: if it holds neither, or what belongs to it cannot be used.
     """
-    given, source = source, model_folder(source)
-    if (source / "summary.json").is_file():
+    if kind_of(source) == "search":
         return _of_run(source, pick or "knee", teacher, with_text, reporter)
+    given, source = source, model_folder(source)
     if not (source / "config.json").is_file():
         raise InputError(
             f"{str(source)!r} holds neither a finished run nor a saved student; allowed: the --out folder of a search "
@@ -229,6 +231,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 def _of_folder(folder: Path, teacher_name: str | None, history: Sequence[tuple[str, str]]) -> Exportable:
     student = _load_student(folder)
     teacher = None if teacher_name is None else find_teacher(SearchConfig(teacher=teacher_name), CPU, Plugins())
+    verify(folder)
     if any((folder / name).is_file() for name in _TOKENIZER_FILES):
         with readable(folder), quiet_transformers():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -257,13 +260,7 @@ def _load_student(folder: Path) -> Student:
         raise InputError(f"{str(folder)!r} holds a SuperLM; allowed: the run that searched it, with --pick")
     with_head = any("SequenceClassification" in name for name in config.get("architectures") or ())
     kind: Any = AutoDistilForSequenceClassification if with_head else AutoDistilModel
-    with readable(folder / "model.safetensors"), quiet_transformers():
-        student, loading = kind.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    if missing := sorted(loading["missing_keys"]):
-        raise InputError(f"{str(folder)!r} lacks {len(missing)} weights, {missing[0]!r} first; allowed: all weights")
-    return cast(Student, student.eval())
+    return cast(Student, load_model(folder, kind))
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, student: Student) -> None:

@@ -32,6 +32,7 @@ PROXY_WORTH = "proxy_worth"
 REMARK = "remark"
 START = "start"
 TRAINING = "training"
+UNCHECKED = "unchecked"
 VERSUS_BASELINE = "versus_baseline"
 WATCHED_LITTLE = "watched_learnt_little"
 
@@ -281,6 +282,10 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     REMARK: lambda values: str(values["words"]),
     START: lambda values: f"SuperLM {values['space']}: {values['words']}",
     TRAINING: _training,
+    UNCHECKED: lambda values: (
+        f"{values['folder']} has no manifest.json, as it was made by an earlier version: its files are read without a "
+        "check of digests."
+    ),
     VERSUS_BASELINE: _versus_baseline,
     WATCHED_LITTLE: _watched_little,
 }

@@ -22,18 +22,28 @@ from transformers import (
 from autodistil_search.device import Device, choose_device
 from autodistil_search.errors import InputError
 from autodistil_search.families import FAMILIES
-from autodistil_search.files import clear_leftovers, read_json, write_atomically, write_together
+from autodistil_search.files import clear_leftovers, read_json, readable, write_atomically, write_together
 from autodistil_search.given import PACKAGED
+from autodistil_search.manifest import (
+    ENVIRONMENT,
+    FINETUNE_CONFIG,
+    RESULT,
+    SUMMARY,
+    model_files,
+    reopen,
+    verify,
+    write_manifest,
+)
 from autodistil_search.model import quiet_transformers
 from autodistil_search.progress import Reporter
-from autodistil_search.runfolder import FINETUNE_CONFIG, check_folder, exclusive, model_folder, open_folder, versions
+from autodistil_search.runfolder import check_folder, exclusive, model_folder, open_folder, versions
 from autodistil_search.schedule import seeded
 from autodistil_search.stepconfig import FinetuneConfig
 from autodistil_search.tasks.data import Task, load_task
 from autodistil_search.tasks.finetune import FinetuneOptions, Prepared, finetune
 from autodistil_search.teacher import model_sha256, packaged_folder
 
-_SUMMARY, _RESULT, _DIVERGED = "summary.json", "result.json", "diverged.json"
+_RESULTS, _DIVERGED = "results.csv", "diverged.json"
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,7 @@ class _Job:
 
         Of several learning rates one that diverges is recorded without figures, and never chosen.
         """
+        reopen(folder)
         rows = [self._first(folder, rate) for rate in self._config.rates]
         learnt = [row for row in rows if "chosen_by" in row]
         if not learnt:
@@ -136,8 +147,9 @@ class _Job:
         results = pd.DataFrame(rows)
         found = FinetuneRun(folder, self._task, results, best)
         self._take_models(folder, best)
-        write_atomically(folder / "results.csv", lambda path: results.to_csv(path, index=False))
+        write_atomically(folder / _RESULTS, lambda path: results.to_csv(path, index=False))
         self._summarise(found)
+        write_manifest(folder, "finetune", (FINETUNE_CONFIG, ENVIRONMENT, _RESULTS, SUMMARY))
         return found
 
     def _options(self, rate: float, seed: int) -> FinetuneOptions:
@@ -165,8 +177,8 @@ class _Job:
         """The result of one learning rate and seed: made now, or read from its folder."""
         own = folder / f"lr-{rate:g}-seed-{seed}"
         for done in (folder / f"seed-{seed}", own):
-            if (done / _RESULT).is_file() and (found := read_json(done / _RESULT))["lr"] == rate:
-                return {key: float(value) for key, value in found.items()}
+            if (found := _finished(done)) is not None and found["lr"] == rate:
+                return found
         clear_leftovers(own)
         options = self._options(rate, seed)
         model = load_classifier(self._config.model, self._source, self._task, seed)
@@ -188,7 +200,8 @@ class _Job:
             self._prepared.tokenizer.save_pretrained(new)
 
         write_together(folder, "model.safetensors", save)
-        write_atomically(folder / _RESULT, lambda path: path.write_text(json.dumps(row)))
+        write_atomically(folder / RESULT, lambda path: path.write_text(json.dumps(row)))
+        write_manifest(folder, "classifier", model_files(folder))
         shutil.rmtree(folder / "training", ignore_errors=True)
 
     def _take_models(self, folder: Path, best: float) -> None:
@@ -213,14 +226,40 @@ class _Job:
             "model": found.model_folder.name,
             "versions": versions(),
         }
-        write_atomically(found.folder / _SUMMARY, lambda path: path.write_text(json.dumps(summary, indent=2)))
+        write_atomically(found.folder / SUMMARY, lambda path: path.write_text(json.dumps(summary, indent=2)))
+
+
+def _finished(folder: Path) -> dict[str, float] | None:
+    """The result of a fine-tuned model; None if `folder` holds none that is finished.
+
+    Raises:
+        InputError: if a file of it is not as it was written.
+    """
+    checked, path = verify(folder), folder / RESULT
+    if not path.is_file():
+        return None
+    if not checked and not (folder / "model.safetensors").is_file():
+        raise InputError(
+            f"{folder / 'model.safetensors'} is missing; delete its folder and repeat the finetune, which trains it "
+            "again"
+        )
+    with readable(path):
+        return {key: float(value) for key, value in read_json(path).items()}
 
 
 def model_source(name: str) -> str:
-    """Where the model of that name lies: a folder (see `model_folder`), or a hub id as it is."""
+    """Return where the model of that name lies: a folder (see `model_folder`), or a hub id as it is.
+
+    Raises:
+        InputError: if a file of a folder of ours is not as it was written.
+    """
     if name == PACKAGED:
         return str(packaged_folder())
-    return str(model_folder(Path(name))) if Path(name).is_dir() else name
+    if not Path(name).is_dir():
+        return name
+    folder = model_folder(Path(name))
+    verify(folder)
+    return str(folder)
 
 
 def load_tokenizer(name: str, source: str) -> PreTrainedTokenizerBase:

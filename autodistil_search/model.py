@@ -24,6 +24,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.utils import logging as transformers_logging
 
+from autodistil_search.manifest import MODEL_TYPE
 from autodistil_search.modeling_student import relative_buckets
 from autodistil_search.space import SearchSpace, Subnet, kept_layers
 
@@ -44,7 +45,7 @@ class AutoDistilConfig(PreTrainedConfig):
     search_space: the space (`SearchSpace.to_dict`) whose SuperLM this is; None for a student.
     """
 
-    model_type = "autodistil"
+    model_type = MODEL_TYPE
 
     vocab_size: int = 30522
     hidden_size: int = 224

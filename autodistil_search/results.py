@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from autodistil_search import baselines, findings
+from autodistil_search.checkpoint import load_model
 from autodistil_search.config import SearchConfig
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, write_atomically
 from autodistil_search.given import read_yaml
-from autodistil_search.model import AutoDistilModel, quiet_transformers
+from autodistil_search.manifest import (
+    ARCHIVE,
+    ENVIRONMENT,
+    SEARCH_CONFIG,
+    SUMMARY,
+    described,
+    kind_of,
+    lacking,
+    verify,
+)
+from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import Constraint, Objective
-from autodistil_search.report import REPORT_FILES, ParetoReport, frontier_figure, frontier_html, pick, run_part
-from autodistil_search.runfolder import SEARCH_CONFIG
+from autodistil_search.report import (
+    REPORT_FILES,
+    ParetoReport,
+    frontier_figure,
+    frontier_html,
+    pick,
+    read_table,
+    run_part,
+)
+from autodistil_search.report.data import SUBNET_COLUMNS
 from autodistil_search.space import Subnet
 
 if TYPE_CHECKING:
@@ -27,9 +47,31 @@ if TYPE_CHECKING:
     from autodistil_search.report.widgets import EngineExplorer, Explorer
 
 
+RUN_FILES = (SEARCH_CONFIG, ENVIRONMENT, SUMMARY, *(name for name in REPORT_FILES if name.endswith(".csv")))
+"""The files of a run that are read back."""
+
+_SUMMARY_TYPES = {
+    "title": str,
+    "objectives": list,
+    "columns": list,
+    "constraints": list,
+    "evaluations": dict,
+    "frontier": int,
+    "exact": bool,
+    "hypervolume": float,
+    "hypervolume_share": float,
+    "box": dict,
+    "conditions": dict,
+    "notes": list,
+    "seconds": dict,
+}
+_PROGRESS = ("evaluations", "hypervolume", "share")
+_ENGINES = ("space", "engine", "evaluations", "share", "spread")
+
+
 def is_finished(folder: Path) -> bool:
-    """Whether all that a run writes at its end is there."""
-    return all((folder / name).is_file() for name in (*REPORT_FILES, "summary.json"))
+    """Say whether all that a run writes at its end is there."""
+    return all((folder / name).exists() for name in (*REPORT_FILES, SUMMARY)) and not lacking(folder)
 
 
 def write_summary(
@@ -59,7 +101,7 @@ def write_summary(
         "seconds": dict(seconds),
         "versions": dict(versions),
     }
-    write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2)))
+    write_atomically(folder / SUMMARY, lambda path: path.write_text(json.dumps(summary, indent=2)))
 
 
 @dataclass(frozen=True)
@@ -163,10 +205,7 @@ class Run:
         folder = self.folder / "superlm" / space
         if not (folder / "model.safetensors").is_file():
             raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
-        with readable(folder / "model.safetensors"), quiet_transformers():
-            found: AutoDistilModel = AutoDistilModel.from_pretrained(folder)
-        found.eval()
-        return found
+        return load_model(folder, AutoDistilModel)
 
 
 def load_run(folder: str | Path) -> Run:
@@ -176,45 +215,68 @@ def load_run(folder: str | Path) -> Run:
         InputError: if there is none.
     """
     folder = Path(folder)
-    if not (folder / "summary.json").is_file():
+    if kind_of(folder) not in (None, "search"):
+        raise InputError(f"{described(folder)}; allowed: the --out folder of a search that ended")
+    checked = verify(folder, [*RUN_FILES, *([ARCHIVE] if (folder / ARCHIVE).exists() else [])])
+    if not (folder / SUMMARY).is_file():
         raise InputError(f"{str(folder)!r} holds no finished run; allowed: the --out folder of a search that ended")
-    with readable(folder / "summary.json"):
-        return _read(folder, read_json(folder / "summary.json"))
+    run = _read(folder, _read_summary(folder / SUMMARY))
+    if checked:
+        return run
+    note = findings.Finding(findings.UNCHECKED, {"folder": folder.name})
+    return replace(run, report=replace(run.report, findings=(*run.report.findings, note)))
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """The content of a `summary.json`, each entry of the type that it is written with."""
+    summary = read_json(path)
+    with readable(path):
+        for key, kind in _SUMMARY_TYPES.items():
+            value = summary[key]
+            if not isinstance(value, (int, float, NoneType) if kind is float else kind):
+                raise TypeError(f"{key} is {value!r}")
+    return summary
 
 
 def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
-    columns = {each["name"]: Objective(**each) for each in summary["columns"]}
-    conditions = tuple(summary["conditions"].items())
-
-    def table(name: str) -> pd.DataFrame:
-        # Names may look like numbers, or like nothing: a space of 512.yaml or NA.yaml.
-        names = dict.fromkeys(("space", "name", "engine", "run"), str)
-        path = folder / f"{name}.csv"
-        with readable(path):
-            return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
-
-    evaluations, frontier = table("evaluations"), table("frontier")
-    for measured in (evaluations, frontier):
-        measured.attrs["units"] = {name: each.unit for name, each in columns.items() if name in measured}
+    with readable(folder / SUMMARY):
+        columns = {each["name"]: Objective(**each) for each in summary["columns"]}
+        objectives = [columns[name] for name in summary["objectives"]]
+        constraints = [
+            Constraint(columns[each["objective"]], each["bound"], each["upper"]) for each in summary["constraints"]
+        ]
+        box = {each.name: [float(end) for end in summary["box"][each.name]] for each in objectives}
+        conditions = tuple((str(key), str(value)) for key, value in summary["conditions"].items())
+        scored = sum(map(int, summary["evaluations"].values()))
+        found = tuple(findings.read(summary))
+    measured = [*SUBNET_COLUMNS, *columns]
+    finite = [each.name for each in objectives]
+    evaluations = read_table(folder / "evaluations.csv", measured, finite, rows=scored)
+    frontier = read_table(folder / "frontier.csv", [*measured, "knee"], finite, rows=summary["frontier"])
+    with readable(folder / "frontier.csv"):
+        if frontier["knee"].dtype != bool or frontier["knee"].sum() != 1:
+            raise ValueError("not exactly one row is the knee")
+        for row in frontier.to_dict("records"):
+            Subnet.from_row({str(key): value for key, value in row.items()})
+    for table in (evaluations, frontier):
+        table.attrs["units"] = {name: each.unit for name, each in columns.items() if name in table}
     report = ParetoReport(
         title=summary["title"],
-        objectives=[columns[name] for name in summary["objectives"]],
+        objectives=objectives,
         columns=list(columns.values()),
-        constraints=[
-            Constraint(columns[each["objective"]], each["bound"], each["upper"]) for each in summary["constraints"]
-        ],
+        constraints=constraints,
         evaluations=evaluations,
         frontier=frontier,
-        baselines=table("baselines"),
+        baselines=read_table(folder / "baselines.csv", ["name", *measured[1:], "how", "source", "weights"]),
         published=baselines.published(),
-        box=summary["box"],
+        box=box,
         hypervolume=summary["hypervolume"],
         hypervolume_share=summary["hypervolume_share"],
-        progress=table("progress"),
-        engines=table("engines"),
+        progress=read_table(folder / "progress.csv", _PROGRESS, _PROGRESS, rows=scored),
+        engines=read_table(folder / "engines.csv", _ENGINES),
         exact=summary["exact"],
         conditions=conditions,
-        findings=tuple(findings.read(summary)),
+        findings=found,
         runs=(run_part(folder, conditions, summary["exact"]),),
     )
     return Run(folder, report, summary)

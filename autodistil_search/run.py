@@ -33,6 +33,7 @@ from autodistil_search.findings import (
     Finding,
 )
 from autodistil_search.inputs import Inputs, resolve
+from autodistil_search.manifest import ARCHIVE, SEARCH_CONFIG, reopen, verify, write_manifest
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import PREDICTED_LATENCY, TASK, Constraint, Objective
 from autodistil_search.pareto import box_of, is_on_frontier
@@ -42,8 +43,8 @@ from autodistil_search.progress import Reporter
 from autodistil_search.proxies import HARDLY_LEARNT
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, run_part, write_report
 from autodistil_search.report.data import against_frontier, check_kept, evaluation_table, keeps, minimised
-from autodistil_search.results import Run, is_finished, load_run, write_summary
-from autodistil_search.runfolder import SEARCH_CONFIG, Stopwatch, check_folder, exclusive, open_folder, versions
+from autodistil_search.results import RUN_FILES, Run, is_finished, load_run, write_summary
+from autodistil_search.runfolder import Stopwatch, check_folder, exclusive, open_folder, versions
 from autodistil_search.scoring import Scorer, agree
 from autodistil_search.shared import CONFIG, PREDICTOR, SharedArchive, open_storage, state_of
 from autodistil_search.space import SearchSpace, Subnet
@@ -72,7 +73,10 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
     clock = Stopwatch()
     with _opened(config, reporter, plugins, clock) as (inputs, folder):
         if is_finished(folder):
+            for part in (folder, *sorted(folder.glob("superlm/*"))):
+                verify(part)
             return load_run(folder)
+        reopen(folder)
         with _prepared(inputs, folder, clock, reporter) as (archive, scorer, findings):
             complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
             if isinstance(archive, SharedArchive):
@@ -88,6 +92,7 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
                 report = replace(report, runs=[run_part(folder, report.conditions, report.exact)])
                 write_report(report, folder)
             write_summary(folder, report, clock.seconds, versions())
+            write_manifest(folder, "search", (*RUN_FILES, ARCHIVE))
         return load_run(folder)
 
 
@@ -189,7 +194,7 @@ def _open_archive(inputs: Inputs, folder: Path) -> Iterator[Archive]:
     config = inputs.config
     if config.storage is None:
         _settle(inputs, folder)
-        yield Archive(folder / "archive.log", inputs.spaces, inputs.objectives)
+        yield Archive(folder / ARCHIVE, inputs.spaces, inputs.objectives)
         return
     with open_storage(config.storage) as storage:
         archive = SharedArchive(storage, inputs.spaces, inputs.objectives, config.study, config.worker_timeout)

@@ -27,14 +27,20 @@ from autodistil_search.files import (
     write_atomically,
 )
 from autodistil_search.given import read_yaml
+from autodistil_search.manifest import (
+    CONFIGS,
+    ENVIRONMENT,
+    KINDS,
+    OF_RUNS,
+    SUMMARY,
+    described,
+    kind_of,
+    read_sealed,
+    verify,
+    write_sealed,
+)
 from autodistil_search.passwords import without_password
 
-SEARCH_CONFIG = "config.yaml"
-TRAIN_CONFIG = "train.yaml"
-DISTIL_CONFIG = "distil.yaml"
-VALIDATE_CONFIG = "validate.yaml"
-FINETUNE_CONFIG = "finetune.yaml"
-_CONFIGS = (SEARCH_CONFIG, TRAIN_CONFIG, DISTIL_CONFIG, VALIDATE_CONFIG, FINETUNE_CONFIG)
 STUDENT = "student"
 """Folder of the model in that of a `distil`."""
 
@@ -56,8 +62,10 @@ class Stopwatch:
     def go_on_from(self, path: Path) -> None:
         """Add what earlier sessions took, and keep the sums in `path` from now on."""
         self._path = path
-        for name, seconds in (read_json(path) if path.exists() else {}).items():
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + float(seconds), 2)
+        before = read_sealed(path, "delete it: seconds then start at zero") if path.exists() else {}
+        with readable(path):
+            for name, seconds in before.items():
+                self.seconds[name] = round(self.seconds.get(name, 0.0) + float(seconds), 2)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -68,25 +76,32 @@ class Stopwatch:
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 2)
             if self._path is not None:
-                write_atomically(self._path, lambda path: path.write_text(json.dumps(self.seconds, indent=2)))
+                write_sealed(self._path, self.seconds)
 
 
 def model_folder(folder: Path) -> Path:
-    """Where the model lies of a folder that `distil` or `finetune` made; any other folder as it is.
+    """Return where the model lies of a folder that `distil` or `finetune` made; the folder of a model as it is.
 
     Of a fine-tuning it is the seed that did best on the rows to choose by.
 
     Raises:
-        InputError: if it has not ended.
+        InputError: if it has not ended, is damaged, or is the folder of a command that leaves no model.
     """
-    if (folder / DISTIL_CONFIG).is_file():
-        found = folder / STUDENT
-    elif (folder / FINETUNE_CONFIG).is_file():
-        summary = folder / "summary.json"
-        found = folder / (read_json(summary)["model"] if summary.is_file() else "none yet")
-    else:
+    kind = kind_of(folder)
+    if kind not in OF_RUNS:
         return folder
-    if not (found / "model.safetensors").is_file():
+    if kind not in ("distil", "finetune"):
+        raise InputError(f"{described(folder)}; allowed: the folder of a model, of a distil or of a finetune")
+    ended = verify(folder)
+    summary = folder / SUMMARY
+    if kind == "distil":
+        found = folder / STUDENT
+    else:
+        with readable(summary):
+            found = folder / (read_json(summary)["model"] if summary.is_file() else "none yet")
+    if ended and not found.is_dir():
+        raise InputError(f"{str(found)!r} is missing; repeat the {kind}, which makes it again")
+    if not ended and not (found / "model.safetensors").is_file():
         raise InputError(f"what was begun in {str(folder)!r} has not ended; the same command goes on with it")
     return found
 
@@ -104,7 +119,7 @@ def exclusive(folder: Path, flag: str = "--out") -> Iterator[None]:
         with usable(folder, flag):
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder / ".lock", folder, flag))
-        if any((folder / name).is_file() for name in _CONFIGS):  # any other folder may have such files of the user
+        if any((folder / name).is_file() for name in CONFIGS):  # any other folder may have such files of the user
             clear_leftovers(folder)
         yield
 
@@ -135,13 +150,16 @@ def check_folder(folder: Path, name: str, settings: Settings) -> None:
     path = folder / name
     with usable(folder):
         names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
+    own = next(kind for kind, facts in KINDS.items() if facts.marker == name)
+    if names and kind_of(folder) == own:
+        verify(folder, (name, ENVIRONMENT))
     if path.name in names:
         with readable(path):
             refuse_other_settings(_settings(path), settings, folder)
     elif strangers := [name for name in names if not name.startswith(".")]:
         raise InputError(
-            f"--out {str(folder)!r} holds {strangers[0]!r} but no such run; allowed: a new or empty folder, or the "
-            "same run's"
+            f"--out {str(folder)!r} holds {strangers[0]!r} but no such run{_kind_in_words(folder)}; allowed: a new or "
+            "empty folder, or the same run's"
         )
 
 
@@ -152,13 +170,18 @@ def _settings(path: Path) -> dict[str, Any]:
     return content | ({"storage": without_password(storage)} if isinstance(storage, str) else {})
 
 
+def _kind_in_words(folder: Path) -> str:
+    kind = kind_of(folder)
+    return "" if kind is None else f", as it is {KINDS[kind].title}"
+
+
 def open_folder(folder: Path, name: str, settings: Settings, environment: Mapping[str, Any]) -> None:
     """Write what was chosen and found, or check that the folder's run had the same.
 
     environment: goes to `environment.json`; its "inputs" are digests of what the settings only name.
     """
     check_folder(folder, name, settings)  # once more: another process may have been here meanwhile
-    path = folder / "environment.json"
+    path = folder / ENVIRONMENT
     if path.exists():
         with readable(path):
             refuse_other_settings(read_json(path)["inputs"], environment["inputs"], folder)

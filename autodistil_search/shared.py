@@ -33,7 +33,6 @@ TRIES = 3
 
 _BEAT = "beat"
 _ERROR = "error"
-_MEASURED = "measured"
 _FIXED, _VALUE = "fixed", "value"
 """Of a trial that scores nothing: what is fixed for all processes at the study, by its name."""
 _BEATS = 6
@@ -313,7 +312,8 @@ class SharedArchive(Archive):
                 self._annotate(claim.trial_id, _ERROR, words)
             self._end(claim.trial_id, TrialState.FAIL)
             raise
-        self._annotate(claim.trial_id, _MEASURED, dict(evaluation.measured))
+        for name, value in self._attributes(claim.space, claim.subnet, evaluation.measured).items():
+            self._annotate(claim.trial_id, name, value)
         values = [evaluation.measured[objective.name] for objective in self._objectives]
         return evaluation if self._end(claim.trial_id, TrialState.COMPLETE, values) else None
 

@@ -11,16 +11,18 @@ from typing import Any
 
 import pandas as pd
 
+from autodistil_search.checkpoint import save_tokenizer
 from autodistil_search.distill import TrainOptions, distill
-from autodistil_search.files import write_atomically, write_together
+from autodistil_search.files import write_atomically
 from autodistil_search.inputs import Materials, resolve_training
+from autodistil_search.manifest import DISTIL_CONFIG, ENVIRONMENT, reopen, write_manifest
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import RelationProxy
 from autodistil_search.report import write_training_figure
 from autodistil_search.results import load_run
-from autodistil_search.runfolder import DISTIL_CONFIG, STUDENT, check_folder, exclusive, open_folder
+from autodistil_search.runfolder import STUDENT, check_folder, exclusive, open_folder
 from autodistil_search.space import Subnet
 from autodistil_search.stepconfig import DistilConfig
 from autodistil_search.teacher import model_sha256
@@ -76,6 +78,7 @@ def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
     with exclusive(config.folder):
         identity = {**materials.identity, "student": model_sha256(student)}
         open_folder(config.folder, DISTIL_CONFIG, settings, {**materials.environment, "inputs": identity})
+        reopen(config.folder)
         job.train(reporter)
         found = Distilled(job.student_folder, row, job.before, job.after)
         job.finish(found, run.folder)
@@ -145,7 +148,7 @@ class _Job:
 
     def finish(self, found: Distilled, run: Path) -> None:
         """The tokenizer, and what was gained."""
-        write_together(found.folder, "tokenizer.json", self._materials.teacher.tokenizer.save_pretrained)
+        save_tokenizer(self._materials.teacher.tokenizer, found.folder)
         summary = {
             "run": str(run),
             "row": json.loads(found.row.to_json(double_precision=15)),
@@ -154,3 +157,4 @@ class _Job:
         }
         text = json.dumps(summary, indent=2)
         write_atomically(self._folder / _SUMMARY, lambda path: path.write_text(text))
+        write_manifest(self._folder, "distil", (DISTIL_CONFIG, ENVIRONMENT, _SUMMARY))

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from autodistil_search.checkpoint import load_model
 from autodistil_search.cost import Vocabulary
 from autodistil_search.errors import InputError
 from autodistil_search.families import FAMILIES, RELATIVE_BUCKETS, WITHOUT_PLACE, check_family, find, find_layers
-from autodistil_search.files import file_sha256, read_json, readable
+from autodistil_search.files import file_sha256, read_json
 from autodistil_search.given import PACKAGED
+from autodistil_search.manifest import OF_RUNS, described, kind_of, verify
 from autodistil_search.model import (
     AutoDistilConfig,
     AutoDistilModel,
@@ -440,6 +442,10 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
         InputError: if there is no such model, or it cannot teach.
     """
     source = str(packaged_folder()) if name == PACKAGED else _transformer_folder(name)
+    if Path(source).is_dir():
+        if kind_of(Path(source)) in OF_RUNS:
+            raise InputError(f"teacher: {described(Path(source))}; allowed: the folder of a model in it, or a hub id")
+        verify(Path(source))
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -477,18 +483,12 @@ def load_as_student(name: str, teacher: Teacher) -> AutoDistilModel:
     """
     own = Path(name, "config.json")
     if own.is_file() and read_json(own).get("model_type") == AutoDistilConfig.model_type:
-        with readable(own), quiet_transformers():
-            model, loading = AutoDistilModel.from_pretrained(
-                name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-        if missing := sorted(loading["missing_keys"]):
-            raise InputError(f"student {name!r} lacks {len(missing)} weights, {missing[0]!r} first; allowed: all")
-        if model.config.vocab_size != teacher.vocabulary.tokens:
+        student = load_model(Path(name), AutoDistilModel)
+        if student.config.vocab_size != teacher.vocabulary.tokens:
             raise InputError(
-                f"student {name!r} has {model.config.vocab_size:,} embeddings, the teacher "
+                f"student {name!r} has {student.config.vocab_size:,} embeddings, the teacher "
                 f"{teacher.vocabulary.tokens:,}; allowed: students of this teacher's vocabulary"
             )
-        student: AutoDistilModel = model.eval()
         return student
     other = load_teacher(name)
     if other.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():

@@ -21,12 +21,22 @@ from autodistil_search.files import read_json, readable, refuse_other_settings
 from autodistil_search.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
 from autodistil_search.given import read_yaml
 from autodistil_search.inputs import Materials, resolve_training
+from autodistil_search.manifest import (
+    ENVIRONMENT,
+    MANIFEST,
+    TRAIN_CONFIG,
+    TRAINER_STATE,
+    described,
+    kind_of,
+    verify,
+    write_manifest,
+)
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import HARDLY_LEARNT, RelationProxy
 from autodistil_search.report import write_training_figure
-from autodistil_search.runfolder import TRAIN_CONFIG, check_folder, exclusive, open_folder
+from autodistil_search.runfolder import check_folder, exclusive, open_folder
 from autodistil_search.schedule import seeded
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.weights import parse_relations
@@ -59,6 +69,8 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
     with exclusive(folder):
         open_folder(folder, TRAIN_CONFIG, settings, materials.environment)
         _train_all(materials, folder, reporter)
+        if not verify(folder):
+            write_manifest(folder, "train", (TRAIN_CONFIG, ENVIRONMENT))
     return folder
 
 
@@ -176,6 +188,9 @@ def trained_config(folder: Path) -> TrainConfig:
         InputError: if there is none.
     """
     path = folder / TRAIN_CONFIG
+    if kind_of(folder) not in (None, "train"):
+        raise InputError(f"--superlm: {described(folder)}; allowed: the --out folder of a train")
+    verify(folder)
     if not path.is_file():
         raise InputError(f"--superlm {str(folder)!r} holds no {TRAIN_CONFIG}; allowed: the --out folder of a train")
     with readable(path):
@@ -189,8 +204,8 @@ def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder
         InputError: if its training has not ended, or had another teacher, text or space behind the same names.
     """
     source = trained / "superlm" / space.name
-    with readable(trained / "environment.json"):
-        before = read_json(trained / "environment.json")["inputs"]
+    with readable(trained / ENVIRONMENT):
+        before = read_json(trained / ENVIRONMENT)["inputs"]
     learnt_from = ("teacher_model", "teacher_layer", "text")
     then, now = ({key: each.get(key) for key in learnt_from} for each in (before, materials.identity))
     refuse_other_settings(then, now, trained)
@@ -200,7 +215,7 @@ def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder
             f"space {space.name!r} has changed since {str(trained)!r} was trained; allowed: the sizes and the depth it "
             "had then"
         )
-    if not (source / "trainer_state.json").is_file():
+    if not (source / TRAINER_STATE).is_file() and not (source / MANIFEST).is_file():
         raise InputError(
             f"the SuperLM in {source} is not finished; the train that began it goes on from its checkpoint"
         )
@@ -210,4 +225,5 @@ def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder
     shutil.rmtree(new, ignore_errors=True)
     new.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, new, ignore=shutil.ignore_patterns(".lock", "tensorboard"))
+    verify(new, shown=source)  # of the copy, whose digests are then known: each file is read once
     new.rename(folder)

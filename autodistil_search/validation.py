@@ -36,20 +36,33 @@ from autodistil_search.findings import (
     remark,
 )
 from autodistil_search.inputs import Materials, resolve_training
+from autodistil_search.manifest import (
+    ENVIRONMENT,
+    SUMMARY,
+    VALIDATE_CONFIG,
+    read_sealed,
+    reopen,
+    write_manifest,
+    write_sealed,
+)
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import COSINE, HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import HARDLY_LEARNT, HIDDEN_KIND, Proxy, ProxyKind, TaskBudget, task_proxy
+from autodistil_search.report import read_table
 from autodistil_search.report.figures import save_figure
 from autodistil_search.report.validation import validation_figure
 from autodistil_search.results import Run, load_run
-from autodistil_search.runfolder import VALIDATE_CONFIG, check_folder, exclusive, open_folder, versions
+from autodistil_search.runfolder import check_folder, exclusive, open_folder, versions
 from autodistil_search.space import SearchSpace, Subnet
 from autodistil_search.stepconfig import ValidateConfig
 from autodistil_search.teacher import model_sha256
 from autodistil_search.training import relation_proxy
 
 _DRAWN_OF_LARGE_SPACES = 20_000
+_SUBNETS, _RANKING = "subnets.csv", "ranking.csv"
+_STATE = "subnets.json"
+"""The rows of `subnets.csv` with a digest, while more are measured."""
 ALONE = "alone_"
 """What the proxy's column is called where it is of the subnet that was trained alone."""
 
@@ -228,21 +241,40 @@ class _Job:
 
     def run(self) -> Validation:
         """Measure what has not been measured yet, and compare."""
-        config, path = self._config, self._config.folder / "subnets.csv"
+        config, path = self._config, self._config.folder / _SUBNETS
         drawn = draw_in_bands(self._space, config.subnets, config.bands, config.band_width, config.seed)
-        rows: list[dict[str, Any]] = []
-        if path.exists():
-            with readable(path):
-                rows = pd.read_csv(path).to_dict("records")  # type: ignore[assignment]
+        reopen(config.folder)
+        rows = self._measured_before(path, drawn)
         with self._reporter.bar("measuring", "subnets", len(drawn)) as bar:
             bar.skip(len(rows))
             for number in range(len(rows), len(drawn)):
                 rows.append(self._row(number, *drawn[number]))
+                write_sealed(config.folder / _STATE, {"rows": rows})
                 frame = pd.DataFrame(rows)
                 write_atomically(path, lambda file, frame=frame: frame.to_csv(file, index=False))  # type: ignore[misc]
                 shutil.rmtree(config.folder / "alone", ignore_errors=True)  # large, and measured
                 bar.advance()
         return self._finish(pd.DataFrame(rows))
+
+    def _measured_before(self, path: Path, drawn: Sequence[tuple[int, Subnet]]) -> list[dict[str, Any]]:
+        """The rows that earlier sessions measured: those of the state, or of the table if there is nothing else."""
+        columns, state = [each.column for each in self.measures], self._config.folder / _STATE
+        if state.exists():
+            content, path = read_sealed(state, f"delete it and {path.name} to measure all subnets again"), state
+            with readable(state):
+                table = pd.DataFrame([dict(row) for row in content["rows"]])
+        elif path.exists():
+            table = read_table(path, ["band", *columns], ["band", "flops"])
+        else:
+            return []
+        with readable(path):
+            rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+            for row, (band, subnet) in zip(rows, drawn, strict=False):
+                if (row["band"], Subnet.from_row(row)) != (band, subnet) or not all(name in row for name in columns):
+                    raise ValueError(f"it has {Subnet.from_row(row)} in place of {subnet}")
+                if any(not isinstance(row[name], int | float) for name in columns):
+                    raise ValueError(f"a measure of {subnet} is no number")
+        return rows
 
     def _row(self, number: int, band: int, subnet: Subnet) -> dict[str, Any]:
         row: dict[str, Any] = {"band": band, **subnet.to_row(), "flops": flops(subnet)}
@@ -279,12 +311,14 @@ class _Job:
         ranking = rank(measured, measures, self.targets)
         conditions = remark(self._conditions)
         findings = [*conclusions(measured, measures, self.targets), *self._broken(measured), conditions]
-        write_atomically(folder / "ranking.csv", lambda path: ranking.to_csv(path, index=False))
+        write_atomically(folder / _RANKING, lambda path: ranking.to_csv(path, index=False))
         found = Validation(folder, measured, measures, ranking, findings)
         draw(found, self.targets)
         labels = {measure.column: measure.label for measure in measures}
         summary = {**records(findings), "columns": labels, "versions": versions()}
-        write_atomically(folder / "summary.json", lambda path: path.write_text(json.dumps(summary, indent=2)))
+        write_atomically(folder / SUMMARY, lambda path: path.write_text(json.dumps(summary, indent=2)))
+        write_manifest(folder, "validate-proxy", (VALIDATE_CONFIG, ENVIRONMENT, _SUBNETS, _RANKING, SUMMARY))
+        (folder / _STATE).unlink(missing_ok=True)
         return found
 
     def _broken(self, measured: pd.DataFrame) -> list[Finding]:

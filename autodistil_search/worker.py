@@ -9,12 +9,12 @@ from typing import Any
 
 import optuna
 
+from autodistil_search.checkpoint import load_model
 from autodistil_search.config import SearchConfig
 from autodistil_search.errors import InputError
-from autodistil_search.files import readable
 from autodistil_search.given import is_finite, quoted
 from autodistil_search.inputs import Inputs, resolve
-from autodistil_search.model import AutoDistilModel, quiet_transformers
+from autodistil_search.model import AutoDistilModel
 from autodistil_search.plugins import Plugins
 from autodistil_search.progress import Reporter
 from autodistil_search.scoring import Scorer, agree
@@ -84,8 +84,7 @@ def _load_superlms(inputs: Inputs, folder: Path) -> dict[str, AutoDistilModel]:
             raise InputError(
                 f"{path} holds no SuperLM; allowed: --superlm with the folder of the search, or a copy of it"
             )
-        with readable(path / "model.safetensors"), quiet_transformers():
-            superlms[space.name] = AutoDistilModel.from_pretrained(path)
+        superlms[space.name] = load_model(path, AutoDistilModel)
         inputs.device.place(superlms[space.name])
     return superlms
 

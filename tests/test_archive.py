@@ -1,5 +1,6 @@
 """The archive: what was recorded is found, survives a kill at any byte, and is a plain Optuna study."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from autodistil_search.archive import Archive, Evaluation
+from autodistil_search.errors import InputError
 from autodistil_search.objectives import FLOPS, RELATION_LOSS, Objective
 from autodistil_search.pareto import is_on_frontier
 from autodistil_search.space import SearchSpace, load_space
@@ -62,6 +64,47 @@ def test_a_reopened_archive_has_equal_evaluations_in_order(path, space):
     reopened = Archive(path, [space], OBJECTIVES)
     assert archive.evaluations == reopened.evaluations == recorded
     assert reopened.find(space.name, recorded[3].subnet) == recorded[3]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"flops":1000000007', '"flops":1000000006'),
+        ('"values":[0.3333333333333333,1000000007]', '"values":[0.3333333333333333,2]'),
+        ('"measured":{', '"measurec":{'),
+        ('"params":17', '"params":"a"'),
+    ],
+)
+def test_a_trial_whose_numbers_are_not_those_written_is_refused(path, space, before, after):
+    filled(path, space, 2)
+    text = path.read_text()
+    path.write_text(text.replace(before, after))
+    assert path.read_text() != text
+    with pytest.raises(InputError, match=r"archive\.log is damaged: the parameters or numbers of trial 0 are not"):
+        Archive(path, [space], OBJECTIVES)
+
+
+def test_a_trial_with_another_subnet_than_was_written_is_refused(path, space):
+    filled(path, space, 2)
+    lines = path.read_text().splitlines()
+    trials = [i for i, line in enumerate(lines) if '"params":{' in line]
+    first, second = (json.loads(lines[i]) for i in trials)
+    first["params"] = second["params"]
+    lines[trials[0]] = json.dumps(first)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="numbers of trial 0"):
+        Archive(path, [space], OBJECTIVES)
+
+
+def test_trials_without_a_digest_are_read(path, space):
+    archive = filled(path, space, 2)
+    for line in (text := path.read_text()).splitlines():
+        if "trial sha256" in line:
+            entry = json.loads(line)
+            entry["user_attrs"].pop("trial sha256")
+            text = text.replace(line, json.dumps(entry))
+    path.write_text(text)
+    assert Archive(path, [space], OBJECTIVES).evaluations == archive.evaluations
 
 
 def test_an_empty_archive_can_be_reopened(path, space):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from processes import SERVER, in_processes
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -152,7 +153,7 @@ def test_a_run_killed_again_and_again_ends_as_one_never_stopped(
         assert not (killed / "trainer_state.json").exists()
     _train_in_a_process(*arguments, str(killed), options)
 
-    finished = [checkpoint.load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed)]
+    finished = [load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed)]
     assert _same(*finished)
     assert _rows(killed) == _rows(tmp_path / "whole")
     steps = [int(row[0]) for row in _rows(killed)[1:]]
@@ -534,7 +535,7 @@ def test_a_run_killed_in_steps_and_in_saves_ends_as_one_never_stopped(
         assert process.exitcode == -signal.SIGKILL, place
         assert not (folder / "trainer_state.json").exists()
     _train_in_a_process(*arguments, str(folder), options)
-    finished = [checkpoint.load_file(each / "model.safetensors") for each in (tmp_path / "whole", folder)]
+    finished = [load_file(each / "model.safetensors") for each in (tmp_path / "whole", folder)]
     assert _same(*finished)
     assert _rows(folder) == _rows(tmp_path / "whole")
     assert list(folder.glob(".checkpoint-*")) == []  # halves of what was killed

@@ -194,7 +194,8 @@ def test_a_folder_in_use_is_refused(toy_config):
 
 def test_a_run_killed_while_it_wrote_its_settings_goes_on(toy_config, searched):
     run = searched(toy_config)
-    (run.folder / "environment.json").unlink()
+    for name in ("environment.json", "manifest.json"):
+        (run.folder / name).unlink()
     (run.folder / ".environment.json.new").write_text("{")
     assert search(toy_config).frontier.equals(run.frontier)
 
@@ -243,7 +244,8 @@ def test_a_damaged_checkpoint_is_named_in_one_line(toy_config, searched):
     folder = Path(toy_config.out) / "superlm" / "debug"
     run = searched(toy_config)
     (run.folder / "report.html").unlink()
-    (folder / "trainer_state.json").unlink()
+    for name in ("trainer_state.json", "manifest.json"):
+        (folder / name).unlink()
     (folder / "checkpoint-00000003.safetensors").write_bytes(b"garbage")
     (folder / "checkpoint-00000003.json").write_text("{}")
     with (
@@ -260,7 +262,7 @@ def test_a_superlm_that_is_not_the_one_trained_is_refused(toy_config, searched):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"^[^\n]*model\.safetensors is not the file that training wrote[^\n]*$"):
+    with pytest.raises(InputError, match=r"^[^\n]*model\.safetensors is damaged: its sha256 is [^\n]*$"):
         search(toy_config)
 
 
@@ -268,6 +270,7 @@ def test_another_precision_does_not_go_on_with_a_run(toy_config, searched):
     searched(replace(toy_config, precision="fp32"))
     path = Path(toy_config.out) / "environment.json"
     path.write_text(path.read_text().replace("fp32 on cpu", "bf16 on cpu"))
+    path.with_name("manifest.json").unlink()
     with pytest.raises(InputError, match="computed_in was 'bf16 on cpu' and is now 'fp32 on cpu'"):
         search(replace(toy_config, precision="fp32"))
 
@@ -410,7 +413,8 @@ def test_a_bound_that_could_be_kept_when_a_search_began_is_not_tried_out_again(t
     """A machine may be busier when a search goes on, or when a worker comes along."""
     config = replace(toy_config, constraint=["latency<=5000"], measured_seq_len=8)
     search(config)
-    (Path(config.out) / "summary.json").unlink()
+    for name in ("summary.json", "manifest.json"):  # as of a search that was killed at its end
+        (Path(config.out) / name).unlink()
     monkeypatch.setattr(hardware, "latency", lambda *_, **__: {"latency": 1e6, "latency_iqr": 0.0})
     assert len(search(config).evaluations) == 8
     with pytest.raises(InputError, match="latency<=5000 cannot be kept"):

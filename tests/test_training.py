@@ -201,7 +201,8 @@ def test_a_superlm_whose_space_has_changed_since_is_refused(change, toy_config, 
 
 def test_an_unfinished_superlm_is_not_searched(toy_config, toy_training):
     trained = train(toy_training)
-    (trained / "superlm" / "debug" / "trainer_state.json").unlink()
+    for name in ("trainer_state.json", "manifest.json"):
+        (trained / "superlm" / "debug" / name).unlink()
     with pytest.raises(InputError, match="is not finished; the train that began it goes on"):
         search(replace(toy_config, steps=200, batch_size=4, superlm=str(trained)))
 

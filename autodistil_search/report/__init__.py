@@ -11,7 +11,7 @@ from autodistil_search.report.html import frontier_html, render_html
 from autodistil_search.report.overlay import overlay
 from autodistil_search.report.papers import FIGURES, write_for_papers
 from autodistil_search.report.picking import pick
-from autodistil_search.report.runs import run_part
+from autodistil_search.report.runs import read_table, run_part
 from autodistil_search.report.training import write_training_figure
 from autodistil_search.report.trust import warnings_of
 from autodistil_search.report.views import shown
@@ -35,6 +35,7 @@ __all__ = [
     "pareto_report",
     "pick",
     "published_figure",
+    "read_table",
     "run_part",
     "shown",
     "warnings_of",

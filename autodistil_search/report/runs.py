@@ -12,8 +12,12 @@ import pandas as pd
 
 from autodistil_search.files import read_json, readable
 from autodistil_search.findings import Finding, read
+from autodistil_search.manifest import ENVIRONMENT, MANIFEST, SUMMARY, verify
 from autodistil_search.traininglog import HELD_OUT_CSV, TRAINING_CSV, read_log
 
+_TEXT = ("space", "name", "engine", "run", "how", "source", "weights", "role", "measure", "target", "scope")
+"""Columns whose values may look like numbers, or like nothing: a space of 512.yaml or NA.yaml."""
+_RANKING = ("measure", "target", "scope", "kendall", "kendall_low", "kendall_high")
 _POINTS = 200
 """Longer trainings are drawn as means over so many stretches."""
 
@@ -92,6 +96,32 @@ class RunPart:
     checks: Sequence[ProxyCheck] = field(default_factory=tuple)
 
 
+def read_table(
+    path: Path, columns: Sequence[str], numbers: Sequence[str] = (), rows: int | None = None
+) -> pd.DataFrame:
+    """Return the table in a CSV file.
+
+    Args:
+        path: The file.
+        columns: Those that it must have.
+        numbers: Columns that must hold a finite number in each row.
+        rows: How many it must have, if that is known.
+
+    Raises:
+        InputError: naming the file, if it is something else.
+    """
+    with readable(path):
+        table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
+        if missing := [name for name in columns if name not in table]:
+            raise ValueError(f"no column {missing[0]!r}")
+        if rows is not None and len(table) != rows:
+            raise ValueError(f"{len(table)} rows instead of {rows}")
+        for name in numbers:
+            if len(table) and not np.isfinite(table[name].to_numpy(float)).all():
+                raise ValueError(f"column {name!r} holds something else than finite numbers")
+    return table
+
+
 def training_curves(training: pd.DataFrame, held_out: pd.DataFrame) -> list[Curve]:
     """Mean losses by role: as trained on, over stretches of steps, each at its last; then as held out.
 
@@ -117,15 +147,17 @@ def run_part(folder: Path, conditions: Sequence[tuple[str, str]], exact: bool) -
     Raises:
         InputError: for damaged files.
     """
-    environment = folder / "environment.json"
+    environment = folder / ENVIRONMENT
     found = read_json(environment) if environment.is_file() else {}
+    with readable(environment):
+        inputs = _inputs(dict(conditions), found)
     return RunPart(
         folder.name,
         _as_named(folder),
         exact,
-        _inputs(dict(conditions), found),
-        {log.parent.name: _curves(log) for log in sorted(folder.glob(f"superlm/*/{TRAINING_CSV}"))},
-        [_check(summary.parent) for summary in sorted(folder.glob("validation-*/summary.json"))],
+        inputs,
+        {superlm.name: curves for superlm in sorted(folder.glob("superlm/[!.]*")) if (curves := _curves(superlm))},
+        [_check(found) for found in sorted(folder.glob("validation-*")) if _has_ended(found)],
     )
 
 
@@ -150,29 +182,32 @@ def _as_named(folder: Path) -> str:
     return str(whole.relative_to(here) if whole.is_relative_to(here) else folder)
 
 
-def _curves(training: Path) -> list[Curve]:
-    held_out = training.with_name(HELD_OUT_CSV)
-    if not held_out.is_file():
+def _curves(superlm: Path) -> list[Curve]:
+    """The curves of a SuperLM's training; none if it has no logs."""
+    paths = [superlm / name for name in (TRAINING_CSV, HELD_OUT_CSV)]
+    verify(superlm, [path.name for path in paths])
+    if not all(path.is_file() for path in paths):
         return []
-    return training_curves(read_log(training), read_log(held_out))
+    return training_curves(*map(read_log, paths))
+
+
+def _has_ended(validation: Path) -> bool:
+    return (validation / SUMMARY).exists() or (validation / MANIFEST).exists()
 
 
 def _check(folder: Path) -> ProxyCheck:
-    summary = read_json(folder / "summary.json")
-    measured, ranking = (_table(folder / name) for name in ("subnets.csv", "ranking.csv"))
-    digests = read_json(folder / "environment.json")["inputs"]
-    with readable(folder / "summary.json"):
-        return ProxyCheck(
-            folder.name,
-            summary["columns"],
-            measured,
-            ranking,
-            read(summary),
-            fine_tuned="task_task" in digests,
-            has_data="findings" in summary,
-        )
-
-
-def _table(path: Path) -> pd.DataFrame:
+    verify(folder)
+    path = folder / SUMMARY
+    summary, digests = read_json(path), read_json(folder / ENVIRONMENT).get("inputs", {})
     with readable(path):
-        return pd.read_csv(path)
+        labels = {str(column): str(label) for column, label in summary["columns"].items()}
+        findings = read(summary)
+    return ProxyCheck(
+        folder.name,
+        labels,
+        read_table(folder / "subnets.csv", ["band", *labels], ["band", "flops"]),
+        read_table(folder / "ranking.csv", _RANKING),
+        findings,
+        fine_tuned="task_task" in digests,
+        has_data="findings" in summary,
+    )

@@ -255,7 +255,12 @@ class Teacher:
         pooler: Any = getattr(self.model, "pooler", None)
         if pooler is not None:
             _copy_part(_weights(pooler.dense), model.pooler)
-        return [*self._start_notes(model.config.subnet, pooler is not None), *self._without_place()]
+        lost = self._without_place()
+        if lost:
+            lost.append(
+                "so not even a student of the teacher's own shape starts as its copy (docs/training.md, Teachers)"
+            )
+        return [*self._start_notes(model.config.subnet, pooler is not None), *lost]
 
     def _copy_layers(self, model: AutoDistilModel) -> None:
         mine, theirs = model.config.subnet, self.subnet

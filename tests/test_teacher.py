@@ -291,6 +291,8 @@ def test_what_has_no_place_in_a_student_is_noted(
     teacher = toy_teacher(model_type, **sizes)
     notes = teacher.copy_into(AutoDistilModel(teacher.student_config(teacher.subnet)))
     notes = [note for note in notes if "no pooler" not in note]
+    without_place = [] if name == "deberta-v2-narrow" else ["not even a student of the teacher's own shape"]
+    parts = [*parts, *without_place]
     assert len(notes) == len(parts)
     assert all(part in note for part, note in zip(parts, notes, strict=True)), notes
 
@@ -306,7 +308,7 @@ def test_of_modernbert_only_the_embeddings_are_copied(toy_teacher: Callable[...,
     student = AutoDistilModel(teacher.student_config(bigger))
     notes = teacher.copy_into(student)
     assert notes[0] == "hidden_size is 64 and the teacher's 48: the rest starts at random"
-    assert len(notes) == 4  # no other size matters
+    assert len(notes) == 5  # no other size matters
     copied = {name for name, weight in student.state_dict().items() if not weight.equal(untouched[name])}
     assert copied == {"word_embeddings.weight", "token_type_embeddings.weight", "embedding_norm.weight"}
     embeddings = teacher.model.embeddings

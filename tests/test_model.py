@@ -291,11 +291,29 @@ def test_attention_with_bias_is_the_softmax_of_biased_scores_in_each_path(padded
 def test_the_bias_of_a_subnet_is_trained_by_its_own_heads_alone(
     randomised: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]]
 ) -> None:
-    superlm, (ids, _) = _superlm(UNLIKE, randomised, 8), toy_batch()
+    superlm, (ids, _) = _superlm(UNLIKE, randomised, 8), toy_batch(tokens=23)  # a length of no other test
+    with torch.inference_mode():
+        superlm(ids)  # as latency is measured; what it leaves behind must serve training
     superlm(ids, subnet=Subnet.of_layers(16, [16, 16], [1, 1], 16)).last_hidden_state.square().sum().backward()
     gradient = superlm.relative_attention_bias.weight.grad
     assert gradient[:, 0].count_nonzero() == 7  # of the eight buckets, that of distance 0 ahead holds none
     assert not gradient[:, 1:].any()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch warns itself while it traces
+def test_a_compiled_layer_takes_relative_attention_bias_as_a_plain_one(
+    randomised: Callable[..., AutoDistilModel], toy_batch: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
+    found, (ids, _) = [], toy_batch()
+    for compiled in (False, True):
+        superlm = _superlm(UNLIKE, randomised, 8)
+        if compiled:
+            superlm.layers[0].compile(dynamic=True, backend="eager")  # traced, and no code generated
+        superlm.last_layer(ids, Subnet.of_layers(16, [16, 40], [1, 3], 16))[1].square().sum().backward()
+        found.append(superlm.relative_attention_bias.weight.grad)
+    torch.compiler.reset()
+    assert found[0].abs().max() > 0
+    assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_configuration_of_before_relative_attention_bias_has_none(

@@ -10,6 +10,7 @@ A block is `[CLS] seq_len - 2 tokens [SEP]`, cut from consecutive documents; blo
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import mmap
@@ -31,7 +32,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autodistil_search.errors import InputError
-from autodistil_search.sources import Document, Source, State, find_sources
+from autodistil_search.sources import LONGEST_PIECE, Document, Source, State, find_sources, piece_end
 
 HELD_OUT_EVERY = 20
 """One document in so many is held out; of a store the second, the 22nd, ..."""
@@ -110,8 +111,8 @@ class Ends(NamedTuple):
 
     def around(self, rows: NDArray[Any]) -> Tensor:
         """`(n, T - 2)` tokens as blocks `(n, T)`."""
-        ends = np.ones((len(rows), 1), dtype=np.int64)
-        return torch.from_numpy(np.hstack([ends * self.first, rows.astype(np.int64), ends * self.last]))
+        column = np.ones((len(rows), 1), dtype=np.int64)
+        return torch.from_numpy(np.hstack([column * self.first, rows.astype(np.int64), column * self.last]))
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,10 @@ class Encoder:
         return None if self._backend is not None else 1
 
     def __call__(self, paragraphs: list[str]) -> Tokens:
-        """The ids of all paragraphs in a row."""
+        """The ids of all paragraphs in a row; a long one is encoded piece by piece, see `sources.piece_end`."""
+        return np.concatenate([ids for batch in _batches(paragraphs) for ids in self._encoded(batch)])
+
+    def _encoded(self, paragraphs: list[str]) -> list[Tokens]:
         if self._backend is not None:
             encoded = self._backend.encode_batch_fast(paragraphs, add_special_tokens=False)
             ids = [each.ids for each in encoded]
@@ -308,7 +312,29 @@ class Encoder:
                 return_token_type_ids=False,
                 verbose=False,  # blocks are cut later: a long paragraph is no mistake
             )["input_ids"]
-        return np.concatenate([np.array(each, dtype=np.uint32) for each in ids])
+        return [np.array(each, dtype=np.uint32) for each in ids]
+
+
+def _batches(paragraphs: Sequence[str]) -> Iterator[list[str]]:
+    """The paragraphs in order, about `CHARACTERS_AT_ONCE` at a time: a tokenizer needs 100 bytes for a character."""
+    batch: list[str] = []
+    length = 0
+    for piece in itertools.chain.from_iterable(map(_cut, paragraphs)):
+        if batch and length + len(piece) > CHARACTERS_AT_ONCE:
+            yield batch
+            batch, length = [], 0
+        batch.append(piece)
+        length += len(piece)
+    yield batch
+
+
+def _cut(paragraph: str) -> Iterator[str]:
+    start = 0
+    while len(paragraph) - start > LONGEST_PIECE:
+        end = start + piece_end(paragraph[start : start + LONGEST_PIECE + 1], LONGEST_PIECE)
+        yield paragraph[start:end]
+        start = end
+    yield paragraph[start:]
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase) -> Ends:

@@ -7,8 +7,6 @@ the size of a file. No code of a data set is ever run.
 
 from __future__ import annotations
 
-import csv
-import glob
 import gzip
 import importlib.util
 import itertools
@@ -18,12 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import huggingface_hub.utils.logging as hub_logging
 
 from autodistil_search.errors import InputError
 from autodistil_search.given import PACKAGED
+from autodistil_search.tabular import Row, read_table, text_of
 
 if TYPE_CHECKING:
     import datasets
@@ -34,7 +33,7 @@ LONGEST_DOCUMENT = 1 << 24
 """Characters; a longer document is cut between paragraphs, and its parts are documents."""
 
 TEXT = (".txt", ".txt.gz")
-TABLES = {".jsonl": "json", ".jsonl.gz": "json", ".parquet": "parquet", ".csv": "csv"}
+TABLES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
 ALLOWED = (
     f"{PACKAGED!r}, files ({', '.join((*TEXT, *TABLES))}), folders of datasets.save_to_disk, "
     f"or {HUB}NAME[:CONFIG[:SPLIT[:COLUMN]]]"
@@ -45,9 +44,8 @@ _HUB_NAME = re.compile(
 )
 _PARTED_BY = 1 << 26
 """Whether a file has blank lines between documents is seen in so many characters from its start."""
-_ROWS_AT_ONCE = 1000
-_LONGEST_CELL = (1 << 31) - 1
-"""Characters of a cell of a CSV file; Python's own limit is 131,072."""
+LONGEST_PIECE = 1 << 18
+"""Characters; a longer line is read and tokenized in pieces, which end before a blank."""
 
 Document = list[str]
 State = dict[str, Any]
@@ -113,8 +111,11 @@ class TableShard:
             rows = self.open()
         if state and state["rows"] is not None:
             rows.load_state_dict(state["rows"])
-        documents = (paragraphs(_cell(self.name, row, self.column)) for row in rows)
-        return Reading(self.name, documents, state["done"] if state else 0, rows.state_dict)
+        done, what = state["done"] if state else 0, f"text {self.name!r}"
+        documents = (
+            paragraphs(text_of(what, Row(number, row), self.column)) for number, row in enumerate(rows, done + 1)
+        )
+        return Reading(self.name, documents, done, rows.state_dict)
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,9 @@ def _source(name: str, stream: bool) -> Source:
         raise InputError(f"text file {name!r} cannot be read: {error.strerror}") from None
     if path.name.endswith(TEXT):
         return _text_source([path])
-    table = next((kind for ending, kind in TABLES.items() if path.name.endswith(ending)), None)
-    if table is None:
+    if not path.name.endswith(TABLES):
         raise InputError(f"text file {name!r}; allowed: {', '.join((*TEXT, *TABLES))}")
-    if table == "csv":
-        return Source("rows of text", [path], [Shard(name, lambda: _csv_documents(path))])
-    return Source("rows of text", [path], [TableShard(name, lambda: _open_table(table, path))])
+    return Source("rows of text", [path], [Shard(name, lambda: _table_documents(path))])
 
 
 def _is(test: Callable[[Path], bool], *paths: Path) -> bool:
@@ -190,7 +188,7 @@ def paragraphs(text: str | None) -> Document:
 
 
 def documents(path: Path, one_per_file: bool = False) -> Iterator[Document]:
-    """The documents of a text file; read line by line.
+    """The documents of a text file; read piece by piece.
 
     One paragraph a line, a blank line between documents; in a file without blank lines each line is a document.
     one_per_file: the whole file is one document, blank lines or not.
@@ -201,12 +199,13 @@ def documents(path: Path, one_per_file: bool = False) -> Iterator[Document]:
     each_line = not one_per_file and not _has_inner_blank_line(path)
     document: Document = []
     length, found = 0, False
-    for line in _lines(path):
-        if line:
-            document.append(line)
-            length += len(line)
+    for piece in _pieces(path):
+        if piece.text:
+            document.append(piece.text)
+            length += len(piece.text)
             found = True
-        if document and (each_line or (not line and not one_per_file) or length >= LONGEST_DOCUMENT):
+        parted = piece.ends and (each_line or (piece.blank and not one_per_file))
+        if document and (parted or length >= LONGEST_DOCUMENT):
             yield document
             document, length = [], 0
     if document:
@@ -218,64 +217,70 @@ def documents(path: Path, one_per_file: bool = False) -> Iterator[Document]:
 def _has_inner_blank_line(path: Path) -> bool:
     text_seen = blank_after_text = False
     read = 0
-    for line in _lines(path):
-        if line and blank_after_text:
+    for piece in _pieces(path):
+        if piece.text and blank_after_text:
             return True
-        text_seen = text_seen or bool(line)
-        blank_after_text = text_seen and not line
-        read += len(line)
+        text_seen = text_seen or bool(piece.text)
+        blank_after_text = text_seen and piece.blank
+        read += len(piece.text)
         if read >= _PARTED_BY:
             break
     return False
 
 
-def _lines(path: Path) -> Iterator[str]:
+class _Piece(NamedTuple):
+    """A line without blanks around it, or a part of a long one. ends: its line; blank: a line without text."""
+
+    text: str
+    ends: bool
+    blank: bool = False
+
+
+def _pieces(path: Path) -> Iterator[_Piece]:
     open_file = gzip.open if path.suffix == ".gz" else open
     try:
         with open_file(path, "rt", encoding="utf-8-sig") as file:
-            for line in file:
-                if "\0" in line:
+            rest, begun = "", False
+            while read := file.readline(LONGEST_PIECE):
+                if "\0" in read:
                     raise InputError(f"text file {str(path)!r} holds zero bytes: it is not text")
-                yield line.strip()
+                rest += read
+                if read.endswith("\n"):
+                    yield _last(rest, begun)
+                    rest, begun = "", False
+                while len(rest) >= LONGEST_PIECE:
+                    place = piece_end(rest, LONGEST_PIECE)
+                    head, rest = rest[:place] if begun else rest[:place].lstrip(), rest[place:]
+                    if head.strip():
+                        yield _Piece(head, ends=False)
+                        begun = True
+            if rest or begun:
+                yield _last(rest, begun)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"text file {str(path)!r} cannot be read as UTF-8 text: {error}") from None
 
 
-def _csv_documents(path: Path) -> Iterator[Document]:
-    # Not by datasets, which takes words such as "null" for missing text and leaves the file open; nor by pandas, which
-    # drops what a row has more than the header, or takes its first cell for an index.
-    csv.field_size_limit(_LONGEST_CELL)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        if COLUMN not in header:
-            raise InputError(f"text {str(path)!r} has columns {', '.join(header)}; needed: {COLUMN!r}")
-        place = header.index(COLUMN)
-        for row in filter(None, rows):
-            if len(row) > len(header):
-                raise InputError(
-                    f"line {rows.line_num} of text {str(path)!r} has {len(row)} cells, its header {len(header)}; "
-                    "allowed: as many, text with commas in quotes"
-                )
-            yield paragraphs(row[place] if place < len(row) else None)
+def _last(rest: str, begun: bool) -> _Piece:
+    text = rest.rstrip() if begun else rest.strip()
+    return _Piece(text, ends=True, blank=not text and not begun)
 
 
-def _open_table(kind: str, path: Path) -> datasets.IterableDataset:
-    import datasets
+def piece_end(text: str, most: int) -> int:
+    """Return where to cut a long text, at most so far in: before the last blank in the second half, if it has one.
 
-    options: dict[str, Any] = {"columns": [COLUMN], "batch_size": _ROWS_AT_ONCE} if kind == "parquet" else {}
-    # what it calls a data file is a pattern
-    file = glob.escape(str(path.resolve()))
-    return datasets.load_dataset(kind, data_files=file, split="train", streaming=True, **options)
+    A word keeps the blank before it: tokenizers that mark the begin of a word by its blank give the same tokens.
+    """
+    blanks = (place for place in range(min(most, len(text) - 1), most // 2, -1) if text[place].isspace())
+    return next(blanks, min(most, len(text)))
 
 
-def _cell(name: str, row: dict[str, Any], column: str) -> str | None:
-    if column not in row:
-        raise InputError(f"text {name!r} has columns {', '.join(row)}; needed: {column!r}")
-    value = row[column]
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"text {name!r} has {type(value).__name__} in column {column!r}; allowed: text")
-    return value
+def _table_documents(path: Path) -> Iterator[Document]:
+    what, empty = f"text {str(path)!r}", True
+    for row in read_table(path, what, [COLUMN]):
+        empty = False
+        yield paragraphs(text_of(what, row, COLUMN))
+    if empty:
+        raise InputError(f"{what} has no rows")
 
 
 def _folder_source(path: Path) -> Source:

@@ -93,7 +93,7 @@ class FinetuneConfig:
             "packaged" for the teacher in the quickstart extra.
         task: A task of GLUE (mnli, qnli, qqp, sst2, cola, mrpc, rte, stsb) from the hub, a folder with its own files
             (such as glue/SST-2), topic (extra "wiki", needs no network), a folder with train and dev tables, or one
-            table (.csv, .tsv, .jsonl).
+            table (.csv, .tsv, .jsonl, .parquet).
         text_columns: Columns of a table with the one or two texts, separated by a comma; usual names are found.
         label_column: Column with the label; "label" if not given.
         losses: What is learnt by, with weights: labels, and of a teacher logits, embeddings, hidden, attention, such as

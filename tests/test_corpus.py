@@ -18,12 +18,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertTokenizerFast
+from tokenizers import ByteLevelBPETokenizer
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from autodistil_search import corpus as corpus_module
 from autodistil_search import sources as sources_module
 from autodistil_search import stream as stream_module
-from autodistil_search.corpus import Blocks, Corpus, load_corpus, shuffled
+from autodistil_search.corpus import Blocks, Corpus, Encoder, load_corpus, shuffled
 from autodistil_search.errors import InputError
 from autodistil_search.sources import documents, find_sources
 from autodistil_search.stream import StreamedBlocks, open_stream
@@ -434,8 +435,8 @@ def test_a_saved_data_set_is_read_whatever_format_it_was_left_in_and_refused_wit
     [
         ("a.jsonl", b'{"body": "w1"}\n{"body": "w2"}', "columns body; needed: 'text'"),
         ("a.jsonl", b'{"text": 3}\n{"text": 4}', "int in column 'text'; allowed: text"),
-        ("a.jsonl", b"no json\n", "cannot be (loaded|read)"),
-        ("a.jsonl", b"", "cannot be (loaded|read)|single document|empty"),
+        ("a.jsonl", b"no json\n", "is no JSON"),
+        ("a.jsonl", b"", "has no rows"),
         ("a.csv", b"body\nw1\n", "columns body; needed: 'text'"),
         ("a.csv", b"text\nw1\nw2, w3\n", "has 2 cells, its header 1; allowed: as many"),
         ("a.csv", b"text,id\nw1 w2,1,\nw3,2,\n", "has 3 cells, its header 2"),
@@ -616,3 +617,49 @@ def test_a_long_document_is_cut_between_paragraphs(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sources_module, "LONGEST_DOCUMENT", 6)
     (tmp_path / "a.txt").write_text("abc\ndef\nghi\n\njkl\n")
     assert list(documents(tmp_path / "a.txt")) == [["abc", "def"], ["ghi"], ["jkl"]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_long_line_is_read_in_pieces_that_end_before_a_blank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    monkeypatch.setattr(sources_module, "LONGEST_PIECE", 32)
+    long, unbroken = " ".join(f"w{i}" for i in range(100)), "x" * 70
+    text = f"  {long} \n{' ' * 100}\nw1 w2{' ' * 90}\nw3\n{' ' * 40}{unbroken}"
+    path = tmp_path / ("long.txt.gz" if packed else "long.txt")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    first, second = documents(path)
+    assert "".join(first) == long
+    assert all(len(piece) <= 32 for piece in first)
+    assert all(piece.startswith(" w") for piece in first[1:])
+    assert [piece.rstrip() for piece in second[:2]] == ["w1 w2", "w3"]
+    assert "".join(second[2:]) == unbroken
+    path.write_bytes(gzip.compress(long.encode()) if packed else long.encode())
+    (alone,) = documents(path)  # its pieces are one document
+    assert "".join(alone) == long
+
+
+def test_long_paragraphs_give_the_same_tokens_piece_by_piece(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: BertTokenizerFast
+) -> None:
+    paragraphs = [_words(*(i % 90 for i in range(500))), _words(1), "", _words(*range(90))]
+    levels = ByteLevelBPETokenizer()
+    levels.train_from_iterator(paragraphs, vocab_size=400, min_frequency=1, show_progress=False)
+    bytewise = PreTrainedTokenizerFast(tokenizer_object=levels._tokenizer, bos_token="<s>", eos_token="</s>")
+    for each in (tokenizer, bytewise):
+        whole = Encoder(each)(paragraphs)
+        with monkeypatch.context() as patch:
+            patch.setattr(corpus_module, "LONGEST_PIECE", 50)
+            patch.setattr(corpus_module, "CHARACTERS_AT_ONCE", 120)
+            assert Encoder(each)(paragraphs).tolist() == whole.tolist()
+
+
+def test_memory_to_tokenize_follows_from_the_piece_and_not_from_the_line(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: BertTokenizerFast
+) -> None:
+    encoder, sizes = Encoder(tokenizer), []
+    encode = encoder._encoded
+    monkeypatch.setattr(encoder, "_encoded", lambda batch: sizes.append(sum(map(len, batch))) or encode(batch))
+    encoder(["w1 " * 200_000, "w2 " * 10])
+    assert len(sizes) > 1
+    assert max(sizes) <= corpus_module.CHARACTERS_AT_ONCE

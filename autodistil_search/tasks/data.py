@@ -6,22 +6,29 @@ A task has rows to train on and others (`dev`) for the figures that are reported
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import importlib.util
-import io
 import json
 import math
 import random
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from autodistil_search.errors import InputError
+from autodistil_search.tabular import (
+    SUFFIXES,
+    Name,
+    Row,
+    label_of,
+    quotes_of,
+    read_as_written,
+    read_table,
+    suffix,
+    text_of,
+)
 from autodistil_search.tasks.metrics import METRICS
 
 TOPIC = "topic"
@@ -32,15 +39,23 @@ _SHARE_TO_REPORT_ON = 0.2
 _LEAST_OF_ALL = 3
 """Rows of a table: one to train on, one to choose by and one to report on."""
 _MOST_LABELS = 1000
-_TABLES = (".csv", ".tsv", ".jsonl")
 _TEXT_COLUMNS = (
     *(("text",), ("sentence",), ("sentence1", "sentence2"), ("text1", "text2"), ("text_a", "text_b")),
     *(("question", "sentence"), ("question1", "question2"), ("premise", "hypothesis")),
 )
 """Columns that hold the text where none are named: the first of these that a table has, the longest first."""
 _LABEL_COLUMN = "label"
+_COUNTED = ("LABEL_", "")
+"""What names that only count labels begin with."""
 
-Cell = str | int | float
+
+@dataclass(frozen=True)
+class _Whole:
+    """A row with nothing missing, and the line it stands on."""
+
+    line: int
+    texts: list[str]
+    label: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,7 @@ class Task:
         train: To train on, and to choose by.
         dev: For what is reported.
         source: Where the rows come from, in words.
+        notes: Lines on what looks wrong in them, and how it was read.
     """
 
     name: str
@@ -79,26 +95,49 @@ class Task:
     train: Rows
     dev: Rows
     source: str
+    notes: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> int:
         """Numbers that a model gives for each row."""
         return max(1, len(self.labels))
 
+    def order_of(self, what: str, id2label: Mapping[Any, str] | None) -> list[int]:
+        """Return for each label of the task the output of a classifier that stands for it.
+
+        Names that only count, such as LABEL_0 or 0, on either side say nothing: the order is the task's then.
+
+        Args:
+            what: The classifier in words.
+            id2label: As its configuration has it.
+
+        Raises:
+            InputError: if the classifier has other labels.
+        """
+        named = [str(label).strip() for _, label in sorted((id2label or {}).items(), key=lambda item: int(item[0]))]
+        counted = list(range(len(self.labels)))
+        if any(names == [f"{prefix}{i}" for i in counted] for names in (named, [*self.labels]) for prefix in _COUNTED):
+            return counted
+        for key in (str, str.lower):  # a difference in case only is none, unless both are there
+            places = {key(label): index for index, label in enumerate(named)}
+            if len(places) == len(named) and {*places} == {key(label) for label in self.labels}:
+                return [places[key(label)] for label in self.labels]
+        raise InputError(
+            f"{what} has a head for labels {', '.join(named) or 'without names'}, task {self.name!r} has "
+            f"{', '.join(self.labels) or 'numbers'}; allowed: a head for the same labels, or a model without a head"
+        )
+
     def check_labels(self, what: str, id2label: Mapping[Any, str] | None) -> None:
         """Refuse a classifier whose outputs stand for other labels, or for the same in another order.
-
-        what: The classifier, in words. id2label: As its configuration has it; generic names say nothing.
 
         Raises:
             InputError: naming both.
         """
-        theirs = tuple(str(label) for _, label in sorted((id2label or {}).items()))
-        unnamed = all(label.startswith("LABEL_") for label in theirs)
-        if self.labels and not unnamed and theirs != self.labels:
+        order = self.order_of(what, id2label) if self.labels else []
+        if order != sorted(order):
             raise InputError(
-                f"{what} has labels {', '.join(theirs)}, task {self.name!r} {', '.join(self.labels)}; "
-                "allowed: the same in the same order"
+                f"{what} has the labels of task {self.name!r} in another order than {', '.join(self.labels)}; allowed: "
+                "the same order"
             )
 
     @property
@@ -156,7 +195,7 @@ GLUE = {
 }
 """Tasks of GLUE (Wang et al., 2019), their own file formats and metrics. MNLI's figures are on the matched part."""
 
-_ALLOWED = f"{', '.join(GLUE)}, {TOPIC}, a folder of one of them, or a table ({', '.join(_TABLES)}, also .gz)"
+_ALLOWED = f"{', '.join(GLUE)}, {TOPIC}, a folder of one of them, or a table ({', '.join(SUFFIXES)}, also .gz)"
 
 
 def load_task(name: str, text_columns: Sequence[str] | None = None, label_column: str | None = None) -> Task:
@@ -183,7 +222,7 @@ def load_task(name: str, text_columns: Sequence[str] | None = None, label_column
         return _from_glue_folder(own, GLUE[own], path)
     if path.is_dir():
         return _from_tables(path, _both(path), text_columns, label_column)
-    if path.is_file() and _suffix(path) in _TABLES:
+    if path.is_file() and suffix(path) in SUFFIXES:
         return _from_tables(path, {"train": path}, text_columns, label_column)
     raise InputError(f"task {name!r} is not known; allowed: {_ALLOWED}")
 
@@ -195,11 +234,7 @@ def _glue_of_folder(folder: Path) -> str | None:
     return next((key for key, glue in GLUE.items() if glue.folder.lower() == folder.resolve().name.lower()), None)
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix
-
-
-def _find_table(folder: Path, stem: str, suffixes: Sequence[str] = _TABLES) -> Path | None:
+def _find_table(folder: Path, stem: str, suffixes: Sequence[str] = SUFFIXES) -> Path | None:
     names = [folder / f"{stem}{suffix}{packed}" for suffix in suffixes for packed in ("", ".gz")]
     return next((path for path in names if path.is_file()), None)
 
@@ -211,51 +246,14 @@ def _both(folder: Path) -> dict[str, Path]:
     return {stem: path for stem, path in found.items() if path is not None}
 
 
-def _read(path: Path) -> Iterator[dict[str | int, Cell]]:
-    """The rows of a table, by column name."""
-    with _text_of(path) as file:
-        if _suffix(path) == ".jsonl":
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except ValueError as error:
-                        raise InputError(f"line {number} of {path} is no JSON ({error})") from None
-                    if not isinstance(row, dict):
-                        raise InputError(f"line {number} of {path} is no object; allowed: an object with the columns")
-                    yield row
-            return
-        yield from csv.DictReader(file, **_dialect(path))
-
-
-def _read_bare(path: Path) -> Iterator[dict[str | int, Cell]]:
-    """The rows of a table without a header, by column index."""
-    with _text_of(path) as file:
-        for row in csv.reader(file, **_dialect(path)):
-            yield dict(enumerate(row))
-
-
-def _dialect(path: Path) -> dict[str, Any]:
-    # GLUE's files have tabs and unpaired quotes, which mean nothing.
-    return {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if _suffix(path) == ".tsv" else {}
-
-
-def _text_of(path: Path) -> io.TextIOBase:
-    encoding = "utf-8-sig"  # some begin with a byte order mark
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding=encoding, newline="")  # type: ignore[return-value]
-    return path.open(encoding=encoding, newline="")
-
-
 def _from_glue_folder(name: str, glue: _Glue, folder: Path) -> Task:
-    read = _read if glue.header else _read_bare
     splits = {}
     for split, stem in (("train", "train"), ("dev", glue.dev)):
         path = _find_table(folder, stem, (".tsv",))
         if path is None:
             raise InputError(f"task {str(folder)!r} has no {stem}.tsv")
-        whole = _whole(path, _readable(path, read), (*glue.text, glue.label))
-        splits[split] = _rows(path, whole, glue.labels)
+        rows = read_as_written(path, f"table {path}", glue.header)
+        splits[split] = _rows(path, _whole(path, rows, glue.text, glue.label), glue.labels)
     return Task(name, glue.labels, glue.metrics, splits["train"], splits["dev"], f"GLUE's files of {glue.folder}")
 
 
@@ -283,23 +281,25 @@ def _from_hub(name: str, glue: _Glue) -> Task:
 def _from_tables(
     path: Path, tables: Mapping[str, Path], text_columns: Sequence[str] | None, label_column: str | None
 ) -> Task:
-    read = {split: list(_readable(table, _read)) for split, table in tables.items()}
-    first = tables["train"]
-    if not read["train"]:
-        raise InputError(f"table {first} has no rows")
-    columns = list(read["train"][0])
-    text, label = _text_columns(first, columns, text_columns), label_column or _LABEL_COLUMN
-    for name in (*text, label):
-        if name not in columns:
-            raise InputError(f"table {first} has no column {name!r}; it has {', '.join(map(str, columns))}")
-    whole = {split: _whole(tables[split], rows, (*text, label)) for split, rows in read.items()}
-    kinds = _kinds([row[-1] for rows in whole.values() for row in rows], first)
+    read = {split: list(read_table(table, f"table {table}")) for split, table in tables.items()}
+    columns = {split: list(dict.fromkeys(name for row in rows for name in row.cells)) for split, rows in read.items()}
+    if empty := [split for split, rows in read.items() if not rows]:
+        raise InputError(f"table {tables[empty[0]]} has no rows")
+    text = _text_columns(tables["train"], columns["train"], text_columns)
+    label = label_column or _LABEL_COLUMN
+    for split, table in tables.items():
+        for name in (*text, label):
+            if name not in columns[split]:
+                raise InputError(f"table {table} has no column {name!r}; it has {', '.join(map(str, columns[split]))}")
+    whole = {split: _whole(tables[split], rows, text, label) for split, rows in read.items()}
+    kinds = _kinds(whole, tables)
     splits = {split: _rows(tables[split], rows, kinds) for split, rows in whole.items()}
     left_out = sum(len(rows) - len(whole[split]) for split, rows in read.items())
     source = path.name + (f", {left_out:,} rows with an empty cell left out" if left_out else "")
+    notes = tuple(filter(None, map(_quotes_note, tables.values())))
     metrics = ("accuracy", "f1_macro") if kinds else ("pearson", "spearman")
     name = "".join(letter if letter.isalnum() else "_" for letter in path.name.partition(".")[0].lower())
-    task = Task(name, kinds, metrics, splits["train"], splits.get("dev", splits["train"]), source)
+    task = Task(name, kinds, metrics, splits["train"], splits.get("dev", splits["train"]), source, notes)
     if "dev" in splits:
         return task
     if len(task.train) < _LEAST_OF_ALL:
@@ -333,22 +333,53 @@ def _text_columns(path: Path, columns: Sequence[str | int], given: Sequence[str]
     )
 
 
-def _kinds(labels: Sequence[Cell], path: Path) -> tuple[str, ...]:
+def _quotes_note(table: Path) -> str | None:
+    if suffix(table) != ".tsv" or not (kept := quotes_of(table, f"table {table}")[1]):
+        return None
+    return f"table {table} has {kept:,} cells that begin and end with quotes, which are kept as part of the text"
+
+
+def _kinds(whole: Mapping[str, Sequence[_Whole]], tables: Mapping[str, Path]) -> tuple[str, ...]:
     """The names of the labels; none if they are numbers not all whole, which is regression."""
-    found: tuple[str, ...]
-    try:
-        numbers = {str(label): float(str(label)) for label in labels}
-    except ValueError:
-        found = tuple(sorted({str(label) for label in labels}))
-    else:
-        if strange := [name for name, number in numbers.items() if not math.isfinite(number)]:
-            raise InputError(f"table {path} has label {strange[0]!r} among numbers; allowed: finite numbers, or names")
-        if any(number != int(number) for number in numbers.values()):
-            return ()
-        found = tuple(sorted({_whole_number(name) for name in numbers}, key=float))
+    first = tables["train"]
+    places: dict[str, tuple[str, int]] = {}  # where each label is seen first; in train, if it is there
+    for split, rows in whole.items():
+        for row in rows:
+            places.setdefault(row.label, (split, row.line))
+    numbers = {label: _number(label) for label in places}
+    known = [number for number in numbers.values() if number is not None]
+    fractions = [number for number in known if math.isfinite(number) and not number.is_integer()]
+    counting = len(known) == len(places)
+    if fractions or counting:
+        for label, number in numbers.items():
+            if number is None or not math.isfinite(number):
+                split, line = places[label]
+                raise InputError(
+                    f"line {line} of table {tables[split]} has label {label!r} among numbers; allowed: finite numbers, "
+                    "or names"
+                )
+    if fractions:
+        return ()
+    names: dict[str, tuple[str, int]] = {}
+    for label, place in places.items():
+        names.setdefault(_whole_number(label) if counting else label, place)
+    found = sorted(names, key=float if counting else None)
     if not 2 <= len(found) <= _MOST_LABELS:
-        raise InputError(f"table {path} has {len(found)} different labels; allowed: 2 to {_MOST_LABELS}, or numbers")
-    return found
+        raise InputError(f"table {first} has {len(found)} different labels; allowed: 2 to {_MOST_LABELS}, or numbers")
+    for name, (split, line) in names.items():
+        if split != "train":
+            raise InputError(
+                f"line {line} of table {tables[split]} has label {name!r}, which no row of {first} has; allowed: "
+                "labels that a model can learn"
+            )
+    return tuple(found)
+
+
+def _number(label: str) -> float | None:
+    try:
+        return None if "_" in label else float(label)
+    except ValueError:
+        return None
 
 
 def _whole_number(label: str) -> str:
@@ -357,38 +388,31 @@ def _whole_number(label: str) -> str:
     return number if point and number.lstrip("+-").isdigit() and not zeros.strip("0") else label
 
 
-def _readable(path: Path, read: Callable[[Path], Iterator[dict[str | int, Cell]]]) -> Iterator[dict[str | int, Cell]]:
-    try:
-        yield from read(path)
-    except InputError:
-        raise
-    except (OSError, ValueError, csv.Error, EOFError, zlib.error) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"table {path} cannot be read ({reason})") from None
-
-
-def _whole(path: Path, read: Iterable[Mapping[str | int, Cell]], columns: Sequence[str | int]) -> list[list[Cell]]:
-    """The cells of those columns, of the rows that have them all: some of GLUE's files are broken in places."""
-    found = ([cell for name in columns if (cell := row.get(name)) is not None and cell != ""] for row in read)
-    whole = [cells for cells in found if len(cells) == len(columns)]
+def _whole(path: Path, read: Iterable[Row], text: Sequence[Name], label: Name) -> list[_Whole]:
+    """The rows that have all those cells: some of GLUE's files are broken in places."""
+    what, whole = f"table {path}", []
+    for row in read:
+        texts, name = [text_of(what, row, column) for column in text], label_of(what, row, label)
+        if name is not None and (given := [one for one in texts if one is not None]) and len(given) == len(text):
+            whole.append(_Whole(row.line, given, name))
     if len(whole) < 2:
         raise InputError(f"table {path} has {len(whole)} whole rows; allowed: 2 or more")
     return whole
 
 
-def _rows(path: Path, whole: Sequence[Sequence[Cell]], labels: Sequence[str]) -> Rows:
-    """Rows of whole cells, the label last, which must be known."""
+def _rows(path: Path, whole: Sequence[_Whole], labels: Sequence[str]) -> Rows:
+    """Rows of whole cells, whose labels must be known."""
     index = {name: float(i) for i, name in enumerate(labels)}
     values: list[float] = []
-    for *_, label in whole:
-        name = str(label)
+    for row in whole:
+        name = row.label
         try:
             values.append(index[name if name in index else _whole_number(name)] if labels else float(name))
         except (KeyError, ValueError):
             allowed = ", ".join(labels) or "numbers"
-            raise InputError(f"table {path} has label {name!r}; allowed: {allowed}") from None
-    second = [str(row[1]) for row in whole] if len(whole[0]) > 2 else None
-    return Rows([str(row[0]) for row in whole], second, values)
+            raise InputError(f"line {row.line} of table {path} has label {name!r}; allowed: {allowed}") from None
+    second = [row.texts[1] for row in whole] if len(whole[0].texts) > 1 else None
+    return Rows([row.texts[0] for row in whole], second, values)
 
 
 def _topic() -> Task:

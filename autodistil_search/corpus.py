@@ -32,6 +32,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autodistil_search.errors import InputError
+from autodistil_search.pretrained import ends
 from autodistil_search.sources import LONGEST_PIECE, Document, Source, State, find_sources, piece_end
 
 HELD_OUT_EVERY = 20
@@ -283,7 +284,7 @@ class Encoder:
             self._backend.no_padding()
             self._backend.encode_special_tokens = backend.encode_special_tokens
         self.unknown = -1 if tokenizer.unk_token_id is None else int(tokenizer.unk_token_id)
-        self.ends = _ends(tokenizer)
+        self.ends = Ends(*ends("the teacher", tokenizer))
 
     @property
     def rules(self) -> str:
@@ -335,14 +336,6 @@ def _cut(paragraph: str) -> Iterator[str]:
         yield paragraph[start:end]
         start = end
     yield paragraph[start:]
-
-
-def _ends(tokenizer: PreTrainedTokenizerBase) -> Ends:
-    first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
-    last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    if first is None or last is None:
-        raise InputError("the teacher's tokenizer has no [CLS] and [SEP] (or <s> and </s>) tokens")
-    return Ends(int(first), int(last))
 
 
 def _tokenize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from autodistil_search.card import ObjectiveValue
 from autodistil_search.checkpoint import load_model
@@ -29,6 +30,7 @@ from autodistil_search.model import (
 )
 from autodistil_search.onnx_files import Sample
 from autodistil_search.plugins import Plugins
+from autodistil_search.pretrained import fit_tokenizer, load_tokenizer
 from autodistil_search.progress import Reporter
 from autodistil_search.report import shown
 from autodistil_search.results import load_run
@@ -115,7 +117,7 @@ def find_exportable(
         )
     if pick is not None:
         raise InputError(f"--pick {pick!r}, but {str(source)!r} holds one student; allowed: --pick with a run's folder")
-    return _of_folder(source, teacher, _history(given))
+    return _of_folder(source, teacher, _history(given), reporter)
 
 
 def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, reporter: Reporter) -> Exportable:
@@ -125,7 +127,6 @@ def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, 
     if teacher_name is not None:
         config = replace(config, teacher=teacher_name)
     teacher, student = find_teacher(config, CPU, Plugins()), run.student(row)
-    _check_vocabulary(teacher.tokenizer, student)
     sample = _sentences(teacher.tokenizer, student)
     if with_text:
         blocks = open_text(config, teacher, CPU, reporter).held_out.spread(SAMPLE_BLOCKS)
@@ -228,21 +229,25 @@ def _yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _of_folder(folder: Path, teacher_name: str | None, history: Sequence[tuple[str, str]]) -> Exportable:
+def _of_folder(
+    folder: Path, teacher_name: str | None, history: Sequence[tuple[str, str]], reporter: Reporter
+) -> Exportable:
     student = _load_student(folder)
     teacher = None if teacher_name is None else find_teacher(SearchConfig(teacher=teacher_name), CPU, Plugins())
     verify(folder)
+    what = f"student {str(folder)!r}"
     if any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        with readable(folder), quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with quiet_transformers():
+            tokenizer = load_tokenizer(what, str(folder))
     elif teacher is not None:
-        tokenizer = teacher.tokenizer
+        tokenizer = copy.deepcopy(teacher.tokenizer)
     else:
         raise InputError(
             f"{str(folder)!r} holds no tokenizer; allowed: a folder where the tokenizer was saved, too, or --teacher "
             "with the model it comes from"
         )
-    _check_vocabulary(tokenizer, student)
+    for note in fit_tokenizer(what, tokenizer, student, student.config.max_position_embeddings):
+        reporter.say(note)
     facts = list(history) or [("student", "given as a folder; what it was trained on is not known here")]
     if teacher is not None:
         facts = [_teacher_fact(teacher), *(fact for fact in facts if fact[0] != "teacher")]
@@ -261,14 +266,6 @@ def _load_student(folder: Path) -> Student:
     with_head = any("SequenceClassification" in name for name in config.get("architectures") or ())
     kind: Any = AutoDistilForSequenceClassification if with_head else AutoDistilModel
     return cast(Student, load_model(folder, kind))
-
-
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, student: Student) -> None:
-    if len(tokenizer) > student.config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer):,} tokens and the student {student.config.vocab_size:,} embeddings; "
-            "allowed: the tokenizer that the student was trained with"
-        )
 
 
 def _sentences(tokenizer: PreTrainedTokenizerBase, student: Student) -> Sample:

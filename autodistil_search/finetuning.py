@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from autodistil_search.device import Device, choose_device
 from autodistil_search.errors import InputError
@@ -35,6 +30,7 @@ from autodistil_search.manifest import (
     write_manifest,
 )
 from autodistil_search.model import quiet_transformers
+from autodistil_search.pretrained import fit_tokenizer, load_config, load_pretrained, load_tokenizer
 from autodistil_search.progress import Reporter
 from autodistil_search.runfolder import check_folder, exclusive, model_folder, open_folder, versions
 from autodistil_search.schedule import seeded
@@ -103,12 +99,12 @@ class _Job:
         self._config, self._reporter = config, reporter
         self._device: Device = choose_device(config.device, config.precision)
         self._task = load_task(config.task, config.columns, config.label_column)
+        for note in self._task.notes:
+            reporter.say(note)
         self._source = model_source(config.model)
-        tokenizer = load_tokenizer(config.model, self._source)
+        first, tokenizer = self._load("model", config.model)
         self._prepared = Prepared(self._task, tokenizer, config.max_length, config.train_rows)
         self._teacher = self._load_teacher(tokenizer) if config.teacher is not None else None
-        first = load_classifier(config.model, self._source, self._task, 0)
-        _check_positions(config, first)
         self._identity = {
             "model": model_sha256(first),
             "task": self._task.digest,
@@ -121,15 +117,25 @@ class _Job:
         """What `environment.json` says."""
         return {"inputs": self._identity, "device": self._device.name, "precision": self._device.precision}
 
+    def _load(self, role: str, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The classifier of that name and its tokenizer, checked; role: "model" or "teacher"."""
+        what, source = f"{role} {name!r}", model_source(name)
+        with quiet_transformers():
+            tokenizer = load_tokenizer(what, source)
+        model = load_classifier(what, source, self._task, 0, must_fit=role == "teacher")
+        positions = _positions(model)
+        with quiet_transformers():
+            for note in fit_tokenizer(what, tokenizer, model, positions):
+                self._reporter.say(note)
+        if self._config.max_length > positions:
+            raise InputError(f"--max-length {self._config.max_length}; {what} has positions for 4 to {positions}")
+        return model, tokenizer
+
     def _load_teacher(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         name = str(self._config.teacher)
-        source = model_source(name)
-        if load_tokenizer(name, source).get_vocab() != tokenizer.get_vocab():
+        teacher, own = self._load("teacher", name)
+        if own.get_vocab() != tokenizer.get_vocab():
             raise InputError(f"teacher {name!r} has another vocabulary than the model; allowed: the same tokens")
-        teacher = load_classifier(name, source, self._task, 0, must_fit=True)
-        with quiet_transformers():
-            named = AutoConfig.from_pretrained(source, trust_remote_code=False).id2label
-        self._task.check_labels(f"teacher {name!r}", named)
         return teacher
 
     def run(self, folder: Path) -> FinetuneRun:
@@ -181,7 +187,7 @@ class _Job:
                 return found
         clear_leftovers(own)
         options = self._options(rate, seed)
-        model = load_classifier(self._config.model, self._source, self._task, seed)
+        model = load_classifier(f"model {self._config.model!r}", self._source, self._task, seed)
         title = f"{self._task.name}, lr {rate:g}, seed {seed}"
         ended = finetune(
             model, self._prepared, options, self._device, own / "training", self._reporter, title, self._teacher,
@@ -193,6 +199,7 @@ class _Job:
 
     def _save(self, folder: Path, model: PreTrainedModel, row: Mapping[str, float]) -> None:
         """The model and its tokenizer, then its result, by which it is known to be whole."""
+        model.config.label2id = {str(label): int(index) for index, label in (model.config.id2label or {}).items()}
 
         def save(new: Path) -> None:
             with quiet_transformers():
@@ -262,72 +269,63 @@ def model_source(name: str) -> str:
     return str(folder)
 
 
-def load_tokenizer(name: str, source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model.
+def load_classifier(what: str, source: str, task: Task, seed: int, must_fit: bool = False) -> PreTrainedModel:
+    """Return the encoder of a folder or hub id with a head for `task`.
+
+    A head of the folder is kept if it has the task's labels, in whichever order; without one it starts at random.
+
+    Args:
+        what: The model in words, such as "model 'name'".
+        source: Folder or hub id.
+        task: Its labels become the model's.
+        seed: Of a head that starts at random.
+        must_fit: Refuse a model without a head for the task.
 
     Raises:
-        InputError: if there is none.
+        InputError: if it cannot be loaded, lacks weights of the encoder, or its head is of other labels.
     """
-    if Path(source).is_dir() and not any(Path(source).glob("tokenizer*")) and not Path(source, "vocab.txt").is_file():
-        raise InputError(f"model {name!r} has no tokenizer beside it; allowed: a folder with its tokenizer's files")
-    try:
-        with quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # whatever the broken part of a folder leads to
-        raise _unloadable(name, error) from None
-    return tokenizer
-
-
-def load_classifier(name: str, source: str, task: Task, seed: int, must_fit: bool = False) -> PreTrainedModel:
-    """The encoder of that folder or id with a head for `task`, which starts at random (`seed`) if it has none.
-
-    must_fit: refuse a model without such a head.
-
-    Raises:
-        InputError: if it cannot be loaded, lacks weights of the encoder, or has no head though it must.
-    """
-    kinds = {} if not task.labels else {"id2label": dict(enumerate(task.labels))}
-    try:
-        with quiet_transformers(), seeded(seed):
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                attn_implementation=None,  # torch's own, whatever the folder asks for: no kernel is fetched and run
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                num_labels=task.outputs,
-                **kinds,
-            )
-    except Exception as error:
-        raise _unloadable(name, error) from None
-    lacking = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    with quiet_transformers(), seeded(seed):
+        config = load_config(what, source)
+        before, head = config.id2label, config.num_labels
+        config.num_labels = task.outputs
+        if task.labels:
+            config.id2label = dict(enumerate(task.labels))
+        model, told = load_pretrained(what, AutoModelForSequenceClassification, source, config)
+    lacking = {*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}
     encoder = f"{model.base_model_prefix}."
     untrained = sorted(key for key in lacking if key.startswith(encoder) and not key.startswith(f"{encoder}pooler."))
     if untrained:
         raise InputError(
-            f"model {name!r} lacks {len(untrained)} weights of its encoder, {untrained[0]!r} first; allowed: folders "
-            "with all of them"
+            f"{what} lacks {len(untrained)} weights of its encoder, {untrained[0]!r} first; allowed: folders with all "
+            "of them"
         )
-    if must_fit and any(not key.startswith(encoder) for key in lacking):
-        raise InputError(f"teacher {name!r} has no head for task {task.name!r}; allowed: a model fine-tuned on it")
-    found: PreTrainedModel = model
-    return found
+    has_head = not any(not key.startswith(encoder) for key in lacking)
+    if must_fit and not has_head:
+        raise InputError(f"{what} has no head for task {task.name!r}; allowed: a model fine-tuned on it")
+    if has_head and head == len(task.labels):
+        _reorder_head(model, task.order_of(what, before))
+    return model
 
 
-def _unloadable(name: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:300]
-    return InputError(
-        f"model {name!r} cannot be loaded: {reason}; allowed: the hub id or folder of an encoder with safetensors "
-        f"weights and a tokenizer, or {PACKAGED!r}"
+def _reorder_head(model: PreTrainedModel, order: Sequence[int]) -> None:
+    """Let output i of a classifier be the one that was output `order[i]`."""
+    if list(order) == sorted(order):
+        return
+    encoder = f"{model.base_model_prefix}."
+    *_, last = (
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(encoder) and module.out_features == len(order)
     )
+    with torch.no_grad():
+        for tensor in (last.weight, last.bias):
+            if tensor is not None:
+                tensor.copy_(tensor[list(order)])
 
 
-def _check_positions(config: FinetuneConfig, model: PreTrainedModel) -> None:
-    family = FAMILIES.get(model.config.model_type)
-    most = int(model.config.max_position_embeddings)
-    if family is not None and family.skips_padding:
-        most -= int(model.config.pad_token_id) + 1
-    if config.max_length > most:
-        raise InputError(f"--max-length {config.max_length}; the model has positions for 4 to {most}")
+def _positions(model: PreTrainedModel) -> int:
+    """How many tokens a model has positions for."""
+    config: PreTrainedConfig = model.config
+    most = int(config.max_position_embeddings)
+    family = FAMILIES.get(config.model_type)
+    return most - int(config.pad_token_id) - 1 if family is not None and family.skips_padding else most

@@ -30,6 +30,7 @@ from autodistil_search.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK, 
 from autodistil_search.pareto import box_of
 from autodistil_search.plugins import Plugins, guarded, shown
 from autodistil_search.predictor import Predictor
+from autodistil_search.pretrained import check_weights
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
 from autodistil_search.proxies import HIDDEN_KIND, ProxyKind, TaskBudget, task_proxy
@@ -37,7 +38,7 @@ from autodistil_search.schedule import default_learning_rate
 from autodistil_search.space import SearchSpace, Subnet, load_space, shipped_spaces
 from autodistil_search.start import SAMPLE_BLOCKS
 from autodistil_search.stream import open_stream
-from autodistil_search.teacher import Teacher, load_as_student, load_teacher, model_sha256
+from autodistil_search.teacher import Teacher, checked_teacher, load_as_student, load_teacher, model_sha256
 from autodistil_search.weights import parse_relations, parse_subnet_weights
 
 MARGIN = 1.01
@@ -431,6 +432,8 @@ def resolve_training(
     spaces = load_spaces(config.space_names, config.depth, config.relation_heads, plugins)
     device = choose_device(config.device, config.precision)
     teacher = find_teacher(config, device, plugins)
+    for note in teacher.notes:
+        (reporter or Reporter()).say(note)
     for space in spaces if needs_text else []:  # without text nothing is trained
         _check_memory(space, teacher, device)
     if config.seq_len > teacher.vocabulary.positions:
@@ -451,7 +454,8 @@ def find_teacher(config: TrainConfig, device: Device, plugins: Plugins) -> Teach
         return load_teacher(config.teacher, config.teacher_layer, device.name)
     with quiet_transformers(), guarded(f"teacher {config.teacher!r} cannot be loaded"):
         model, tokenizer = load()
-    return Teacher(model.to(device.name), tokenizer, config.teacher, config.teacher_layer)
+    check_weights(f"teacher {config.teacher!r}", model)
+    return checked_teacher(model, tokenizer, config.teacher, config.teacher_layer, device.name)
 
 
 def open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: Reporter) -> Text:

@@ -32,6 +32,9 @@ Projections = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values, each `(B, T, W)`."""
 
 
+_REQUESTS = ("quantization_config", "transformers_weights", "fusion_config", "distributed_config", "per_layer_config")
+
+
 class AutoDistilConfig(PreTrainedConfig):
     """Sizes of an `AutoDistilModel`. Unlike BERT's, `head_dim` is free of the hidden size.
 
@@ -77,6 +80,12 @@ class AutoDistilConfig(PreTrainedConfig):
         "relative_attention_max_distance",
         "relation_heads",
     )
+
+    def __post_init__(self, **undeclared: Any) -> None:
+        """Drop entries of a `config.json` that ask for kernels, quantization or other files."""
+        super().__post_init__(
+            **{key: value for key, value in undeclared.items() if not key.startswith("_") and key not in _REQUESTS}
+        )
 
     @property
     def subnet(self) -> Subnet:

@@ -18,6 +18,7 @@ from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilForSequenceClassification, AutoDistilModel
 from autodistil_search.objectives import COSINE, HIDDEN_LOSS, PROBE, Objective, number
 from autodistil_search.plugins import guarded
+from autodistil_search.pretrained import matched
 from autodistil_search.relations import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
 from autodistil_search.schedule import seeded
 from autodistil_search.space import Subnet
@@ -457,7 +458,7 @@ def mean_states(model: AutoDistilModel, subnet: Subnet | None, rows: Encoded, de
     for indices in rows.by_length():
         inputs, _ = rows.batch(indices, device.name)
         with device.autocast():
-            hidden = model(**inputs, subnet=subnet).last_hidden_state.float()
+            hidden = model(**matched(model, inputs), subnet=subnet).last_hidden_state.float()
         real = inputs["attention_mask"][..., None]
         found[indices] = ((hidden * real).sum(1) / real.sum(1)).double().cpu().numpy()
     return found

@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from autodistil_search.checkpoint import load_model
 from autodistil_search.cost import Vocabulary
@@ -34,6 +34,7 @@ from autodistil_search.model import (
     Projections,
     quiet_transformers,
 )
+from autodistil_search.pretrained import fit_tokenizer, load_config, load_pretrained, load_tokenizer, loading
 from autodistil_search.space import SearchSpace, Subnet, kept_layers
 
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -59,6 +60,7 @@ class Teacher:
     """A frozen encoder of which the Q, K and V of one layer are read.
 
     layer: index of that layer, counted from 0; negative from the end, -1 is the last.
+    notes: lines on what was mended when it was loaded.
 
     Raises:
         InputError: for a family that is not in `FAMILIES`, layers without its parts, or a layer that does not exist.
@@ -78,6 +80,7 @@ class Teacher:
                 f"teacher layer {layer}; {name!r} has layers 0 to {len(self._layers) - 1} (or -1 for the last)"
             )
         self.layer = layer % len(self._layers)
+        self.notes: tuple[str, ...] = ()
         if self._relative_bias is not None and len(self._relative_bias) < RELATIVE_BUCKETS:
             raise InputError(
                 f"teacher {name!r} has {len(self._relative_bias)} buckets of relative attention bias; allowed: "
@@ -446,36 +449,33 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
     Raises:
         InputError: if there is no such model, or it cannot teach.
     """
+    what = f"teacher {name!r}"
     source = str(packaged_folder()) if name == PACKAGED else _transformer_folder(name)
     if Path(source).is_dir():
         if kind_of(Path(source)) in OF_RUNS:
             raise InputError(f"teacher: {described(Path(source))}; allowed: the folder of a model in it, or a hub id")
         verify(Path(source))
     with quiet_transformers():
-        try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        except Exception as error:  # the loaders raise whatever the broken part of a folder leads to
-            _refuse(name, error)
+        config = load_config(what, source)
         check_family(name, config)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model, loading = AutoModel.from_pretrained(
-                source,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                attn_implementation=None,  # torch's own, whatever the folder asks for: no kernel is fetched and run
-                output_loading_info=True,
-            )
-        except Exception as error:
-            _refuse(name, error)
-    _check_weights(name, model, loading["missing_keys"], loading["unexpected_keys"])
-    teacher = Teacher(model.to(device), tokenizer, name, layer)
-    if not teacher.vocabulary.tokens / 2 <= len(tokenizer) <= teacher.vocabulary.tokens:
-        raise InputError(
-            f"teacher {name!r} has {teacher.vocabulary.tokens:,} embeddings and its tokenizer {len(tokenizer):,} "
-            "tokens; allowed: a model with the tokenizer it was trained with"
-        )
+        tokenizer = load_tokenizer(what, source, config)
+        model, told = load_pretrained(what, AutoModel, source, config)
+    _check_parts(name, model, told["missing_keys"], told["unexpected_keys"])
+    return checked_teacher(model, tokenizer, name, layer, device)
+
+
+def checked_teacher(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, layer: int, device: str
+) -> Teacher:
+    """Return a teacher of a loaded model and its tokenizer, checked and in place on `device`.
+
+    Raises:
+        InputError: if the tokenizer is not the model's, or the model cannot teach.
+    """
+    teacher = Teacher(model, tokenizer, name, layer)
+    notes = fit_tokenizer(f"teacher {name!r}", tokenizer, model, teacher.vocabulary.positions)
+    teacher.notes = tuple(notes)
+    model.to(device)  # type: ignore[arg-type]
     return teacher
 
 
@@ -525,10 +525,8 @@ def _transformer_folder(name: str) -> str:
         text = Path(name, "modules.json").read_text(encoding="utf-8")
     except (OSError, ValueError):  # no such file, or a name that no file has
         return name
-    try:
+    with loading(f"teacher {name!r}"):
         modules = [(str(module["type"]), str(module["path"])) for module in json.loads(text)]
-    except (ValueError, LookupError, TypeError) as error:
-        _refuse(name, error)
     path = next((path for kind, path in modules if _is_transformer(kind)), None)
     if path is None:
         raise InputError(
@@ -545,7 +543,7 @@ def _is_transformer(kind: str) -> bool:
     return kind.startswith("sentence_transformers.") and kind.endswith((".Transformer", ".MLMTransformer"))
 
 
-def _check_weights(name: str, model: PreTrainedModel, missing: Collection[str], unexpected: Collection[str]) -> None:
+def _check_parts(name: str, model: PreTrainedModel, missing: Collection[str], unexpected: Collection[str]) -> None:
     """Refuse a model whose folder lacks weights, or has some for parts that its layers would then do without.
 
     A missing pooler is taken away, as transformers made one up.
@@ -564,10 +562,3 @@ def _check_weights(name: str, model: PreTrainedModel, missing: Collection[str], 
         )
     if missing:
         model.pooler = None  # type: ignore[assignment]
-
-
-def _refuse(name: str, error: Exception) -> NoReturn:
-    raise InputError(
-        f"teacher {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}; allowed: {PACKAGED!r}, or the "
-        "hub id or folder of a model with safetensors weights and a tokenizer"
-    ) from None

@@ -21,6 +21,7 @@ LAYERS = [
         "space",
         "pareto",
         "files",
+        "pretrained",
         "tabular",
         "weights",
         "processes",

@@ -16,8 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from autodistil_search.cli import main
 from autodistil_search.errors import InputError
 from autodistil_search.families import FAMILIES
-from autodistil_search.finetuning import load_classifier, load_tokenizer, run_finetuning
+from autodistil_search.finetuning import load_classifier, run_finetuning
 from autodistil_search.model import quiet_transformers
+from autodistil_search.pretrained import load_tokenizer
 from autodistil_search.stepconfig import FinetuneConfig
 from autodistil_search.tasks.data import Rows, Task
 from autodistil_search.tasks.finetune import FinetuneOptions, Prepared, finetune, predict
@@ -384,7 +385,7 @@ def test_a_model_without_all_weights_of_its_encoder_is_refused(teacher_folder):
             f"lacks 1 weights of its encoder, '.*{layer}",
         ),
         ({f"module.{name}": each for name, each in weights.items()}, "weights of its encoder"),
-        (weights | {layer: weights[layer][:, :5].contiguous()}, f"lacks 1 weights of its encoder, '.*{layer}"),
+        (weights | {layer: weights[layer][:, :5].contiguous()}, rf"has '.*{layer}' of shape \(48, 5\); allowed"),
     ):
         save_file(changed, folder / "model.safetensors", {"format": "pt"})
         with pytest.raises(InputError, match=said):
@@ -402,6 +403,35 @@ def test_every_family_has_its_encoder_in_a_classifier_and_no_kernel_of_its_folde
     theirs = found.base_model.state_dict()
     assert all(torch.equal(theirs[name], each) for name, each in expected.items() if name in theirs)
     assert len(theirs.keys() & expected.keys()) > len(expected) - 3  # but for a pooler
+
+
+def test_a_head_with_labels_in_another_order_is_mapped_by_their_names(config, tmp_path):
+    tuned = run_finetuning(replace(config, seeds=1, epochs=1))
+    saved = json.loads((tuned.model_folder / "config.json").read_text())
+    assert (saved["id2label"], saved["label2id"]) == ({"0": "high", "1": "low"}, {"high": 0, "low": 1})
+    before = load_classifier("toy", str(tuned.model_folder), toy_task(), 0).classifier
+    after = load_classifier("toy", str(tuned.model_folder), toy_task(("Low", "High")), 0).classifier
+    assert torch.equal(after.weight, before.weight.flip(0))
+    assert torch.equal(after.bias, before.bias.flip(0))
+    counted = load_classifier("toy", str(tuned.model_folder), toy_task(("0", "1")), 0).classifier
+    assert torch.equal(counted.weight, before.weight)
+    with pytest.raises(InputError, match=r"a head for labels high, low, task 'toy' has spam, ham; allowed"):
+        load_classifier("toy", str(tuned.model_folder), toy_task(("spam", "ham")), 0)
+    assert load_classifier("toy", str(tuned.model_folder), toy_task(("a", "b", "c")), 0).num_labels == 3  # a new head
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [("roberta", {"type_vocab_size": 1, "pad_token_id": 0}), ("distilbert", {})]
+)
+def test_a_model_without_token_types_is_fine_tuned_on_pairs(kind, sizes, teacher_folder, config, tmp_path):
+    folder = teacher_folder(kind, **sizes)
+    (tmp_path / "pairs.jsonl").write_text(
+        "\n".join(json.dumps({"text1": f"w{i}", "text2": f"w{i % 7}", "label": i % 2}) for i in range(40))
+    )
+    shorter = replace(config, task=str(tmp_path / "pairs.jsonl"), seeds=1, epochs=1)
+    tuned = run_finetuning(replace(shorter, model=str(folder), out=str(tmp_path / "alone")))
+    assert "token_type_ids" not in AutoTokenizer.from_pretrained(tuned.model_folder)("w1", "w2")
+    run_finetuning(replace(shorter, losses="logits", teacher=str(tuned.folder)))  # a student with token types
 
 
 def test_roberta_has_no_positions_for_padding(teacher_folder, config, refusal):
@@ -422,7 +452,7 @@ def test_what_cannot_be_used_is_one_line(config, refusal, teacher_folder, tmp_pa
     tuned = run_finetuning(replace(config, seeds=1, epochs=1))
     swapped = tmp_path / "swapped.csv"
     swapped.write_text((config.folder.parent / "mail" / "dev.csv").read_text().replace("high", "zero"))
-    assert "has labels high, low, task 'swapped' low, zero" in refusal(
+    assert "has a head for labels high, low, task 'swapped' has low, zero" in refusal(
         ["finetune", student, "--task", str(swapped), "--losses", "logits", "--teacher", str(tuned.folder),
          "--max-length", "16"]
     )  # fmt: skip

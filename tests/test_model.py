@@ -502,9 +502,17 @@ def test_a_head_has_the_word_embeddings_of_its_encoder(
     assert model.autodistil.word_embeddings.num_embeddings == model.config.vocab_size == 100
 
 
-def test_a_students_folder_cannot_ask_for_kernels(debug_superlm, debug_space, tmp_path):
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"attn_implementation": "made-up/kernel"},
+        {"_attn_implementation": "made-up/kernel"},
+        {"quantization_config": {"quant_method": "made-up"}, "transformers_weights": "elsewhere.safetensors"},
+    ],
+)
+def test_a_students_folder_cannot_ask_for_kernels(asked, debug_superlm, debug_space, tmp_path):
     debug_superlm().extract(debug_space.smallest).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"attn_implementation": "made-up/kernel"}))
+    (tmp_path / "config.json").write_text(json.dumps(config | asked))
     for kind in (AutoDistilModel, AutoModel):
         assert kind.from_pretrained(tmp_path).config._attn_implementation == "eager"

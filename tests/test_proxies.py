@@ -186,6 +186,16 @@ def test_a_probe_learns_what_frozen_features_tell(tmp_path, toy_teacher, debug_s
     assert proxy.score(superlm, debug_space.largest) <= proxy.reference  # all rows look alike
 
 
+@pytest.mark.parametrize("kind", ["probe", "task", "cosine"])
+def test_students_with_one_token_type_are_scored_on_pairs(kind, tmp_path, toy_teacher, debug_space, cpu, randomised):
+    lines = [f"w{i} w{i % 7},w{i % 11},{i % 3}" for i in range(60)]
+    (tmp_path / "pairs.csv").write_text("text1,text2,label\n" + "\n".join(lines) + "\n")
+    teacher = toy_teacher("distilbert")
+    proxy = task_proxy(f"{kind}:{tmp_path / 'pairs.csv'}", BUDGET).make(teacher, torch.empty(0), cpu)
+    student = randomised(AutoDistilModel(teacher.student_config(debug_space.smallest)))
+    assert -1 <= proxy.score(student) <= 1
+
+
 @pytest.mark.parametrize("change", [{"rows": 20}, {"epochs": 12}, {"lr": 1e-5}, {"seed": 1}])
 def test_every_part_of_the_budget_changes_a_task_score(
     change, toy_task, toy_teacher, debug_superlm, debug_space, cpu, monkeypatch

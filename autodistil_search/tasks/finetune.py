@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from autodistil_search.checkpoint import Checkpoints, check_weights
 from autodistil_search.device import Device
 from autodistil_search.files import file_sha256, write_atomically
+from autodistil_search.pretrained import ends, matched
 from autodistil_search.progress import Bar, Reporter
 from autodistil_search.schedule import MAX_GRADIENT_NORM, WEIGHT_DECAY, seeded, set_learning_rate
 from autodistil_search.tasks.data import Rows, Task
@@ -81,8 +82,9 @@ class Encoded:
         self.labels = np.array(rows.labels)
         self._tokenizer = tokenizer
         second = None if rows.second is None else list(rows.second)
-        found = tokenizer(list(rows.first), second, truncation=True, max_length=max_length)
+        found = tokenizer(list(rows.first), second, truncation=True, max_length=max_length, return_attention_mask=True)
         self._columns: dict[str, list[list[int]]] = dict(found)
+        _fill_empty(self._columns, tokenizer)
         self._lengths = [len(ids) for ids in self._columns["input_ids"]]
 
     def __len__(self) -> int:
@@ -111,6 +113,15 @@ class Encoded:
         """All rows once, with little padding."""
         order = sorted(range(len(self)), key=self._lengths.__getitem__)
         return [order[i : i + _ROWS_AT_ONCE] for i in range(0, len(order), _ROWS_AT_ONCE)]
+
+
+def _fill_empty(columns: dict[str, list[list[int]]], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let rows without a token have the two that a text begins and ends with, where the tokenizer adds none."""
+    for row, ids in enumerate(columns["input_ids"]):
+        if not ids:
+            filled = {"input_ids": [*ends("the model", tokenizer)], "attention_mask": [1, 1]}
+            for name, column in columns.items():
+                column[row] = filled.get(name, [0, 0])
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,7 @@ def predict(model: Callable[..., Any], rows: Encoded, device: Device) -> Array:
     for indices in rows.by_length():
         inputs, _ = rows.batch(indices, device.name)
         with device.autocast():
-            logits = model(**inputs).logits
+            logits = model(**matched(model, inputs)).logits
         found += zip(indices, logits.double().cpu().numpy(), strict=True)
     return np.stack([output for _, output in sorted(found, key=lambda each: each[0])])
 
@@ -245,11 +256,11 @@ class _Learner(nn.Module):
         (teacher,) = self._teacher
         with ExitStack() as watching, device.autocast():
             seen = watching.enter_context(self.transfer.watching()) if self.transfer is not None else None
-            logits = self.student(**inputs).logits
+            logits = self.student(**matched(self.student, inputs)).logits
             theirs = None
             if teacher is not None:
                 with torch.no_grad():
-                    theirs = teacher(**inputs).logits.float()
+                    theirs = teacher(**matched(teacher, inputs)).logits.float()
             terms = {"labels": self._of_labels(logits.float(), labels)}
             if theirs is not None:
                 terms["logits"] = self._of_logits(logits.float(), theirs)

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: search test lint docs clean
+.PHONY: search test numbers lint docs clean
 
 search: $(VENV)/.search
 	$(BIN)/python search.py --objectives acc,flops $(ARGS)
@@ -12,6 +12,12 @@ search: $(VENV)/.search
 # ARGS="--cov=autodistil_search" measures coverage, which takes half as long again.
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest $(ARGS)
+
+# The tests of numbers with other instructions and two threads: what they assert must hold on any processor.
+NUMBERS = agreement bert distill hardware model objectives predictor proxies relations start teacher transfer
+numbers: $(VENV)/.test
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell \
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(NUMBERS:%=tests/test_%.py) $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -5,7 +5,8 @@ import os
 # Both are read once, at import. Threads that wait without spinning make toys 50 times faster on a busy machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ["OMP_NUM_THREADS"] = "1"  # likewise torch; toys gain nothing from threads, and lose on a busy machine
+# Likewise torch. Toys gain nothing from threads, and lose on a busy machine; `make numbers` asks for two.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import random

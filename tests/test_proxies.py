@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rounding import loss_rounding
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -43,9 +44,10 @@ def test_the_score_is_the_relation_loss_over_all_blocks(
         target = relation_target(toy_teacher().projections(held_out), None, 4, loss)
         for subnet in (None, model.space.smallest, model.space.largest):
             expected = relation_loss(model.last_projections(held_out, subnet=subnet), target)
-            assert proxy.score(model, subnet) == pytest.approx(float(expected), rel=1e-5)
+            assert proxy.score(model, subnet) == pytest.approx(float(expected), rel=1e-5, abs=loss_rounding(10))
     assert proxy.score(model) == proxy.score(model, model.space.largest)
-    assert proxy.score(model.extract(model.space.smallest)) == pytest.approx(proxy.score(model, model.space.smallest))
+    extracted, sliced = proxy.score(model.extract(model.space.smallest)), proxy.score(model, model.space.smallest)
+    assert extracted == pytest.approx(sliced, rel=1e-5, abs=loss_rounding(10))
     assert proxy.blocks == 37
 
 
@@ -62,7 +64,7 @@ def test_the_batch_size_inside_changes_nothing(
         proxy = RelationProxy(toy_teacher(), held_out, 4, "kl", cpu)
         scores.append((proxy.score(model), proxy.reference))
     for score in scores[1:]:
-        assert score == pytest.approx(scores[0], rel=1e-5)
+        assert score == pytest.approx(scores[0], abs=loss_rounding(10))
 
 
 def test_the_hidden_proxy_is_what_least_squares_on_other_blocks_leave(
@@ -114,7 +116,7 @@ def test_uniform_relations_cost_log_of_the_tokens_less_the_teachers_entropy(
         p = relation_scores(split_heads(x, 4).double()).softmax(-1).double()
         expected += float(torch.log(torch.tensor(10.0)) + (p * p.log()).sum(-1).mean())
     proxy = RelationProxy(teacher, held_out, 4, "kl", cpu)
-    assert proxy.reference == pytest.approx(expected, rel=1e-5)
+    assert proxy.reference == pytest.approx(expected, abs=loss_rounding(10))
 
 
 def test_scoring_leaves_weights_and_gradients_alone(
@@ -135,7 +137,8 @@ def test_bf16_scores_are_close_to_those_of_fp32_and_a_perfect_student_costs_noth
     assert bf16.score(model) == pytest.approx(fp32.score(model), rel=0.02)
     twin = AutoDistilModel(teacher.student_config(teacher.subnet)).eval()
     teacher.copy_into(twin)
-    assert fp32.score(twin) == pytest.approx(0, abs=1e-6)
+    assert fp32.score(twin) == pytest.approx(0, abs=loss_rounding(10))
+    # Scores of bfloat16 are off by some 2^-8 of numbers below 10, and the loss by half the square of that.
     assert bf16.score(twin) == pytest.approx(0, abs=0.002 * fp32.reference)
 
 

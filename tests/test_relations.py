@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rounding import loss_rounding, rounding
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -193,8 +194,9 @@ def test_a_student_equal_to_the_teacher_has_loss_zero_and_no_gradient(loss: str,
     student = [x.clone().requires_grad_() for x in teacher]
     value = relation_loss(student, relation_target(teacher, _mask() if padded else None, 4, loss))
     value.backward()
-    assert abs(value.item()) < 1e-6
-    assert max(x.grad.abs().max() for x in student) < 1e-6
+    assert abs(value.item()) < loss_rounding(7)
+    # Differences of probabilities by 7 keys, times keys and queries of size 4 at most, over more than 4 rows.
+    assert max(x.grad.abs().max() for x in student) < rounding(7)
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse"])
@@ -241,8 +243,9 @@ def test_under_autocast_relations_are_those_of_float32(loss: str) -> None:
         target = relation_target(teacher, None, 4, loss)
         value = relation_loss(student, target)
     assert [table.dtype for table in target.tables] == [torch.float32] * 3
-    assert_close(target.tables, exact.tables, atol=0, rtol=0)
-    assert_close(value, relation_loss(student, exact), atol=0, rtol=0)
+    # bfloat16 would be off by 4e-3.
+    assert_close(target.tables, exact.tables)
+    assert_close(value, relation_loss(student, exact))
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse"])
@@ -260,7 +263,7 @@ def test_scoring_without_gradients_gives_the_same_value(loss: str) -> None:
     with torch.no_grad():
         without = relation_loss(student, target)
     assert not without.requires_grad
-    assert_close(without, relation_loss(student, target).detach(), atol=0, rtol=0)
+    assert_close(without, relation_loss(student, target).detach())
 
 
 def test_one_target_serves_many_students() -> None:

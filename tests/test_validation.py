@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rounding import loss_rounding
 from scipy.stats import kendalltau
 
 from autodistil_search.cli import main
@@ -76,7 +77,8 @@ def test_every_measure_is_there_and_ranks_are_those_of_the_rows(run, config):
     assert rows[columns].notna().all(axis=None)
     both = rows.merge(run.evaluations, on=["layers", "hidden_size", "mlp_ratio", "heads"])
     assert len(both)
-    assert both["relation_loss_x"].to_list() == pytest.approx(both["relation_loss_y"].to_list(), rel=1e-6)
+    scored = both["relation_loss_y"].to_list()
+    assert both["relation_loss_x"].to_list() == pytest.approx(scored, abs=loss_rounding(16))
     ranking = found.ranking.set_index(["measure", "target", "scope"])
     assert len(ranking) == 2 * (4 + 5 + 6)
     expected = kendalltau(-rows["relation_loss"], -rows["alone_relation_loss"]).statistic
@@ -85,7 +87,8 @@ def test_every_measure_is_there_and_ranks_are_those_of_the_rows(run, config):
     assert ranking.loc[("flops", "alone_relation_loss", "all"), "kendall"] == pytest.approx(expected)
     assert (found.folder / "ranking.png").stat().st_size > 10_000
     assert not (found.folder / "alone").exists()
-    assert "tau" in json.loads((found.folder / "summary.json").read_text())["notes"][0]
+    notes = json.loads((found.folder / "summary.json").read_text())["notes"]
+    assert any("tau" in note for note in notes)  # before it, whether toys are fine-tuned to one accuracy
 
 
 def test_a_validation_goes_on_where_it_was_stopped(config, tmp_path, monkeypatch):

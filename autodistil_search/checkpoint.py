@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from autodistil_search.collapse import Return
-from autodistil_search.errors import InputError
+from autodistil_search.errors import DamagedError, InputError
 from autodistil_search.files import (
     Settings,
     clear_leftovers,
@@ -200,11 +200,19 @@ def _remove(folder: Path, step: int) -> None:
 
 
 def _whole(path: Path) -> dict[str, Any] | None:
-    """What is written beside a checkpoint, if it is the file that was written; None if not."""
+    """Return what is written beside a checkpoint, if it is the file that was written; None if it is damaged or missing.
+
+    Raises:
+        InputError: if it cannot be read by this user.
+        OSError: if the machine failed to read it.
+    """
+    if not path.exists():
+        return None
     try:
-        state = read_json(path.with_suffix(".json"))
-        return state if is_as_written(state) and file_sha256(path) == state["sha256"] else None
-    except (InputError, OSError, LookupError):
+        with readable(path):
+            state = read_json(path.with_suffix(".json"))
+            return state if is_as_written(state) and file_sha256(path) == state["sha256"] else None
+    except DamagedError:
         return None
 
 

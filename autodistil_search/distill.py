@@ -26,7 +26,7 @@ from autodistil_search.collapse import MOST_RETURNS, CollapseError, LossWatch, R
 from autodistil_search.corpus import TrainingText
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError, Terminated
-from autodistil_search.files import locked
+from autodistil_search.files import clear_leftovers, locked
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.processes import Processes, processes
 from autodistil_search.progress import Bar, Reporter
@@ -134,7 +134,7 @@ def distill(
         settings |= {"transfer": transfer.description}
     device.place(model)
     model.train()
-    with _lock(folder, group), reporter.bar(title, "steps", options.steps) as bar, _sigterm() as asked_to_stop:
+    with _held(folder, group), reporter.bar(title, "steps", options.steps) as bar, _sigterm() as asked_to_stop:
         if group.from_main(group.main and load_finished(folder, model, settings)):
             group.copy_from_main(model.state_dict().values())
             bar.skip(options.steps)
@@ -486,12 +486,16 @@ def check_finite(values: Sequence[float], drawn: Sequence[Drawn], step: int, wha
             )
 
 
-def _lock(folder: Path, group: Processes) -> AbstractContextManager[object]:
-    """Keep other runs out of `folder`; one process holds it for all."""
+@contextmanager
+def _held(folder: Path, group: Processes) -> Iterator[None]:
+    """Keep other runs out of `folder`, and remove what a killed one left half-written; one process holds it for all."""
     if not group.main:
-        return nullcontext()
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    return locked(folder / ".lock", folder, None)
+    with locked(folder / ".lock", folder, None):
+        clear_leftovers(folder, of_models=True)
+        yield
 
 
 @contextmanager

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class DamagedError(InputError):
+    """A file whose content is proven to be broken; its text names the file and says what deleting it costs."""
+
+
 class ScoringError(RuntimeError):
     """A subnet cannot be scored, whoever tries; what was scored is kept."""
 

@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from autodistil_search.errors import InputError, is_out_of_memory
+from autodistil_search.errors import DamagedError, InputError, is_out_of_memory
 
 Settings = Mapping[str, Any]
 """What the content of a folder depends on, as JSON holds it; a folder made with other settings is refused."""
@@ -322,7 +322,8 @@ def readable(path: Path, remedy: str | None = None) -> Iterator[None]:
             user gave has none.
 
     Raises:
-        InputError: if the file is damaged, or cannot be read by this user.
+        DamagedError: if the file is damaged.
+        InputError: if it cannot be read by this user.
         OSError: if the machine failed to read it.
     """
     try:
@@ -341,14 +342,14 @@ def readable(path: Path, remedy: str | None = None) -> Iterator[None]:
         raise damaged(path, f"{type(error).__name__}: {error}", remedy) from None
 
 
-def damaged(path: Path, reason: str, remedy: str | None = None) -> InputError:
+def damaged(path: Path, reason: str, remedy: str | None = None) -> DamagedError:
     """Return the error for a file whose content is proven to be broken.
 
     reason: what proves it. remedy: as of `readable`.
     """
     remedy = _REMEDIES.get(path.name) if remedy is None else remedy
     words = " ".join(reason.split())[:200]
-    return InputError(f"{path} is damaged or not of this run ({words})" + (f"; {remedy}" if remedy else ""))
+    return DamagedError(f"{path} is damaged or not of this run ({words})" + (f"; {remedy}" if remedy else ""))
 
 
 def read_json(path: Path) -> dict[str, Any]:

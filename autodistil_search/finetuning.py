@@ -183,9 +183,9 @@ class _Job:
         """The result of one learning rate and seed: made now, or read from its folder."""
         own = folder / f"lr-{rate:g}-seed-{seed}"
         for done in (folder / f"seed-{seed}", own):
+            clear_leftovers(done)
             if (found := _finished(done)) is not None and found["lr"] == rate:
                 return found
-        clear_leftovers(own)
         options = self._options(rate, seed)
         model = load_classifier(f"model {self._config.model!r}", self._source, self._task, seed)
         title = f"{self._task.name}, lr {rate:g}, seed {seed}"

@@ -1,5 +1,6 @@
 """Checkpoints: all or nothing, checksummed, and everything that training goes on from."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -141,6 +142,53 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_silently_started_anew(
         pytest.raises(InputError, match=r"all 2 checkpoints in .* damaged"),
     ):
         training.restore()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot be read: Permission denied"),
+        (OSError(errno.EIO, "Input/output error"), "cannot be read: Input/output error"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 6 GB"), "allocate memory"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
+    debug_superlm: Callable[..., AutoDistilModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    told: str,
+) -> None:
+    training = _checkpoints(tmp_path, debug_superlm())
+    training.save(1, [{}])
+    before = _names(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "safe_open" if isinstance(error, RuntimeError) else "file_sha256", fail)
+    with pytest.raises((InputError, OSError, RuntimeError), match=told) as refusal:
+        training.restore()
+    assert "damaged" not in str(refusal.value)
+    assert "delete" not in str(refusal.value)
+    assert _names(tmp_path) == before
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    debug_superlm: Callable[..., AutoDistilModel], tmp_path: Path
+) -> None:
+    model = debug_superlm()
+    training = _checkpoints(tmp_path, model)
+    training.save(1, [{}])
+    before = _names(tmp_path)
+    with torch.no_grad():
+        model.layers[0].query.weight[0, 0] = torch.nan
+    told = r"weights of layers\.0\.query\.weight are not finite after step 2, at learning rate 0\.001 with seed 0"
+    with pytest.raises(FloatingPointError, match=told):
+        training.save(2, [{}])
+    with pytest.raises(FloatingPointError, match=told):
+        checkpoint.finish(tmp_path, model, 2, SETTINGS)
+    assert _names(tmp_path) == before
 
 
 def test_what_a_killed_save_left_is_no_checkpoint(

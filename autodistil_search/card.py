@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jinja2
 import yaml
 
 from autodistil_search.cost import FLOPS_SEQ_LEN
+from autodistil_search.report.escape import markdown, markdown_code
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Card:
 
     @property
     def trust(self) -> str:
-        """The argument without which it does not load, with its comma."""
+        """The argument without which neither model nor tokenizer loads, or someone is asked, with its comma."""
         return ", trust_remote_code=True" if self.own_file else ""
 
     @property
@@ -111,10 +114,19 @@ class Card:
         content["license"] = self.licence or "unknown"
         return yaml.safe_dump(content, sort_keys=False)
 
-    def write(self, path: Path) -> None:
-        """Write it as Markdown."""
+    @property
+    def words(self) -> str:
+        """Return it as Markdown."""
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("autodistil_search", "."), keep_trailing_newline=True
         )
-        text = environment.get_template("card.md").render(card=self, front_matter=self.front_matter)
-        path.write_text(text, encoding="utf-8")
+        environment.filters |= {
+            "md": markdown,
+            "code": markdown_code,
+            "string": partial(json.dumps, ensure_ascii=False),
+        }
+        return environment.get_template("card.md").render(card=self, front_matter=self.front_matter)
+
+    def write(self, path: Path) -> None:
+        """Write it as Markdown."""
+        path.write_text(self.words, encoding="utf-8")

@@ -485,16 +485,14 @@ def _command_parsers(parser: _Parser) -> Mapping[str, _Parser]:
 
 def _run(command: str, settings: dict[str, Any]) -> int:
     """Run a command and print its result, from one of the processes that were started together."""
-    from rich.console import Console
-
-    from autodistil_search.progress import ConsoleReporter, Reporter
+    from autodistil_search.progress import ConsoleReporter, Reporter, plain_console
 
     settings.pop("config", None)
     as_json, quiet = settings.pop("json", False), settings.pop("quiet", False)
     # Whatever a library or a plugin prints is not the result.
     with warnings.catch_warnings(), messages_on_stderr():
         warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
-        reporter = Reporter() if quiet or not is_main() else ConsoleReporter(Console(stderr=True))
+        reporter = Reporter() if quiet or not is_main() else ConsoleReporter(plain_console(stderr=True))
         outcome = {**COMMANDS, "completion": _completion}[command](settings, reporter)
     if is_main():
         _print(outcome, as_json)

@@ -45,10 +45,10 @@ class Outcome:
         if as_json:
             print(json.dumps(self.record, indent=2, allow_nan=False), flush=True)
             return
-        from rich.console import Console
+        from autodistil_search.progress import plain_console
 
         bounded = sys.stdout.isatty() or "COLUMNS" in os.environ
-        self.show(Console(width=None if bounded else _NO_END))
+        self.show(plain_console(width=None if bounded else _NO_END))
 
 
 def _lines(*texts: str) -> Callable[[Console], object]:
@@ -196,12 +196,13 @@ def _partition(settings: Mapping[str, Any], _: Reporter) -> Outcome:
 def _export(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     from autodistil_search.export import ExportOptions, export
     from autodistil_search.files import EXPORT_RECORD, read_json
+    from autodistil_search.report.escape import without_markdown
 
     own = ("model", "to")
     options = ExportOptions(**{name: value for name, value in settings.items() if name not in own})
     folder = export(Path(settings["model"]), Path(settings["to"]), options, reporter)
     record = {"folder": str(folder), **read_json(folder / EXPORT_RECORD)}
-    notes = [note.replace("`", "") for note in record["notes"]]
+    notes = [without_markdown(note) for note in record["notes"]]
     return Outcome(record, _lines(*notes, f"exported to {folder}; its README.md says how to load it"))
 
 

@@ -34,6 +34,7 @@ from autodistil_search.manifest import MANIFEST, model_files, write_manifest
 from autodistil_search.model import AutoDistilForSequenceClassification, quiet_transformers
 from autodistil_search.onnx_files import MODEL, MODEL_INT8, TOLERANCE
 from autodistil_search.progress import Reporter
+from autodistil_search.report.escape import markdown
 from autodistil_search.runfolder import usable, versions
 from autodistil_search.space import Subnet
 from autodistil_search.stepconfig import Format
@@ -306,7 +307,7 @@ def _task_note(task: Task, most: int, found: Exportable, exported: PreTrainedMod
         f"{name} " + ", ".join(f"{METRICS[metric].label} {value:.4f}" for metric, value in found.items())
         for name, found in measured.items()
     ]
-    on = f"the {len(rows):,} dev rows of {task.name}, at most {length} tokens of each, in float32"
+    on = f"the {len(rows):,} dev rows of {markdown(task.name)}, at most {length} tokens of each, in float32"
     return f"On {on}: {'; '.join(words)}."
 
 

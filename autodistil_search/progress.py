@@ -5,12 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 15.0
+
+
+def plain_console(**options: Any) -> Console:
+    """Return a console that shows text letter by letter: `[bold]` is no style and `:smile:` no picture.
+
+    options: of `rich.console.Console`.
+    """
+    return Console(markup=False, emoji=False, **options)
 
 
 class Bar(Protocol):
@@ -68,7 +76,7 @@ class ConsoleReporter(Reporter):
             line.close()
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),

@@ -347,18 +347,50 @@ def test_the_card_holds_what_was_measured(
     assert str(tmp_path) not in "".join(texts)
 
 
-def test_the_python_of_a_card_runs_as_written(
-    saved: Callable[..., tuple[Any, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+CARDS = """
+import re, socket, sys
+from pathlib import Path
+def refuse(*_, **__):
+    raise OSError("no network here")
+socket.socket.connect = refuse
+for folder in sys.argv[1:]:
+    names = {}
+    card = Path(folder, "README.md").read_text(encoding="utf-8")
+    exec("\\n".join(re.findall(r"^```python\\n(.*?)^```$", card, flags=re.S | re.M)), names)
+    print(folder, *names["outputs"][0].shape, "encoder" in names and names["encoder"].encode(["A sentence."]).shape)
+"""
+
+
+def test_the_python_of_every_card_runs_as_written_and_asks_nothing(
+    saved: Callable[..., tuple[Any, Path]], tmp_path: Path
 ) -> None:
-    _, source = saved(UNLIKE_FFN)
-    export(source, tmp_path / "out", ExportOptions(onnx=True))
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    with quiet_transformers():
-        exec("\n".join(re.findall(r"```python\n(.*?)```", Path("out/README.md").read_text(), flags=re.S)), names)
-    states = names["outputs"][0]
-    assert states.shape == (2, *names["inputs"]["input_ids"].shape[1:], 48)
-    assert names["encoder"].encode(["A sentence."]).shape == (1, 48)
+    """On an open standard input a question would wait for an answer, and then fail."""
+    _, unlike = saved(UNLIKE_FFN)
+    _, head = saved(UNLIKE_FFN, 3, "with-head")
+    export(unlike, tmp_path / "own", ExportOptions(onnx=True))
+    export(head, tmp_path / "own-head", ExportOptions())
+    _, fits = saved(name="fits")
+    _, head = saved(labels=1, name="fits-with-head")
+    export(fits, tmp_path / "bert", ExportOptions(int8=True))
+    export(head, tmp_path / "bert head", ExportOptions())
+    reading, writing = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", CARDS, "own", "own-head", "bert", "bert head"],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+            stdin=reading,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert "y/N" not in done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    shapes = [r"own 2 \d+ 48 \(1, 48\)", "own-head 2 3 False", r"bert 2 \d+ 48 \(1, 48\)", "bert head 2 1 False"]
+    assert all(re.fullmatch(shape, line) for shape, line in zip(shapes, lines, strict=True)), lines
 
 
 @pytest.fixture

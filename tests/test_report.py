@@ -418,7 +418,7 @@ def test_tables_for_papers_escape_what_they_show(report):
     assert r"\begin{tabular}{rl}" in latex
     markdown = markdown_table(table, "100 #1").splitlines()
     assert markdown[2:4] == [r"| hidden\_size | name |", "| ---: | --- |"]
-    assert markdown[4] == r"| 32 | 50% & \<b\> of\_it $x$ \| \\ {a} |"
+    assert markdown[4] == r"| 32 | 50% \& \<b\> of\_it \$x\$ \| \\ {a} |"
 
 
 @pytest.mark.parametrize(

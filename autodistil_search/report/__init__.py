@@ -6,6 +6,7 @@ from pathlib import Path
 
 from autodistil_search.files import write_atomically
 from autodistil_search.report.data import ParetoReport, baseline_table, pareto_report
+from autodistil_search.report.escape import visible
 from autodistil_search.report.figures import frontier_figure, progress_figure, published_figure, save_figure
 from autodistil_search.report.html import frontier_html, render_html
 from autodistil_search.report.overlay import overlay
@@ -49,9 +50,14 @@ __all__ = [
 def write_report(report: ParetoReport, folder: Path) -> None:
     """Write the tables, figures and page of `report` into `folder`; each file is there whole or not at all."""
     for name in _TABLES:
-        table = getattr(report, name)
+        table = getattr(report, name).map(_cell)
         write_atomically(folder / f"{name}.csv", lambda path, table=table: table.to_csv(path, index=False))  # type: ignore[misc]
     write_page(report, folder)
+
+
+def _cell(value: object) -> object:
+    """Return a cell as CSV holds it: of control characters only what its readers take for text."""
+    return visible(value, keep="\n\t") if isinstance(value, str) else value
 
 
 def write_page(report: ParetoReport, folder: Path) -> None:

@@ -19,6 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from autodistil_search.objectives import Objective
 from autodistil_search.report.data import ParetoReport
+from autodistil_search.report.escape import PlainFigure, legend_name
 from autodistil_search.report.explore import engine_marks, engines_after, facts
 from autodistil_search.report.views import (
     BaselinePoint,
@@ -92,7 +93,7 @@ def frontier_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
     pairs = axes_pairs(report)
     across = 1 if width != TWO_COLUMNS else min(len(pairs), 3 if len(pairs) != 4 else 2)
     down = -(-len(pairs) // across)
-    figure = Figure(figsize=(width, 0.7 + _panel_height(width, across) * down), layout="constrained")
+    figure = PlainFigure(figsize=(width, 0.7 + _panel_height(width, across) * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for axes, (x, y) in zip(panels, pairs, strict=False):
         draw_frontier(axes, report, x, y, None if width == SCREEN else width / across)
@@ -194,7 +195,7 @@ def _draw_on_the_edge(axes: Axes, far_off: Sequence[tuple[BaselinePoint, tuple[b
 def _draw_baseline(axes: Axes, point: BaselinePoint, scale: float) -> None:
     marker = _BASELINE_MARKERS[point.number % len(_BASELINE_MARKERS)]
     style: dict[str, Any] = {"s": 48 * scale, "color": BASELINE_COLOUR, "zorder": 5, "clip_on": False}
-    axes.scatter(point.x, point.y, marker=marker, label=point.name, **style)
+    axes.scatter(point.x, point.y, marker=marker, label=legend_name(point.name), **style)
 
 
 def _style_axis(axis: Axis, set_scale: Callable[[str], Any], objective: Objective, most: int) -> None:
@@ -224,7 +225,7 @@ def _draw_step(axes: Axes, line: Line, dashes: Any) -> None:
 
 def parallel_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
     """The frontier in parallel coordinates: a line for each subnet, an axis for each objective, best at the bottom."""
-    figure = Figure(figsize=(width, min(0.75 * width, 3.4)), layout="constrained")
+    figure = PlainFigure(figsize=(width, min(0.75 * width, 3.4)), layout="constrained")
     axes = figure.subplots()
     places = range(len(report.objectives))
     numbers, knees = series_numbers(report, report.frontier), report.frontier["knee"].to_list()
@@ -244,7 +245,7 @@ def parallel_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
 
 def progress_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
     """The hypervolume against evaluations: whether the search was still finding something when it ended."""
-    figure = Figure(figsize=(width, 2.8 if width == SCREEN else 0.55 * min(width, 4.5)), layout="constrained")
+    figure = PlainFigure(figsize=(width, 2.8 if width == SCREEN else 0.55 * min(width, 4.5)), layout="constrained")
     axes = figure.subplots()
     for dash, (run, table) in enumerate(of_runs(report.progress)):
         axes.step(
@@ -254,7 +255,7 @@ def progress_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
             color=_colour(run_numbers(report).get(run)),
             linestyle=_DASHES[dash % len(_DASHES)],
             lw=1.3,
-            label=run,
+            label=legend_name(run),
         )
     axes.set_xlabel("evaluations")
     several = "run" in report.progress
@@ -275,7 +276,7 @@ def explored_figure(report: ParetoReport, cost: Objective, row: pd.Series[Any], 
     """
     y, told = report.objectives[0], facts(report, row)
     near = replace(report, baselines=report.baselines.head(0)) if is_crowded(report, cost, y) else report
-    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    figure = PlainFigure(figsize=(9.6, 4.6), layout="constrained")
     axes, bars = figure.subplots(1, 2, width_ratios=[2.2, 1])
     draw_frontier(axes, near, cost, y)
     if limit is not None:
@@ -299,7 +300,7 @@ def engines_figure(report: ParetoReport) -> Figure:
     """What each engine misses of the exact hypervolume after so many evaluations, best first at the most."""
     marks = engine_marks(report)
     names = engines_after(report, marks[-1])["name"].tolist()
-    figure = Figure(figsize=(SCREEN, 1.6 + 0.28 * len(names)), layout="constrained")
+    figure = PlainFigure(figsize=(SCREEN, 1.6 + 0.28 * len(names)), layout="constrained")
     axes = figure.subplots()
     for number, mark in enumerate(marks):
         found = engines_after(report, mark).set_index("name").loc[names]
@@ -323,7 +324,7 @@ def engines_figure(report: ParetoReport) -> Figure:
 
 def published_figure(published: pd.DataFrame) -> Figure:
     """Average GLUE score against FLOPs of published models: another metric than the search's, so its own figure."""
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    figure = PlainFigure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
     styles = {
         "teacher": ("o", "#000000"),

@@ -14,6 +14,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from autodistil_search.report.data import ParetoReport
+from autodistil_search.report.escape import visible
 from autodistil_search.report.svg import (
     axis_words,
     check_legend,
@@ -48,6 +49,10 @@ LISTED = 1000
 
 def render_html(report: ParetoReport) -> str:
     """The page; nothing is loaded from elsewhere."""
+    return visible(_rendered(report), keep="\n\t")
+
+
+def _rendered(report: ParetoReport) -> str:
     commands, numbers = export_commands(report), frontier_numbers(report)
     labels = row_labels(report, commands, numbers)
     every, drawn = series_of(report), drawn_rows(report)

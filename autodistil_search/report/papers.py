@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,12 @@ from typing import Any
 import pandas as pd
 
 from autodistil_search.report.data import ParetoReport
+from autodistil_search.report.escape import latex, markdown
 from autodistil_search.report.figures import save_for_papers
 from autodistil_search.report.views import better, shown_size
 
 FIGURES = "figures"
 """Folder of what is for papers, in that of the report."""
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{each: f"\\{each}" for each in "&%$#_{}"},
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-}
 
 
 def write_for_papers(report: ParetoReport, folder: Path) -> list[Path]:
@@ -52,32 +42,26 @@ def _tables(report: ParetoReport) -> Mapping[str, pd.DataFrame]:
 def markdown_table(table: pd.DataFrame, caption: str) -> str:
     """`table` in Markdown, its caption before it."""
 
-    def words(text: object) -> str:
-        return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", " ".join(str(text).split()))
-
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
-    head = [words(name) for name in table.columns]
+    head = [markdown(name) for name in table.columns]
     marks = ["---:" if pd.api.types.is_numeric_dtype(table[name]) else "---" for name in table.columns]
-    return "\n".join([words(caption), "", line(head), line(marks), *map(line, _cells(table, words)), ""])
+    return "\n".join([markdown(caption), "", line(head), line(marks), *map(line, _cells(table, markdown)), ""])
 
 
 def latex_table(table: pd.DataFrame, caption: str) -> str:
     """`table` in LaTeX for the package booktabs, its caption before it."""
 
-    def words(text: object) -> str:
-        return "".join(_LATEX.get(letter, letter) for letter in " ".join(str(text).split()))
-
     def line(cells: Sequence[str]) -> str:
         return "  " + " & ".join(cells) + r" \\"
 
     sides = "".join("r" if pd.api.types.is_numeric_dtype(table[name]) else "l" for name in table.columns)
-    body = [line([words(name) for name in table.columns]), r"  \midrule", *map(line, _cells(table, words))]
+    body = [line([latex(name) for name in table.columns]), r"  \midrule", *map(line, _cells(table, latex))]
     return "\n".join(
         [
             r"\begin{table}",
-            rf"  \caption{{{words(caption)}}}",
+            rf"  \caption{{{latex(caption)}}}",
             rf"  \begin{{tabular}}{{{sides}}}",
             r"  \toprule",
             *body,

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from autodistil_search.files import write_atomically
+from autodistil_search.report.escape import PlainFigure
 from autodistil_search.report.figures import BASELINE_COLOUR, SPACE_COLOURS, save_figure
 from autodistil_search.report.runs import training_curves
 from autodistil_search.traininglog import HELD_OUT_CSV, TRAINING_CSV, read_log
@@ -25,7 +26,7 @@ def training_figure(training: pd.DataFrame, held_out: pd.DataFrame, title: str) 
 
     training, held_out: columns `step`, `role` and `loss`, among others.
     """
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = PlainFigure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     for curve in training_curves(training, held_out):
         colour = _COLOURS[curve.role]

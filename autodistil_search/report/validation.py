@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from autodistil_search.report.escape import PlainFigure
 from autodistil_search.report.figures import SPACE_COLOURS
 
 _MARKERS = "osD^vPX*"
@@ -19,7 +20,7 @@ def validation_figure(
     """A panel for each pair of columns, `(x, y)`; a colour and a marker for each band of costs (column `band`)."""
     columns = min(3, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(3.6 * columns, 0.4 + 3.4 * rows), layout="constrained")
+    figure = PlainFigure(figsize=(3.6 * columns, 0.4 + 3.4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (x, y), title in zip(panels, pairs, titles, strict=False):
         for number, (_, band) in enumerate(measured.groupby("band")):

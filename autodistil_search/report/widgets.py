@@ -6,7 +6,6 @@ Each widget is also a picture, for where a notebook is read without a kernel.
 from __future__ import annotations
 
 import base64
-import html
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from markupsafe import Markup
 from autodistil_search.errors import InputError
 from autodistil_search.objectives import Objective, parse_amount
 from autodistil_search.report.data import ParetoReport
+from autodistil_search.report.escape import plotly
 from autodistil_search.report.explore import (
     Facts,
     Points,
@@ -271,7 +271,7 @@ class Explorer(_Widget):
                     y=points.rows[y.name].tolist(),
                     mode="markers",
                     marker=marker,
-                    name=_said(f"scored, {series[points.series].name}"),
+                    name=plotly(f"scored, {series[points.series].name}"),
                     showlegend=not points.on_frontier,
                     hoverinfo="text",
                     hovertext=[_hover(report, row) for row in points.rows.to_dict("records")],
@@ -291,7 +291,7 @@ class Explorer(_Widget):
                     "dash": "solid" if line.whole else "dot",
                     "width": 2 if line.whole else 1,
                 },
-                name=_said(line.name),
+                name=plotly(line.name),
                 hoverinfo="skip",
             )
             for line in step_lines(self._report, self._cost, self._y)
@@ -310,10 +310,10 @@ class Explorer(_Widget):
                     "size": 10,
                     "color": BASELINE_COLOUR,
                 },
-                name=_said(point.name),
+                name=plotly(point.name),
                 visible="legendonly" if is_crowded(report, x, y) else True,
                 hoverinfo="text",
-                hovertext=_said(point.name, f"{x.label}: {shown(point.x)}", f"{y.label}: {shown(point.y)}"),
+                hovertext=plotly(point.name, f"{x.label}: {shown(point.x)}", f"{y.label}: {shown(point.y)}"),
             )
             for point in baseline_points(report, x, y)
         ]
@@ -343,7 +343,7 @@ class Explorer(_Widget):
         for key, objective in (("xaxis", self._cost), ("yaxis", self._y)):
             values = self._report.evaluations[objective.name].tolist()
             axes[key] = {
-                "title": {"text": _said(objective.label, f"{objective.unit}, {better(objective)}")},
+                "title": {"text": plotly(objective.label, f"{objective.unit}, {better(objective)}")},
                 "type": "log" if is_wide(objective, values) else "linear",
                 "nticks": 5,
                 "tickangle": 0,
@@ -361,14 +361,9 @@ class Explorer(_Widget):
         }
 
 
-def _said(*lines: str) -> str:
-    """Text for plotly, which takes some HTML."""
-    return "<br>".join(map(html.escape, lines))
-
-
 def _hover(report: ParetoReport, row: Mapping[Any, Any]) -> str:
     values = {str(key): value for key, value in row.items()}
-    return _said(subnet_words(values), *value_words(values, report.columns))
+    return plotly(subnet_words(values), *value_words(values, report.columns))
 
 
 class EngineExplorer(_Widget):

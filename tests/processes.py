@@ -44,8 +44,8 @@ def killed_after_saving(step: int, train: Callable[[Any], object], config: Any) 
     """For a process of `SERVER`: `train(config)` that saves at every step, and is killed when it has saved this one."""
     save = Checkpoints.save
 
-    def save_and_die(self: Checkpoints, now: int, text: Any) -> None:
-        save(self, now, text)
+    def save_and_die(self: Checkpoints, now: int, *rest: Any, **named: Any) -> None:
+        save(self, now, *rest, **named)
         if now == step:
             os.kill(os.getpid(), signal.SIGKILL)
 

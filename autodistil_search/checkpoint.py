@@ -234,11 +234,16 @@ def _refuse_broken(model: nn.Module, step: int, settings: Settings) -> None:
 
 
 def finish(
-    folder: Path, model: AutoDistilModel, steps: int, settings: Settings, returns: Sequence[Return] = ()
+    folder: Path,
+    model: AutoDistilModel,
+    steps: int,
+    settings: Settings,
+    returns: Sequence[Return] = (),
+    start: Sequence[str] = (),
 ) -> None:
     """Write the model as `save_pretrained` does, then the file that says it is complete; drop the checkpoints.
 
-    returns: collapses from which its training went back.
+    returns: collapses from which its training went back. start: notes on its first weights.
 
     Raises:
         FloatingPointError: if a weight is not finite; nothing is written.
@@ -247,7 +252,7 @@ def finish(
     with quiet_transformers():
         write_together(folder, _WEIGHTS, model.save_pretrained)
     state = {"step": steps, "sha256": sha256_of(folder / _WEIGHTS), "settings": dict(settings)}
-    state |= {"returns": [asdict(entry) for entry in returns]}
+    state |= {"returns": [asdict(entry) for entry in returns], "start": list(start)}
     write_atomically(folder / TRAINER_STATE, lambda path: path.write_text(json.dumps(state, indent=2)))
     write_manifest(folder, "superlm" if model.config.search_space else "student", model_files(folder))
     for step in _steps(folder):
@@ -268,13 +273,26 @@ def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> b
     return True
 
 
-def returns_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the collapses from which the finished training in `folder` went back, as `collapse.Return` has them."""
+@dataclass(frozen=True)
+class Course:
+    """The course of a finished training.
+
+    start: Notes on its first weights; none from before they were kept.
+    returns: Collapses from which it went back, as `collapse.Return` has them.
+    """
+
+    start: Sequence[str] = ()
+    returns: Sequence[Mapping[str, Any]] = ()
+
+
+def course_of(folder: Path) -> Course | None:
+    """Return the course of the finished training in `folder`; None if there is none."""
     path = folder / TRAINER_STATE
     if not path.is_file():
-        return []  # of a process that does not write
+        return None
     with readable(path):
-        return list(read_json(path).get("returns", []))
+        state = read_json(path)
+        return Course(list(state.get("start", [])), list(state.get("returns", [])))
 
 
 _Model = TypeVar("_Model", AutoDistilModel, AutoDistilForSequenceClassification)

@@ -110,6 +110,7 @@ def distill(
     held_out: HeldOut | None = None,
     transfer: LayerTransfer | None = None,
     sample_ids: Tensor | None = None,
+    start_notes: Sequence[str] = (),
 ) -> AutoDistilModel:
     """Train `model` in place to the end, going on from the last good checkpoint in `folder` if there is one.
 
@@ -117,6 +118,7 @@ def distill(
     `transfer`, which must be between `model` and `teacher`, a student learns layer by layer and not by relations: its
     loss is the sum of `transfer.LAYER_TERMS` (TinyBERT's general distillation, arXiv 1909.10351, equations 7 to 9).
     sample_ids: `(N, T)` token ids of training text, on which the map of `options.hidden` starts; needed if it is not 0.
+    start_notes: kept with the finished model.
     `folder` holds checkpoints while it trains, `training.csv` and `held_out.csv`, and at the end the model and
     `trainer_state.json`. A model that was finished before is read from there. Launched as several processes, each
     works on its rows of every batch, and the first alone writes.
@@ -151,7 +153,7 @@ def distill(
         loop = _Loop(training, checkpoints, bar, reporter, title, held_out, asked_to_stop)
         loop.run()
         if group.main:
-            finish(folder, model, options.steps, settings, training.watch.returns)
+            finish(folder, model, options.steps, settings, training.watch.returns, start_notes)
         if loop.stop or (group.count == 1 and asked_to_stop()):
             raise Terminated("stopped; the model is finished and saved, and the same command goes on")
     model.eval()

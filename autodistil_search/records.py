@@ -14,7 +14,6 @@ import pandas as pd
 
 from autodistil_search.cost import Vocabulary, params
 from autodistil_search.errors import InputError
-from autodistil_search.inputs import built_in, plugged
 from autodistil_search.objectives import COSINE, PROBE, TASK, Objective
 from autodistil_search.partition import flops_of, spread_within
 from autodistil_search.plugins import GROUPS, Plugins
@@ -138,6 +137,8 @@ def validation_record(found: Validation) -> Record:
 
 def names_record(plugins: Plugins) -> Record:
     """What can be named, by group: our own, and what is installed beside it, with its origin or its error."""
+    from autodistil_search.inputs import built_in  # it loads torch, which most commands' records do without
+
     of_tasks = {"proxies": [f"{kind}NAME" for kind in (COSINE, PROBE, TASK)]}
     return {
         group: {
@@ -149,6 +150,8 @@ def names_record(plugins: Plugins) -> Record:
 
 
 def _installed(plugins: Plugins, group: str, name: str) -> Record:
+    from autodistil_search.inputs import plugged
+
     try:
         plugged(plugins, group, name)
     except InputError as error:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from autodistil_search import start
-from autodistil_search.checkpoint import returns_of
+from autodistil_search.checkpoint import Course, course_of, load_model
 from autodistil_search.config import TrainConfig
 from autodistil_search.device import choose_device
 from autodistil_search.distill import distill
@@ -39,6 +38,7 @@ from autodistil_search.report import write_training_figure
 from autodistil_search.runfolder import check_folder, exclusive, open_folder
 from autodistil_search.schedule import seeded
 from autodistil_search.space import SearchSpace, Subnet
+from autodistil_search.start import start_from
 from autodistil_search.weights import parse_relations
 
 WATCHED_BLOCKS = 8
@@ -82,15 +82,42 @@ def _train_all(materials: Materials, folder: Path, reporter: Reporter) -> None:
 def train_superlm(
     materials: Materials, space: SearchSpace, folder: Path, reporter: Reporter
 ) -> tuple[AutoDistilModel, list[Finding]]:
-    """Return the SuperLM of `space`, trained now, continued or read from `folder`, and findings about it."""
-    config = materials.config
-    assert materials.text is not None
-    with seeded(config.seed):
-        model, found = start.superlm(materials.teacher, space, config.init, materials.sample_ids)
-    findings = [Finding(START, {"space": space.name, "words": words}) for words in found]
-    for finding in findings:
-        reporter.say(str(finding))
+    """Return the SuperLM of `space`, trained now, continued or read from `folder`, and findings about it.
+
+    One that an earlier training made is taken as it is: defaults may have changed since.
+    """
+    config, group = materials.config, processes(materials.device.type == "cpu")
     watch = _Watch(materials, space, folder)
+    course = group.from_main(course_of(folder) if group.main else None)
+    if course is not None and getattr(config, "superlm", None) is not None:
+        model = load_model(folder, AutoDistilModel)
+        materials.device.place(model)
+    else:
+        model = _trained(materials, space, folder, reporter, watch, course)
+        course = group.from_main(course_of(folder) if group.main else None)
+    assert course is not None
+    findings = [Finding(START, {"space": space.name, "words": words}) for words in course.start]
+    events = [Finding(COLLAPSED, {"space": space.name, **entry}) for entry in course.returns]
+    if group.main:
+        events += watch.findings(model)
+    for finding in events:
+        reporter.say(str(finding))
+    return model, [*findings, *events]
+
+
+def _trained(
+    materials: Materials, space: SearchSpace, folder: Path, reporter: Reporter, watch: _Watch, course: Course | None
+) -> AutoDistilModel:
+    """Return the SuperLM of `space`, trained to the end; one whose training has ended needs no start."""
+    assert materials.text is not None
+    with seeded(materials.config.seed):
+        model = AutoDistilModel(materials.teacher.student_config(space.largest, space))
+        notes: Sequence[str] = () if course is None else course.start
+        if course is None:
+            sample, heads = materials.sample_ids, space.relation_heads
+            notes = start_from(model, materials.teacher, materials.config.init, sample, heads)
+    for words in notes:
+        reporter.say(str(Finding(START, {"space": space.name, "words": words})))
     try:
         distill(
             model,
@@ -104,15 +131,11 @@ def train_superlm(
             materials.execution,
             watch,
             sample_ids=materials.sample_ids,
+            start_notes=notes,
         )
     finally:
         watch.draw()
-    course = [Finding(COLLAPSED, {"space": space.name, **entry}) for entry in returns_of(folder)]
-    if processes(materials.device.type == "cpu").main:
-        course += watch.findings(model)
-    for finding in course:
-        reporter.say(str(finding))
-    return model, [*findings, *course]
+    return model
 
 
 def relation_proxy(materials: Materials, blocks: int) -> RelationProxy:

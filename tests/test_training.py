@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from autodistil_search import InputError, SearchConfig, TrainConfig, search, train
+from autodistil_search.checkpoint import Course
 from autodistil_search.cli import main
 from autodistil_search.config import flag
 from autodistil_search.inputs import resolve_training
@@ -45,6 +46,7 @@ def test_train_leaves_a_superlm_its_logs_and_a_figure(toy_training):
     folder = train(toy_training)
     assert {path.name for path in folder.iterdir() if path.name != ".lock"} == {
         "environment.json",
+        "manifest.json",
         "superlm",
         "train.yaml",
     }
@@ -242,7 +244,7 @@ def test_a_training_that_learns_nothing_or_collapses_says_so(toy_training, capsy
     told = capsys.readouterr().err
     assert "4 of the 4 watched subnets of SuperLM debug have learnt next to nothing" in told
     collapse = {"step": 20, "to": 10, "lr": 5e-10, "loss": 2.0, "best": 1.0}
-    monkeypatch.setattr("autodistil_search.training.returns_of", lambda _: [collapse])
+    monkeypatch.setattr("autodistil_search.training.course_of", lambda _: Course(returns=[collapse]))
     assert main(["train", *flags]) == 0
     assert "The training of SuperLM debug collapsed at step 20" in capsys.readouterr().err
 
@@ -262,3 +264,22 @@ def test_a_stream_reads_its_held_out_documents_once_however_often_training_begin
     first, second, _ = (each.rows(0, 4, 7, slice(None)) for each in blocks)
     assert first.equal(second)
     assert len(blocks[0].rows(1, 4, 7, slice(None))) == 4  # each has a place of its own
+
+
+def test_a_finished_superlm_is_taken_as_it_is_though_defaults_have_changed_and_needs_no_start(
+    toy_config, toy_training, monkeypatch
+):
+    train(replace(toy_training, lr=None))
+    again = load_file(Path(toy_training.out) / "superlm" / "debug" / "model.safetensors")
+
+    def none(*_):
+        raise AssertionError("a finished SuperLM needs no start")
+
+    monkeypatch.setattr("autodistil_search.training.start_from", none)
+    train(replace(toy_training, lr=None))
+    monkeypatch.setattr("autodistil_search.inputs.default_learning_rate", lambda _: 1e-5)
+    run = search(replace(toy_config, steps=200, batch_size=4, superlm=toy_training.out))
+    taken = load_file(run.folder / "superlm" / "debug" / "model.safetensors")
+    assert taken.keys() == again.keys()
+    assert all(taken[name].equal(tensor) for name, tensor in again.items())
+    assert any(finding.kind == "start" for finding in run.report.findings)

@@ -84,6 +84,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodistil_search"
 
 
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR)
+
+
+def refuse_cache(error: BaseException) -> None:
+    """Raise InputError if `error` came from a cache of Hugging Face that cannot be written: no input is to blame."""
+    from huggingface_hub.constants import HF_HOME
+
+    seen: BaseException | None = error
+    while seen is not None:
+        name = seen.filename if isinstance(seen, OSError) and seen.errno in _UNWRITABLE else None
+        if isinstance(seen, OSError) and isinstance(name, str) and Path(name).is_relative_to(HF_HOME):
+            raise InputError(
+                f"the cache of Hugging Face {HF_HOME!r} cannot be written ({seen.strerror}); name another in HF_HOME"
+            ) from None
+        seen = seen.__cause__ or seen.__context__
+
+
 def _system_error(error: BaseException) -> int | None:
     """Return the operating system's code of an error, also of one that a library put into words; None if it has none.
 

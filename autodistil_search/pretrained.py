@@ -23,6 +23,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from autodistil_search.errors import InputError
+from autodistil_search.files import refuse_cache
 
 ALLOWED = "the hub id or folder of an encoder with safetensors weights and a tokenizer, or 'packaged'"
 
@@ -51,6 +52,7 @@ def loading(what: str) -> Iterator[None]:
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # the loaders raise whatever the broken part of a folder leads to
+        refuse_cache(error)
         reason = " ".join(f"{error or type(error).__name__}".split())[:300]
         raise InputError(f"{what} cannot be loaded: {reason}; allowed: {ALLOWED}") from None
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import huggingface_hub.utils.logging as hub_logging
 
 from autodistil_search.errors import InputError
+from autodistil_search.files import refuse_cache
 from autodistil_search.given import PACKAGED
 from autodistil_search.tabular import Row, read_table, text_of
 
@@ -345,6 +346,7 @@ def _told(name: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # the loaders raise whatever the broken part leads to
+        refuse_cache(error)
         raise InputError(f"text {name!r} cannot be loaded: {_one_line(error)}; allowed: {ALLOWED}") from None
     finally:
         hub_logging.set_verbosity(level)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub.constants import HF_HOME
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
@@ -28,6 +29,7 @@ from autodistil_search.corpus import Blocks, Corpus, Encoder, load_corpus, shuff
 from autodistil_search.errors import InputError
 from autodistil_search.sources import documents, find_sources
 from autodistil_search.stream import StreamedBlocks, open_stream
+from autodistil_search.tasks.data import load_task
 
 CLS, SEP = 2, 3
 
@@ -465,6 +467,19 @@ def test_a_data_set_out_of_reach_is_one_line(stream: bool) -> None:
     with pytest.raises(InputError, match=r"hf:nobody/nothing:c:train:text.*Couldn't reach.*allowed") as caught:
         find_sources(["hf:nobody/nothing:c:train:text"], stream)
     assert "\n" not in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_is_blamed_and_not_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: object, **__: object) -> None:
+        try:
+            raise PermissionError(13, "Permission denied", f"{HF_HOME}/datasets/some.lock")
+        except OSError:
+            raise ValueError("cannot load") from None
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for find in (lambda: find_sources(["hf:some/text"]), lambda: load_task("rte")):
+        with pytest.raises(InputError, match=r"the cache of Hugging Face .* \(Permission denied\); name .* HF_HOME"):
+            find()
 
 
 def test_the_parts_of_a_hub_name_reach_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from autodistil_search.errors import InputError
+from autodistil_search.files import refuse_cache
 from autodistil_search.tabular import (
     SUFFIXES,
     Name,
@@ -262,7 +263,8 @@ def _from_hub(name: str, glue: _Glue) -> Task:
 
     try:
         found = datasets.load_dataset("nyu-mll/glue", name)
-    except Exception as error:  # no network, no such cache, a server's fault
+    except Exception as error:  # no network, a server's fault
+        refuse_cache(error)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"task {name!r} cannot be had from the hub ({reason}); allowed: {_ALLOWED}") from None
     text = [key for key in found["train"].column_names if key not in ("label", "idx")]
@@ -297,6 +299,7 @@ def _from_tables(
     left_out = sum(len(rows) - len(whole[split]) for split, rows in read.items())
     source = path.name + (f", {left_out:,} rows with an empty cell left out" if left_out else "")
     notes = tuple(filter(None, map(_quotes_note, tables.values())))
+    source += ", some cells in quotes that are kept" if notes else ""
     metrics = ("accuracy", "f1_macro") if kinds else ("pearson", "spearman")
     name = "".join(letter if letter.isalnum() else "_" for letter in path.name.partition(".")[0].lower())
     task = Task(name, kinds, metrics, splits["train"], splits.get("dev", splits["train"]), source, notes)

@@ -35,6 +35,8 @@ _ATTRIBUTES = "measured"
 _FIRST_BYTES = b'{"op_code":'
 """A journal of Optuna begins with these."""
 _LONGEST_FIRST_LINE = 1 << 16
+_OF_FIXED = " sha256"
+"""Ending of the name of a study's attribute that has the digest of another."""
 _DIGEST = "trial sha256"
 """User attribute of a trial with the digest of its parameters and of what was measured."""
 
@@ -110,10 +112,7 @@ class Archive:
             InputError: if its parameters or numbers are not those that were written.
         """
         if _DIGEST in trial.user_attrs and not self._is_as_written(trial):  # trials of earlier versions have none
-            raise InputError(
-                f"{self._place} is damaged: the parameters or numbers of trial {trial.number} are not those that were "
-                "written; restore it from a copy, or delete it and repeat the search, which scores all subnets again"
-            )
+            raise self._damaged(f"the parameters or numbers of trial {trial.number} are not those that were written")
         if _ATTRIBUTES in trial.user_attrs and trial.params.get("space") in self._spaces:
             key = self._key(trial)
             measured = answer(trial.user_attrs[_ATTRIBUTES], self._objectives, key[1])
@@ -177,8 +176,30 @@ class Archive:
     def fixed(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gave the first time that `name` was asked for in this study, as JSON holds it."""
         if name not in self._study.user_attrs:
-            self._study.set_user_attr(name, make())
-        return self._study.user_attrs[name]
+            self._fix(name, make())
+        return self._as_fixed(name, self._study.user_attrs)
+
+    def _fix(self, name: str, value: Any) -> None:
+        """Keep a value that stays as it is among the study's attributes, with a digest."""
+        self._study.set_user_attr(name, value)
+        self._study.set_user_attr(name + _OF_FIXED, _value_sha256(value))
+
+    def _as_fixed(self, name: str, attributes: Mapping[str, Any]) -> Any:
+        """The value under `name`; None if there is none. One without a digest is taken as it is.
+
+        Raises:
+            InputError: if it is not what was written.
+        """
+        value, digest = attributes.get(name), attributes.get(name + _OF_FIXED)
+        if digest is not None and digest != _value_sha256(value):
+            raise self._damaged(f"what it states of {name!r} is not what was written")
+        return value
+
+    def _damaged(self, reason: str) -> InputError:
+        return InputError(
+            f"{self._place} is damaged: {reason}; restore it from a copy, or delete it and repeat the search, which "
+            "scores all subnets again"
+        )
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -242,6 +263,10 @@ def _is_journal(path: Path, ours: bool) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(operation, dict) and {"op_code", "worker_id"} <= operation.keys()
+
+
+def _value_sha256(value: Any) -> str:
+    return content_sha256({"value": json.loads(json.dumps(value))})
 
 
 def _trial_sha256(params: Mapping[str, Any], measured: Mapping[str, float]) -> str:

@@ -110,6 +110,7 @@ def find_exportable(
     if kind_of(source) == "search":
         return _of_run(source, pick or "knee", teacher, with_text, reporter)
     given, source = source, model_folder(source)
+    verify(source)
     if not (source / "config.json").is_file():
         raise InputError(
             f"{str(source)!r} holds neither a finished run nor a saved student; allowed: the --out folder of a search "
@@ -234,7 +235,6 @@ def _of_folder(
 ) -> Exportable:
     student = _load_student(folder)
     teacher = None if teacher_name is None else find_teacher(SearchConfig(teacher=teacher_name), CPU, Plugins())
-    verify(folder)
     what = f"student {str(folder)!r}"
     if any((folder / name).is_file() for name in _TOKENIZER_FILES):
         with quiet_transformers():

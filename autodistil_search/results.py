@@ -203,7 +203,7 @@ class Run:
             InputError: if the run trained none.
         """
         folder = self.folder / "superlm" / space
-        if not (folder / "model.safetensors").is_file():
+        if kind_of(folder) is None and not (folder / "model.safetensors").is_file():
             raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
         return load_model(folder, AutoDistilModel)
 

@@ -187,7 +187,7 @@ class SharedArchive(Archive):
 
     def attribute(self, name: str) -> Any:
         """What was last published under `name`; None if nothing was."""
-        return self._storage.get_study_user_attrs(self._study_id).get(name)
+        return self._as_fixed(name, self._storage.get_study_user_attrs(self._study_id))
 
     def publish(self, name: str, value: Any) -> None:
         """Tell all processes at this study something, as JSON holds it."""
@@ -206,7 +206,7 @@ class SharedArchive(Archive):
             self._study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs=offer))
             first = self._first_offer(name)
         assert first is not None
-        self.publish(name, first[_VALUE])
+        self._fix(name, first[_VALUE])
         return first[_VALUE]
 
     def _first_offer(self, name: str) -> dict[str, Any] | None:

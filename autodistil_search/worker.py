@@ -14,6 +14,7 @@ from autodistil_search.config import SearchConfig
 from autodistil_search.errors import InputError
 from autodistil_search.given import is_finite, quoted
 from autodistil_search.inputs import Inputs, resolve
+from autodistil_search.manifest import kind_of
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.plugins import Plugins
 from autodistil_search.progress import Reporter
@@ -80,7 +81,7 @@ def _load_superlms(inputs: Inputs, folder: Path) -> dict[str, AutoDistilModel]:
     superlms = {}
     for space in inputs.spaces:
         path = folder / "superlm" / space.name
-        if not (path / "model.safetensors").is_file():
+        if kind_of(path) is None and not (path / "model.safetensors").is_file():
             raise InputError(
                 f"{path} holds no SuperLM; allowed: --superlm with the folder of the search, or a copy of it"
             )

@@ -96,6 +96,16 @@ def test_a_trial_with_another_subnet_than_was_written_is_refused(path, space):
         Archive(path, [space], OBJECTIVES)
 
 
+def test_a_fixed_value_that_is_not_the_one_written_is_refused(path, space):
+    box = {"flops": [0.0, 12345.5], 1: None}
+    archive = filled(path, space, 1)
+    assert archive.fixed("box", lambda: box) == {"flops": [0.0, 12345.5], "1": None}
+    assert Archive(path, [space], OBJECTIVES).fixed("box", dict) == {"flops": [0.0, 12345.5], "1": None}
+    path.write_text(path.read_text().replace("12345.5", "12346.5"))
+    with pytest.raises(InputError, match=r"archive\.log is damaged: what it states of 'box' is not what was written"):
+        Archive(path, [space], OBJECTIVES).fixed("box", dict)
+
+
 def test_trials_without_a_digest_are_read(path, space):
     archive = filled(path, space, 2)
     for line in (text := path.read_text()).splitlines():

@@ -1,0 +1,218 @@
+"""Damage to a finished folder: each file that is read back is named in one line, and nothing goes on with it."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from autodistil_search import SearchConfig, load_run, search
+from autodistil_search.cli import main
+from autodistil_search.errors import InputError
+from autodistil_search.export import ExportOptions, export
+from autodistil_search.exportable import find_exportable
+from autodistil_search.finetuning import run_finetuning
+from autodistil_search.manifest import LOGS, MANIFEST
+from autodistil_search.progress import Reporter
+from autodistil_search.stepconfig import DistilConfig, FinetuneConfig
+from autodistil_search.students import distil
+from autodistil_search.teacher import load_as_student, load_teacher
+
+
+@pytest.fixture(scope="module")
+def made(_toy_settings: SearchConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search, a student distilled from it, that student fine-tuned and exported: each in its folder."""
+    base = tmp_path_factory.mktemp("made")
+    search(replace(_toy_settings, out=str(base / "search"), held_out_every=1))
+    distil(DistilConfig(run=str(base / "search"), steps=2, precision="fp32", out=str(base / "distil")))
+    rows = "".join(f"w{i % 40} w{i % 7},{'ab'[i % 40 < 20]}\n" for i in range(60))
+    (base / "task.csv").write_text("text,label\n" + rows)
+    run_finetuning(_finetuning(base))
+    export(base / "finetune", base / "export", ExportOptions(format="own"))
+    return base
+
+
+def _finetuning(base: Path) -> FinetuneConfig:
+    return FinetuneConfig(
+        model=str(base / "distil"),
+        task=str(base / "task.csv"),
+        epochs=1,
+        seeds=1,
+        max_length=16,
+        precision="fp32",
+        out=str(base / "finetune"),
+    )
+
+
+def _exportable(folder: Path) -> object:
+    return find_exportable(folder, None, None, False, Reporter())
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "search": lambda base: load_run(base / "search"),
+    "search/superlm/debug": lambda base: load_run(base / "search").student(),
+    "distil": lambda base: _exportable(base / "distil"),
+    "distil/student": lambda base: _exportable(base / "distil"),
+    "finetune": lambda base: _exportable(base / "finetune"),
+    "finetune/seed-0": lambda base: run_finetuning(_finetuning(base)),
+    "export": lambda base: _exportable(base / "export"),
+}
+"""What reads the files of a folder."""
+NOT_READ = {"search/superlm/debug": {"trainer_state.json"}}
+
+
+def _digit(path: Path) -> None:
+    """Change one digit, or in weights one bit."""
+    content = bytearray(path.read_bytes())
+    places = [i for i, byte in enumerate(content) if byte in b"0123456789"] or [len(content) - 1]
+    content[places[len(places) // 2]] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a digit": _digit,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2]),
+    "other JSON": lambda path: path.write_text('{"a": [1]}'),
+    "missing": Path.unlink,
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@contextmanager
+def damaged(path: Path, damage: Callable[[Path], object]) -> Iterator[None]:
+    """Damage a file inside, and put it back."""
+    content = path.read_bytes()
+    damage(path)
+    try:
+        yield
+    finally:
+        if path.is_dir():
+            path.rmdir()
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", READERS)
+def test_each_damaged_file_is_named_in_one_line(made: Path, place: str) -> None:
+    names = json.loads((made / place / MANIFEST).read_text())["files"].keys() - {*LOGS} - NOT_READ.get(place, set())
+    assert len(names) >= 2
+    read = READERS[place]
+    for name in [*sorted(names), MANIFEST]:
+        several = DAMAGE if name in ("frontier.csv", "model.safetensors", "summary.json") else ("a digit", "missing")
+        for damage in several:
+            if name in (MANIFEST, "archive.log") and damage == "missing":
+                continue  # as in a folder of an earlier version; only the search reads its archive
+            with (
+                damaged(made / place / name, DAMAGE[damage]),
+                pytest.raises(InputError, match=rf"^[^\n]*{re.escape(name)} is (damaged|missing)[^\n]*$"),
+            ):
+                read(made)
+    read(made)
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_damaged_log_is_told_and_stops_nothing(made: Path, name: str) -> None:
+    path = made / "search" / "superlm" / "debug" / name
+    with (
+        damaged(path, lambda path: path.write_text(path.read_text().replace("0.", "1.", 1))),
+        pytest.warns(UserWarning, match=f"{name} is not as training wrote it"),
+    ):
+        load_run(made / "search")
+
+
+CSV = {
+    "frontier.csv": ("cut", "without a column", "a word", "without a row", "two knees"),
+    "evaluations.csv": ("cut", "without a column", "a word", "without a row"),
+    "progress.csv": ("a word", "without a row"),
+    "baselines.csv": ("without a column",),
+    "summary.json": ("{}", "[]", '{"title": 3}'),
+}
+
+
+def _changed(text: str, change: str) -> str:
+    head, *rows = text.splitlines(keepends=True)
+    if change == "cut":
+        return text[: len(text) - len(rows[-1]) // 2]
+    if change == "without a column":
+        return text.replace(head.split(",")[1], "other", 1)
+    if change == "a word":
+        return "".join([head, ",".join("x" if "." in cell else cell for cell in rows[0].split(",")), *rows[1:]])
+    if change == "without a row":
+        return "".join([head, *rows[:-1]])
+    return text.replace("False", "True") if change == "two knees" else change
+
+
+@pytest.mark.parametrize(("name", "change"), [(name, change) for name, changes in CSV.items() for change in changes])
+def test_a_table_of_another_shape_is_named_also_where_no_digest_tells(
+    made: Path, tmp_path: Path, name: str, change: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(made / "search", folder, ignore=shutil.ignore_patterns(MANIFEST))
+    path = folder / name
+    before = path.read_text()
+    path.write_text(_changed(before, change))
+    assert path.read_text() != before
+    with pytest.raises(InputError, match=rf"^[^\n]*{re.escape(name)} is damaged[^\n]*$") as refusal:
+        load_run(folder)
+    assert "delete it" in str(refusal.value)
+    path.write_text(before)
+    assert "has no manifest.json" in str(load_run(folder).report.findings[-1])
+
+
+def test_a_model_whose_weights_are_not_its_own_is_refused_also_where_no_digest_tells(
+    made: Path, toy_config: SearchConfig, tmp_path: Path
+) -> None:
+    teacher, weights = load_teacher(toy_config.teacher), load_file(made / "distil" / "student" / "model.safetensors")
+    name = "layers.0.query.bias"
+    for change, told in (
+        ({name: None}, f"lacks 1 weights, '{name}' first"),
+        ({"stranger": torch.zeros(2)}, "has in excess 1 weights, 'stranger' first"),
+        ({name: torch.zeros(7)}, "is damaged"),
+        ({name: weights[name] * float("nan")}, f"weights of {name} are not finite"),
+    ):
+        folder = tmp_path / "student"
+        shutil.copytree(made / "distil" / "student", folder, ignore=shutil.ignore_patterns(MANIFEST, "trainer_state*"))
+        kept = {key: tensor for key, tensor in {**weights, **change}.items() if tensor is not None}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(InputError, match=told):
+            load_as_student(str(folder), teacher)
+        shutil.rmtree(folder)
+
+
+def test_a_deleted_file_is_written_again_by_its_command(made: Path, toy_config: SearchConfig) -> None:
+    for name in ("frontier.csv", "summary.json"):
+        path = made / "search" / name
+        before = path.read_bytes()
+        path.unlink()
+        with pytest.warns(UserWarning, match=f"{name} is missing, and is written again"):
+            search(replace(toy_config, out=str(made / "search"), held_out_every=1))
+        assert path.read_bytes() == before or name == "summary.json"  # which has the seconds, too
+        load_run(made / "search")
+
+
+@pytest.mark.parametrize(
+    ("command", "folder", "told"),
+    [
+        (["report"], "finetune", "is the folder of a finetune; allowed: the --out folder of a search that ended"),
+        (["report"], "export", "is an export; allowed"),
+        (["report"], "distil/student", "is a trained student; allowed"),
+        (["report"], "search/superlm/debug", "is a SuperLM; allowed"),
+        (["distil"], "distil", "is the folder of a distil; allowed"),
+        (["validate-proxy"], "export", "is an export; allowed"),
+        (["finetune"], "search", "is the folder of a search; allowed"),
+        (["search", "--superlm"], "finetune", "is the folder of a finetune; allowed: the --out folder of a train"),
+        (["search", "--teacher"], "search", "is the folder of a search; allowed"),
+    ],
+)
+def test_a_folder_of_another_kind_is_told_by_what_it_is(
+    made: Path, refusal: Callable[[list[str]], str], tmp_path: Path, command: list[str], folder: str, told: str
+) -> None:
+    task = ["--task", str(made / "task.csv")] if command == ["finetune"] else []
+    to = [] if command == ["report"] else ["--out", str(tmp_path / "new")]
+    assert told in refusal([*command, str(made / folder), *task, *to])
+    assert main(["report", str(made / "search"), "--quiet"]) == 0

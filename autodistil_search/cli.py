@@ -131,8 +131,6 @@ class _Parser(ArgumentParser):
         elif match := re.match(r"(?:argument (\S+)|Parser key \"(\w+)\"): ", words):
             name = match[1] or flag(match[2])
             words = f"{name} {words[match.end() :]}" if name.startswith("-") else words[match.end() :]
-        elif words.startswith("the following arguments are required: "):
-            words = re.sub(r"(?<= )\w[\w-]*\.", "", words)
         if match := re.search(r"invalid choice: '(.*?)'", words):
             commands = [action.choices for action in self._actions if action.dest == "command"]
             words += meant(match[1], commands[0] or () if commands else ())

@@ -19,7 +19,7 @@ from autodistil_search.cost import FLOPS_SEQ_LEN
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable
-from autodistil_search.given import PACKAGED, TASKS, absolute_path, read_yaml
+from autodistil_search.given import PACKAGED, TASKS, absolute_path, load_yaml
 from autodistil_search.inputs import find_teacher, open_text
 from autodistil_search.manifest import DISTIL_CONFIG, FINETUNE_CONFIG, kind_of, verify
 from autodistil_search.model import (
@@ -226,7 +226,7 @@ def _run_facts(folder: Path) -> list[tuple[str, str]]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     with readable(path):
-        content: dict[str, Any] = read_yaml(path)
+        content: dict[str, Any] = load_yaml(path)
     return content
 
 

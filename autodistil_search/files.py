@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import yaml
@@ -292,9 +293,10 @@ def locked(lock: Path, folder: Path, flag: str | None) -> Iterator[None]:
         flag: The one that names `folder`; None to wait until a process that holds it has ended.
 
     Raises:
-        InputError: if another process holds it, which is named.
+        InputError: if another process holds it, which is named; or if a file of that name is no lock.
         OSError: if the file cannot be made.
     """
+    _refuse_stranger(lock)
     held = FileLock(lock, timeout=-1 if flag is None else 0)
     try:
         held.acquire()
@@ -310,6 +312,18 @@ def locked(lock: Path, folder: Path, flag: str | None) -> Iterator[None]:
         with suppress(OSError):  # while it is held: a process that waits for it makes a new one
             lock.unlink()
         held.release()
+
+
+def _refuse_stranger(lock: Path) -> None:
+    """Refuse a file of the user's that has a lock's name: it would be written and removed."""
+    try:
+        stat = lock.lstat()
+    except FileNotFoundError:
+        return
+    # Nothing is in the lock of a process that was killed before it wrote, and in those of earlier versions.
+    is_lock = S_ISREG(stat.st_mode) and (not stat.st_size or lock.read_bytes()[:8] == b"process ")
+    if not is_lock:
+        raise InputError(f"{lock} is no lock of this package; move it away")
 
 
 def _holder(lock: Path) -> str:

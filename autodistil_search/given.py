@@ -31,6 +31,8 @@ _LARGEST_YAML = 1 << 24
 _MOST_NODES = 200_000
 """Values of a YAML file, those that aliases repeat among them."""
 _DEEPEST = 32
+_LONGEST_NUMBER = 4000
+"""Digits; Python writes 300 more."""
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
@@ -86,24 +88,16 @@ def absolute_path(name: str, known: Container[str] = ()) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file holds; see `parse_yaml`.
+    """Return what a YAML file of the user holds; see `parse_yaml`.
 
     Raises:
         InputError: if it is no such file, larger than 16 MiB, or cannot be read.
     """
     try:
-        if not path.is_file():
-            raise InputError(f"{path} is no file; allowed: a YAML file")
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_YAML + 1)
-        if len(content) > _LARGEST_YAML:
-            raise InputError(f"{path} cannot be read as YAML: it has more than {_LARGEST_YAML:,} bytes")
-        text = content.decode("utf-8-sig")
+        return load_yaml(path)
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
-    return parse_yaml(text, str(path))
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read as YAML: {reason}") from None
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -120,6 +114,29 @@ def parse_yaml(text: str, name: str) -> Any:
         InputError: if it holds anything else, or more than that.
     """
     try:
+        return _load(text)
+    except ValueError as error:
+        raise InputError(f"{name} cannot be read as YAML: {error}") from None
+
+
+def load_yaml(path: Path) -> Any:
+    """Return what a YAML file of a run holds, whose reader says what is damaged; see `parse_yaml`.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it holds anything else; its text is one line.
+    """
+    if not path.is_file():
+        raise ValueError("it is no file")
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_YAML + 1)
+    if len(content) > _LARGEST_YAML:
+        raise ValueError(f"it has more than {_LARGEST_YAML:,} bytes")
+    return _load(content.decode("utf-8-sig"))
+
+
+def _load(text: str) -> Any:
+    try:
         _check_size(text)
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -127,8 +144,7 @@ def parse_yaml(text: str, name: str) -> Any:
         reason = f"{place}{error.problem}"
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error)
-    reason = without_password(" ".join(reason.split()))
-    raise InputError(f"{name} cannot be read as YAML: {reason[:300]}") from None
+    raise ValueError(without_password(" ".join(reason.split()))[:300])
 
 
 def _check_size(text: str) -> None:
@@ -159,14 +175,14 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     """Builds plain data alone."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        """Build a mapping whose keys are text, each once."""
+        """Build a mapping whose keys are text, or taken for it, each once."""
         keys = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
-            if key.tag != "tag:yaml.org,2002:str":
-                problem = f"key {getattr(key, 'value', '')!r:.50} is not text"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is not text", key.start_mark)
+            key.tag = "tag:yaml.org,2002:str"  # as JSON has it
             if key.value in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r:.50} again", key.start_mark)
             keys.add(key.value)
@@ -175,12 +191,13 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
     def construct_whole_number(self, node: yaml.ScalarNode) -> Any:
         """Build a whole number that can be shown."""
-        if len(node.value) > 10 * _DIGITS:
+        if len(node.value) > _LONGEST_NUMBER:
             raise yaml.constructor.ConstructorError(None, None, "a number of too many digits", node.start_mark)
         return self.construct_yaml_int(node)
 
     def construct_date(self, node: yaml.ScalarNode) -> str:
-        """Build the text of what looks like a date."""
+        """Build the text of a date, which must be one."""
+        self.construct_yaml_timestamp(node)
         return str(node.value)
 
 

@@ -316,7 +316,7 @@ def parse_amount(text: str | float | None, flag: str) -> float | None:
         return None
     words = str(text).strip()
     digits = words.rstrip("KMGBTkmgbt")
-    amount = (parse_number(digits) or 0.0) * _SUFFIXES.get(words[len(digits) :].upper(), 0.0)
+    amount = (0.0 if "-" in digits else parse_number(digits) or 0.0) * _SUFFIXES.get(words[len(digits) :].upper(), 0.0)
     if not 0 < amount < float("inf"):
         raise InputError(f"{flag} {quoted(text)}; allowed: a number above 0 such as 300M, 1.5G or 8000000")
     return amount

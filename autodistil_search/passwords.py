@@ -109,6 +109,7 @@ def _secret_parameter(text: str, begin: int, end: int, is_page: bool) -> int | N
     for match in re.compile(r"(?:(?<=[?&;]))([^=&;]*)=([^&;]*)").finditer(text, mark + 1):
         key = unquote_plus(match[1]).strip().lower()
         secret = _SECRET_KEY.search(key) if is_page else key not in _HARMLESS
-        if secret and match[2] != HIDDEN:
-            return match.start(2)
+        if secret:
+            is_left_out = re.match(r"\*\*\*(?:$|[\s,:'\")])", match[2]) and text[match.end() : match.end() + 1] != "&"
+            return None if is_left_out else match.start(2)
     return None

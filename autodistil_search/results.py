@@ -16,7 +16,7 @@ from autodistil_search.checkpoint import load_model
 from autodistil_search.config import SearchConfig
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, write_atomically
-from autodistil_search.given import read_yaml
+from autodistil_search.given import load_yaml
 from autodistil_search.manifest import (
     ARCHIVE,
     ENVIRONMENT,
@@ -121,7 +121,7 @@ class Run:
         """
         path = self.folder / SEARCH_CONFIG
         with readable(path):
-            return SearchConfig.from_dict(read_yaml(path))
+            return SearchConfig.from_dict(load_yaml(path))
 
     def _repr_html_(self) -> str:
         """Title, knee and frontier, for notebooks."""

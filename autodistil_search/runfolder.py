@@ -26,7 +26,7 @@ from autodistil_search.files import (
     refuse_other_settings,
     write_atomically,
 )
-from autodistil_search.given import read_yaml
+from autodistil_search.given import load_yaml
 from autodistil_search.manifest import (
     CONFIGS,
     ENVIRONMENT,
@@ -165,7 +165,7 @@ def check_folder(folder: Path, name: str, settings: Settings) -> None:
 
 def _settings(path: Path) -> dict[str, Any]:
     """Return the settings that a run left, without a password that an earlier version left in."""
-    content = dict(read_yaml(path))
+    content = dict(load_yaml(path))
     storage = content.get("storage")
     return content | ({"storage": without_password(storage)} if isinstance(storage, str) else {})
 

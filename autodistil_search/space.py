@@ -434,8 +434,8 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
         found = False
     if not found:
         raise InputError(
-            f"no search space {str(name_or_path)!r:.200}{meant(name_or_path, shipped_spaces())}; allowed: "
-            f"{', '.join(shipped_spaces())}, or a YAML file's path"
+            f"no search space {str(name_or_path)!r:.200}; allowed: {', '.join(shipped_spaces())}, or a YAML file's path"
+            f"{meant(str(name_or_path), shipped_spaces())}"
         )
     content = read_yaml(path)
     keys = [field.name for field in fields(SearchSpace)]

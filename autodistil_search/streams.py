@@ -12,7 +12,10 @@ from typing import TextIO
 
 
 def open_closed_streams() -> None:
-    """Give closed standard streams a place that swallows all, so that no file opened later gets their number."""
+    """Give closed standard streams a place that swallows all, so that no file opened later gets their number.
+
+    What the encoding of standard output lacks is escaped.
+    """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -22,6 +25,8 @@ def open_closed_streams() -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

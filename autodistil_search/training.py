@@ -18,7 +18,7 @@ from autodistil_search.distill import distill
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable, refuse_other_settings
 from autodistil_search.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
-from autodistil_search.given import read_yaml
+from autodistil_search.given import load_yaml
 from autodistil_search.inputs import Materials, resolve_training
 from autodistil_search.manifest import (
     ENVIRONMENT,
@@ -217,7 +217,7 @@ def trained_config(folder: Path) -> TrainConfig:
     if not path.is_file():
         raise InputError(f"--superlm {str(folder)!r} holds no {TRAIN_CONFIG}; allowed: the --out folder of a train")
     with readable(path):
-        return TrainConfig.from_dict(read_yaml(path))
+        return TrainConfig.from_dict(load_yaml(path))
 
 
 def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder: Path) -> None:

@@ -216,6 +216,19 @@ def test_one_process_holds_a_folder_and_the_other_is_told_which(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_of_the_user_that_has_a_locks_name_is_left_as_it_is(tmp_path):
+    lock = tmp_path / ".lock"
+    lock.write_text("mine")
+    with pytest.raises(InputError, match=r"\.lock is no lock of this package; move it away"):
+        files.locked(lock, tmp_path, "--out").__enter__()
+    assert lock.read_text() == "mine"
+    for left in ("", "process 7 on another machine"):  # by processes that were killed
+        lock.write_text(left)
+        with files.locked(lock, tmp_path, "--out"):
+            pass
+    assert not lock.exists()
+
+
 def test_who_waits_for_a_lock_gets_it_alone(tmp_path):
     """The holder removes the file while others wait for it: still one at a time."""
     inside, most = [], []

@@ -61,6 +61,13 @@ def test_a_driver_shows_no_part_of_a_password_either(password, part):
     assert "x~1" not in conceal("failed for 'x~1'", "postgresql://me:x%7E1@host/base")
 
 
+def test_what_was_left_out_by_an_earlier_version_is_the_same_storage():
+    now = without_password("postgresql://host/base?user=me&password=secret&sslmode=require")
+    assert without_password("postgresql://host/base?user=me&password=***&sslmode=require") == now
+    told = f"--storage {now} cannot be used: no such host"
+    assert without_password(told) == told
+
+
 @pytest.mark.parametrize(
     "harmless",
     [

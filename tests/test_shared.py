@@ -27,10 +27,11 @@ from autodistil_search.cli import main
 from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
 from autodistil_search.errors import InputError, ScoringError
 from autodistil_search.inputs import resolve
+from autodistil_search.manifest import SEARCH_CONFIG
 from autodistil_search.passwords import without_password
 from autodistil_search.progress import Reporter
 from autodistil_search.run import NOT_COMPARED
-from autodistil_search.runfolder import SEARCH_CONFIG, check_folder
+from autodistil_search.runfolder import check_folder
 from autodistil_search.shared import TRIES, SharedArchive, open_storage
 from autodistil_search.space import load_space
 from autodistil_search.worker import work

@@ -214,3 +214,13 @@ def test_work_goes_on_where_nobody_reads_its_progress(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", Left())
     assert main(["list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"done": True}
+
+
+def test_what_the_encoding_of_a_terminal_lacks_is_escaped(monkeypatch):
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    outcome = Outcome({}, lambda _: print("4 \u00d7 5"))
+    monkeypatch.setattr("autodistil_search.cli.COMMANDS", {"list": lambda *_: outcome})
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", printed)
+        assert main(["list"]) == 0
+    assert printed.buffer.getvalue() == b"4 \\xd7 5\n"

@@ -61,6 +61,7 @@ class Card:
         variants: What can be run, and the teacher's row last if `has_teacher`.
         load: What latency was measured under, in words.
         notes: On format and checks, a paragraph each.
+        vectors: What a sentence's vector is, in words.
         facts: Teacher, text and training: (what, how) pairs.
         objectives: What the search knew.
         base_model: The teacher's id on the hub, if it has one.
@@ -76,6 +77,7 @@ class Card:
     onnx: bool
     load: str
     notes: Sequence[str]
+    vectors: str
     facts: Sequence[tuple[str, str]]
     objectives: Sequence[ObjectiveValue]
     base_model: str | None

@@ -31,7 +31,7 @@ from autodistil_search.exportable import CPU, Exportable, Student, find_exportab
 from autodistil_search.files import EXPORT_RECORD, locked_beside, read_json, readable, whole_folder
 from autodistil_search.hardware import Load
 from autodistil_search.manifest import MANIFEST, model_files, write_manifest
-from autodistil_search.model import AutoDistilForSequenceClassification, quiet_transformers
+from autodistil_search.model import AutoDistilForSequenceClassification, AutoDistilModel, quiet_transformers
 from autodistil_search.onnx_files import MODEL, MODEL_INT8, TOLERANCE
 from autodistil_search.progress import Reporter
 from autodistil_search.report.escape import markdown
@@ -129,6 +129,7 @@ def _export(source: Path, to: Path, options: ExportOptions, reporter: Reporter) 
         with quiet_transformers():
             exported.save_pretrained(folder)
             _save_tokenizer(found, folder)
+            _save_pooling(found, folder)
             exported = type(exported).from_pretrained(folder, use_safetensors=True).eval()
         if _is_own(exported):
             shutil.copyfile(modeling_student.__file__, folder / _OWN_FILE)
@@ -243,6 +244,13 @@ def _save_tokenizer(found: Exportable, folder: Path) -> None:
     tokenizer = found.tokenizer
     tokenizer.model_max_length = min(tokenizer.model_max_length, found.student.config.max_position_embeddings)
     tokenizer.save_pretrained(folder)
+
+
+def _save_pooling(found: Exportable, folder: Path) -> None:
+    """Write how sentences are embedded, where the teacher's folder says so and the student has no head."""
+    if found.pooling.stated and isinstance(found.student, AutoDistilModel):
+        config = found.student.config
+        found.pooling.write(folder, config.hidden_size, found.tokenizer.model_max_length)
 
 
 def _measure(
@@ -375,9 +383,9 @@ def _int8_costs(model: PreTrainedModel, path: Path, target: Path, found: Exporta
     """What rounding to 8 bits changes in what the model is for, on the sample, in words."""
     sample = found.sample
     if getattr(model, "classifier", None) is None:
-        cosines = onnx_files.embedding_cosines(path, target, model, sample)
+        cosines = onnx_files.embedding_cosines(path, target, model, sample, found.pooling)
         return (
-            f"Cosine similarity of its mean token embeddings to those of `{MODEL}`, on {sample.words}: mean "
+            f"Cosine similarity of its sentence vectors to those of `{MODEL}`, on {sample.words}: mean "
             f"{cosines.mean():.5f}, worst {cosines.min():.5f}."
         )
     a_class = cast(int, model.config.num_labels) > 1
@@ -404,6 +412,7 @@ def _write_words(
         onnx=options.writes_onnx,
         load=measured.load.words,
         notes=measured.notes,
+        vectors=found.pooling.words,
         facts=[*found.facts, ("versions", ", ".join(f"{key} {value}" for key, value in used.items()))],
         objectives=found.objectives,
         base_model=found.base_model,

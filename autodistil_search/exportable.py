@@ -30,13 +30,14 @@ from autodistil_search.model import (
 )
 from autodistil_search.onnx_files import Sample
 from autodistil_search.plugins import Plugins
+from autodistil_search.pooling import Pooling, read_pooling
 from autodistil_search.pretrained import fit_tokenizer, load_tokenizer
 from autodistil_search.progress import Reporter
 from autodistil_search.report import shown
 from autodistil_search.results import load_run
 from autodistil_search.runfolder import model_folder
 from autodistil_search.tasks.data import Task, load_task
-from autodistil_search.teacher import Teacher
+from autodistil_search.teacher import Teacher, pooling_of
 
 CPU = Device("cpu", "fp32")
 """Where exported students are checked and measured: every user has it, in both runtimes."""
@@ -74,6 +75,7 @@ class Exportable:
         sample: Token ids of text, to compare runtimes on.
         facts: Of the card: teacher, text and training, as far as they are known.
         objectives: Of the card: what the search knew.
+        pooling: How sentences are embedded.
     """
 
     student: Student
@@ -82,6 +84,7 @@ class Exportable:
     sample: Sample
     facts: Sequence[tuple[str, str]] = ()
     objectives: Sequence[ObjectiveValue] = field(default_factory=tuple)
+    pooling: Pooling = field(default_factory=Pooling)
 
     @property
     def base_model(self) -> str | None:
@@ -118,7 +121,7 @@ def find_exportable(
         )
     if pick is not None:
         raise InputError(f"--pick {pick!r}, but {str(source)!r} holds one student; allowed: --pick with a run's folder")
-    return _of_folder(source, teacher, _history(given), reporter)
+    return _of_folder(source, given, teacher, _history(given), reporter)
 
 
 def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, reporter: Reporter) -> Exportable:
@@ -146,7 +149,7 @@ def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, 
     facts = _facts(config, dict(run.report.conditions), teacher)
     place = list(run.frontier.index).index(row.name) + 1
     facts.append(("subnet", f"row {place} of {len(run.frontier)} of the frontier of space {row['space']}"))
-    return Exportable(student, teacher.tokenizer, teacher, sample, facts, objectives)
+    return Exportable(student, teacher.tokenizer, teacher, sample, facts, objectives, teacher.pooling)
 
 
 def _facts(config: SearchConfig, conditions: dict[str, str], teacher: Teacher) -> list[tuple[str, str]]:
@@ -231,7 +234,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _of_folder(
-    folder: Path, teacher_name: str | None, history: Sequence[tuple[str, str]], reporter: Reporter
+    folder: Path, given: Path, teacher_name: str | None, history: Sequence[tuple[str, str]], reporter: Reporter
 ) -> Exportable:
     student = _load_student(folder)
     teacher = None if teacher_name is None else find_teacher(SearchConfig(teacher=teacher_name), CPU, Plugins())
@@ -251,7 +254,16 @@ def _of_folder(
     facts = list(history) or [("student", "given as a folder; what it was trained on is not known here")]
     if teacher is not None:
         facts = [_teacher_fact(teacher), *(fact for fact in facts if fact[0] != "teacher")]
-    return Exportable(student, tokenizer, teacher, _sentences(tokenizer, student), facts)
+    pooling = _pooling_behind(given) if teacher is None else teacher.pooling
+    return Exportable(student, tokenizer, teacher, _sentences(tokenizer, student), facts, pooling=pooling)
+
+
+def _pooling_behind(folder: Path) -> Pooling:
+    """Return how the teacher behind a `distil` folder embeds sentences; of another folder what it says itself."""
+    if not (folder / DISTIL_CONFIG).is_file():
+        return read_pooling(str(folder))
+    run = Path(_yaml(folder / DISTIL_CONFIG)["run"])
+    return pooling_of(load_run(run).config.teacher) if (run / "summary.json").is_file() else Pooling()
 
 
 def _load_student(folder: Path) -> Student:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from autodistil_search.errors import InputError
+from autodistil_search.pooling import Pooling
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -182,12 +183,10 @@ def _quiet_quantiser() -> Iterator[None]:
         root.handlers[:] = handlers  # a logger without any is given one by its first warning
 
 
-def embedding_cosines(path: Path, other: Path, model: PreTrainedModel, sample: Sample) -> Tensor:
-    """Cosine similarities `(n,)` of each text's mean token embedding in two ONNX files of `model`."""
+def embedding_cosines(path: Path, other: Path, model: PreTrainedModel, sample: Sample, pooling: Pooling) -> Tensor:
+    """Cosine similarities `(n,)` of each text's vector in two ONNX files of `model`."""
     a, b = (_outputs(each, model, sample) for each in (path, other))
-    weights = sample.mask[..., None].to(a.dtype)
-    mean_a, mean_b = ((each * weights).sum(1) / weights.sum(1) for each in (a, b))
-    return F.cosine_similarity(mean_a, mean_b)
+    return F.cosine_similarity(pooling.vectors(a, sample.mask), pooling.vectors(b, sample.mask))
 
 
 def logit_differences(path: Path, other: Path, model: PreTrainedModel, sample: Sample) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilForSequenceClassification, AutoDistilModel
 from autodistil_search.objectives import COSINE, HIDDEN_LOSS, PROBE, Objective, number
 from autodistil_search.plugins import guarded
+from autodistil_search.pooling import Pooling
 from autodistil_search.pretrained import matched
 from autodistil_search.relations import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
 from autodistil_search.schedule import seeded
@@ -408,14 +409,15 @@ class ProbeProxy(_OfTask):
 class CosineProxy(_OfTask):
     """How well the cosines of sentence vectors rank the pairs of a task: Spearman's rho. Nothing is trained on them.
 
-    A sentence's vector is the mean of its last hidden states: for teachers that embed sentences.
+    A sentence's vector is made of its last hidden states as the teacher makes it (`Teacher.pooling`).
     """
 
     reference = 0.0
 
     def __init__(self, task: Task, teacher: Teacher, budget: TaskBudget, device: Device) -> None:
         super().__init__(task, teacher, budget, device)
-        self._pairs = Pairs(task.split(budget.rows)[0], teacher.tokenizer, self._prepared.max_length)
+        self._pooling, rows = teacher.pooling, task.split(budget.rows)[0]
+        self._pairs = Pairs(rows, teacher.tokenizer, self._prepared.max_length, teacher.pooling)
 
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
         """The correlation of `subnet` of `model`, or of the whole model."""
@@ -425,7 +427,7 @@ class CosineProxy(_OfTask):
     def description(self) -> str:
         """How it is measured, for the reader of a report."""
         return (
-            f"cosines of the means over tokens of the last hidden states of the two texts, on {len(self._pairs):,} "
+            f"cosines of the two texts' vectors ({self._pooling.words}), on {len(self._pairs):,} "
             f"training rows of {self._task.name} ({self._task.source}); nothing is trained on them"
         )
 
@@ -433,8 +435,11 @@ class CosineProxy(_OfTask):
 class Pairs:
     """Rows of two texts, each text by itself."""
 
-    def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, pooling: Pooling | None = None
+    ) -> None:
         assert rows.second is not None
+        self._pooling = pooling or Pooling()
         self._labels = np.array(rows.labels, float)
         self._sides = [
             Encoded(Rows(texts, None, rows.labels), tokenizer, max_length) for texts in (rows.first, rows.second)
@@ -444,21 +449,27 @@ class Pairs:
         return len(self._labels)
 
     def correlation(self, model: AutoDistilModel, device: Device, subnet: Subnet | None = None) -> float:
-        """Spearman's rho of the labels and the cosines of `mean_states` of the two texts."""
-        first, second = (mean_states(model, subnet, side, device) for side in self._sides)
+        """Spearman's rho of the labels and the cosines of the vectors of the two texts."""
+        first, second = (sentence_vectors(model, subnet, side, device, self._pooling) for side in self._sides)
         lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
         return METRICS["spearman"].compute(self._labels, (first * second).sum(1) / lengths)
 
 
-@torch.no_grad()
 def mean_states(model: AutoDistilModel, subnet: Subnet | None, rows: Encoded, device: Device) -> Array:
     """The last hidden states of each row, averaged over its tokens: `(n, H)`."""
+    return sentence_vectors(model, subnet, rows, device, Pooling())
+
+
+@torch.no_grad()
+def sentence_vectors(
+    model: AutoDistilModel, subnet: Subnet | None, rows: Encoded, device: Device, pooling: Pooling
+) -> Array:
+    """Return the last hidden states of each row as one vector: `(n, H)`, for each mode of the pooling."""
     model.eval()
-    found = np.empty((len(rows), (subnet or model.config.subnet).hidden_size))
+    found = np.empty((len(rows), len(pooling.modes) * (subnet or model.config.subnet).hidden_size))
     for indices in rows.by_length():
         inputs, _ = rows.batch(indices, device.name)
         with device.autocast():
             hidden = model(**matched(model, inputs), subnet=subnet).last_hidden_state.float()
-        real = inputs["attention_mask"][..., None]
-        found[indices] = ((hidden * real).sum(1) / real.sum(1)).double().cpu().numpy()
+        found[indices] = pooling.vectors(hidden, inputs["attention_mask"]).double().cpu().numpy()
     return found

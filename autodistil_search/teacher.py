@@ -34,6 +34,7 @@ from autodistil_search.model import (
     Projections,
     quiet_transformers,
 )
+from autodistil_search.pooling import Pooling, read_pooling
 from autodistil_search.pretrained import fit_tokenizer, load_config, load_pretrained, load_tokenizer, loading
 from autodistil_search.space import SearchSpace, Subnet, kept_layers
 
@@ -60,7 +61,7 @@ class Teacher:
     """A frozen encoder of which the Q, K and V of one layer are read.
 
     layer: index of that layer, counted from 0; negative from the end, -1 is the last.
-    notes: lines on what was mended when it was loaded.
+    notes: lines on what was mended when it was loaded. pooling: how it embeds sentences.
 
     Raises:
         InputError: for a family that is not in `FAMILIES`, layers without its parts, or a layer that does not exist.
@@ -81,6 +82,7 @@ class Teacher:
             )
         self.layer = layer % len(self._layers)
         self.notes: tuple[str, ...] = ()
+        self.pooling = Pooling()
         if self._relative_bias is not None and len(self._relative_bias) < RELATIVE_BUCKETS:
             raise InputError(
                 f"teacher {name!r} has {len(self._relative_bias)} buckets of relative attention bias; allowed: "
@@ -461,7 +463,16 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
         tokenizer = load_tokenizer(what, source, config)
         model, told = load_pretrained(what, AutoModel, source, config)
     _check_parts(name, model, told["missing_keys"], told["unexpected_keys"])
-    return checked_teacher(model, tokenizer, name, layer, device)
+    teacher = checked_teacher(model, tokenizer, name, layer, device)
+    teacher.pooling = pooling_of(name)
+    if teacher.pooling.note:
+        teacher.notes += (f"students of {name!r} embed sentences by {teacher.pooling.words}",)
+    return teacher
+
+
+def pooling_of(name: str) -> Pooling:
+    """Return how the teacher of that hub id or folder, or the packaged one, embeds sentences."""
+    return read_pooling(str(packaged_folder()) if name == PACKAGED else name)
 
 
 def checked_teacher(

@@ -43,6 +43,7 @@ LAYERS = [
         "sampling",
         "schedule",
         "predictor",
+        "pooling",
     },
     {"checkpoint"},
     {"corpus", "stepconfig", "hardware", "teacher", "traininglog", "partition", "bert", "findings"},

@@ -208,7 +208,7 @@ def test_tables_come_back_from_csv_as_they_are_shown(text, tmp_path, monkeypatch
 def test_a_card_keeps_its_tables_and_its_code(text):
     card = Card(
         name=f"out {text}", student="3x48", labels=0, own_file=True, variants=[], has_teacher=False, onnx=True, load="",
-        notes=[], facts=[(f"what {text}", f"how {text}")], base_model=text or None, licence=text or None,
+        notes=[], vectors=text, facts=[(f"what {text}", f"how {text}")], base_model=text or None, licence=text or None,
         objectives=[ObjectiveValue(f"label {text}", "mine", "1.0", f"unit {text}", "lower")],
     )  # fmt: skip
     words = card.words

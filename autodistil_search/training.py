@@ -16,7 +16,7 @@ from autodistil_search.config import TrainConfig
 from autodistil_search.device import choose_device
 from autodistil_search.distill import distill
 from autodistil_search.errors import InputError
-from autodistil_search.files import read_json, readable, refuse_other_settings
+from autodistil_search.files import read_json, readable, refuse_other_settings, whole_folder
 from autodistil_search.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
 from autodistil_search.given import load_yaml
 from autodistil_search.inputs import Materials, resolve_training
@@ -244,9 +244,6 @@ def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder
         )
     if folder.exists():
         return
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, new, ignore=shutil.ignore_patterns(".lock", "tensorboard"))
-    verify(new, shown=source)  # of the copy, whose digests are then known: each file is read once
-    new.rename(folder)
+    with whole_folder(folder) as new:
+        shutil.copytree(source, new, ignore=shutil.ignore_patterns(".*", "tensorboard"), dirs_exist_ok=True)
+        verify(new, shown=source)  # of the copy, whose digests are then known: each file is read once

@@ -141,7 +141,7 @@ def _bert_config(config: AutoDistilConfig, sizes: Subnet) -> BertConfig:
 
 
 def _settings(config: AutoDistilConfig, sizes: Subnet) -> dict[str, Any]:
-    """What the configurations of both stock models have."""
+    """Return the settings that the configurations of both stock models have."""
     return {
         **{key: getattr(config, key) for key in _SHARED},
         "num_hidden_layers": sizes.layers,
@@ -169,7 +169,7 @@ def _copy_encoder(student: AutoDistilModel, bert: BertModel) -> None:
 def _to_mpnet(
     model: AutoDistilModel | AutoDistilForSequenceClassification,
 ) -> MPNetModel | MPNetForSequenceClassification:
-    """The head's dropout is left out: an MPNet has one probability for its encoder and its head."""
+    """Build the MPNet, without dropout in its head: one probability serves an MPNet's encoder and head."""
     config, sizes = model.config, bert_sizes(model.config.subnet)
     settings = MPNetConfig(
         **_settings(config, sizes),
@@ -189,7 +189,7 @@ def _to_mpnet(
 
 
 def _copy_to_mpnet(student: AutoDistilModel, mpnet: MPNetModel) -> None:
-    """All but the pooler. The one row of token types is added to each position."""
+    """Copy all but the pooler; the one row of token types is added to each position."""
     embeddings, encoder, sizes = mpnet.embeddings, mpnet.encoder, bert_sizes(student.config.subnet)
     positions = student.position_embeddings.weight + student.token_type_embeddings.weight
     embeddings.word_embeddings.weight.copy_(student.word_embeddings.weight)
@@ -208,7 +208,7 @@ def _copy_to_mpnet(student: AutoDistilModel, mpnet: MPNetModel) -> None:
 def _copy_layer(
     layer: ElasticLayer, linears: tuple[nn.Linear, ...], norm: nn.Module, target: Any, mine: Subnet, theirs: Subnet
 ) -> None:
-    """linears, norm: query, key, value and output of the attention of `target`, and the norm after it."""
+    """Copy a layer; linears, norm: the query, key, value and output of its attention, and the norm after it."""
     *sides, output = linears
     for part, into in zip(("query", "key", "value"), sides, strict=True):
         source = getattr(layer, part)

@@ -215,7 +215,7 @@ def _converted(found: Exportable, wanted: Format) -> PreTrainedModel:
 
 
 def _why_own(found: Exportable) -> str:
-    """Why no stock model computes what the student does; empty if one does."""
+    """Return the reason why no stock model computes what the student does; empty if one does."""
     config = found.student.config
     return why_not(config, stock_format(config), found.tokenizer.pad_token_id)
 

@@ -156,7 +156,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
 
 @lru_cache(maxsize=8)
 def _kept_buckets(tokens: int, device: torch.device, buckets: int, max_distance: int) -> Tensor:
-    with torch.inference_mode(False):  # what is made inside of it could not be used in training
+    with torch.inference_mode(False):  # tensors that are made in inference mode cannot be used in training
         return relative_buckets(tokens, device, buckets, max_distance)
 
 
@@ -251,7 +251,7 @@ class AutoDistilModel(_AutoDistil):
 
     @property
     def space(self) -> SearchSpace:
-        """The space whose SuperLM this is; made and checked again only after the configuration has changed."""
+        """Return the space of this SuperLM; it is made and checked again only after the configuration has changed."""
         given = self.config.search_space
         if given is None:
             raise ValueError("this model is a student: it has no search space")
@@ -289,7 +289,7 @@ class AutoDistilModel(_AutoDistil):
         return cast(Tensor, x)
 
     def _mask(self, input_ids: Tensor, attention_mask: Tensor | None, heads: int) -> Tensor | None:
-        """What `attend` takes, for all layers and so many heads: padding and relative attention bias in one."""
+        """Return the mask of all layers, for so many heads, as `attend` takes it: of padding and relative bias."""
         seen = None if attention_mask is None else (attention_mask != 0)[:, None, None, :]  # (B, 1, 1, T)
         if self.relative_attention_bias is None:
             return seen
@@ -340,7 +340,7 @@ class AutoDistilModel(_AutoDistil):
     def _before_last(
         self, input_ids: Tensor, attention_mask: Tensor | None, subnet: Subnet, words: Tensor | None
     ) -> tuple[Tensor, ElasticLayer, Subnet, Tensor | None]:
-        """What goes into the last layer of `subnet`, that layer, its sizes, and its mask."""
+        """Return the input of the last layer of `subnet`, that layer, its sizes, and its mask."""
         *body, (last, last_sizes) = self._layers_of(subnet)
         x, mask = (
             self._embed(input_ids, None, subnet.hidden_size, words),

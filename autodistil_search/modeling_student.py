@@ -54,19 +54,19 @@ def relative_buckets(tokens: int, device: torch.device, buckets: int, max_distan
     distance, and the rest grow in powers up to `max_distance`. Their bounds are whole numbers, so that no runtime's
     rounding of a logarithm can move a distance to the next bucket.
     """
-    each = buckets // 2
-    exact = each // 2
+    per_side = buckets // 2
+    exact = per_side // 2
     positions = torch.arange(tokens, device=device)
     ahead = positions[None, :] - positions[:, None]  # (T, T)
     distance = ahead.abs()
-    bucket = (ahead > 0) * each + distance.clamp(max=exact)
-    for bound in _bucket_bounds(exact, each - exact, max_distance):
+    bucket = (ahead > 0) * per_side + distance.clamp(max=exact)
+    for bound in _bucket_bounds(exact, per_side - exact, max_distance):
         bucket = bucket + (distance >= bound)
     return bucket
 
 
 def _bucket_bounds(exact: int, grown: int, max_distance: int) -> list[int]:
-    """The least whole distances n with n >= exact (max_distance / exact)^(k / grown), for k from 1 to `grown` - 1."""
+    """Return the least whole n >= exact (max_distance / exact)^(k / grown), for each k from 1 to `grown` - 1."""
     bounds, distance = [], exact
     for k in range(1, grown):
         while distance**grown < exact ** (grown - k) * max_distance**k:

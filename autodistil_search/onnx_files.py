@@ -144,7 +144,7 @@ def classifier(path: Path) -> Callable[..., SequenceClassifierOutput]:
 def largest_difference(model: PreTrainedModel, other: Callable[[Inputs], Iterable[Tensor]], sample: Sample) -> float:
     """The largest absolute difference between the outputs of `model` and of `other`, in several shapes; NaN if any is.
 
-    Hidden states of padding tokens are no one's, and do not count: MPNet gives such a token no position.
+    Hidden states of padding tokens do not count: MPNet gives such a token no position.
 
     other: gives the same outputs in the same order, as a `runner` does.
     """

@@ -153,7 +153,7 @@ class Teacher:
 
     @property
     def _relative_bias(self) -> Tensor | None:
-        """What attention adds to its scores, `(buckets, A)`; None if it adds nothing."""
+        """Return the numbers that attention adds to its scores, `(buckets, A)`; None if it adds none."""
         table = find(self.model, self.family.relative_bias)
         return None if table is None else table.weight[:RELATIVE_BUCKETS]
 

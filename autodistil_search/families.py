@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +175,32 @@ def _kind(config: Any) -> str:
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return "a decoder"
     return "a model"
+
+
+def check_layers(what: str, config: Any, unexpected: Iterable[str]) -> None:
+    """Refuse weights for layers, or for parts of them, that the model would do without.
+
+    Args:
+        what: The model in words.
+        config: Of a family.
+        unexpected: Names of the weights that the model has no place for.
+
+    Raises:
+        InputError: naming them.
+    """
+    layers = re.escape(FAMILIES[config.model_type].layers)
+    found = (re.search(rf"(?:^|\.){layers}\.(\d+)\.(.+)\.\w+$", key) for key in unexpected)
+    places = [(int(match[1]), match[2]) for match in found if match]
+    most = max((index for index, _ in places), default=0)
+    if most >= config.num_hidden_layers:
+        raise InputError(
+            f"{what} has weights of {most + 1} layers; allowed: {config.num_hidden_layers}, as its config.json says"
+        )
+    if stray := sorted({part for _, part in places}):
+        raise InputError(
+            f"the layers of {what} have {', '.join(stray)}; allowed: parts that transformers gives a layer of type "
+            f"{config.model_type!r}"
+        )
 
 
 def find_layers(name: str, model: nn.Module, family: Family, heads: int) -> list[nn.Module]:

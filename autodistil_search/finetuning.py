@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from autodistil_search.device import Device, choose_device
 from autodistil_search.errors import InputError
-from autodistil_search.families import FAMILIES
+from autodistil_search.families import FAMILIES, check_layers
 from autodistil_search.files import clear_leftovers, read_json, readable, write_atomically, write_together
 from autodistil_search.given import PACKAGED
 from autodistil_search.manifest import (
@@ -291,6 +291,8 @@ def load_classifier(what: str, source: str, task: Task, seed: int, must_fit: boo
         if task.labels:
             config.id2label = dict(enumerate(task.labels))
         model, told = load_pretrained(what, AutoModelForSequenceClassification, source, config)
+    if config.model_type in FAMILIES:
+        check_layers(what, config, told["unexpected_keys"])
     lacking = {*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}
     encoder = f"{model.base_model_prefix}."
     untrained = sorted(key for key in lacking if key.startswith(encoder) and not key.startswith(f"{encoder}pooler."))

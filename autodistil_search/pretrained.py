@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -38,6 +39,8 @@ _LEFT_OUT = (
 )
 """Entries that say how a model was used or is to be run, not what it computes."""
 _INDEX = "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of weights, as safetensors calls them."""
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """All that a model is given here."""
 
@@ -125,7 +128,7 @@ def load_pretrained(
             its configuration says or broken (`check_weights`).
     """
     with loading(what):
-        _check_index(what, source)
+        _check_files(what, source)
         model, told = auto.from_pretrained(
             source,
             config=config,
@@ -147,20 +150,32 @@ def load_pretrained(
     return model, told
 
 
-def _check_index(what: str, source: str) -> None:
-    """Refuse an index of weight files that names anything but safetensors files beside it: others are unpickled."""
-    index = cached_file(
+def _check_files(what: str, source: str) -> None:
+    """Refuse weight files that are no safetensors, as others are unpickled, or hold weights in other than floats."""
+    names = ["model.safetensors"]
+    if (index := _file(source, _INDEX)) is not None:
+        names = sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    for name in names:
+        if not name.endswith(".safetensors") or PurePosixPath(name).name != name:
+            raise InputError(f"{what} has weights in {name!r} ({_INDEX}); allowed: safetensors files beside it")
+        if (path := _file(source, name)) is None:
+            continue
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - it is no mapping
+                kind = file.get_slice(key).get_dtype()
+                if kind not in _FLOATS and key.endswith((".weight", ".bias")):
+                    raise InputError(f"{what} has {key!r} as {kind}; allowed: weights as {', '.join(_FLOATS)}")
+
+
+def _file(source: str, name: str) -> Path | None:
+    """A file of a folder or hub id, which is downloaded as its loading would; None if it has none."""
+    path = cached_file(
         source,
-        _INDEX,
+        name,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if index is None:
-        return
-    names = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-    for name in sorted({*names}):
-        if not name.endswith(".safetensors") or PurePosixPath(name).name != name:
-            raise InputError(f"{what} has weights in {name!r} ({_INDEX}); allowed: safetensors files beside it")
+    return None if path is None else Path(path)
 
 
 @torch.no_grad()

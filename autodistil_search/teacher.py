@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +21,15 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from autodistil_search.checkpoint import load_model
 from autodistil_search.cost import Vocabulary
 from autodistil_search.errors import InputError
-from autodistil_search.families import FAMILIES, RELATIVE_BUCKETS, WITHOUT_PLACE, check_family, find, find_layers
+from autodistil_search.families import (
+    FAMILIES,
+    RELATIVE_BUCKETS,
+    WITHOUT_PLACE,
+    check_family,
+    check_layers,
+    find,
+    find_layers,
+)
 from autodistil_search.files import file_sha256, read_json
 from autodistil_search.given import PACKAGED
 from autodistil_search.manifest import OF_RUNS, described, kind_of, verify
@@ -559,13 +566,7 @@ def _check_parts(name: str, model: PreTrainedModel, missing: Collection[str], un
 
     A missing pooler is taken away, as transformers made one up.
     """
-    layers = re.escape(FAMILIES[model.config.model_type].layers)
-    found = (re.search(rf"(?:^|\.){layers}\.\d+\.(.+)\.\w+$", key) for key in unexpected)
-    if stray := sorted({match[1] for match in found if match}):
-        raise InputError(
-            f"the layers of teacher {name!r} have {', '.join(stray)}; allowed: parts that transformers gives a layer "
-            f"of type {model.config.model_type!r}"
-        )
+    check_layers(f"teacher {name!r}", model.config, unexpected)
     lacking = sorted(key for key in missing if not key.startswith("pooler."))
     if lacking:
         raise InputError(

@@ -173,6 +173,23 @@ def test_a_layer_of_zeros_and_one_of_another_shape_are_named(
         load(folder)
 
 
+@pytest.mark.parametrize("load", [as_teacher, as_classifier])
+def test_weights_in_other_types_and_of_more_layers_than_the_config_are_refused(
+    load: Callable[[Path], PreTrainedModel], teacher_folder: Callable[..., Path]
+) -> None:
+    folder, name = teacher_folder(), "encoder.layer.0.attention.self.key.weight"
+    before = load_file(folder / "model.safetensors")[name]
+    for kind, stored in ((torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")):
+        change_weights(folder, **{name: before.to(kind)})
+        with pytest.raises(InputError, match=f"has '{name}' as {stored}; allowed: weights as F64, F32"):
+            load(folder)
+    change_weights(folder, **{name: before.half()})
+    load(folder)
+    change(folder, "config.json", num_hidden_layers=2)
+    with pytest.raises(InputError, match="has weights of 3 layers; allowed: 2, as its config"):
+        load(folder)
+
+
 def test_finite_weights_that_compute_nothing_finite_are_refused(teacher_folder: Callable[..., Path]) -> None:
     folder = teacher_folder()
     change_weights(folder, **{"encoder.layer.1.output.dense.weight": torch.full((48, 96), 3e38)})

@@ -291,8 +291,6 @@ def load_classifier(what: str, source: str, task: Task, seed: int, must_fit: boo
         if task.labels:
             config.id2label = dict(enumerate(task.labels))
         model, told = load_pretrained(what, AutoModelForSequenceClassification, source, config)
-    if config.model_type in FAMILIES:
-        check_layers(what, config, told["unexpected_keys"])
     lacking = {*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}
     encoder = f"{model.base_model_prefix}."
     untrained = sorted(key for key in lacking if key.startswith(encoder) and not key.startswith(f"{encoder}pooler."))
@@ -301,6 +299,8 @@ def load_classifier(what: str, source: str, task: Task, seed: int, must_fit: boo
             f"{what} lacks {len(untrained)} weights of its encoder, {untrained[0]!r} first; allowed: folders with all "
             "of them"
         )
+    if config.model_type in FAMILIES:
+        check_layers(what, config, told["unexpected_keys"])
     has_head = not any(not key.startswith(encoder) for key in lacking)
     if must_fit and not has_head:
         raise InputError(f"{what} has no head for task {task.name!r}; allowed: a model fine-tuned on it")

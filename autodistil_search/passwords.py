@@ -94,7 +94,7 @@ def _login(text: str, begin: int, is_page: bool) -> tuple[int, int] | None:
         host = re.compile(r"[^/?\s]*").match(text, start + len(HIDDEN) + 1)
         more = host[0].rfind("@") if host else -1
         return (start, host.start() + more) if host and more >= 0 else (start + len(HIDDEN), start + len(HIDDEN))
-    if at > start:
+    if at >= start:  # equal: an empty password, as of servers that listen on a socket
         return start, at
     # The first part of a password with a blank, perhaps.
     rest = start < len(text) and not is_page and "/" not in name and not _PORT.fullmatch(text, start)

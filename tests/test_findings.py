@@ -47,6 +47,7 @@ OF_EACH_KIND = [
     ),
     remark("as it is"),
     Finding(findings.START, {"space": "tiny", "words": "starts wholly at random"}),
+    Finding(findings.UNCHECKED, {"folder": "tiny"}),
     Finding(findings.TRAINING, {"steps": 5, "tokens": 1000}),
     Finding(findings.VERSUS_BASELINE, AGAINST),
 ]

@@ -72,6 +72,7 @@ def test_what_was_left_out_by_an_earlier_version_is_the_same_storage():
     "harmless",
     [
         *("postgresql://me@host:5432/base?sslmode=require&connect_timeout=3", "sqlite:////tmp/a.db?timeout=3", "://"),
+        *("postgresql://me:@/base?host=/tmp/server", "postgresql://me:@host/base"),
         *("runs/nas.journal", "see https://huggingface.co/docs: not a@b", "--storage x: it is no journal of Optuna"),
     ],
 )

@@ -44,6 +44,7 @@ def test_a_run_leaves_everything_that_the_readme_names(toy_config):
         "evaluations.csv",
         "frontier.csv",
         "frontier.png",
+        "manifest.json",
         "progress.csv",
         "progress.png",
         "published.csv",
@@ -58,6 +59,7 @@ def test_a_run_leaves_everything_that_the_readme_names(toy_config):
     assert superlm == {
         "config.json",
         "held_out.csv",
+        "manifest.json",
         "model.safetensors",
         "trainer_state.json",
         "training.csv",

@@ -26,6 +26,7 @@ from autodistil_search.archive import Archive, Evaluation, journal
 from autodistil_search.cli import main
 from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
 from autodistil_search.errors import InputError, ScoringError
+from autodistil_search.files import file_sha256
 from autodistil_search.inputs import resolve
 from autodistil_search.manifest import SEARCH_CONFIG
 from autodistil_search.passwords import without_password
@@ -385,7 +386,7 @@ def test_a_search_stopped_while_others_work_is_continued_with_what_they_scored(t
         return Plugins(objectives={"count": Objective("count", "count", "", "minimize", measure=measured)})
 
     config = run_with(toy_config, storage, objectives="count,params")
-    with pytest.raises(StoppedError):
+    with pytest.raises(InputError, match=r"objective 'count' failed on subnet .*: StoppedError"):
         search(config, plugins=plugins())
     assert len(scored_once(storage, "search")) == 3
     scored = ["not three"] * 10
@@ -473,7 +474,13 @@ def test_a_worker_without_the_superlm_says_where_it_looked(toy_config, tmp_path,
     assert f"{run.folder}/superlm/debug holds no SuperLM; allowed: --superlm" in line
     assert work(storage, "search", superlm=elsewhere) == 0
     weights = elsewhere / "superlm" / "debug" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\0")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\0\0\1\0")
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged: its sha256 is"):
+        work(storage, "search", superlm=elsewhere)
+    (elsewhere / "superlm" / "debug" / "manifest.json").unlink()  # as another training's, from before there were any
+    state = elsewhere / "superlm" / "debug" / "trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"sha256": file_sha256(weights)}))
     with pytest.raises(InputError, match="SuperLM debug is"):
         work(storage, "search", superlm=elsewhere)
 

@@ -88,7 +88,7 @@ class TrainConfig:
         steps: Training steps of each SuperLM and of each baseline.
         batch_size: Blocks in a step, over all processes.
         accumulate: Parts that each process divides its blocks into, one in memory at a time.
-        lr: Peak learning rate; if not given, 2.2 / (hidden size x layers) of the largest subnet, and at most 4e-3.
+        lr: Peak learning rate; if not given, 0.13 / (layers x root of the hidden size), and at most 4e-3.
         seed: Fixes initial weights, the order of text, the subnets of each step and the search.
         device: Where to compute; auto takes CUDA if there is one.
         precision: auto takes bf16 where the hardware has it; fp16 scales the loss.

@@ -9,8 +9,9 @@ import torch
 
 from autodistil_search.space import Subnet
 
-_RATE_TIMES_SIZE, _HIGHEST_RATE = 2.2, 4e-3
-"""Default peak learning rate times hidden size times layers, and its upper limit; measured in docs/benchmarks.md."""
+_RATE_TIMES_SIZE, _HIGHEST_RATE = 0.13, 4e-3
+"""Default peak learning rate times layers times the root of the hidden size, and its upper limit; measured in
+docs/benchmarks.md."""
 
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises from 0; it then falls to 0 linearly."""
@@ -25,7 +26,7 @@ def default_learning_rate(subnet: Subnet) -> float:
     The rate at which training collapses falls with width and with depth; so does the default, which keeps a factor of 2
     below it. It is rounded to two digits.
     """
-    return min(_HIGHEST_RATE, float(f"{_RATE_TIMES_SIZE / (subnet.hidden_size * subnet.layers):.2g}"))
+    return min(_HIGHEST_RATE, float(f"{_RATE_TIMES_SIZE / (subnet.layers * subnet.hidden_size**0.5):.2g}"))
 
 
 @contextmanager

@@ -204,12 +204,10 @@ def test_random_subnets_are_drawn_from_each_space_and_trained_alone(toy_config):
 def test_random_subnets_learn_at_the_rate_of_their_own_size(toy_config, monkeypatch, tmp_path):
     monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
     space = tmp_path / "deep.yaml"
-    space.write_text(
-        "layers: [90]\nhidden_size: [16, 32]\nmlp_ratio: [1]\nheads: [2]\nhead_dim: 8\nrelation_heads: 4\n"
-    )
+    space.write_text("layers: [9]\nhidden_size: [16, 32]\nmlp_ratio: [1]\nheads: [2]\nhead_dim: 8\nrelation_heads: 4\n")
     search(replace(toy_config, space=str(space), baselines="random", steps=2))
     states = [json.loads(path.read_text()) for path in cache_folder().glob("baselines/*/trainer_state.json")]
-    assert {state["settings"]["lr"] for state in states} == {1.5e-3, 7.6e-4}  # 2.2 / (90 x 16) and 2.2 / (90 x 32)
+    assert {state["settings"]["lr"] for state in states} == {3.6e-3, 2.6e-3}  # 0.13 / (9 x 4) and 0.13 / (9 x 5.66)
 
 
 def test_none_stands_alone(toy_config):

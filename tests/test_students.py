@@ -108,13 +108,13 @@ def test_without_a_rate_it_is_a_quarter_of_the_superlms(run, config):
 
 def test_a_shallow_student_of_a_deep_superlm_has_a_quarter_of_that_rate(toy_config, config, tmp_path):
     space = tmp_path / "deep.yaml"
-    space.write_text("layers: [2, 55]\nhidden_size: [16]\nmlp_ratio: [2]\nheads: [4]\nhead_dim: 4\nrelation_heads: 4\n")
+    space.write_text("layers: [2, 9]\nhidden_size: [16]\nmlp_ratio: [2]\nheads: [4]\nhead_dim: 4\nrelation_heads: 4\n")
     run = search(replace(toy_config, space=str(space), lr=None, steps=2, out=str(tmp_path / "deep")))
     found = distil(replace(config, run=str(run.folder), steps=2, lr=None))
     assert found.row["layers"] == 2
     states = [folder / "trainer_state.json" for folder in (run.folder / "superlm" / "deep", found.folder)]
     rates = [json.loads(path.read_text())["settings"]["lr"] for path in states]
-    assert rates == [2.5e-3, 6.25e-4]  # 2.2 / (55 x 16)
+    assert rates == [3.6e-3, 9e-4]  # 0.13 / (9 x 4)
 
 
 def _equal(a, b):

@@ -25,6 +25,7 @@ from autodistil_search.archive import Evaluation
 from autodistil_search.baselines import Baseline
 from autodistil_search.comparison import COLUMNS
 from autodistil_search.errors import InputError
+from autodistil_search.manifest import add_to_manifest
 from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
 from autodistil_search.report import baseline_table, pareto_report, pick
 from autodistil_search.report.explore import (
@@ -227,6 +228,7 @@ def run(toy_config):
     """A toy run with every subnet scored, and a comparison of engines as larger spaces have one."""
     folder = search(replace(toy_config, engine="exhaustive", evaluations=16)).folder
     ENGINES.to_csv(folder / "engines.csv", index=False)
+    add_to_manifest(folder, ["engines.csv"])
     return load_run(folder)
 
 

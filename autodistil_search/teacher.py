@@ -374,8 +374,8 @@ class Teacher:
         ]
         if self.copies_layers and mine.layers > theirs.layers:
             notes.append(
-                f"the student has {mine.layers} layers and the teacher {theirs.layers}: "
-                f"{mine.layers - theirs.layers} of them start as pass-throughs, which change nothing at first"
+                f"the student has {mine.layers} layers and the teacher {theirs.layers}; layers that start as "
+                f"pass-throughs, which change nothing at first: {mine.layers - theirs.layers}"
             )
         if not pooler:
             notes.append("the teacher has no pooler: it starts at random")

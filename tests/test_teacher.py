@@ -403,7 +403,8 @@ def test_what_a_wider_and_deeper_start_lacks_is_noted(toy_teacher: Callable[...,
         "ffn_size is 128 and the teacher's 96: the rest starts at random",
         "heads is 8 and the teacher's 6: the rest starts at random",
         "head_dim is 16 and the teacher's 8: the rest starts at random",
-        "the student has 6 layers and the teacher 3; layers that start as pass-throughs, which change nothing at first: 3",
+        "the student has 6 layers and the teacher 3; layers that start as pass-throughs, which change nothing at "
+        "first: 3",
         "the teacher has no pooler: it starts at random",
     ]
     words = superlm.word_embeddings.weight

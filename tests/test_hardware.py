@@ -1,6 +1,6 @@
 """Time and memory of a forward pass, on modules whose both are known."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,16 +15,16 @@ from autodistil_search.hardware import Load, latency, pass_seconds, peak_bytes, 
 class Toy(nn.Module):
     """Sees what it is given; waits, and holds some memory, at each pass."""
 
-    def __init__(self, milliseconds=0.0, numbers=0):
+    def __init__(self, wait=lambda: None, numbers=0):
         super().__init__()
-        self.milliseconds, self.numbers = milliseconds, numbers
+        self.wait, self.numbers = wait, numbers
         self.weight = nn.Parameter(torch.zeros(1000))
         self.config = type("Config", (), {"vocab_size": 50})
         self.seen = []
 
     def forward(self, input_ids):
         self.seen.append((tuple(input_ids.shape), self.training, torch.is_grad_enabled()))
-        time.sleep(self.milliseconds / 1000)
+        self.wait()
         for _ in range(2):  # one after the other: only one of them is held at a time
             held = torch.ones(self.numbers)
             del held
@@ -49,8 +49,16 @@ def test_latency_is_the_median_in_milliseconds_and_throughput_its_inverse(load, 
     assert throughput(Toy(), load) == pytest.approx(3 / 0.003)
 
 
-def test_a_pass_takes_at_least_what_it_waits(load):
-    assert min(pass_seconds(Toy(milliseconds=5), load)) >= 0.005
+def test_a_pass_takes_what_it_waits_and_passes_are_repeated_for_some_time(load, monkeypatch):
+    """A clock that only the passes move; each takes a power of two, so that sums are exact."""
+    clock = [0.0]
+
+    def wait():
+        clock[0] += 1 / 64
+
+    monkeypatch.setattr(hardware, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(hardware, "_SECONDS", 0.5)
+    assert pass_seconds(Toy(wait), load) == [1 / 64] * 32
 
 
 def test_memory_is_weights_and_the_most_that_is_held_at_a_time(load):

@@ -28,6 +28,8 @@ _SHOWN = 60
 
 _LARGEST_YAML = 1 << 24
 """Bytes: some 100,000 names of text files."""
+_STANDARD_INPUT = (Path("/dev/stdin"), Path("/dev/fd/0"))
+"""A pipe, a file, a terminal or another device, as whoever started the command chose."""
 _MOST_NODES = 200_000
 """Values of a YAML file, those that aliases repeat among them."""
 _DEEPEST = 32
@@ -88,13 +90,13 @@ def absolute_path(name: str, known: Container[str] = ()) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file of the user holds; see `parse_yaml`.
+    """Return what a YAML file of the user holds, or what comes through a pipe or standard input; see `parse_yaml`.
 
     Raises:
         InputError: if it is no such file, larger than 16 MiB, or cannot be read.
     """
     try:
-        return load_yaml(path)
+        return load_yaml(path, or_pipe=True)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read as YAML: {reason}") from None
@@ -119,14 +121,16 @@ def parse_yaml(text: str, name: str) -> Any:
         raise InputError(f"{name} cannot be read as YAML: {error}") from None
 
 
-def load_yaml(path: Path) -> Any:
+def load_yaml(path: Path, or_pipe: bool = False) -> Any:
     """Return what a YAML file of a run holds, whose reader says what is damaged; see `parse_yaml`.
+
+    or_pipe: whether it may also be a pipe, such as the shell's `<(...)`, or standard input.
 
     Raises:
         OSError: if it cannot be read.
         ValueError: if it holds anything else; its text is one line.
     """
-    if not path.is_file():
+    if not path.is_file() and not (or_pipe and (path.is_fifo() or path in _STANDARD_INPUT)):
         raise ValueError("it is no file")
     with path.open("rb") as file:
         content = file.read(_LARGEST_YAML + 1)

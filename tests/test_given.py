@@ -2,9 +2,14 @@
 
 import itertools
 import math
+import os
+import subprocess
 import sys
+import threading
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,6 +23,7 @@ from autodistil_search.given import (
     PACKAGED,
     TASKS,
     absolute_path,
+    load_yaml,
     meant,
     parse_number,
     parse_whole_number,
@@ -136,6 +142,43 @@ def test_a_file_that_is_no_yaml_is_one_line(content, tmp_path):
     for name in (tmp_path, tmp_path / "none.yaml", "/dev/zero", "a\0b"):
         with pytest.raises(InputError, match=r"cannot be read as YAML: "):
             read_yaml(type(tmp_path)(name))
+
+
+@contextmanager
+def piped(content):
+    """The path of a pipe through which another thread sends `content`, as the shell's `<(...)` makes one."""
+    reading, writing = os.pipe()
+
+    def send():
+        with suppress(BrokenPipeError), os.fdopen(writing, "wb") as file:
+            file.write(content)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield Path(f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+        sender.join()
+
+
+def test_yaml_may_come_through_a_pipe_and_has_the_same_bounds_there(tmp_path):
+    with piped(b"steps: 3") as path:
+        assert read_yaml(path) == {"steps": 3}
+    for content, said in (
+        (b" " * ((1 << 24) + 1), "it has more than 16,777,216 bytes"),
+        (LAUGHS.encode(), "more than 200,000 values"),
+    ):
+        with piped(content) as path, pytest.raises(InputError, match=said):
+            read_yaml(path)
+    with piped(b"steps: 3") as path, pytest.raises(ValueError, match="it is no file"):
+        load_yaml(path)  # of a run's own files none is a pipe
+
+
+def test_a_config_may_come_through_standard_input():
+    command = [sys.executable, "-m", "autodistil_search", "train", "--config", "/dev/stdin", "--print_config"]
+    done = subprocess.run(command, input="steps: 3\nspace: debug\n", capture_output=True, text=True, check=True)
+    assert yaml.safe_load(done.stdout)["steps"] == 3
 
 
 def test_known_names_win_over_what_lies_here(tmp_path, monkeypatch):

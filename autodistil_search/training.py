@@ -228,11 +228,11 @@ def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder
     """
     source = trained / "superlm" / space.name
     with readable(trained / ENVIRONMENT):
-        before = read_json(trained / ENVIRONMENT)["inputs"]
+        before = dict(read_json(trained / ENVIRONMENT)["inputs"])
+        spaces = {each["name"]: each for each in json.loads(before.get("spaces", "[]"))}
     learnt_from = ("teacher_model", "teacher_layer", "text")
     then, now = ({key: each.get(key) for key in learnt_from} for each in (before, materials.identity))
     refuse_other_settings(then, now, trained)
-    spaces = {each["name"]: each for each in json.loads(before.get("spaces", "[]"))}
     if spaces.get(space.name) != json.loads(json.dumps(space.to_dict())):
         raise InputError(
             f"space {space.name!r} has changed since {str(trained)!r} was trained; allowed: the sizes and the depth it "

@@ -164,6 +164,29 @@ def test_a_table_of_another_shape_is_named_also_where_no_digest_tells(
     assert "has no manifest.json" in str(load_run(folder).report.findings[-1])
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("distil/distil.json", "{}"),
+        ("distil/distil.yaml", "steps: 2"),
+        ("finetune/summary.json", '{"model": "seed-0"}'),
+        ("finetune/finetune.yaml", "epochs: 1"),
+    ],
+)
+def test_what_a_folder_says_of_its_model_is_named_if_it_says_something_else(
+    made: Path, name: str, content: str
+) -> None:
+    """Also where no digest tells."""
+    path = made / name
+    with (
+        damaged(path.with_name(MANIFEST), Path.unlink),
+        damaged(path, lambda path: path.write_text(content)),
+        pytest.raises(InputError, match=rf"^[^\n]*{re.escape(path.name)} is damaged[^\n]*$"),
+    ):
+        _exportable(path.parent)
+    _exportable(path.parent)
+
+
 def test_a_model_whose_weights_are_not_its_own_is_refused_also_where_no_digest_tells(
     made: Path, toy_config: SearchConfig, tmp_path: Path
 ) -> None:

@@ -332,6 +332,10 @@ def test_of_several_rates_one_that_diverges_is_recorded_and_never_chosen(config,
     arguments += ["--max-length", "16", "--out", config.out]
     assert printed_json([*arguments, "--lr", "1e300,1e-3"])["lr"] == 1e-3
     assert (run.folder / "results.csv").read_bytes() == before
+    for damage in ("{}", '{"lr": 1e-3, "digest": "0"}'):
+        (run.folder / "lr-1e+300-seed-0" / "diverged.json").write_text(damage)
+        with pytest.raises(InputError, match=r"diverged\.json is damaged.*; delete it, and the same command tries"):
+            run_finetuning(config)
     assert main([*arguments[:-1], f"{config.out}2", "--lr", "1e300", "--quiet"]) == 1
     told = capsys.readouterr().err
     assert told.count("\n") == 1

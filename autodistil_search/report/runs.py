@@ -198,7 +198,9 @@ def _has_ended(validation: Path) -> bool:
 def _check(folder: Path) -> ProxyCheck:
     verify(folder)
     path = folder / SUMMARY
-    summary, digests = read_json(path), read_json(folder / ENVIRONMENT).get("inputs", {})
+    summary, environment = read_json(path), read_json(folder / ENVIRONMENT)
+    with readable(folder / ENVIRONMENT):
+        fine_tuned = "task_task" in environment.get("inputs", {})
     with readable(path):
         labels = {str(column): str(label) for column, label in summary["columns"].items()}
         findings = read(summary)
@@ -208,6 +210,6 @@ def _check(folder: Path) -> ProxyCheck:
         read_table(folder / "subnets.csv", ["band", *labels], ["band", "flops"]),
         read_table(folder / "ranking.csv", _RANKING),
         findings,
-        fine_tuned="task_task" in digests,
+        fine_tuned=fine_tuned,
         has_data="findings" in summary,
     )

@@ -19,7 +19,7 @@ from autodistil_search.cost import FLOPS_SEQ_LEN
 from autodistil_search.device import Device
 from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable
-from autodistil_search.given import PACKAGED, TASKS, absolute_path, load_yaml
+from autodistil_search.given import PACKAGED, TASKS, absolute_path, load_yaml, quoted
 from autodistil_search.inputs import find_teacher, open_text
 from autodistil_search.manifest import DISTIL_CONFIG, FINETUNE_CONFIG, SUMMARY, kind_of, verify
 from autodistil_search.model import (
@@ -122,7 +122,9 @@ def find_exportable(
             "that ended, or what save_pretrained wrote of a student"
         )
     if pick is not None:
-        raise InputError(f"--pick {pick!r}, but {str(source)!r} holds one student; allowed: --pick with a run's folder")
+        raise InputError(
+            f"--pick {quoted(pick)}, but {str(source)!r} holds one student; allowed: --pick with a run's folder"
+        )
     return _of_folder(source, given, teacher, _history(given), reporter)
 
 

@@ -207,6 +207,18 @@ def test_a_model_whose_weights_are_not_its_own_is_refused_also_where_no_digest_t
         shutil.rmtree(folder)
 
 
+def test_weights_without_a_manifest_are_those_that_training_wrote(made: Path, toy_config: SearchConfig) -> None:
+    """As folders of earlier versions have a digest only in `trainer_state.json`."""
+    folder, teacher = made / "distil" / "student", load_teacher(toy_config.teacher)
+    with damaged(folder / MANIFEST, Path.unlink):
+        load_as_student(str(folder), teacher)
+        with (
+            damaged(folder / "model.safetensors", _digit),
+            pytest.raises(InputError, match=r"model\.safetensors is not the file that training wrote"),
+        ):
+            load_as_student(str(folder), teacher)
+
+
 def test_a_deleted_file_is_written_again_by_its_command(made: Path, toy_config: SearchConfig) -> None:
     for name in ("frontier.csv", "summary.json"):
         path = made / "search" / name

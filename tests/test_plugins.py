@@ -394,6 +394,20 @@ def test_an_engine_that_fails_is_named(toy_config, make):
         search(config, plugins=Plugins(engines={"mine": make}))
 
 
+def test_an_engine_is_seeded_by_the_seed_of_the_search_and_not_of_the_training(toy_config):
+    seeds = []
+
+    def make(candidates, *, seed, **_):
+        seeds.append(seed)
+        return failing(candidates)
+
+    for search_seed in (None, 7):
+        config = replace(toy_config, engine="mine", objectives="params,flops", seed=3, search_seed=search_seed)
+        with pytest.raises(InputError, match="engine 'mine' failed to ask"):
+            search(replace(config, out=f"{config.out}-{search_seed}"), plugins=Plugins(engines={"mine": make}))
+    assert seeds == [3, 7]
+
+
 def test_what_was_scored_before_an_objective_failed_is_kept(toy_config):
     calls = []
 

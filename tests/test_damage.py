@@ -17,7 +17,7 @@ from autodistil_search.cli import main
 from autodistil_search.errors import InputError
 from autodistil_search.export import ExportOptions, export
 from autodistil_search.exportable import find_exportable
-from autodistil_search.finetuning import run_finetuning
+from autodistil_search.finetuning import model_source, run_finetuning
 from autodistil_search.manifest import LOGS, MANIFEST
 from autodistil_search.progress import Reporter
 from autodistil_search.stepconfig import DistilConfig, FinetuneConfig
@@ -205,6 +205,15 @@ def test_a_model_whose_weights_are_not_its_own_is_refused_also_where_no_digest_t
         with pytest.raises(InputError, match=told):
             load_as_student(str(folder), teacher)
         shutil.rmtree(folder)
+
+
+def test_a_damaged_model_of_ours_is_no_teacher_and_is_not_fine_tuned(made: Path) -> None:
+    folder = made / "export"
+    with damaged(folder / "model.safetensors", _digit):
+        for read in (load_teacher, model_source):
+            with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+                read(str(folder))
+    assert model_source(str(folder)) == str(folder)
 
 
 def test_weights_without_a_manifest_are_those_that_training_wrote(made: Path, toy_config: SearchConfig) -> None:

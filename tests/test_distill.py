@@ -41,6 +41,7 @@ from autodistil_search.schedule import seeded, set_learning_rate
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.stream import open_stream
 from autodistil_search.teacher import Teacher, load_teacher
+from autodistil_search.traininglog import TrainingLog
 from autodistil_search.transfer import LastHidden, LayerTransfer
 from autodistil_search.weights import ROLES
 
@@ -332,11 +333,17 @@ def test_other_settings_are_refused_in_the_folder_of_an_unfinished_run(
 
 
 def test_a_loss_that_is_not_finite_stops_by_name_and_the_run_can_go_on_from_before(
-    teacher: Teacher, streams: tuple[Blocks, Blocks], train: Callable[..., Weights], tmp_path: Path
+    teacher: Teacher,
+    streams: tuple[Blocks, Blocks],
+    train: Callable[..., Weights],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    poisoned = Poisoned(teacher, good_steps=2)
+    poisoned, closed = Poisoned(teacher, good_steps=2), list[TrainingLog]()
+    monkeypatch.setattr(TrainingLog, "close", lambda log: closed.append(log))
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 3 for subnet 3x48, ratio 2, 4 heads of 8;"):
         distill(_superlm(teacher), poisoned, streams[0], OPTIONS, tmp_path / "run", CPU)
+    assert len(closed) == 1
     assert list((tmp_path / "run").glob("checkpoint-*.safetensors"))
     assert _same(train("run"), train("never-stopped"))
 

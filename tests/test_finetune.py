@@ -349,6 +349,18 @@ def test_more_seeds_go_on_from_fewer(config):
     assert len(more.results) == 2
 
 
+def test_what_looks_wrong_in_a_table_is_said(config, tmp_path, capsys):
+    table = tmp_path / "quoted.tsv"
+    table.write_text(
+        "text\tlabel\n" + "".join(f'"w{i}"\t{"ab"[i % 2]}\n' if i % 3 else f"w{i}\ta\n" for i in range(40))
+    )
+    arguments = ["finetune", config.model, "--task", str(table), "--out", config.out, "--max-length", "999"]
+    assert main(arguments) == 2  # after the table is read, before anything is trained
+    told = capsys.readouterr().err
+    assert "has 26 cells that begin and end with quotes, which are kept as part of the text" in told
+    assert "--max-length 999; " in told
+
+
 def test_other_settings_in_the_same_folder_are_refused(config):
     run_finetuning(config)
     with pytest.raises(InputError, match="epochs was 2 and is now 3"):

@@ -209,6 +209,7 @@ def test_settings_keep_known_names_whatever_lies_here(tmp_path, monkeypatch):
     assert TrainConfig(teacher="installed").absolute().teacher == str(tmp_path / "installed")
     tuned = FinetuneConfig(model="packaged", task="sst2", teacher="./packaged", losses="logits").absolute()
     assert (tuned.model, tuned.task, tuned.teacher) == ("packaged", "sst2", str(tmp_path / "packaged"))
+    assert FinetuneConfig(model="x", task="rte", teacher="packaged", losses="logits").absolute().teacher == "packaged"
     checked = ValidateConfig(probe="topic", cosine="./topic", task="mine").absolute()
     assert (checked.probe, checked.cosine, checked.task) == ("topic", str(tmp_path / "topic"), str(tmp_path / "mine"))
 

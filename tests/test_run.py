@@ -18,6 +18,7 @@ from processes import SERVER
 
 from autodistil_search import InputError, SearchConfig, findings, hardware, load_run, search
 from autodistil_search.cost import flops, params
+from autodistil_search.files import locked
 from autodistil_search.inputs import resolve_training
 from autodistil_search.space import Subnet, load_space
 from autodistil_search.teacher import load_teacher
@@ -192,6 +193,23 @@ def test_a_folder_in_use_is_refused(toy_config):
         with pytest.raises(InputError, match="another process is at work"):
             search(toy_config)
         holder.kill()
+
+
+@pytest.mark.parametrize("command", ["train", "distil", "finetune", "validate-proxy", "report"])
+def test_the_other_commands_refuse_a_folder_in_use_too(command, toy_config, searched, refusal, tmp_path):
+    folder, run = tmp_path / "out", str(searched(toy_config).folder)
+    folder.mkdir()
+    table = tmp_path / "task.csv"
+    table.write_text("text,label\n" + "".join(f"w{i} w{i % 7},{'ab'[i % 2]}\n" for i in range(40)))
+    given = {
+        "train": ["--space", "debug", "--teacher", toy_config.teacher, "--text", *toy_config.texts, "--seq-len", "16"],
+        "finetune": [toy_config.teacher, "--task", str(table), "--max-length", "16"],
+        "validate-proxy": [run, "--subnets", "4", "--bands", "1"],
+    }
+    with locked(folder / ".lock", folder, "--out"):
+        told = refusal([command, *given.get(command, [run]), "--to" if command == "report" else "--out", str(folder)])
+        assert "another process is at work in" in told
+        assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
 def test_a_run_killed_while_it_wrote_its_settings_goes_on(toy_config, searched):

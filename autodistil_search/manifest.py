@@ -44,6 +44,8 @@ _GROWING = (".log",)
 """Suffixes of files that are only ever appended to: their first bytes stay as they were."""
 _OF_MODELS = (".json", ".safetensors", ".txt", ".model", ".jinja", ".csv", ".onnx", ".py")
 """Suffixes of the files of a model's folder that are read back; not its card and figures."""
+_MODULES = "[0-9]_*/*"
+"""Files in the folders of the modules of sentence-transformers, such as `1_Pooling/config.json`."""
 _LARGE = 64 * 2**20
 """Bytes from which on a digest is remembered while the file stays as it is."""
 
@@ -180,8 +182,9 @@ def described(folder: Path) -> str:
 
 
 def model_files(folder: Path) -> list[str]:
-    """Return the names of the files of a model's folder that its manifest covers."""
-    return [path.name for path in folder.iterdir() if path.is_file() and _is_of_model(path)]
+    """Return the names of the files of a model's folder that its manifest covers, those of its pooling among them."""
+    paths = (*folder.iterdir(), *folder.glob(_MODULES))
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file() and _is_of_model(path)]
 
 
 def _is_of_model(path: Path) -> bool:
@@ -273,7 +276,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
         if sealed and content["kind"] in KINDS:
             return dict(content)
         reason = "its content has another digest than it states" if not sealed else f"of kind {content['kind']!r}"
-    except (ValueError, LookupError, TypeError, AttributeError, IsADirectoryError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, IsADirectoryError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     if not any((folder / kind.marker).is_file() for kind in KINDS.values()):
         return None  # a file of that name in a folder of others

@@ -146,7 +146,7 @@ def _read(name: str, path: str) -> Any:
         local = Path(name, path)
         found = local if Path(name).is_dir() else _of_hub(name, path)
         return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {} if path == MODULES and Path(name, path).is_file() else None
 
 

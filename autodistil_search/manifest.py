@@ -2,7 +2,7 @@
 
 `manifest.json` names the kind of a folder, and the size and SHA-256 of each file that is read back from it. State files
 of JSON, which change while a command runs, have a digest of their content inside. Folders and files from before there
-were digests are read as they are.
+were digests are read as they are. A file of results names the manifest, too: where it is missing, it was deleted.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ CONFIGS = (SEARCH_CONFIG, TRAIN_CONFIG, DISTIL_CONFIG, VALIDATE_CONFIG, FINETUNE
 ENVIRONMENT = "environment.json"
 ARCHIVE = "archive.log"
 SUMMARY = "summary.json"
+DISTIL_SUMMARY = "distil.json"
 TRAINER_STATE = "trainer_state.json"
 """The file of a trained model that says it is finished."""
 RESULT = "result.json"
@@ -38,6 +39,8 @@ RESULT = "result.json"
 
 LOGS = ("training.csv", "held_out.csv")
 """Files that only curves are drawn from: damage to them is told and stops nothing."""
+NAMES_MANIFEST = "manifest"
+"""Key of a file of results that names the manifest of its folder."""
 _DIGEST = "digest"
 """Key of the digest that a state file has of the rest of its content."""
 _GROWING = (".log",)
@@ -60,6 +63,7 @@ class Kind:
         title: In words.
         marker: The file by which a folder without a manifest is known to be of this kind.
         remedy: What makes all files of the folder again, in the imperative.
+        results: The file of JSON that names the manifest of a finished folder.
         command: The command that writes a file of `rewritten` again if it is deleted.
         rewritten: Patterns of the names of such files.
     """
@@ -67,6 +71,7 @@ class Kind:
     title: str
     marker: str
     remedy: str
+    results: str
     command: str
     rewritten: tuple[str, ...] = ()
 
@@ -85,13 +90,16 @@ KINDS: Mapping[str, Kind] = {
     "export": Kind(
         "an export",
         EXPORT_RECORD,
-        f"delete the folder and repeat the export, or delete its {MANIFEST} if the change is yours",
+        f"delete the folder and repeat the export, or delete its {MANIFEST} and the entry {NAMES_MANIFEST!r} of "
+        f"{EXPORT_RECORD} if the change is yours",
+        EXPORT_RECORD,
         "export",
     ),
     "finetune": Kind(
         "the folder of a finetune",
         FINETUNE_CONFIG,
         "restore it from a copy, or repeat the finetune with another --out",
+        SUMMARY,
         "finetune",
         ("results.csv", SUMMARY),
     ),
@@ -99,19 +107,22 @@ KINDS: Mapping[str, Kind] = {
         "the folder of a distil",
         DISTIL_CONFIG,
         "restore it from a copy, or repeat the distil with another --out",
+        DISTIL_SUMMARY,
         "distil",
-        ("distil.json",),
+        (DISTIL_SUMMARY,),
     ),
     "train": Kind(
         "the folder of a train",
         TRAIN_CONFIG,
         "restore it from a copy, or repeat the train with another --out",
+        ENVIRONMENT,
         "train",
     ),
     "validate-proxy": Kind(
         "the folder of a validate-proxy",
         VALIDATE_CONFIG,
         "restore it from a copy, or repeat the validate-proxy with another --out",
+        SUMMARY,
         "validate-proxy",
         ("subnets.csv", "ranking.csv", SUMMARY),
     ),
@@ -119,26 +130,33 @@ KINDS: Mapping[str, Kind] = {
         "the folder of a search",
         SEARCH_CONFIG,
         "restore it from a copy, or repeat the search with another --out",
+        SUMMARY,
         "search",
         ("*.csv", "*.log", SUMMARY),
     ),
     "classifier": Kind(
-        "a fine-tuned model", RESULT, "delete its folder and repeat the finetune, which trains it again", "finetune"
+        "a fine-tuned model",
+        RESULT,
+        "delete its folder and repeat the finetune, which trains it again",
+        RESULT,
+        "finetune",
     ),
     "superlm": Kind(
         "a SuperLM",
         TRAINER_STATE,
         "restore it from a copy, or delete its folder and repeat the command that trained it",
+        TRAINER_STATE,
         "command that trained it",
     ),
     "student": Kind(
         "a trained student",
         TRAINER_STATE,
         "restore it from a copy, or delete its folder and repeat the command that made it",
+        TRAINER_STATE,
         "command that made it",
         _TOKENIZER,
     ),
-    "report": Kind("a report", "report.html", "repeat the report", "report"),
+    "report": Kind("a report", "report.html", "repeat the report", SUMMARY, "report"),
 }
 """The kinds of folders by the name that a manifest has for them; a folder without one is of the first that fits."""
 
@@ -155,6 +173,10 @@ def kind_of(folder: Path) -> str | None:
     """
     if (found := _read(folder)) is not None:
         return str(found["kind"])
+    return _kind_by_files(folder)
+
+
+def _kind_by_files(folder: Path) -> str | None:
     holds_model = (folder / "config.json").is_file()
     for name, kind in KINDS.items():
         if (folder / kind.marker).is_file() and not (holds_model and name in OF_RUNS):
@@ -192,9 +214,32 @@ def _is_of_model(path: Path) -> bool:
 
 
 def write_manifest(folder: Path, kind: str, names: Iterable[str]) -> None:
-    """Write the manifest of a folder in which all else is written: its kind, and a digest of each file in `names`."""
-    files = {name: _fingerprint(folder / name) for name in sorted(set(names)) if (folder / name).is_file()}
+    """Write the manifest of a folder in which all else is written: its kind, and a digest of each file in `names`.
+
+    The kind's file of results names the manifest from then on.
+    """
+    covered, results = set(names), folder / KINDS[kind].results
+    if results.name in covered:
+        _name_manifest(results, True)
+    files = {name: _fingerprint(folder / name) for name in sorted(covered) if (folder / name).is_file()}
     write_sealed(folder / MANIFEST, {"kind": kind, "files": files})
+
+
+def _name_manifest(path: Path, named: bool) -> None:
+    """Let a file of results name the manifest of its folder, or no longer."""
+    if (content := _object(path)) is not None:
+        rest = {key: value for key, value in content.items() if key != NAMES_MANIFEST}
+        text = json.dumps(rest | ({NAMES_MANIFEST: MANIFEST} if named else {}), indent=2)
+        write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    """The object in a file of JSON; None if it is missing or damaged, which its reader says."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def reopen(folder: Path) -> None:
@@ -206,9 +251,16 @@ def reopen(folder: Path) -> None:
         InputError: for a file that is not as it was written.
     """
     verify(folder, own=True)
-    for name in lacking(folder):
-        warnings.warn(f"{folder / name} is missing, and is written again", stacklevel=2)
+    warn_of_lacking(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
+    if (kind := _named_by(folder)) is not None:
+        _name_manifest(folder / KINDS[kind].results, False)
+
+
+def warn_of_lacking(folder: Path) -> None:
+    """Warn of each missing file of a folder whose command writes it again."""
+    for name in lacking(folder):
+        warnings.warn(f"{folder / name} is missing, and is written again", stacklevel=3)
 
 
 def add_to_manifest(folder: Path, names: Iterable[str]) -> None:
@@ -224,7 +276,8 @@ def verify(folder: Path, names: Iterable[str] = ("*",), own: bool = False, shown
     Args:
         folder: A folder that may have a manifest.
         names: Patterns of the files to check; those that the manifest does not name pass.
-        own: Whether the caller is the command that writes the folder: files that it writes again may be missing.
+        own: Whether the caller is the command that writes the folder: files that it writes again, and the manifest, may
+            be missing.
         shown: What messages call the folder, if not by its path.
 
     Damage to a log of a training is a warning.
@@ -233,6 +286,9 @@ def verify(folder: Path, names: Iterable[str] = ("*",), own: bool = False, shown
         InputError: for the first file that is missing or not as it was written; says what to do.
     """
     if (found := _read(folder)) is None:
+        if not own and (named := _named_by(folder)) is not None:
+            place, results = (shown or folder) / MANIFEST, KINDS[named].results
+            raise InputError(f"{place} is missing, though {results} names it; {_remedy_of_manifest(named)}")
         return False
     kind, wanted = KINDS[found["kind"]], tuple(names)
     for name, fingerprint in found["files"].items():
@@ -255,9 +311,23 @@ def verify(folder: Path, names: Iterable[str] = ("*",), own: bool = False, shown
 
 
 def lacking(folder: Path) -> list[str]:
-    """Return the names of files that the manifest of `folder` names and that are missing."""
+    """Return the names of files that the manifest of `folder` names and that are missing, or of the manifest itself."""
     found = _read(folder)
-    return [] if found is None else [name for name in found["files"] if not (folder / name).exists()]
+    if found is None:
+        return [] if _named_by(folder) is None else [MANIFEST]
+    return [name for name in found["files"] if not (folder / name).exists()]
+
+
+def _named_by(folder: Path) -> str | None:
+    """The kind of a folder without a manifest whose results name one; None for any other."""
+    kind = _kind_by_files(folder)
+    content = None if kind is None else _object(folder / KINDS[kind].results)
+    return kind if content is not None and content.get(NAMES_MANIFEST) == MANIFEST else None
+
+
+def _remedy_of_manifest(kind: str) -> str:
+    facts = KINDS[kind]
+    return f"repeat the {facts.command}, which writes it again" if kind in OF_RUNS else facts.remedy
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -269,7 +339,6 @@ def _read(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     if not path.exists():
         return None
-    remedy = "restore it, or delete it: the files are then read without a check of digests"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         sealed = content[_DIGEST] == content_sha256(content)
@@ -280,6 +349,10 @@ def _read(folder: Path) -> dict[str, Any] | None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     if not any((folder / kind.marker).is_file() for kind in KINDS.values()):
         return None  # a file of that name in a folder of others
+    if (kind := _named_by(folder)) is None:
+        remedy = "restore it, or delete it: the files are then read without a check of digests"
+    else:
+        remedy = f"delete it and {_remedy_of_manifest(kind)}" if kind in OF_RUNS else KINDS[kind].remedy
     raise InputError(f"{path} is damaged: {reason}; {remedy}")
 
 

@@ -152,7 +152,7 @@ def check_folder(folder: Path, name: str, settings: Settings) -> None:
         names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
     own = next(kind for kind, facts in KINDS.items() if facts.marker == name)
     if names and kind_of(folder) == own:
-        verify(folder, (name, ENVIRONMENT))
+        verify(folder, (name, ENVIRONMENT), own=True)
     if path.name in names:
         with readable(path):
             refuse_other_settings(_settings(path), settings, folder)

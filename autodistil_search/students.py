@@ -15,7 +15,7 @@ from autodistil_search.checkpoint import save_tokenizer
 from autodistil_search.distill import TrainOptions, distill
 from autodistil_search.files import write_atomically
 from autodistil_search.inputs import Materials, resolve_training
-from autodistil_search.manifest import DISTIL_CONFIG, ENVIRONMENT, reopen, write_manifest
+from autodistil_search.manifest import DISTIL_CONFIG, DISTIL_SUMMARY, ENVIRONMENT, reopen, write_manifest
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.processes import processes
 from autodistil_search.progress import Reporter
@@ -27,8 +27,6 @@ from autodistil_search.space import Subnet
 from autodistil_search.stepconfig import DistilConfig
 from autodistil_search.teacher import model_sha256
 from autodistil_search.training import relation_proxy
-
-_SUMMARY = "distil.json"
 
 _SHARE_OF_RATE = 0.25
 """Share of the peak learning rate of the SuperLM: at half of it, a student lost what the end of the SuperLM's schedule
@@ -156,5 +154,5 @@ class _Job:
             "measured": self._proxy.description,
         }
         text = json.dumps(summary, indent=2)
-        write_atomically(self._folder / _SUMMARY, lambda path: path.write_text(text))
-        write_manifest(self._folder, "distil", (DISTIL_CONFIG, ENVIRONMENT, _SUMMARY))
+        write_atomically(self._folder / DISTIL_SUMMARY, lambda path: path.write_text(text))
+        write_manifest(self._folder, "distil", (DISTIL_CONFIG, ENVIRONMENT, DISTIL_SUMMARY))

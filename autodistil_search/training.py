@@ -28,6 +28,7 @@ from autodistil_search.manifest import (
     described,
     kind_of,
     verify,
+    warn_of_lacking,
     write_manifest,
 )
 from autodistil_search.model import AutoDistilModel
@@ -69,7 +70,8 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
     with exclusive(folder):
         open_folder(folder, TRAIN_CONFIG, settings, materials.environment)
         _train_all(materials, folder, reporter)
-        if not verify(folder):
+        if not verify(folder, own=True):
+            warn_of_lacking(folder)
             write_manifest(folder, "train", (TRAIN_CONFIG, ENVIRONMENT))
     return folder
 

@@ -8,17 +8,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from autodistil_search import SearchConfig, load_run, search
+from autodistil_search.checkpoint import load_finished
 from autodistil_search.cli import main
 from autodistil_search.errors import InputError
 from autodistil_search.export import ExportOptions, export
 from autodistil_search.exportable import find_exportable
 from autodistil_search.finetuning import model_source, run_finetuning
-from autodistil_search.manifest import LOGS, MANIFEST
+from autodistil_search.manifest import KINDS, LOGS, MANIFEST, NAMES_MANIFEST, kind_of, reopen
 from autodistil_search.progress import Reporter
 from autodistil_search.stepconfig import DistilConfig, FinetuneConfig
 from autodistil_search.students import distil
@@ -97,6 +99,15 @@ def damaged(path: Path, damage: Callable[[Path], object]) -> Iterator[None]:
         path.write_bytes(content)
 
 
+@contextmanager
+def as_of_an_earlier_version(folder: Path) -> Iterator[None]:
+    """Let a folder have no manifest inside, and results that name none; put both back."""
+    results = folder / KINDS[str(kind_of(folder))].results
+    content = {key: value for key, value in json.loads(results.read_text()).items() if key != NAMES_MANIFEST}
+    with damaged(folder / MANIFEST, Path.unlink), damaged(results, lambda path: path.write_text(json.dumps(content))):
+        yield
+
+
 @pytest.mark.parametrize("place", READERS)
 def test_each_damaged_file_is_named_in_one_line(made: Path, place: str) -> None:
     names = json.loads((made / place / MANIFEST).read_text())["files"].keys() - {*LOGS} - NOT_READ.get(place, set())
@@ -105,8 +116,8 @@ def test_each_damaged_file_is_named_in_one_line(made: Path, place: str) -> None:
     for name in [*sorted(names), MANIFEST]:
         several = DAMAGE if name in ("frontier.csv", "model.safetensors", "summary.json") else ("a digit", "missing")
         for damage in several:
-            if name in (MANIFEST, "archive.log") and damage == "missing":
-                continue  # as in a folder of an earlier version; only the search reads its archive
+            if name == "archive.log" and damage == "missing":
+                continue  # only the search reads it
             with (
                 damaged(made / place / name, DAMAGE[damage]),
                 pytest.raises(InputError, match=rf"^[^\n]*{re.escape(name)} is (damaged|missing)[^\n]*$"),
@@ -152,7 +163,8 @@ def test_a_table_of_another_shape_is_named_also_where_no_digest_tells(
     made: Path, tmp_path: Path, name: str, change: str
 ) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(made / "search", folder, ignore=shutil.ignore_patterns(MANIFEST))
+    shutil.copytree(made / "search", folder)
+    reopen(folder)  # which leaves it as an earlier version did
     path = folder / name
     before = path.read_text()
     path.write_text(_changed(before, change))
@@ -179,7 +191,7 @@ def test_what_a_folder_says_of_its_model_is_named_if_it_says_something_else(
     """Also where no digest tells."""
     path = made / name
     with (
-        damaged(path.with_name(MANIFEST), Path.unlink),
+        as_of_an_earlier_version(path.parent),
         damaged(path, lambda path: path.write_text(content)),
         pytest.raises(InputError, match=rf"^[^\n]*{re.escape(path.name)} is damaged[^\n]*$"),
     ):
@@ -219,7 +231,7 @@ def test_a_damaged_model_of_ours_is_no_teacher_and_is_not_fine_tuned(made: Path)
 def test_weights_without_a_manifest_are_those_that_training_wrote(made: Path, toy_config: SearchConfig) -> None:
     """As folders of earlier versions have a digest only in `trainer_state.json`."""
     folder, teacher = made / "distil" / "student", load_teacher(toy_config.teacher)
-    with damaged(folder / MANIFEST, Path.unlink):
+    with as_of_an_earlier_version(folder):
         load_as_student(str(folder), teacher)
         with (
             damaged(folder / "model.safetensors", _digit),
@@ -229,13 +241,13 @@ def test_weights_without_a_manifest_are_those_that_training_wrote(made: Path, to
 
 
 def test_a_deleted_file_is_written_again_by_its_command(made: Path, toy_config: SearchConfig) -> None:
-    for name in ("frontier.csv", "summary.json"):
+    for name in ("frontier.csv", "summary.json", MANIFEST):
         path = made / "search" / name
         before = path.read_bytes()
         path.unlink()
         with pytest.warns(UserWarning, match=f"{name} is missing, and is written again"):
             search(replace(toy_config, out=str(made / "search"), held_out_every=1))
-        assert path.read_bytes() == before or name == "summary.json"  # which has the seconds, too
+        assert path.read_bytes() == before or name in ("summary.json", MANIFEST)  # the one has the seconds, too
         load_run(made / "search")
 
 
@@ -260,3 +272,48 @@ def test_a_folder_of_another_kind_is_told_by_what_it_is(
     to = [] if command == ["report"] else ["--out", str(tmp_path / "new")]
     assert told in refusal([*command, str(made / folder), *task, *to])
     assert main(["report", str(made / "search"), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "results"),
+    [("search", "summary.json"), ("search/superlm/debug", "trainer_state.json"), ("distil", "distil.json")],
+)
+def test_a_folder_without_a_manifest_is_read_unless_its_results_name_one(made: Path, place: str, results: str) -> None:
+    """Folders of earlier versions have neither."""
+    assert json.loads((made / place / results).read_text())["manifest"] == MANIFEST
+    with as_of_an_earlier_version(made / place):
+        READERS[place](made)
+    missing = pytest.raises(InputError, match=rf"{MANIFEST} is missing, though {results} names it; ")
+    with damaged(made / place / MANIFEST, Path.unlink), missing:
+        READERS[place](made)
+
+
+def test_a_model_whose_manifest_is_missing_gets_one_after_a_check_of_its_weights(made: Path, tmp_path: Path) -> None:
+    """As after a kill between the last two files of a training."""
+    folder = tmp_path / "superlm"
+    shutil.copytree(made / "search" / "superlm" / "debug", folder)
+    before, model = (folder / MANIFEST).read_bytes(), load_run(made / "search").superlm("debug")
+    settings = json.loads((folder / "trainer_state.json").read_text())["settings"]
+    (folder / MANIFEST).unlink()
+    with (
+        damaged(folder / "model.safetensors", _digit),
+        pytest.raises(InputError, match="is not the file that train"),
+    ):
+        load_finished(folder, model, settings)
+    with pytest.warns(UserWarning, match=rf"{MANIFEST} is missing, and is written again"):
+        assert load_finished(folder, model, settings)
+    assert (folder / MANIFEST).read_bytes() == before
+
+
+def test_a_fine_tuned_model_killed_before_its_manifest_is_trained_from_its_end(made: Path) -> None:
+    folder = made / "finetune" / "seed-0"
+    before = (folder / MANIFEST).read_bytes()
+    (folder / MANIFEST).unlink()
+    with pytest.raises(InputError, match=rf"{MANIFEST} is missing, though result\.json names it; delete its folder"):
+        run_finetuning(_finetuning(made))
+    rate = pd.read_csv(made / "finetune" / "results.csv")["lr"][0]
+    folder.rename(killed := folder.with_name(f"lr-{rate:g}-seed-0"))
+    (killed / "training").mkdir()
+    run_finetuning(_finetuning(made))
+    assert (folder / MANIFEST).read_bytes() == before
+    READERS["finetune"](made)

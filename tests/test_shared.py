@@ -503,9 +503,11 @@ def test_a_worker_without_the_superlm_says_where_it_looked(toy_config, tmp_path,
     weights.write_bytes(whole[:-4] + b"\0\0\1\0")
     with pytest.raises(InputError, match=r"model\.safetensors is damaged: its sha256 is"):
         work(storage, "search", superlm=elsewhere)
-    (elsewhere / "superlm" / "debug" / "manifest.json").unlink()  # as another training's, from before there were any
-    state = elsewhere / "superlm" / "debug" / "trainer_state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"sha256": file_sha256(weights)}))
+    (elsewhere / "superlm" / "debug" / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"manifest\.json is missing, though trainer_state\.json names it"):
+        work(storage, "search", superlm=elsewhere)
+    state = elsewhere / "superlm" / "debug" / "trainer_state.json"  # as another training's, from before there were any
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"sha256": file_sha256(weights), "manifest": None}))
     with pytest.raises(InputError, match="SuperLM debug is"):
         work(storage, "search", superlm=elsewhere)
 

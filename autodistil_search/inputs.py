@@ -256,12 +256,17 @@ def _check_costs(inputs: Inputs, space: SearchSpace) -> None:
 
 
 def resolve(
-    config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None, begun: bool = False
+    config: SearchConfig,
+    reporter: Reporter | None = None,
+    plugins: Plugins | None = None,
+    begun: bool = False,
+    trains: bool = True,
 ) -> Inputs:
     """Load and check all that `config` names, before anything is trained.
 
     begun: Whether the search began before. Bounds on what is measured are not tried out again then: the machine may be
         busier now.
+    trains: Whether SuperLMs may have to be trained here; those that `--superlm` names never have.
 
     Raises:
         InputError: for whatever cannot be used.
@@ -278,7 +283,8 @@ def resolve(
     wanted = objectives.parse_objectives(config.objectives, known, installed)
     constraints = [objectives.parse_constraint(text, known, others=installed) for text in config.constraints]
     columns = [*wanted, *(constraint.objective for constraint in constraints)]
-    found = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins)
+    trains = trains and config.superlm is None
+    found = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins, trains)
     given = {name: _given(name, found.teacher, kind) for name in config.baseline_names if name not in BASELINES}
     inputs = Inputs(
         config,
@@ -419,9 +425,13 @@ def _check_constraints(inputs: Inputs, space: SearchSpace, begun: bool) -> None:
 
 
 def resolve_training(
-    config: TrainConfig, reporter: Reporter | None = None, needs_text: bool = True, plugins: Plugins | None = None
+    config: TrainConfig,
+    reporter: Reporter | None = None,
+    needs_text: bool = True,
+    plugins: Plugins | None = None,
+    trains: bool = True,
 ) -> Materials:
-    """Load and check all that training needs.
+    """Load and check all that training needs, or scoring with a trained SuperLM if not `trains`.
 
     Raises:
         InputError: for whatever cannot be used.
@@ -435,7 +445,7 @@ def resolve_training(
     for note in teacher.notes:
         (reporter or Reporter()).say(note)
     for space in spaces if needs_text else []:  # without text nothing is trained
-        _check_memory(space, teacher, device)
+        _check_memory(space, teacher, device, trains)
     if config.seq_len > teacher.vocabulary.positions:
         raise InputError(
             f"--seq-len {config.seq_len}; the teacher has positions for 8 to {teacher.vocabulary.positions}"
@@ -478,13 +488,18 @@ def open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: R
     return Text(lambda: train, held_out, corpus.digest, about)
 
 
-def _check_memory(space: SearchSpace, teacher: Teacher, device: Device) -> None:
-    """Refuse a SuperLM whose weights, gradients and AdamW moments (float32) are more than the memory that is free."""
-    needed, free = 16 * params(space.largest, teacher.vocabulary), device.free_memory()
+def _check_memory(space: SearchSpace, teacher: Teacher, device: Device, trains: bool) -> None:
+    """Refuse a SuperLM whose float32 numbers are more than the memory that is free.
+
+    In training these are weights, gradients and AdamW's two moments. A trained one has its weights, and once more as
+    many while they are read or a student is cut out of it.
+    """
+    numbers, what = (4, "weights and optimizer") if trains else (2, "its weights and a student's")
+    needed, free = 4 * numbers * params(space.largest, teacher.vocabulary), device.free_memory()
     if free is not None and needed > free.size:
         raise InputError(
-            f"the SuperLM of space {space.name!r} ({space.largest}) needs {needed / 1e9:,.1f} GB for weights and "
-            f"optimizer; {free.owner} has {free.size / 1e9:,.1f} GB free"
+            f"the SuperLM of space {space.name!r} ({space.largest}) needs {needed / 1e9:,.1f} GB for {what}; "
+            f"{free.owner} has {free.size / 1e9:,.1f} GB free"
         )
 
 

@@ -64,7 +64,7 @@ def work(
             if not wait.goes_on():
                 return 0
         config = SearchConfig.from_dict({**published()[CONFIG], "storage": storage, "study": study})
-        inputs = resolve(config, reporter, plugins, begun=True)
+        inputs = resolve(config, reporter, plugins, begun=True, trains=False)
         superlms = _load_superlms(inputs, Path(superlm) if superlm is not None else config.folder)
         archive = SharedArchive(opened, inputs.spaces, inputs.objectives, study, config.worker_timeout)
         if inputs.predicts:

@@ -1,13 +1,18 @@
 """CPUs and memory that are left to a process, by files that stand in for those of the system."""
 
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
 
 from autodistil_search import InputError, search
+from autodistil_search.cost import params
 from autodistil_search.device import Device
+from autodistil_search.inputs import resolve
 from autodistil_search.resources import FreeMemory, cgroup_limits, free_memory
+from autodistil_search.space import load_space
+from autodistil_search.teacher import load_teacher
 
 
 def written(root, texts):
@@ -102,3 +107,24 @@ def test_a_superlm_for_which_too_little_is_free_is_refused_before_anything_is_tr
     with pytest.raises(InputError, match=r"^the SuperLM of space 'debug' .* cpu of the test has 0\.0 GB free$"):
         search(toy_config)
     assert not toy_config.folder.exists()
+
+
+def test_a_search_of_a_trained_superlm_needs_memory_to_score_it_only(toy_config, monkeypatch):
+    """A SuperLM in training is four numbers for each weight; a trained one and a student of its size are two."""
+    asked = []
+
+    def free(self):
+        asked.append(self.name)
+        return FreeMemory(int(2.5 * weights), "the test")
+
+    debug, teacher = load_space("debug"), load_teacher(toy_config.teacher)
+    weights = 4 * params(debug.largest, teacher.vocabulary)
+    monkeypatch.setattr(Device, "free_memory", free)
+    with pytest.raises(InputError, match="for weights and optimizer; the test has"):
+        resolve(toy_config)
+    for config, trains in ((replace(toy_config, superlm="trained"), True), (toy_config, False)):  # or of a worker
+        assert resolve(config, trains=trains).text is not None
+    weights /= 2
+    with pytest.raises(InputError, match="for its weights and a student's; the test has"):
+        resolve(replace(toy_config, superlm="trained"))
+    assert len(asked) == 4

@@ -124,6 +124,8 @@ def _export(source: Path, to: Path, options: ExportOptions, reporter: Reporter) 
     """Write the folder `to`, which this process holds."""
     found = find_exportable(source, options.pick, options.teacher, options.writes_onnx, reporter)
     task = None if options.task is None else _fitting_task(options.task, source, found.student)
+    for note in task[0].notes if task is not None else ():
+        reporter.say(note)
     exported = _converted(found, options.format)
     with whole_folder(to) as folder:
         with quiet_transformers():

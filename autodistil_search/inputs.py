@@ -276,6 +276,8 @@ def resolve(
     if config.engine not in ENGINES:
         make_engine = guarded_engine(config.engine, make_engine)
     kind = _proxy_kind(config, plugins)
+    for note in kind.notes if kind is not None else ():
+        (reporter or Reporter()).say(note)
     device = choose_device(config.device, config.precision)
     predictor = Predictor()
     known = known_objectives(config, device, plugins, kind, predictor)

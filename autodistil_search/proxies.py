@@ -64,13 +64,15 @@ class Proxy(Protocol):
 class ProxyKind:
     """What `--proxy` names: what it measures, and how one is made from teacher, held-out blocks `(N, T)` and device.
 
-    ideal: the best value there can be. digest: of the data that scores depend on, beside text and teacher.
+    ideal: the best value there can be. digest: of the data that scores depend on, beside text and teacher. notes: lines
+    on what looks wrong in these data, and how they were read.
     """
 
     objective: Objective
     make: Callable[[Teacher, Tensor, Device], Proxy]
     ideal: float = 0.0
     digest: str = ""
+    notes: tuple[str, ...] = ()
 
     def open(self, teacher: Teacher, held_out: Tensor, device: Device) -> Proxy:
         """Return the proxy, made and checked: its numbers are finite, and none is better than `ideal`.
@@ -286,7 +288,9 @@ def task_proxy(
         is_proxy=True,
     )
     make = ProbeProxy if probing else TaskProxy
-    return ProxyKind(objective, lambda teacher, _, device: make(task, teacher, budget, device), 1.0, task.digest)
+    return ProxyKind(
+        objective, lambda teacher, _, device: make(task, teacher, budget, device), 1.0, task.digest, task.notes
+    )
 
 
 def _refuse_one_label(name: str, task: Task, most: int) -> None:
@@ -318,7 +322,9 @@ def _cosine_proxy(task: Task, budget: TaskBudget) -> ProxyKind:
         "maximize",
         is_proxy=True,
     )
-    return ProxyKind(objective, lambda teacher, _, device: CosineProxy(task, teacher, budget, device), 1.0, task.digest)
+    return ProxyKind(
+        objective, lambda teacher, _, device: CosineProxy(task, teacher, budget, device), 1.0, task.digest, task.notes
+    )
 
 
 def _are_numbers(labels: Sequence[str]) -> bool:

@@ -169,6 +169,9 @@ class _Job:
             None if name is None else task_proxy(f"{kind}{name}", budget, config.columns, config.label_column)
             for kind, name in ((PROBE, config.probe), (COSINE, config.cosine), (TASK, config.task))
         )
+        kinds = filter(None, (self._probe, self._cosine, self._task))
+        for note in dict.fromkeys(note for kind in kinds for note in kind.notes):  # one table may serve for several
+            reporter.say(note)
         training = run.config.training(
             device=config.device, precision=config.precision, seed=config.seed, accumulate=config.accumulate
         )

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from autodistil_search.device import Device
 from autodistil_search.errors import InputError
 from autodistil_search.model import AutoDistilModel
 from autodistil_search.objectives import Objective
+from autodistil_search.progress import Reporter
 from autodistil_search.proxies import HiddenProxy, ProxyKind, RelationProxy, TaskBudget, task_proxy
 from autodistil_search.relations import relation_loss, relation_scores, relation_target, split_heads
 from autodistil_search.space import Subnet
@@ -249,10 +251,11 @@ def test_a_task_that_is_not_there_is_refused_before_anything_is_trained(toy_conf
 def test_columns_of_a_table_are_named_to_its_proxy_and_to_no_other(toy_config, tmp_path):
     path = tmp_path / "mail.csv"
     rows = [f"w{i % 40} w{i % 7},{'ab'[i % 40 < 20]},x" for i in range(60)]
-    path.write_text("\n".join(["subject,folder,label", *rows]))
+    path.write_text("\n".join(["subject,folder,label", *rows, "w1 w2,,x"]))
     config = replace(toy_config, proxy=f"probe:{path}", evaluations=2, proxy_rows=30)
-    named = replace(config, proxy_text_columns="subject", proxy_label_column="folder")
-    assert search(named).evaluations["mail_accuracy_probe"].between(0, 1).all()
+    named, told = replace(config, proxy_text_columns="subject", proxy_label_column="folder"), Mock(wraps=Reporter())
+    assert search(named, told).evaluations["mail_accuracy_probe"].between(0, 1).all()
+    told.say.assert_any_call(f"table {path}: of 61 rows, 1 with a blank label left out")
     with pytest.raises(InputError, match="of a search, --proxy-text-columns"):
         search(replace(config, out=str(tmp_path / "usual")))
     with pytest.raises(InputError, match="has 1 different labels"):

@@ -116,6 +116,7 @@ def test_whole_numbers_are_the_same_labels_however_they_are_written(tmp_path):
     task = load_task(str(tmp_path))
     assert (task.labels, task.dev.labels) == (("0", "1"), [0.0, 1.0])
     assert "1 rows with an empty cell left out" in task.source
+    assert task.notes == (f"table {tmp_path / 'train.csv'}: of 3 rows, 1 with a blank label left out",)
     assert str(tmp_path.parent) not in task.source
 
 
@@ -123,6 +124,15 @@ def test_an_empty_label_leaves_numbers_what_they_are(tmp_path):
     rows = [{"text": "x", "label": label} for label in (5, None, "", 3.5, 4.2)]
     task = load_task(str(write(tmp_path / "t.jsonl", rows)))
     assert (task.labels, sorted([*task.train.labels, *task.dev.labels])) == ((), [3.5, 4.2, 5.0])
+    assert task.notes == (f"table {tmp_path / 't.jsonl'}: of 5 rows, 2 with a blank label left out",)
+
+
+def test_rows_that_are_left_out_are_told_by_table_and_by_what_they_lack(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\nc, \n ,0\n,\n")
+    (tmp_path / "dev.csv").write_text("text,label\na,0\nb,1\n,1\n")
+    train, dev = load_task(str(tmp_path)).notes
+    assert train == f"table {tmp_path / 'train.csv'}: of 5 rows, 2 with a blank label and 1 with a blank text left out"
+    assert dev == f"table {tmp_path / 'dev.csv'}: of 3 rows, 1 with a blank text left out"
 
 
 HUB = {

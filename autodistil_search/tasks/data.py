@@ -59,6 +59,21 @@ class _Whole:
     label: str
 
 
+class _WholeRows(list[_Whole]):
+    """The rows of a table with nothing missing; how many others have no label, and how many lack a text alone."""
+
+    unlabelled = 0
+    textless = 0
+
+    def note(self, path: Path) -> str | None:
+        """Say how many rows of the table are left out, and why; None if none are."""
+        parts = [(self.unlabelled, "a blank label"), (self.textless, "a blank text")]
+        if not (said := " and ".join(f"{count:,} with {what}" for count, what in parts if count)):
+            return None
+        total = len(self) + self.unlabelled + self.textless
+        return f"table {path}: of {total:,} rows, {said} left out"
+
+
 @dataclass(frozen=True)
 class Rows:
     """Labelled texts: one text each, or two. Labels are indices of `Task.labels`, or numbers in regression."""
@@ -248,14 +263,17 @@ def _both(folder: Path) -> dict[str, Path]:
 
 
 def _from_glue_folder(name: str, glue: _Glue, folder: Path) -> Task:
-    splits = {}
+    splits, notes = {}, []
     for split, stem in (("train", "train"), ("dev", glue.dev)):
         path = _find_table(folder, stem, (".tsv",))
         if path is None:
             raise InputError(f"task {str(folder)!r} has no {stem}.tsv")
         rows = read_as_written(path, f"table {path}", glue.header)
-        splits[split] = _rows(path, _whole(path, rows, glue.text, glue.label), glue.labels)
-    return Task(name, glue.labels, glue.metrics, splits["train"], splits["dev"], f"GLUE's files of {glue.folder}")
+        whole = _whole(path, rows, glue.text, glue.label)
+        splits[split] = _rows(path, whole, glue.labels)
+        notes.append(whole.note(path))
+    source = f"GLUE's files of {glue.folder}"
+    return Task(name, glue.labels, glue.metrics, splits["train"], splits["dev"], source, tuple(filter(None, notes)))
 
 
 def _from_hub(name: str, glue: _Glue) -> Task:
@@ -298,8 +316,9 @@ def _from_tables(
     splits = {split: _rows(tables[split], rows, kinds) for split, rows in whole.items()}
     left_out = sum(len(rows) - len(whole[split]) for split, rows in read.items())
     source = path.name + (f", {left_out:,} rows with an empty cell left out" if left_out else "")
-    notes = tuple(filter(None, map(_quotes_note, tables.values())))
-    source += ", some cells in quotes that are kept" if notes else ""
+    quotes = list(filter(None, map(_quotes_note, tables.values())))
+    source += ", some cells in quotes that are kept" if quotes else ""
+    notes = (*quotes, *filter(None, (rows.note(tables[split]) for split, rows in whole.items())))
     metrics = ("accuracy", "f1_macro") if kinds else ("pearson", "spearman")
     name = "".join(letter if letter.isalnum() else "_" for letter in path.name.partition(".")[0].lower())
     task = Task(name, kinds, metrics, splits["train"], splits.get("dev", splits["train"]), source, notes)
@@ -391,13 +410,17 @@ def _whole_number(label: str) -> str:
     return number if point and number.lstrip("+-").isdigit() and not zeros.strip("0") else label
 
 
-def _whole(path: Path, read: Iterable[Row], text: Sequence[Name], label: Name) -> list[_Whole]:
+def _whole(path: Path, read: Iterable[Row], text: Sequence[Name], label: Name) -> _WholeRows:
     """The rows that have all those cells: some of GLUE's files are broken in places."""
-    what, whole = f"table {path}", []
+    what, whole = f"table {path}", _WholeRows()
     for row in read:
         texts, name = [text_of(what, row, column) for column in text], label_of(what, row, label)
         if name is not None and (given := [one for one in texts if one is not None]) and len(given) == len(text):
             whole.append(_Whole(row.line, given, name))
+        elif name is None:
+            whole.unlabelled += 1
+        else:
+            whole.textless += 1
     if len(whole) < 2:
         raise InputError(f"table {path} has {len(whole)} whole rows; allowed: 2 or more")
     return whole

@@ -197,9 +197,21 @@ class _ConfigFile(ActionConfigFile):  # type: ignore[misc]
                 )
             if action.nargs == 0 and not isinstance(value, bool):
                 raise InputError(f"{name}: {key} {quoted(value)}; allowed: true or false")
-            many = action.nargs == "+" and isinstance(value, str)
-            cfg[key] = [value] if many else action.type(value) if action.type and action.nargs is None else value
+            cfg[key] = _taken(action, value, f"{name}: {key}")
         cfg[self.dest] = [*(cfg.get(self.dest) or []), values]
+
+
+def _taken(action: Any, value: Any, what: str) -> Any:
+    """Return the value of a setting in a YAML file as its flag takes it; `what` names it in errors."""
+    if action.nargs == "+":
+        values = [value] if isinstance(value, str) else value
+        if value is not None and not (isinstance(values, list) and all(isinstance(text, str) for text in values)):
+            raise InputError(f"{what} {quoted(value)}; allowed: text, or a list of it")
+        return values
+    try:
+        return action.type(value) if action.type and action.nargs is None else value
+    except _RefusedError as error:
+        raise InputError(f"{what} {error}") from None
 
 
 def _given_yaml(text: str) -> tuple[Any, str]:

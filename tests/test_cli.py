@@ -91,6 +91,16 @@ def test_a_config_file_gives_the_settings_and_flags_override_it(toy_config, tmp_
     assert yaml.safe_load((run.folder / "config.yaml").read_text()) == replace(toy_config, evaluations=5).to_dict()
 
 
+@pytest.mark.parametrize("setting", ["steps: 1e400", "lr: 1e400", "text: {a: b}", "text: [5]", 'space: "a\\0"'])
+def test_a_setting_of_a_config_file_is_refused_in_one_line(setting, tmp_path, capsys):
+    path = tmp_path / "settings.yaml"
+    path.write_text(setting)
+    assert main(["search", "--config", str(path), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: {setting.partition(':')[0]} " in line
+    assert "; allowed: " in line
+
+
 def test_the_config_a_run_leaves_repeats_it(toy_config, searched, tmp_path):
     searched(toy_config)
     again = str(tmp_path / "again")

@@ -16,32 +16,32 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from autodistil_search.adapters import SubnetObjective, SubnetProblem
-    from autodistil_search.config import SearchConfig, TrainConfig
-    from autodistil_search.errors import InputError
-    from autodistil_search.objectives import Objective
-    from autodistil_search.plugins import Plugins
-    from autodistil_search.results import Run, load_run
-    from autodistil_search.run import open_subnets, search
-    from autodistil_search.space import SearchSpace, Subnet, load_space
-    from autodistil_search.training import train
+    from autodistil_search.base.errors import InputError
+    from autodistil_search.base.plugins import Plugins
+    from autodistil_search.nas.adapters import SubnetObjective, SubnetProblem
+    from autodistil_search.nas.objectives import Objective
+    from autodistil_search.runs.finished_run import Run, load_run
+    from autodistil_search.runs.search import open_subnets, search
+    from autodistil_search.runs.train import train
+    from autodistil_search.settings.search import SearchConfig, TrainConfig
+    from autodistil_search.spaces.search_space import SearchSpace, Subnet, load_space
 
 _HOMES = {
-    "InputError": "errors",
-    "Objective": "objectives",
-    "Plugins": "plugins",
-    "Run": "results",
-    "SearchConfig": "config",
-    "SubnetObjective": "adapters",
-    "SubnetProblem": "adapters",
-    "SearchSpace": "space",
-    "Subnet": "space",
-    "TrainConfig": "config",
-    "load_run": "results",
-    "load_space": "space",
-    "open_subnets": "run",
-    "search": "run",
-    "train": "training",
+    "InputError": "base.errors",
+    "Objective": "nas.objectives",
+    "Plugins": "base.plugins",
+    "Run": "runs.finished_run",
+    "SearchConfig": "settings.search",
+    "SubnetObjective": "nas.adapters",
+    "SubnetProblem": "nas.adapters",
+    "SearchSpace": "spaces.search_space",
+    "Subnet": "spaces.search_space",
+    "TrainConfig": "settings.search",
+    "load_run": "runs.finished_run",
+    "load_space": "spaces.search_space",
+    "open_subnets": "runs.search",
+    "search": "runs.search",
+    "train": "runs.train",
 }
 
 __all__ = [

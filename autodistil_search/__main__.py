@@ -2,6 +2,6 @@
 
 import sys
 
-from autodistil_search.cli import main
+from autodistil_search.cli.main import main
 
 sys.exit(main())

@@ -12,9 +12,9 @@ import time
 import torch
 from fvcore.nn import FlopCountAnalysis
 
-from autodistil_search.cost import FLOPS_SEQ_LEN, Vocabulary, flops, params
-from autodistil_search.model import AutoDistilConfig, AutoDistilModel
-from autodistil_search.space import load_space
+from autodistil_search.spaces.cost import FLOPS_SEQ_LEN, Vocabulary, flops, params
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 
 
 def main() -> None:

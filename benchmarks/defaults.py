@@ -19,19 +19,19 @@ from statistics import fmean
 
 from torch import Tensor
 
-from autodistil_search.collapse import LossWatch
-from autodistil_search.config import TrainConfig
-from autodistil_search.distill import _Training, _watched_loss, last_hidden_of
-from autodistil_search.inputs import Materials, resolve_training
-from autodistil_search.model import AutoDistilModel, Projections
-from autodistil_search.processes import processes
-from autodistil_search.proxies import RelationProxy
-from autodistil_search.schedule import seeded
-from autodistil_search.space import SearchSpace, Subnet
-from autodistil_search.start import superlm
-from autodistil_search.teacher import Teacher
-from autodistil_search.training import relation_proxy
-from autodistil_search.transfer import LastHidden
+from autodistil_search.base.distributed import processes
+from autodistil_search.distillation.collapse import LossWatch
+from autodistil_search.distillation.layer_losses import LastHidden
+from autodistil_search.distillation.learning_rate import seeded
+from autodistil_search.distillation.training_loop import _Training, _watched_loss, last_hidden_of
+from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.runs.search_inputs import Materials, resolve_training
+from autodistil_search.runs.train import relation_proxy
+from autodistil_search.settings.search import TrainConfig
+from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.superlm.model import AutoDistilModel, Projections
+from autodistil_search.teachers.initial_weights import superlm
+from autodistil_search.teachers.teacher import Teacher
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 

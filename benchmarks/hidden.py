@@ -18,17 +18,17 @@ import time
 from pathlib import Path
 from statistics import mean
 
-from autodistil_search import start
-from autodistil_search.corpus import Blocks, load_corpus
-from autodistil_search.device import Device, choose_device
-from autodistil_search.distill import TrainOptions, distill
-from autodistil_search.files import cache_folder
-from autodistil_search.given import PACKAGED
-from autodistil_search.proxies import HiddenProxy, Pairs, RelationProxy
-from autodistil_search.schedule import seeded
-from autodistil_search.space import Subnet, load_space
-from autodistil_search.tasks.data import load_task
-from autodistil_search.teacher import Teacher, load_as_student, load_teacher
+from autodistil_search.base.device import Device, choose_device
+from autodistil_search.base.files import cache_folder
+from autodistil_search.base.user_input import PACKAGED
+from autodistil_search.distillation.learning_rate import seeded
+from autodistil_search.distillation.training_loop import TrainOptions, distill
+from autodistil_search.nas.proxies import HiddenProxy, Pairs, RelationProxy
+from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.tasks.labelled_data import load_task
+from autodistil_search.teachers import initial_weights
+from autodistil_search.teachers.teacher import Teacher, load_as_student, load_teacher
+from autodistil_search.text.token_store import Blocks, load_corpus
 
 HELD_OUT_BLOCKS = 32
 
@@ -42,14 +42,14 @@ def measure(
     options: TrainOptions, teacher: Teacher, train: Blocks, held_out: Blocks, pairs: Pairs, device: Device
 ) -> dict[str, float]:
     """Train a SuperLM of `tiny`, and measure its subnets."""
-    space, sample = load_space("tiny"), train.spread(start.SAMPLE_BLOCKS)
+    space, sample = load_space("tiny"), train.spread(initial_weights.SAMPLE_BLOCKS)
     blocks = held_out.spread(HELD_OUT_BLOCKS)
     relation, hidden = (
         RelationProxy(teacher, blocks, space.relation_heads, "kl", device),
         HiddenProxy(teacher, blocks, device),
     )
     with seeded(options.seed):
-        superlm, _ = start.superlm(teacher, space, "pca", sample)
+        superlm, _ = initial_weights.superlm(teacher, space, "pca", sample)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         distill(superlm, teacher, train, options, Path(folder), device, sample_ids=sample)

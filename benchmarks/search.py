@@ -32,14 +32,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import pandas as pd
 
-from autodistil_search.archive import Archive, Evaluation
-from autodistil_search.comparison import MARKS, Scored
-from autodistil_search.config import SearchConfig
-from autodistil_search.engines import ENGINES, Candidates, Goal, MakeEngine, run_engine
-from autodistil_search.objectives import Objective
-from autodistil_search.progress import Reporter
-from autodistil_search.shared import SharedArchive, open_storage
-from autodistil_search.space import Genome, SearchSpace, Subnet, load_space
+from autodistil_search.base.progress import Reporter
+from autodistil_search.nas.archive import Archive, Evaluation
+from autodistil_search.nas.engine_comparison import MARKS, Scored
+from autodistil_search.nas.engines import ENGINES, Candidates, Goal, MakeEngine, run_engine
+from autodistil_search.nas.objectives import Objective
+from autodistil_search.nas.shared_archive import SharedArchive, open_storage
+from autodistil_search.settings.search import SearchConfig
+from autodistil_search.spaces.search_space import Genome, SearchSpace, Subnet, load_space
 
 RECORDED = Path(__file__).parent / "recorded"
 

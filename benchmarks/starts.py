@@ -16,16 +16,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from autodistil_search import start
-from autodistil_search.corpus import Blocks, load_corpus
-from autodistil_search.device import Device, choose_device
-from autodistil_search.distill import TrainOptions, distill
-from autodistil_search.files import cache_folder
-from autodistil_search.model import AutoDistilModel
-from autodistil_search.proxies import RelationProxy
-from autodistil_search.schedule import seeded
-from autodistil_search.space import load_space
-from autodistil_search.teacher import Teacher, load_teacher
+from autodistil_search.base.device import Device, choose_device
+from autodistil_search.base.files import cache_folder
+from autodistil_search.distillation.learning_rate import seeded
+from autodistil_search.distillation.training_loop import TrainOptions, distill
+from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.teachers import initial_weights
+from autodistil_search.teachers.teacher import Teacher, load_teacher
+from autodistil_search.text.token_store import Blocks, load_corpus
 
 HELD_OUT_BLOCKS = 16
 
@@ -42,7 +42,9 @@ def begin(name: str, teacher: Teacher, train: Blocks) -> AutoDistilModel:
         config.relation_heads = None
     superlm = AutoDistilModel(config)
     init = name.partition(",")[0]
-    start.start_from(superlm, teacher, init, train.spread(start.SAMPLE_BLOCKS), space.relation_heads)
+    initial_weights.start_from(
+        superlm, teacher, init, train.spread(initial_weights.SAMPLE_BLOCKS), space.relation_heads
+    )
     return superlm
 
 
@@ -70,7 +72,9 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     """Measure what was not measured yet and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", nargs="+", choices=[*start.STARTS, BLOCKS], default=["slices", BLOCKS, "pca"])
+    parser.add_argument(
+        "--starts", nargs="+", choices=[*initial_weights.STARTS, BLOCKS], default=["slices", BLOCKS, "pca"]
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=4)

@@ -21,18 +21,18 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from autodistil_search import start
-from autodistil_search.corpus import load_corpus
-from autodistil_search.cost import flops
-from autodistil_search.device import Device
-from autodistil_search.distill import TrainOptions, distill
-from autodistil_search.files import cache_folder
-from autodistil_search.model import AutoDistilModel
-from autodistil_search.pareto import hypervolume
-from autodistil_search.proxies import RelationProxy
-from autodistil_search.schedule import seeded
-from autodistil_search.space import load_space
-from autodistil_search.teacher import Teacher, load_teacher
+from autodistil_search.base.device import Device
+from autodistil_search.base.files import cache_folder
+from autodistil_search.distillation.learning_rate import seeded
+from autodistil_search.distillation.training_loop import TrainOptions, distill
+from autodistil_search.nas.pareto import hypervolume
+from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.spaces.cost import flops
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.teachers import initial_weights
+from autodistil_search.teachers.teacher import Teacher, load_teacher
+from autodistil_search.text.token_store import load_corpus
 
 RULES: dict[str, dict[str, object]] = {
     "largest, 3 random": {"random_subnets": 3},
@@ -107,7 +107,7 @@ class Bench:
 
     def _start(self, seed: int) -> AutoDistilModel:
         with seeded(seed):
-            return start.superlm(self._real, self.space, "slices")[0]
+            return initial_weights.superlm(self._real, self.space, "slices")[0]
 
     def _train_in_a_folder(self, model: AutoDistilModel, options: TrainOptions, teacher: object) -> float:
         start = time.process_time()

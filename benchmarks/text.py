@@ -24,10 +24,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from autodistil_search.corpus import Blocks, TrainingText, load_corpus, map_tokens
-from autodistil_search.given import PACKAGED
-from autodistil_search.sources import find_sources
-from autodistil_search.stream import open_stream
+from autodistil_search.base.user_input import PACKAGED
+from autodistil_search.text.sources import find_sources
+from autodistil_search.text.token_store import Blocks, TrainingText, load_corpus, map_tokens
+from autodistil_search.text.token_stream import open_stream
 
 BATCHES, BATCH_SIZE, SEQ_LEN = 2000, 32, 128
 _SECONDS_BETWEEN_SAMPLES = 0.005

@@ -27,13 +27,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from autodistil_search.corpus import load_corpus
-from autodistil_search.files import cache_folder
-from autodistil_search.hardware import most_allocated
-from autodistil_search.model import AutoDistilConfig, AutoDistilModel
-from autodistil_search.relations import RelationTarget, relation_loss, relation_scores, relation_target, split_heads
-from autodistil_search.space import Subnet, load_space
-from autodistil_search.teacher import Teacher, load_teacher
+from autodistil_search.base.files import cache_folder
+from autodistil_search.nas.hardware import most_allocated
+from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
+from autodistil_search.superlm.relation_loss import (
+    RelationTarget,
+    relation_loss,
+    relation_scores,
+    relation_target,
+    split_heads,
+)
+from autodistil_search.teachers.teacher import Teacher, load_teacher
+from autodistil_search.text.token_store import load_corpus
 
 RELATION_HEADS, TEACHER_WIDTH = 16, 384  # of the shipped spaces, and of the packaged teacher
 Work = Callable[[], object]

@@ -22,12 +22,12 @@ from hypothesis import settings
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertTokenizerFast, PreTrainedModel
 
-from autodistil_search.cli import main
-from autodistil_search.config import SearchConfig
-from autodistil_search.device import Device
-from autodistil_search.model import AutoDistilModel, quiet_transformers
-from autodistil_search.space import SearchSpace, load_space
-from autodistil_search.teacher import Teacher
+from autodistil_search.base.device import Device
+from autodistil_search.cli.main import main
+from autodistil_search.settings.search import SearchConfig
+from autodistil_search.spaces.search_space import SearchSpace, load_space
+from autodistil_search.superlm.model import AutoDistilModel, quiet_transformers
+from autodistil_search.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
     from autodistil_search import Run
@@ -53,7 +53,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _short_measurements() -> Iterator[None]:
     """Of a toy, a latency is the median of ten passes; half a second of them is for numbers that someone reads."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autodistil_search.hardware._SECONDS", 0.0)
+        patch.setattr("autodistil_search.nas.hardware._SECONDS", 0.0)
         yield
 
 

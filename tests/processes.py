@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from autodistil_search.checkpoint import Checkpoints
-from autodistil_search.cli import main
+from autodistil_search.cli.main import main
+from autodistil_search.distillation.checkpoints import Checkpoints
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(

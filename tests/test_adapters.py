@@ -12,12 +12,12 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.operators.sampling.rnd import IntegerRandomSampling
 from pymoo.optimize import minimize
 
-from autodistil_search.adapters import SubnetObjective, SubnetProblem
-from autodistil_search.errors import InputError
-from autodistil_search.objectives import Constraint, Objective
-from autodistil_search.pareto import is_on_frontier
-from autodistil_search.run import open_subnets
-from autodistil_search.space import DIMENSIONS, load_space
+from autodistil_search.base.errors import InputError
+from autodistil_search.nas.adapters import SubnetObjective, SubnetProblem
+from autodistil_search.nas.objectives import Constraint, Objective
+from autodistil_search.nas.pareto import is_on_frontier
+from autodistil_search.runs.search import open_subnets
+from autodistil_search.spaces.search_space import DIMENSIONS, load_space
 
 ERROR = Objective("error", "error", "", "minimize")
 SPEED = Objective("speed", "speed", "", "maximize")

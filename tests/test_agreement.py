@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, spearmanr
 
-from autodistil_search import agreement as module
-from autodistil_search.agreement import agreement, gain, resampled, signs
+from autodistil_search.nas import rank_correlation as module
+from autodistil_search.nas.rank_correlation import agreement, gain, resampled, signs
 
 
 def kendall(a, b, groups):

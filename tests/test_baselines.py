@@ -12,20 +12,22 @@ import torch
 from processes import SERVER
 from rounding import loss_rounding
 
-from autodistil_search import InputError, baselines, distill, search
-from autodistil_search.baselines import COPY, DISTILLED, DRAWN, MINILM, SHAPES, TINYBERT
-from autodistil_search.cost import flops, params
-from autodistil_search.export import ExportOptions, export
-from autodistil_search.files import cache_folder, read_json
-from autodistil_search.inputs import resolve
-from autodistil_search.progress import Reporter
-from autodistil_search.relations import relation_loss, relation_target
-from autodistil_search.scoring import Scorer
-from autodistil_search.space import Subnet, load_space
-from autodistil_search.stepconfig import ValidateConfig
-from autodistil_search.teacher import load_as_student, load_teacher, truncated
-from autodistil_search.transfer import LayerTransfer
-from autodistil_search.validation import validate_proxy
+from autodistil_search import InputError, search
+from autodistil_search.base.files import cache_folder, read_json
+from autodistil_search.base.progress import Reporter
+from autodistil_search.distillation import training_loop
+from autodistil_search.distillation.layer_losses import LayerTransfer
+from autodistil_search.export.student_folder import ExportOptions, export
+from autodistil_search.nas import baselines
+from autodistil_search.nas.baselines import COPY, DISTILLED, DRAWN, MINILM, SHAPES, TINYBERT
+from autodistil_search.runs.scoring import Scorer
+from autodistil_search.runs.search_inputs import resolve
+from autodistil_search.runs.validate_proxy import validate_proxy
+from autodistil_search.settings.later_steps import ValidateConfig
+from autodistil_search.spaces.cost import flops, params
+from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.superlm.relation_loss import relation_loss, relation_target
+from autodistil_search.teachers.teacher import load_as_student, load_teacher, truncated
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -167,7 +169,7 @@ def test_tinybert_and_minilm_are_trained_by_their_own_objectives(toy_config, tea
 def test_accumulate_and_compile_reach_all_that_a_search_and_its_validation_train(toy_config, monkeypatch, tmp_path):
     monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(baselines, "SHAPES", {"TinyBERT toy": Subnet(2, 24, 64, 6, 4)})
-    step, layer_step = distill.train_step, distill._Training._layer_step
+    step, layer_step = training_loop.train_step, training_loop._Training._layer_step
     parts, compiled = [], []
 
     def count_rows(model, teacher, input_ids, *arguments):
@@ -178,8 +180,8 @@ def test_accumulate_and_compile_reach_all_that_a_search_and_its_validation_train
         parts.append((len(input_ids), len(self.model.layers)))
         return layer_step(self, transfer, input_ids, share)
 
-    monkeypatch.setattr(distill, "train_step", count_rows)
-    monkeypatch.setattr(distill._Training, "_layer_step", count_rows_of_layers)
+    monkeypatch.setattr(training_loop, "train_step", count_rows)
+    monkeypatch.setattr(training_loop._Training, "_layer_step", count_rows_of_layers)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, **_: compiled.append(layer))
     run = search(replace(toy_config, baselines="shapes,tinybert", steps=1, batch_size=4, accumulate=2, compile=True))
     assert parts == [(2, 3)] * 2 + [(2, 2)] * 4  # SuperLM, two baselines: two parts of one step
@@ -260,7 +262,7 @@ def test_a_baseline_stopped_before_a_write_is_completed_by_the_next_search(toy_c
     for step in range(1, 60, 2):
         cache, left = tmp_path / str(step), [step]
         with monkeypatch.context() as patch:
-            patch.setattr("autodistil_search.files.os.replace", stopped)
+            patch.setattr("autodistil_search.base.files.os.replace", stopped)
             try:
                 measure(cache)
                 break

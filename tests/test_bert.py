@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import BertForSequenceClassification, BertModel, MPNetForSequenceClassification, MPNetModel
 
-from autodistil_search.bert import bert_heads, bert_sizes, to_stock, why_not
-from autodistil_search.cost import Vocabulary, flops, params
-from autodistil_search.model import AutoDistilConfig, AutoDistilForSequenceClassification, AutoDistilModel
-from autodistil_search.space import Subnet, load_space
+from autodistil_search.export.stock_models import bert_heads, bert_sizes, to_stock, why_not
+from autodistil_search.spaces.cost import Vocabulary, flops, params
+from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilForSequenceClassification, AutoDistilModel
 
 CONFIG = AutoDistilConfig(vocab_size=95, max_position_embeddings=24)
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from autodistil_search import checkpoint
-from autodistil_search.checkpoint import Checkpoints
-from autodistil_search.errors import InputError
-from autodistil_search.files import write_atomically
-from autodistil_search.model import AutoDistilModel
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.files import write_atomically
+from autodistil_search.distillation import checkpoints
+from autodistil_search.distillation.checkpoints import Checkpoints
+from autodistil_search.superlm.model import AutoDistilModel
 
 SETTINGS = {"lr": 1e-3, "seed": 0}
 
@@ -166,7 +166,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoint, "safe_open" if isinstance(error, RuntimeError) else "file_sha256", fail)
+    monkeypatch.setattr(checkpoints, "safe_open" if isinstance(error, RuntimeError) else "file_sha256", fail)
     with pytest.raises((InputError, OSError, RuntimeError), match=told) as refusal:
         training.restore()
     assert "damaged" not in str(refusal.value)
@@ -187,7 +187,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     with pytest.raises(FloatingPointError, match=told):
         training.save(2, [{}])
     with pytest.raises(FloatingPointError, match=told):
-        checkpoint.finish(tmp_path, model, 2, SETTINGS)
+        checkpoints.finish(tmp_path, model, 2, SETTINGS)
     assert _names(tmp_path) == before
 
 
@@ -223,8 +223,8 @@ def test_saving_is_due_when_it_takes_at_most_its_share_of_the_time(
         clock[0] += 0.5
         path.touch()
 
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(checkpoint, "write_atomically", slow_write)
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(checkpoints, "write_atomically", slow_write)
     training = _checkpoints(tmp_path, debug_superlm())
     for step in range(1, 101):
         clock[0] += 0.5

@@ -16,9 +16,9 @@ import yaml
 from processes import start_command
 
 from autodistil_search import SearchConfig, TrainConfig, load_run
-from autodistil_search.cli import _number, _whole_number, main, make_parser
-from autodistil_search.errors import InputError
-from autodistil_search.stepconfig import DistilConfig, FinetuneConfig, ValidateConfig
+from autodistil_search.base.errors import InputError
+from autodistil_search.cli.main import _number, _whole_number, main, make_parser
+from autodistil_search.settings.later_steps import DistilConfig, FinetuneConfig, ValidateConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -235,14 +235,14 @@ def test_out_of_memory_is_one_line_that_says_what_to_do(error, tmp_path, monkeyp
             raise InputError("superlm is damaged; delete it") from None  # as readers take it
 
     for run in (search, Mock(side_effect=error)):
-        monkeypatch.setattr("autodistil_search.cli.COMMANDS", {"search": run})
+        monkeypatch.setattr("autodistil_search.cli.main.COMMANDS", {"search": run})
         assert main(["search"]) == 1
         told = capsys.readouterr().err
         assert told.startswith("autodistil-search: out of memory; what was done is kept; try a larger --accumulate, ")
         assert "a smaller --batch-size, fewer --eval-blocks" in told
         assert told.count("\n") == 1
     blameless = InputError("no text file 'out of memory.txt'")
-    monkeypatch.setattr("autodistil_search.cli.COMMANDS", {"search": Mock(side_effect=blameless)})
+    monkeypatch.setattr("autodistil_search.cli.main.COMMANDS", {"search": Mock(side_effect=blameless)})
     assert main(["search"]) == 2
 
 

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_distill import CPU, OPTIONS, WITH_HIDDEN, Weights, _rows, _same, _weights, streams, teacher, train
 
-from autodistil_search import start
-from autodistil_search.collapse import MOST_RETURNS, CollapseError, LossWatch, Return
-from autodistil_search.corpus import Blocks
-from autodistil_search.distill import TrainOptions, _Training, distill
-from autodistil_search.errors import Terminated
-from autodistil_search.progress import Reporter
-from autodistil_search.space import load_space
-from autodistil_search.teacher import Teacher
+from autodistil_search.base.errors import Terminated
+from autodistil_search.base.progress import Reporter
+from autodistil_search.distillation.collapse import MOST_RETURNS, CollapseError, LossWatch, Return
+from autodistil_search.distillation.training_loop import TrainOptions, _Training, distill
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.teachers import initial_weights
+from autodistil_search.teachers.teacher import Teacher
+from autodistil_search.text.token_store import Blocks
 
 __all__ = ["streams", "teacher", "train"]  # fixtures
 
@@ -99,7 +99,7 @@ def collapsing(
 
     def run(name: str, lr: float = TOO_HIGH, options: TrainOptions = OPTIONS) -> tuple[Weights, list[str]]:
         torch.manual_seed(0)
-        model, reporter = start.superlm(teacher, load_space("debug"), "slices")[0], Says()
+        model, reporter = initial_weights.superlm(teacher, load_space("debug"), "slices")[0], Says()
         options = replace(options, steps=60, batch_size=8, lr=lr)
         distill(model, teacher, streams[0], options, tmp_path / name, CPU, reporter, sample_ids=streams[0].spread(4))
         return _weights(model), reporter.said

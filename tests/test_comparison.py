@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import yaml
 
-from autodistil_search import comparison, load_run, search
-from autodistil_search.comparison import MARKS, Scored, compare
-from autodistil_search.engines import ENGINES
-from autodistil_search.pareto import hypervolume
-from autodistil_search.progress import Reporter
-from autodistil_search.space import SearchSpace, load_space
+from autodistil_search import load_run, search
+from autodistil_search.base.progress import Reporter
+from autodistil_search.nas import engine_comparison
+from autodistil_search.nas.engine_comparison import MARKS, Scored, compare
+from autodistil_search.nas.engines import ENGINES
+from autodistil_search.nas.pareto import hypervolume
+from autodistil_search.spaces.search_space import SearchSpace, load_space
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -64,13 +65,13 @@ def test_only_subnets_with_values_are_asked_for():
 def two_engines(monkeypatch):
     names = ("surrogate", "random", "exhaustive", "optuna-gp")
     monkeypatch.setattr(
-        comparison, "ENGINES", {name: ENGINES[name] for name in names} | {"age-moea2": ENGINES["nsga2"]}
+        engine_comparison, "ENGINES", {name: ENGINES[name] for name in names} | {"age-moea2": ENGINES["nsga2"]}
     )
 
 
 def test_the_table_has_a_row_for_each_engine_and_number_of_evaluations(two_engines):
     table = compare(scored(), 4, Reporter())
-    assert list(table.columns) == comparison.COLUMNS
+    assert list(table.columns) == engine_comparison.COLUMNS
     assert set(table["engine"]) == {"surrogate", "random", "age-moea2"}  # not what says nothing, or takes minutes
     assert set(table["evaluations"]) == {mark for mark in MARKS if mark < 54} == {20, 40}
     of_random = [scored().shares(ENGINES["random"], seed, 4, (20, 40)) for seed in range(3)]

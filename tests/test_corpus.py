@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from autodistil_search import corpus as corpus_module
-from autodistil_search import sources as sources_module
-from autodistil_search import stream as stream_module
-from autodistil_search.corpus import Blocks, Corpus, Encoder, load_corpus, shuffled
-from autodistil_search.errors import InputError
-from autodistil_search.sources import documents, find_sources
-from autodistil_search.stream import StreamedBlocks, open_stream
-from autodistil_search.tasks.data import load_task
+from autodistil_search.base.errors import InputError
+from autodistil_search.tasks.labelled_data import load_task
+from autodistil_search.text import sources as sources_module
+from autodistil_search.text import token_store as corpus_module
+from autodistil_search.text import token_stream as stream_module
+from autodistil_search.text.sources import documents, find_sources
+from autodistil_search.text.token_store import Blocks, Corpus, Encoder, load_corpus, shuffled
+from autodistil_search.text.token_stream import StreamedBlocks, open_stream
 
 CLS, SEP = 2, 3
 

@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
 import autodistil_search
-from autodistil_search import cost
-from autodistil_search.cost import FLOPS_SEQ_LEN, Vocabulary
-from autodistil_search.model import AutoDistilConfig, AutoDistilModel
-from autodistil_search.space import Subnet, load_space
+from autodistil_search.spaces import cost
+from autodistil_search.spaces.cost import FLOPS_SEQ_LEN, Vocabulary
+from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 
 with warnings.catch_warnings():  # fvcore compiles a loss with torch.jit when imported
     warnings.simplefilter("ignore", DeprecationWarning)

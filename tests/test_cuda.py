@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from autodistil_search import search
-from autodistil_search.device import Device, choose_device
-from autodistil_search.relations import relation_loss, relation_target
+from autodistil_search.base.device import Device, choose_device
+from autodistil_search.superlm.relation_loss import relation_loss, relation_target
 
 pytestmark = [
     pytest.mark.cuda,

@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autodistil_search import SearchConfig, load_run, search
-from autodistil_search.checkpoint import load_finished
-from autodistil_search.cli import main
-from autodistil_search.errors import InputError
-from autodistil_search.export import ExportOptions, export
-from autodistil_search.exportable import find_exportable
-from autodistil_search.finetuning import model_source, run_finetuning
-from autodistil_search.manifest import KINDS, LOGS, MANIFEST, NAMES_MANIFEST, kind_of, reopen
-from autodistil_search.progress import Reporter
-from autodistil_search.stepconfig import DistilConfig, FinetuneConfig
-from autodistil_search.students import distil
-from autodistil_search.teacher import load_as_student, load_teacher
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.manifest import KINDS, LOGS, MANIFEST, NAMES_MANIFEST, kind_of, reopen
+from autodistil_search.base.progress import Reporter
+from autodistil_search.cli.main import main
+from autodistil_search.distillation.checkpoints import load_finished
+from autodistil_search.export.student_folder import ExportOptions, export
+from autodistil_search.export.student_source import find_exportable
+from autodistil_search.runs.distil import distil
+from autodistil_search.runs.finetune import model_source, run_finetuning
+from autodistil_search.settings.later_steps import DistilConfig, FinetuneConfig
+from autodistil_search.teachers.teacher import load_as_student, load_teacher
 
 
 @pytest.fixture(scope="module")

@@ -21,29 +21,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from autodistil_search import checkpoint, files, start
-from autodistil_search.corpus import Blocks, TrainingText, load_corpus
-from autodistil_search.device import Device
-from autodistil_search.distill import (
-    Execution,
-    TrainOptions,
-    distill,
-    subnets_of_step,
-    train_step,
-)
-from autodistil_search.errors import InputError, Terminated
-from autodistil_search.model import AutoDistilModel
-from autodistil_search.processes import Processes
-from autodistil_search.proxies import RelationProxy
-from autodistil_search.relations import relation_loss, relation_target
-from autodistil_search.sampling import Drawn
-from autodistil_search.schedule import seeded, set_learning_rate
-from autodistil_search.space import Subnet, load_space
-from autodistil_search.stream import open_stream
-from autodistil_search.teacher import Teacher, load_teacher
-from autodistil_search.traininglog import TrainingLog
-from autodistil_search.transfer import LastHidden, LayerTransfer
-from autodistil_search.weights import ROLES
+from autodistil_search.base import files
+from autodistil_search.base.device import Device
+from autodistil_search.base.distributed import Processes
+from autodistil_search.base.errors import InputError, Terminated
+from autodistil_search.base.weighted_names import ROLES
+from autodistil_search.distillation import checkpoints
+from autodistil_search.distillation.layer_losses import LastHidden, LayerTransfer
+from autodistil_search.distillation.learning_rate import seeded, set_learning_rate
+from autodistil_search.distillation.sampling import Drawn
+from autodistil_search.distillation.training_log import TrainingLog
+from autodistil_search.distillation.training_loop import Execution, TrainOptions, distill, subnets_of_step, train_step
+from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.superlm.relation_loss import relation_loss, relation_target
+from autodistil_search.teachers import initial_weights
+from autodistil_search.teachers.teacher import Teacher, load_teacher
+from autodistil_search.text.token_store import Blocks, TrainingText, load_corpus
+from autodistil_search.text.token_stream import open_stream
 
 CPU = Device("cpu", "fp32")
 OPTIONS = TrainOptions(steps=4, batch_size=4, lr=2e-3, seed=0, relation_heads=4, random_subnets=3)
@@ -57,7 +53,7 @@ Weights = dict[str, Tensor]
 
 def _superlm(teacher: Teacher, seed: int = 0) -> AutoDistilModel:
     torch.manual_seed(seed)
-    return start.superlm(teacher, load_space("debug"), "random")[0]
+    return initial_weights.superlm(teacher, load_space("debug"), "random")[0]
 
 
 def _weights(model: torch.nn.Module) -> Weights:
@@ -229,7 +225,7 @@ def test_the_depth_rule_decides_which_layers_of_the_superlm_a_shallow_subnet_tra
     trained = {}
     for rule in ("first_last", "uniform", "prefix"):
         space = replace(load_space("debug"), depth=rule)
-        model = start.superlm(teacher, space, "random")[0]
+        model = initial_weights.superlm(teacher, space, "random")[0]
         shallow = [Drawn(space.smallest, "smallest", 1.0)]
         gradients = _gradients(model, teacher, streams[0].spread(4), OPTIONS, shallow)
         trained[rule] = [i for i in range(3) if gradients[f"layers.{i}.value.weight"].any()]
@@ -306,7 +302,7 @@ def test_a_batch_in_parts_gives_the_weights_of_the_whole(
         rows.append(len(input_ids))
         return train_step(model, teacher, input_ids, *rest)
 
-    monkeypatch.setattr("autodistil_search.distill.train_step", counted)
+    monkeypatch.setattr("autodistil_search.distillation.training_loop.train_step", counted)
     for parts, divided in ((2, [2, 2]), (3, [2, 1, 1])):
         rows.clear()
         model, execution, folder = _superlm(teacher), Execution(accumulate=parts), tmp_path / str(parts)
@@ -524,7 +520,7 @@ def _killed_at(place: str, count: int, *arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return None
 
-    checkpoint.Checkpoints.due = True  # type: ignore[assignment,method-assign] # the clock would save now and then
+    checkpoints.Checkpoints.due = True  # type: ignore[assignment,method-assign] # the clock would save now and then
     setattr(owner, name, fatal)
     _train_in_a_process(*arguments)
 
@@ -539,13 +535,13 @@ def test_a_run_killed_in_steps_and_in_saves_ends_as_one_never_stopped(
     for place, count in (
         ("torch.Tensor.backward", 6),
         ("torch.optim.AdamW.step", 2),
-        ("autodistil_search.checkpoint.save_file", 1),
-        ("autodistil_search.checkpoint.save_file", 2),
-        ("autodistil_search.files.os.replace", 1),  # of the weights, not yet of what is beside them
-        ("autodistil_search.files.os.replace", 2),
-        ("autodistil_search.checkpoint._remove", 1),
-        ("autodistil_search.traininglog.csv.writer", 3),
-        ("autodistil_search.model.AutoDistilModel.save_pretrained", 1),
+        ("autodistil_search.distillation.checkpoints.save_file", 1),
+        ("autodistil_search.distillation.checkpoints.save_file", 2),
+        ("autodistil_search.base.files.os.replace", 1),  # of the weights, not yet of what is beside them
+        ("autodistil_search.base.files.os.replace", 2),
+        ("autodistil_search.distillation.checkpoints._remove", 1),
+        ("autodistil_search.distillation.training_log.csv.writer", 3),
+        ("autodistil_search.superlm.model.AutoDistilModel.save_pretrained", 1),
     ):
         process = SERVER.Process(target=_killed_at, args=(place, count, *arguments, str(folder), options))
         process.start()
@@ -680,14 +676,14 @@ def test_tensorboard_gets_losses_rate_and_pace(
 
 def _train_by_ticks(*arguments: object) -> None:
     """Train in this process, on a clock that goes by one second whenever it is read; each save leaves a file."""
-    clock, save = itertools.count(), checkpoint.Checkpoints.save
+    clock, save = itertools.count(), checkpoints.Checkpoints.save
 
-    def counted(self: checkpoint.Checkpoints, step: int, *rest: Any) -> None:
+    def counted(self: checkpoints.Checkpoints, step: int, *rest: Any) -> None:
         save(self, step, *rest)
         (self.folder / f"saved-{step}").touch()
 
-    checkpoint.time = SimpleNamespace(monotonic=lambda: next(clock))  # type: ignore[assignment]
-    checkpoint.Checkpoints.save = counted  # type: ignore[method-assign,assignment]
+    checkpoints.time = SimpleNamespace(monotonic=lambda: next(clock))  # type: ignore[assignment]
+    checkpoints.Checkpoints.save = counted  # type: ignore[method-assign,assignment]
     _train_in_a_process(*arguments)
 
 
@@ -716,7 +712,7 @@ def test_gradients_are_reduced_once_a_step_however_many_subnets_and_parts_it_has
     teacher: Teacher, streams: tuple[Blocks, Blocks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = Counted()
-    monkeypatch.setattr("autodistil_search.distill.processes", lambda on_cpu: group)
+    monkeypatch.setattr("autodistil_search.distillation.training_loop.processes", lambda on_cpu: group)
     distill(_superlm(teacher), teacher, streams[0], OPTIONS, tmp_path, CPU, execution=Execution(accumulate=2))
     assert group.reductions == OPTIONS.steps
 

@@ -14,10 +14,10 @@ import yaml
 
 import autodistil_search
 from autodistil_search import load_run
-from autodistil_search.cli import main, make_parser
-from autodistil_search.commands import COMMANDS
-from autodistil_search.space import SearchSpace
-from autodistil_search.tasks import data
+from autodistil_search.cli.commands import COMMANDS
+from autodistil_search.cli.main import main, make_parser
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.tasks import labelled_data
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -27,7 +27,7 @@ FIGURES = ("docs/benchmarks.md", "docs/results.md")  # of the benchmarks' own co
 @pytest.fixture(autouse=True)
 def a_start_from_less_text(monkeypatch):
     """With the real teacher the averages that a PCA start takes are most of the time of so short a run."""
-    monkeypatch.setattr("autodistil_search.inputs.SAMPLE_BLOCKS", 4)
+    monkeypatch.setattr("autodistil_search.runs.search_inputs.SAMPLE_BLOCKS", 4)
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def few_rows_to_report(monkeypatch):
         task = real()
         return replace(task, dev=task.dev.take(range(64)))
 
-    real = data._topic
-    monkeypatch.setattr(data, "_topic", topic)
+    real = labelled_data._topic
+    monkeypatch.setattr(labelled_data, "_topic", topic)
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:

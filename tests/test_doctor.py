@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from autodistil_search import __version__, doctor
-from autodistil_search.cli import main
-from autodistil_search.doctor import PURPOSES, examine
-from autodistil_search.errors import InputError
+from autodistil_search import __version__
+from autodistil_search.base.errors import InputError
+from autodistil_search.cli.main import main
+from autodistil_search.runs import doctor
+from autodistil_search.runs.doctor import PURPOSES, examine
 
 
 def found(findings):
@@ -112,7 +113,7 @@ def test_threads_are_held_against_the_cpus_that_are_left(cpus, quota, threads, a
 def test_the_precision_that_auto_takes_is_told_with_its_reason(has_bf16, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    monkeypatch.setattr("autodistil_search.device.has_bf16", lambda _: has_bf16)
+    monkeypatch.setattr("autodistil_search.base.device.has_bf16", lambda _: has_bf16)
     told = found(doctor._device())
     assert told["precision"].value == ("bf16" if has_bf16 else "fp32")
     assert ("bf16" in told) is not has_bf16
@@ -144,7 +145,7 @@ def test_what_cannot_be_written_or_is_not_here_is_told(monkeypatch):
         raise InputError("the packaged teacher is not installed")
 
     monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", "/proc/nowhere/cache")
-    monkeypatch.setattr("autodistil_search.teacher.packaged_folder", missing)
+    monkeypatch.setattr("autodistil_search.teachers.teacher.packaged_folder", missing)
     told = found(examine())
     assert told["cache"].state == "broken"
     assert "AUTODISTIL_SEARCH_CACHE" in told["cache"].remark

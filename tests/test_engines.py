@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from processes import SERVER
 
-from autodistil_search.archive import Archive, Evaluation
-from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
-from autodistil_search.objectives import Objective
-from autodistil_search.pareto import hypervolume, is_on_frontier
-from autodistil_search.progress import Reporter
-from autodistil_search.space import SearchSpace, load_space
+from autodistil_search.base.progress import Reporter
+from autodistil_search.nas.archive import Archive, Evaluation
+from autodistil_search.nas.engines import ENGINES, Candidates, Goal, run_engine
+from autodistil_search.nas.objectives import Objective
+from autodistil_search.nas.pareto import hypervolume, is_on_frontier
+from autodistil_search.spaces.search_space import SearchSpace, load_space
 
 ERROR = Objective("error", "error", "", "minimize")
 SIZE = Objective("size", "size", "", "minimize")

@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from matplotlib.text import Text
 
-from autodistil_search import baselines
-from autodistil_search.archive import Evaluation
-from autodistil_search.baselines import Baseline
-from autodistil_search.card import Card, ObjectiveValue
-from autodistil_search.comparison import COLUMNS
-from autodistil_search.findings import remark
-from autodistil_search.objectives import FLOPS, Objective
-from autodistil_search.progress import ConsoleReporter, plain_console
+from autodistil_search.base.progress import ConsoleReporter, plain_console
+from autodistil_search.export.model_card import Card, ObjectiveValue
+from autodistil_search.nas import baselines
+from autodistil_search.nas.archive import Evaluation
+from autodistil_search.nas.baselines import Baseline
+from autodistil_search.nas.engine_comparison import COLUMNS
+from autodistil_search.nas.objectives import FLOPS, Objective
 from autodistil_search.report import baseline_table, frontier_figure, pareto_report, progress_figure, write_report
 from autodistil_search.report.escape import (
     PlainFigure,
@@ -35,9 +34,10 @@ from autodistil_search.report.escape import (
     visible,
     without_markdown,
 )
+from autodistil_search.report.findings import remark
 from autodistil_search.report.html import render_html
 from autodistil_search.report.papers import latex_table, markdown_table, write_for_papers
-from autodistil_search.space import Subnet
+from autodistil_search.spaces.search_space import Subnet
 
 HOSTILE = [
     "US$ per 1M requests, 1 core at $0.04/h",

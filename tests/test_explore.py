@@ -20,13 +20,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autodistil_search import baselines, cost, load_run, search
-from autodistil_search.archive import Evaluation
-from autodistil_search.baselines import Baseline
-from autodistil_search.comparison import COLUMNS
-from autodistil_search.errors import InputError
-from autodistil_search.manifest import add_to_manifest
-from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
+from autodistil_search import load_run, search
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.manifest import add_to_manifest
+from autodistil_search.nas import baselines
+from autodistil_search.nas.archive import Evaluation
+from autodistil_search.nas.baselines import Baseline
+from autodistil_search.nas.engine_comparison import COLUMNS
+from autodistil_search.nas.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
 from autodistil_search.report import baseline_table, pareto_report, pick
 from autodistil_search.report.explore import (
     best_within,
@@ -38,9 +39,10 @@ from autodistil_search.report.explore import (
     point_sets,
     stops,
 )
-from autodistil_search.report.runs import RunPart
+from autodistil_search.report.run_parts import RunPart
 from autodistil_search.report.widgets import EngineExplorer, Explorer
-from autodistil_search.space import load_space
+from autodistil_search.spaces import cost
+from autodistil_search.spaces.search_space import load_space
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "3_pareto_exploration.ipynb"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

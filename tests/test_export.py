@@ -29,19 +29,21 @@ from transformers import (
     MPNetModel,
 )
 
-from autodistil_search import SearchConfig, load_run, modeling_student, onnx_files
-from autodistil_search.cli import main
-from autodistil_search.cost import flops
-from autodistil_search.errors import ExportError, InputError
-from autodistil_search.export import ExportOptions, export
-from autodistil_search.model import (
+from autodistil_search import SearchConfig, load_run
+from autodistil_search.base.errors import ExportError, InputError
+from autodistil_search.cli.main import main
+from autodistil_search.export import onnx_files
+from autodistil_search.export.student_folder import ExportOptions, export
+from autodistil_search.runs.finished_run import Run
+from autodistil_search.spaces.cost import flops
+from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.superlm import modeling_student
+from autodistil_search.superlm.model import (
     AutoDistilConfig,
     AutoDistilForSequenceClassification,
     AutoDistilModel,
     quiet_transformers,
 )
-from autodistil_search.results import Run
-from autodistil_search.space import Subnet
 
 FITS = Subnet(2, 48, 96, 3, 8)  # with BERT's 3 heads of 16
 UNLIKE_HEADS = Subnet.of_layers(48, [96, 96], [2, 3], 8)
@@ -542,7 +544,7 @@ def test_a_place_that_holds_more_than_an_export_is_refused(
 
 def _export_in_the_middle(source: Path, to: Path, begun: Any, goes_on: Any) -> None:
     """For a process of its own: export, but wait in the middle."""
-    from autodistil_search import export as module
+    from autodistil_search.export import student_folder as module
 
     measure = module._measure
 
@@ -622,7 +624,7 @@ def test_an_export_that_is_stopped_half_way_leaves_the_earlier_one_and_no_half_f
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("autodistil_search.card.Card.write", stop)
+        patch.setattr("autodistil_search.export.model_card.Card.write", stop)
         with pytest.raises(KeyboardInterrupt):
             export(source, to, ExportOptions())
     assert not to.exists()
@@ -632,7 +634,7 @@ def test_an_export_that_is_stopped_half_way_leaves_the_earlier_one_and_no_half_f
     (tmp_path / ".out.autodistil-new").mkdir()  # as a killed process leaves it
     (tmp_path / ".out.new").mkdir()  # not ours
     with monkeypatch.context() as patch:
-        patch.setattr("autodistil_search.card.Card.write", stop)
+        patch.setattr("autodistil_search.export.model_card.Card.write", stop)
         with pytest.raises(KeyboardInterrupt):
             export(source, to, ExportOptions(format="own"))
     assert {path.name: path.read_bytes() for path in to.iterdir()} == before
@@ -657,7 +659,7 @@ def test_an_onnx_file_that_computes_something_else_fails_the_export(
     assert "model.onnx differs from the student by" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("autodistil_search.export.TOLERANCE", -1.0)
+        patch.setattr("autodistil_search.export.student_folder.TOLERANCE", -1.0)
         with pytest.raises(ExportError, match="the exported BertModel differs"):
             export(source, tmp_path / "out", ExportOptions())
     student, source = saved()
@@ -729,7 +731,7 @@ def test_the_file_that_goes_along_has_the_weights_and_settings_of_our_model() ->
     assert {key: value for key, value in ours.items() if key != "search_space"} == theirs
     for name in ("AutoDistilModel", "AutoDistilForSequenceClassification"):
         config = AutoDistilConfig(vocab_size=95, max_position_embeddings=24).resized(UNLIKE_FFN)
-        mine = getattr(sys.modules["autodistil_search.model"], name)(config)
+        mine = getattr(sys.modules["autodistil_search.superlm.model"], name)(config)
         alone = getattr(modeling_student, name)(modeling_student.AutoDistilConfig(**config.to_dict()))
         assert {key: value.shape for key, value in mine.state_dict().items()} == {
             key: value.shape for key, value in alone.state_dict().items()
@@ -769,7 +771,7 @@ def test_a_card_names_the_packaged_teacher_as_the_hub_does(
 ) -> None:
     teacher = toy_teacher()
     teacher.name = "packaged"
-    monkeypatch.setattr("autodistil_search.exportable.find_teacher", lambda *_: teacher)
+    monkeypatch.setattr("autodistil_search.export.student_source.find_teacher", lambda *_: teacher)
     _, source = saved()
     card = (export(source, tmp_path / "out", ExportOptions(teacher="packaged")) / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"

@@ -11,9 +11,9 @@ import pytest
 from processes import SERVER
 from safetensors import SafetensorError
 
-from autodistil_search import files
-from autodistil_search.errors import InputError
-from autodistil_search.files import (
+from autodistil_search.base import files
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.files import (
     UnwritableError,
     clear_leftovers,
     locked,

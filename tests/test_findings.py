@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from autodistil_search import findings
-from autodistil_search.agreement import Agreement
-from autodistil_search.errors import InputError
-from autodistil_search.findings import Finding, comparison, remark
+from autodistil_search.base.errors import InputError
+from autodistil_search.nas.rank_correlation import Agreement
+from autodistil_search.report import findings
+from autodistil_search.report.findings import Finding, comparison, remark
 
 ERROR = {"mean": 0.01, "most": 0.02, "tau": 0.5}
 AGAINST = {

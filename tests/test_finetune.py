@@ -13,15 +13,15 @@ from processes import SERVER, killed_after_saving
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from autodistil_search.cli import main
-from autodistil_search.errors import InputError
-from autodistil_search.families import FAMILIES
-from autodistil_search.finetuning import load_classifier, run_finetuning
-from autodistil_search.model import quiet_transformers
-from autodistil_search.pretrained import load_tokenizer
-from autodistil_search.stepconfig import FinetuneConfig
-from autodistil_search.tasks.data import Rows, Task
-from autodistil_search.tasks.finetune import FinetuneOptions, Prepared, finetune, predict
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.pretrained import load_tokenizer
+from autodistil_search.cli.main import main
+from autodistil_search.runs.finetune import load_classifier, run_finetuning
+from autodistil_search.settings.later_steps import FinetuneConfig
+from autodistil_search.superlm.model import quiet_transformers
+from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, finetune, predict
+from autodistil_search.tasks.labelled_data import Rows, Task
+from autodistil_search.teachers.families import FAMILIES
 
 OTHERS = [f"w{i}" for i in range(20, 90)]
 OPTIONS = FinetuneOptions(epochs=2, batch_size=16, lr=2e-3)
@@ -124,7 +124,7 @@ def test_a_training_stopped_anywhere_ends_as_one_never_stopped(
     teacher = classifier(seed=5)
     whole = classifier()
     ended = finetune(whole, prepared, options, cpu, teacher=teacher)
-    from autodistil_search.checkpoint import Checkpoints
+    from autodistil_search.distillation.checkpoints import Checkpoints
 
     monkeypatch.setattr(Checkpoints, "due", True)
     save = Checkpoints.save
@@ -147,7 +147,7 @@ def test_a_training_stopped_anywhere_ends_as_one_never_stopped(
 @pytest.fixture
 def short(classifier, tokenizer, cpu, tmp_path, monkeypatch):
     """A training of four epochs of three steps, a checkpoint after each step, and its result when never stopped."""
-    from autodistil_search.checkpoint import Checkpoints
+    from autodistil_search.distillation.checkpoints import Checkpoints
 
     monkeypatch.setattr(Checkpoints, "due", True)
     prepared, options = Prepared(toy_task(n=52), tokenizer), replace(OPTIONS, epochs=4, lr=1e-2)
@@ -165,7 +165,7 @@ def same(found, expected):
 
 
 def test_a_training_killed_between_any_two_files_ends_as_one_never_stopped(short, monkeypatch):
-    from autodistil_search import files
+    from autodistil_search.base import files
 
     train, whole, folder = short
     replace_file, writes = files.os.replace, 0
@@ -193,7 +193,7 @@ def test_a_training_killed_between_any_two_files_ends_as_one_never_stopped(short
 
 @pytest.mark.parametrize("damage", ["of another epoch", "cut", "gone"])
 def test_best_weights_that_are_not_those_of_the_state_are_not_taken(damage, short, monkeypatch):
-    from autodistil_search.checkpoint import Checkpoints
+    from autodistil_search.distillation.checkpoints import Checkpoints
 
     train, whole, folder = short
     save = Checkpoints.save
@@ -303,7 +303,7 @@ def test_a_run_has_mean_spread_and_a_model_that_gives_the_figures(config):
     model = AutoModelForSequenceClassification.from_pretrained(run.model_folder)
     assert model.config.id2label == {0: "high", 1: "low"}
     prepared = Prepared(run.task, AutoTokenizer.from_pretrained(run.model_folder), 16)
-    from autodistil_search.device import Device
+    from autodistil_search.base.device import Device
 
     right = predict(model, prepared.dev, Device("cpu", "fp32")).argmax(-1) == prepared.dev.labels
     assert right.mean() == pytest.approx(table.set_index("seed").loc[int(run.model_folder.name[-1]), "accuracy"])

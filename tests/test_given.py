@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autodistil_search import Plugins, SearchConfig, TrainConfig
-from autodistil_search.errors import InputError
-from autodistil_search.given import (
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.user_input import (
     LARGEST,
     PACKAGED,
     TASKS,
@@ -31,9 +31,9 @@ from autodistil_search.given import (
     quoted,
     read_yaml,
 )
-from autodistil_search.objectives import parse_amount
-from autodistil_search.stepconfig import DistilConfig, FinetuneConfig, ValidateConfig
-from autodistil_search.tasks.data import GLUE, TOPIC
+from autodistil_search.nas.objectives import parse_amount
+from autodistil_search.settings.later_steps import DistilConfig, FinetuneConfig, ValidateConfig
+from autodistil_search.tasks.labelled_data import GLUE, TOPIC
 
 ODD = (
     "",

@@ -7,9 +7,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from autodistil_search import hardware
-from autodistil_search.device import Device
-from autodistil_search.hardware import Load, latency, pass_seconds, peak_bytes, throughput
+from autodistil_search.base.device import Device
+from autodistil_search.nas import hardware
+from autodistil_search.nas.hardware import Load, latency, pass_seconds, peak_bytes, throughput
 
 
 class Toy(nn.Module):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from autodistil_search import manifest
-from autodistil_search.errors import InputError
-from autodistil_search.manifest import (
+from autodistil_search.base import manifest
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.manifest import (
     KINDS,
     MANIFEST,
     add_to_manifest,

@@ -18,19 +18,19 @@ from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
-from autodistil_search import model as model_module
-from autodistil_search.errors import InputError
-from autodistil_search.model import (
+from autodistil_search.base.errors import InputError
+from autodistil_search.spaces.search_space import SearchSpace, Subnet, load_space
+from autodistil_search.superlm import model as model_module
+from autodistil_search.superlm.model import (
     AutoDistilConfig,
     AutoDistilForSequenceClassification,
     AutoDistilModel,
     attend,
     quiet_transformers,
 )
-from autodistil_search.modeling_student import relative_buckets
-from autodistil_search.relations import split_heads
-from autodistil_search.space import SearchSpace, Subnet, load_space
-from autodistil_search.teacher import FAMILIES
+from autodistil_search.superlm.modeling_student import relative_buckets
+from autodistil_search.superlm.relation_loss import split_heads
+from autodistil_search.teachers.teacher import FAMILIES
 
 OTHER = SearchSpace("other", (1, 2, 4), (16, 40), (1.0, 2.5), (1, 3), head_dim=16, relation_heads=4)
 UNLIKE = SearchSpace(

@@ -13,7 +13,7 @@ from nbformat import NotebookNode
 from rounding import loss_rounding
 
 from autodistil_search import load_run
-from autodistil_search.files import read_json
+from autodistil_search.base.files import read_json
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))

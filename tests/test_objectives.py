@@ -12,10 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autodistil_search import cost
-from autodistil_search.cost import Vocabulary
-from autodistil_search.errors import InputError, Terminated
-from autodistil_search.objectives import (
+from autodistil_search.base.errors import InputError, Terminated
+from autodistil_search.nas.objectives import (
     COSTS,
     FLOPS,
     PARAMS,
@@ -34,8 +32,10 @@ from autodistil_search.objectives import (
     parse_objectives,
     proxy_objective,
 )
-from autodistil_search.objectives import costs as cost_columns
-from autodistil_search.space import load_space
+from autodistil_search.nas.objectives import costs as cost_columns
+from autodistil_search.spaces import cost
+from autodistil_search.spaces.cost import Vocabulary
+from autodistil_search.spaces.search_space import load_space
 
 THROUGHPUT = Objective("throughput", "throughput", "sequences/s", "maximize")
 MEANING = {"acc": RELATION_LOSS, "flops": FLOPS, "params": PARAMS}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autodistil_search.pareto import box_of, hypervolume, hypervolume_gains, is_on_frontier, knee, share_of_box
+from autodistil_search.nas.pareto import box_of, hypervolume, hypervolume_gains, is_on_frontier, knee, share_of_box
 
 few = settings(deadline=None, max_examples=80)
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autodistil_search import SearchConfig
-from autodistil_search.cli import main, make_parser
-from autodistil_search.errors import InputError
-from autodistil_search.passwords import conceal, without_password
-from autodistil_search.shared import open_storage
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.passwords import conceal, without_password
+from autodistil_search.cli.main import main, make_parser
+from autodistil_search.nas.shared_archive import open_storage
 
 SHAPES = (
     "postgresql://me:{}@host/base",

@@ -7,14 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from autodistil_search import plan as planning
-from autodistil_search.checkpoint import Checkpoints
-from autodistil_search.cli import main
-from autodistil_search.cost import flops, params
-from autodistil_search.distill import TrainOptions, last_hidden_of, subnets_of_step, train_step
-from autodistil_search.model import AutoDistilModel
-from autodistil_search.objectives import parse_amount
-from autodistil_search.plan import (
+from autodistil_search.base.progress import Reporter
+from autodistil_search.cli.main import main
+from autodistil_search.distillation import plan as planning
+from autodistil_search.distillation.checkpoints import Checkpoints
+from autodistil_search.distillation.plan import (
     STRATA,
     activation_bytes,
     checkpoint_bytes,
@@ -25,9 +22,12 @@ from autodistil_search.plan import (
     typical_steps,
     work_of,
 )
-from autodistil_search.progress import Reporter
-from autodistil_search.sampling import Drawn
-from autodistil_search.space import load_space
+from autodistil_search.distillation.sampling import Drawn
+from autodistil_search.distillation.training_loop import TrainOptions, last_hidden_of, subnets_of_step, train_step
+from autodistil_search.nas.objectives import parse_amount
+from autodistil_search.spaces.cost import flops, params
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.superlm.model import AutoDistilModel
 
 OPTIONS = TrainOptions(steps=6, batch_size=4, lr=1e-3, seed=0, relation_heads=4, random_subnets=3)
 TOKENS = 12

@@ -14,15 +14,15 @@ import pandas as pd
 import pytest
 import torch
 
-from autodistil_search.cli import main
-from autodistil_search.engines import ENGINES
-from autodistil_search.errors import InputError
-from autodistil_search.inputs import built_in, resolve
-from autodistil_search.objectives import FLOPS, Objective
-from autodistil_search.plugins import GROUPS, Plugins
-from autodistil_search.proxies import ProxyKind
-from autodistil_search.run import search
-from autodistil_search.space import load_space
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.plugins import GROUPS, Plugins
+from autodistil_search.cli.main import main
+from autodistil_search.nas.engines import ENGINES
+from autodistil_search.nas.objectives import FLOPS, Objective
+from autodistil_search.nas.proxies import ProxyKind
+from autodistil_search.runs.search import search
+from autodistil_search.runs.search_inputs import built_in, resolve
+from autodistil_search.spaces.search_space import load_space
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -159,7 +159,7 @@ def test_an_installed_package_takes_part_in_a_search(found_here, teacher_folder,
 @pytest.mark.parametrize("flags", [["--objectives", "deep,flops"], ["--constraint", "deep<=3"]])
 def test_what_is_installed_is_among_what_is_allowed(flags, refusal, monkeypatch, tmp_path):
     offered = {"objectives": {"depth": "an entry point"}}
-    monkeypatch.setattr("autodistil_search.plugins._offered", lambda group: offered.get(group, {}))
+    monkeypatch.setattr("autodistil_search.base.plugins._offered", lambda group: offered.get(group, {}))
     assert re.search("'deep.*flops, .*, depth", refusal(["search", *flags, "--out", str(tmp_path / "run")]))
 
 
@@ -233,7 +233,7 @@ def offers(monkeypatch, points):
     def entry_points(group):
         return [EntryPoint(name, value, kind) for kind, name, value in points if group == f"autodistil_search.{kind}"]
 
-    monkeypatch.setattr("autodistil_search.plugins.entry_points", entry_points)
+    monkeypatch.setattr("autodistil_search.base.plugins.entry_points", entry_points)
 
 
 OWN = {

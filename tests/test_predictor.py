@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autodistil_search import InputError, Objective, hardware, load_run, search
-from autodistil_search.predictor import ROUNDS, Predictor, error, features
-from autodistil_search.space import Subnet, load_space
+from autodistil_search import InputError, Objective, load_run, search
+from autodistil_search.nas import hardware
+from autodistil_search.nas.latency_predictor import ROUNDS, Predictor, error, features
+from autodistil_search.spaces.search_space import Subnet, load_space
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -130,8 +131,8 @@ def test_two_searches_at_a_study_measure_their_own_frontiers(toy_config, clock, 
 
 
 def test_a_prediction_is_named_as_such():
-    from autodistil_search.device import choose_device
-    from autodistil_search.objectives import predicted_latency
+    from autodistil_search.base.device import choose_device
+    from autodistil_search.nas.objectives import predicted_latency
 
     objective = predicted_latency(Predictor(), hardware.Load(1, 8, choose_device("cpu", "fp32")))
     assert isinstance(objective, Objective)

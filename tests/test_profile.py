@@ -4,12 +4,12 @@ from statistics import median_low
 
 import pytest
 
-from autodistil_search import profile
-from autodistil_search.cli import main
-from autodistil_search.cost import flops, params
-from autodistil_search.objectives import COSTS, Objective
-from autodistil_search.profile import profile_space
-from autodistil_search.space import load_space
+from autodistil_search.cli.main import main
+from autodistil_search.nas.objectives import COSTS, Objective
+from autodistil_search.runs import profile
+from autodistil_search.runs.profile import profile_space
+from autodistil_search.spaces.cost import flops, params
+from autodistil_search.spaces.search_space import load_space
 
 
 def test_ends_and_median_are_those_of_all_subnets(toy_teacher, debug_space):

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from autodistil_search import progress
-from autodistil_search.progress import ConsoleReporter, Reporter
+from autodistil_search.base import progress
+from autodistil_search.base.progress import ConsoleReporter, Reporter
 
 
 class Clock:

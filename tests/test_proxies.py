@@ -14,18 +14,19 @@ from rounding import loss_rounding
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from autodistil_search import proxies, search
-from autodistil_search.device import Device
-from autodistil_search.errors import InputError
-from autodistil_search.model import AutoDistilModel
-from autodistil_search.objectives import Objective
-from autodistil_search.progress import Reporter
-from autodistil_search.proxies import HiddenProxy, ProxyKind, RelationProxy, TaskBudget, task_proxy
-from autodistil_search.relations import relation_loss, relation_scores, relation_target, split_heads
-from autodistil_search.space import Subnet
-from autodistil_search.tasks.data import load_task
-from autodistil_search.tasks.finetune import Prepared, finetune
-from autodistil_search.teacher import Teacher
+from autodistil_search import search
+from autodistil_search.base.device import Device
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.progress import Reporter
+from autodistil_search.nas import proxies
+from autodistil_search.nas.objectives import Objective
+from autodistil_search.nas.proxies import HiddenProxy, ProxyKind, RelationProxy, TaskBudget, task_proxy
+from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.superlm.relation_loss import relation_loss, relation_scores, relation_target, split_heads
+from autodistil_search.tasks.fine_tuning import Prepared, finetune
+from autodistil_search.tasks.labelled_data import load_task
+from autodistil_search.teachers.teacher import Teacher
 
 
 @pytest.fixture

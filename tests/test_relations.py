@@ -11,9 +11,10 @@ from rounding import loss_rounding, rounding
 from torch import Tensor
 from torch.testing import assert_close
 
-from autodistil_search import relations as relations_module
-from autodistil_search.model import AutoDistilModel
-from autodistil_search.relations import (
+from autodistil_search.base.weighted_names import RELATIONS, parse_relations
+from autodistil_search.superlm import relation_loss as relations_module
+from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.superlm.relation_loss import (
     DEFAULT_RELATIONS,
     relation_loss,
     relation_scores,
@@ -21,7 +22,6 @@ from autodistil_search.relations import (
     split_heads,
     uniform_loss,
 )
-from autodistil_search.weights import RELATIONS, parse_relations
 
 Projections = list[Tensor]
 Relations = tuple[tuple[str, float], ...]

@@ -10,31 +10,32 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autodistil_search import baselines, findings
-from autodistil_search.agreement import Agreement
-from autodistil_search.archive import Evaluation
-from autodistil_search.baselines import Baseline
-from autodistil_search.comparison import COLUMNS
-from autodistil_search.errors import InputError
-from autodistil_search.findings import NOT_VALIDATED, Finding, comparison, remark
-from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
-from autodistil_search.pareto import hypervolume
+from autodistil_search.base.errors import InputError
+from autodistil_search.nas import baselines
+from autodistil_search.nas.archive import Evaluation
+from autodistil_search.nas.baselines import Baseline
+from autodistil_search.nas.engine_comparison import COLUMNS
+from autodistil_search.nas.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
+from autodistil_search.nas.pareto import hypervolume
+from autodistil_search.nas.rank_correlation import Agreement
 from autodistil_search.report import (
     baseline_table,
     figures,
+    findings,
     frontier_figure,
     pareto_report,
     published_figure,
     shown,
     write_report,
 )
+from autodistil_search.report.caveats import warnings_of
 from autodistil_search.report.data import against_frontier, frontier_table, progress_table
 from autodistil_search.report.figures import for_papers, parallel_figure
+from autodistil_search.report.findings import NOT_VALIDATED, Finding, comparison, remark
 from autodistil_search.report.html import LISTED, render_html
 from autodistil_search.report.overlay import overlay
 from autodistil_search.report.papers import latex_table, markdown_table, write_for_papers
-from autodistil_search.report.runs import Input, ProxyCheck, RunPart
-from autodistil_search.report.trust import warnings_of
+from autodistil_search.report.run_parts import Input, ProxyCheck, RunPart
 from autodistil_search.report.views import (
     DRAWN,
     axes_pairs,
@@ -43,7 +44,7 @@ from autodistil_search.report.views import (
     parallel_rows,
     step_lines,
 )
-from autodistil_search.space import Subnet
+from autodistil_search.spaces.search_space import Subnet
 
 LIKEWISE = {"relation_loss": 0.7, "flops": 300, "params": 3000}
 FRONT = [(1.0, 100.0), (0.5, 200.0), (0.2, 400.0)]

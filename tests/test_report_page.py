@@ -8,18 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autodistil_search import baselines
-from autodistil_search.archive import Evaluation
-from autodistil_search.baselines import Baseline
-from autodistil_search.comparison import COLUMNS
-from autodistil_search.findings import remark
-from autodistil_search.objectives import FLOPS, PARAMS, RELATION_LOSS, Objective
+from autodistil_search.nas import baselines
+from autodistil_search.nas.archive import Evaluation
+from autodistil_search.nas.baselines import Baseline
+from autodistil_search.nas.engine_comparison import COLUMNS
+from autodistil_search.nas.objectives import FLOPS, PARAMS, RELATION_LOSS, Objective
 from autodistil_search.report import baseline_table, pareto_report
+from autodistil_search.report.findings import remark
 from autodistil_search.report.html import render_html
 from autodistil_search.report.overlay import overlay
-from autodistil_search.report.runs import Curve, RunPart
-from autodistil_search.results import Run
-from autodistil_search.space import Subnet
+from autodistil_search.report.run_parts import Curve, RunPart
+from autodistil_search.runs.finished_run import Run
+from autodistil_search.spaces.search_space import Subnet
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from autodistil_search import load_run, search
-from autodistil_search.cli import main
-from autodistil_search.manifest import reopen
+from autodistil_search.base.manifest import reopen
+from autodistil_search.cli.main import main
 from autodistil_search.report import REPORT_FILES
 
 

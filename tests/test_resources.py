@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from autodistil_search import InputError, search
-from autodistil_search.cost import params
-from autodistil_search.device import Device
-from autodistil_search.inputs import resolve
-from autodistil_search.resources import FreeMemory, cgroup_limits, free_memory
-from autodistil_search.space import load_space
-from autodistil_search.teacher import load_teacher
+from autodistil_search.base.device import Device
+from autodistil_search.base.resources import FreeMemory, cgroup_limits, free_memory
+from autodistil_search.runs.search_inputs import resolve
+from autodistil_search.spaces.cost import params
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.teachers.teacher import load_teacher
 
 
 def written(root, texts):

@@ -16,12 +16,14 @@ import torch
 import yaml
 from processes import SERVER
 
-from autodistil_search import InputError, SearchConfig, findings, hardware, load_run, search
-from autodistil_search.cost import flops, params
-from autodistil_search.files import locked
-from autodistil_search.inputs import resolve_training
-from autodistil_search.space import Subnet, load_space
-from autodistil_search.teacher import load_teacher
+from autodistil_search import InputError, SearchConfig, load_run, search
+from autodistil_search.base.files import locked
+from autodistil_search.nas import hardware
+from autodistil_search.report import findings
+from autodistil_search.runs.search_inputs import resolve_training
+from autodistil_search.spaces.cost import flops, params
+from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.teachers.teacher import load_teacher
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

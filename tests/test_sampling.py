@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from autodistil_search.sampling import SAMPLINGS, draw
-from autodistil_search.space import load_space
+from autodistil_search.distillation.sampling import SAMPLINGS, draw
+from autodistil_search.spaces.search_space import load_space
 
 SPACE = load_space("debug")
 

@@ -22,21 +22,23 @@ import yaml
 from optuna.trial import TrialState
 from processes import SERVER, start_command
 
-from autodistil_search import Objective, Plugins, comparison, load_run, search, shared, worker
-from autodistil_search.archive import Archive, Evaluation, journal
-from autodistil_search.cli import main
-from autodistil_search.engines import ENGINES, Candidates, Goal, run_engine
-from autodistil_search.errors import InputError, ScoringError
-from autodistil_search.files import file_sha256
-from autodistil_search.inputs import resolve
-from autodistil_search.manifest import SEARCH_CONFIG
-from autodistil_search.passwords import without_password
-from autodistil_search.progress import Reporter
-from autodistil_search.run import NOT_COMPARED
-from autodistil_search.runfolder import check_folder
-from autodistil_search.shared import TRIES, SharedArchive, open_storage
-from autodistil_search.space import load_space
-from autodistil_search.worker import work
+from autodistil_search import Objective, Plugins, load_run, search
+from autodistil_search.base.errors import InputError, ScoringError
+from autodistil_search.base.files import file_sha256
+from autodistil_search.base.manifest import SEARCH_CONFIG
+from autodistil_search.base.passwords import without_password
+from autodistil_search.base.progress import Reporter
+from autodistil_search.cli.main import main
+from autodistil_search.nas import engine_comparison, shared_archive
+from autodistil_search.nas.archive import Archive, Evaluation, journal
+from autodistil_search.nas.engines import ENGINES, Candidates, Goal, run_engine
+from autodistil_search.nas.shared_archive import TRIES, SharedArchive, open_storage
+from autodistil_search.runs import worker
+from autodistil_search.runs.run_folder import check_folder
+from autodistil_search.runs.search import NOT_COMPARED
+from autodistil_search.runs.search_inputs import resolve
+from autodistil_search.runs.worker import work
+from autodistil_search.spaces.search_space import load_space
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -94,7 +96,7 @@ def waited(monkeypatch):
     """Seconds of each wait for other processes; only these waits move the clock by which one is taken for lost."""
     waits = []
     clock = SimpleNamespace(monotonic=lambda: sum(waits), sleep=waits.append)
-    monkeypatch.setattr(shared, "time", clock)
+    monkeypatch.setattr(shared_archive, "time", clock)
     monkeypatch.setattr(worker, "time", clock)
     return waits
 
@@ -236,7 +238,7 @@ def test_a_process_that_takes_long_but_lives_keeps_its_subnet(storage, monkeypat
         assert long_enough.wait(60)
         return measure(space, subnet)
 
-    monkeypatch.setattr(shared, "time", SimpleNamespace(monotonic=lambda: sum(waited), sleep=wait_for_a_sign))
+    monkeypatch.setattr(shared_archive, "time", SimpleNamespace(monotonic=lambda: sum(waited), sleep=wait_for_a_sign))
     with ThreadPoolExecutor(1) as pool:
         scoring = pool.submit(slow.work, claim, SPACE, take_long)
         assert asking.answer(SPACE, SUBNETS[:1], None, no_bar) == [measure(SPACE, SUBNETS[0])]
@@ -387,7 +389,7 @@ def test_what_a_study_fixed_meanwhile_stays(storage):
 def test_engines_are_compared_on_what_keeps_the_bounds_of_a_search(toy_config, storage, monkeypatch):
     """A study may hold subnets of another search that do not."""
     seen = []
-    monkeypatch.setattr(comparison, "compare", lambda scored, *_: seen.append(scored) or NOT_COMPARED)
+    monkeypatch.setattr(engine_comparison, "compare", lambda scored, *_: seen.append(scored) or NOT_COMPARED)
     config = run_with(toy_config, storage, objectives="flops,params", engine="exhaustive", evaluations=16)
     search(config)
     bound = search(replace(config, constraint=["params<=30K"], out=config.out + "-bound"))
@@ -486,7 +488,7 @@ def test_a_study_is_not_mixed_with_what_is_scored_otherwise(change, named, finis
 def test_a_worker_on_another_machine_may_not_measure_time(toy_config, tmp_path, monkeypatch):
     storage = str(tmp_path / "study.log")
     search(run_with(toy_config, storage, objectives="latency,params", measured_seq_len=8, evaluations=2))
-    monkeypatch.setattr("autodistil_search.scoring.machine", lambda: "another, 512 cores")
+    monkeypatch.setattr("autodistil_search.runs.scoring.machine", lambda: "another, 512 cores")
     with pytest.raises(InputError, match=r"machine is '.*' there and 'another, 512 cores' here"):
         work(storage, "search")
 

@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autodistil_search.baselines import SHAPES
-from autodistil_search.cost import flops
-from autodistil_search.errors import InputError
-from autodistil_search.space import (
+from autodistil_search.base.errors import InputError
+from autodistil_search.nas.baselines import SHAPES
+from autodistil_search.spaces.cost import flops
+from autodistil_search.spaces.search_space import (
     DIMENSIONS,
     PER_LAYER,
     SearchSpace,

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from autodistil_search import start
-from autodistil_search.device import Device
-from autodistil_search.errors import InputError
-from autodistil_search.model import AutoDistilModel
-from autodistil_search.proxies import RelationProxy
-from autodistil_search.relations import relation_loss, relation_target
-from autodistil_search.space import SearchSpace, Subnet
-from autodistil_search.teacher import Teacher, model_sha256
+from autodistil_search.base.device import Device
+from autodistil_search.base.errors import InputError
+from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.superlm.relation_loss import relation_loss, relation_target
+from autodistil_search.teachers import initial_weights
+from autodistil_search.teachers.teacher import Teacher, model_sha256
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"]
 SPACE = SearchSpace("half", (3,), (32,), (1.5,), (4,), head_dim=4, relation_heads=4)
@@ -30,7 +30,7 @@ def sample(toy_batch: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
 def started(teacher: Teacher, subnet: Subnet, init: str, sample: Tensor) -> AutoDistilModel:
     torch.manual_seed(0)
     model = AutoDistilModel(teacher.student_config(subnet)).eval()
-    start.start_from(model, teacher, init, sample, SPACE.relation_heads)
+    initial_weights.start_from(model, teacher, init, sample, SPACE.relation_heads)
     return model
 
 
@@ -59,7 +59,7 @@ def test_layers_of_unlike_sizes_start_as_slices_of_like_ones(
 
 
 def silence_leading_dimensions(teacher: Teacher) -> None:
-    for norm in start._norms(teacher):
+    for norm in initial_weights._norms(teacher):
         norm.weight[:20] *= 0.01
         norm.bias[:20] = 0
 
@@ -107,7 +107,7 @@ def test_a_superlm_has_the_relations_of_a_teacher_whose_relation_heads_lead_with
         linear.bias.unflatten(0, (heads, 12))[:, 6:] = 0
     space = SearchSpace("one", (1,), (48,), (2.0,), (3, 6), head_dim=head_dim, relation_heads=heads)
     torch.manual_seed(0)
-    superlm, _ = start.superlm(teacher, space, init, sample)
+    superlm, _ = initial_weights.superlm(teacher, space, init, sample)
     with torch.no_grad():
         target = relation_target(teacher.projections(sample), None, heads)
         found = superlm.last_projections(sample)
@@ -138,7 +138,7 @@ def test_a_superlm_as_wide_as_its_teacher_is_turned_for_its_narrower_subnets(
     silence_leading_dimensions(teacher)
     space = SearchSpace("two", (3,), (28, 48), (2.0,), (6,), head_dim=8, relation_heads=4)
     proxy = RelationProxy(teacher, sample, space.relation_heads, "kl", cpu)
-    turned, sliced = (start.superlm(teacher, space, init, sample)[0] for init in ("pca", "slices"))
+    turned, sliced = (initial_weights.superlm(teacher, space, init, sample)[0] for init in ("pca", "slices"))
     assert proxy.score(turned, space.smallest) < 0.5 * proxy.score(sliced, space.smallest)
 
 
@@ -157,24 +157,26 @@ def test_a_start_is_the_same_each_time_and_leaves_the_teacher_alone(
 def test_a_family_that_cannot_be_turned_starts_from_slices_and_says_so(
     toy_teacher: Callable[..., Teacher], sample: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "_KNOWN_FAMILIES", ("roberta",))
+    monkeypatch.setattr(initial_weights, "_KNOWN_FAMILIES", ("roberta",))
     teacher = toy_teacher()
-    model, notes = start.superlm(teacher, SPACE, "pca", sample)
+    model, notes = initial_weights.superlm(teacher, SPACE, "pca", sample)
     assert notes == ["init pca does not know teachers of type 'bert': slices instead"]
-    assert model.layers[0].query.weight.equal(start.superlm(teacher, SPACE, "slices", sample)[0].layers[0].query.weight)
+    assert model.layers[0].query.weight.equal(
+        initial_weights.superlm(teacher, SPACE, "slices", sample)[0].layers[0].query.weight
+    )
 
 
 def test_a_random_start_takes_nothing_and_an_unknown_one_is_refused(
     toy_teacher: Callable[..., Teacher], sample: Tensor
 ) -> None:
     torch.manual_seed(3)
-    model, notes = start.superlm(toy_teacher(), SPACE, "random", sample)
+    model, notes = initial_weights.superlm(toy_teacher(), SPACE, "random", sample)
     assert notes == ["starts wholly at random"]
     torch.manual_seed(3)
     untouched = AutoDistilModel(toy_teacher().student_config(SPACE.largest, SPACE))
     assert model_sha256(model) == model_sha256(untouched)
     with pytest.raises(InputError, match=r"init 'teacher'; allowed: auto, pca, "):
-        start.superlm(toy_teacher(), SPACE, "teacher", sample)
+        initial_weights.superlm(toy_teacher(), SPACE, "teacher", sample)
 
 
 def test_embeddings_alone_are_the_teachers_and_its_layers_are_not(
@@ -208,7 +210,7 @@ def test_the_best_start_is_taken_and_is_the_one_that_its_name_gives(
 ) -> None:
     """Losses are of a random start, embeddings, slices and pca, in this order."""
     in_turn = iter(losses)
-    monkeypatch.setattr(start, "relation_loss", lambda *_: torch.tensor(next(in_turn)))
+    monkeypatch.setattr(initial_weights, "relation_loss", lambda *_: torch.tensor(next(in_turn)))
     chosen = started(toy_teacher(), SPACE.largest, "auto", sample)
     assert model_sha256(chosen) == model_sha256(started(toy_teacher(), SPACE.largest, best, sample))
 
@@ -221,7 +223,7 @@ def test_the_best_start_is_never_worse_than_random_and_is_told(
     model = AutoDistilModel(teacher.student_config(SPACE.largest, SPACE)).eval()
     with torch.no_grad():
         untouched = loss(teacher, model, cpu, sample[:8])
-    notes = start.start_from(model, teacher, "auto", sample, SPACE.relation_heads)
+    notes = initial_weights.start_from(model, teacher, "auto", sample, SPACE.relation_heads)
     assert loss(teacher, model, cpu, sample[:8]) <= untouched
     told = re.fullmatch(r"starts from (\w+), chosen by relation loss: (\S+) \((.*)\)", notes[0])
     assert told

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from autodistil_search import load_run, search
-from autodistil_search.cli import main
-from autodistil_search.errors import InputError
-from autodistil_search.stepconfig import DistilConfig
-from autodistil_search.students import distil
+from autodistil_search.base.errors import InputError
+from autodistil_search.cli.main import main
+from autodistil_search.runs.distil import distil
+from autodistil_search.settings.later_steps import DistilConfig
 
 
 @pytest.fixture

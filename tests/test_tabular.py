@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from autodistil_search import tabular
-from autodistil_search.errors import InputError
-from autodistil_search.sources import find_sources
-from autodistil_search.tabular import SUFFIXES, Row, label_of, quotes_of, read_table, text_of
-from autodistil_search.tasks.data import load_task
+from autodistil_search.base import table_files
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.table_files import SUFFIXES, Row, label_of, quotes_of, read_table, text_of
+from autodistil_search.tasks.labelled_data import load_task
+from autodistil_search.text.sources import find_sources
 
 ROWS = [{"text": f"words {i}", "label": ["no", "yes"][i % 2]} for i in range(12)]
 HARD = ["a, b", 'he said "no"', '"quoted"', "two\nlines", "a\ttab", "c\u00e9", " blanks "]
@@ -28,11 +28,11 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
         return path
-    if tabular.suffix(path) == ".jsonl":
+    if table_files.suffix(path) == ".jsonl":
         text = "".join(json.dumps(row) + "\n" for row in rows)
     else:
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, [*rows[0]], delimiter="\t" if tabular.suffix(path) == ".tsv" else ",")
+        writer = csv.DictWriter(buffer, [*rows[0]], delimiter="\t" if table_files.suffix(path) == ".tsv" else ",")
         writer.writeheader()
         writer.writerows(rows)
         text = buffer.getvalue()
@@ -87,7 +87,7 @@ def test_marks_of_other_systems_and_blanks_around_names_change_nothing(content: 
 
 
 def test_a_line_of_any_length_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tabular, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(table_files, "LONGEST_LINE", 1000)
     for name, begin in (("t.jsonl.gz", b'{"text": "'), ("t.csv.gz", b"text\na\n"), ("t.tsv.gz", b"text\na\n")):
         (tmp_path / name).write_bytes(gzip.compress(begin + b"a" * 2_000_000))
         with pytest.raises(InputError, match="is longer than 1,000 characters"):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autodistil_search.errors import InputError
-from autodistil_search.tasks.data import GLUE, Rows, Task, load_task
+from autodistil_search.base.errors import InputError
+from autodistil_search.tasks.labelled_data import GLUE, Rows, Task, load_task
 from autodistil_search.tasks.metrics import METRICS
 
 GLUE_FILES = Path(__file__).parents[2] / "shared" / "data" / "glue"

@@ -35,21 +35,21 @@ from transformers import (
     dynamic_module_utils,
 )
 
-from autodistil_search import start
-from autodistil_search import teacher as teacher_module
-from autodistil_search.corpus import load_corpus
-from autodistil_search.cost import Vocabulary
-from autodistil_search.device import Device
-from autodistil_search.distill import TrainOptions, train_step
-from autodistil_search.errors import InputError
-from autodistil_search.families import FAMILIES
-from autodistil_search.files import file_sha256
-from autodistil_search.model import AutoDistilModel, quiet_transformers
-from autodistil_search.relations import relation_loss, relation_target, uniform_loss
-from autodistil_search.sampling import Drawn
-from autodistil_search.space import SearchSpace, Subnet
-from autodistil_search.teacher import PACKAGED_SHA256, Teacher, load_teacher, model_sha256
-from autodistil_search.transfer import LastHidden
+from autodistil_search.base.device import Device
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.files import file_sha256
+from autodistil_search.distillation.layer_losses import LastHidden
+from autodistil_search.distillation.sampling import Drawn
+from autodistil_search.distillation.training_loop import TrainOptions, train_step
+from autodistil_search.spaces.cost import Vocabulary
+from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.superlm.model import AutoDistilModel, quiet_transformers
+from autodistil_search.superlm.relation_loss import relation_loss, relation_target, uniform_loss
+from autodistil_search.teachers import initial_weights
+from autodistil_search.teachers import teacher as teacher_module
+from autodistil_search.teachers.families import FAMILIES
+from autodistil_search.teachers.teacher import PACKAGED_SHA256, Teacher, load_teacher, model_sha256
+from autodistil_search.text.token_store import load_corpus
 
 Kind = tuple[str, dict[str, Any]]
 KINDS: dict[str, Kind] = {
@@ -179,7 +179,7 @@ def test_a_superlm_learns_from_each_family(
 ) -> None:
     torch.manual_seed(0)
     teacher, (ids, _) = toy_teacher(kind[0], **kind[1]), toy_batch()
-    model, _ = start.superlm(teacher, debug_space, "slices")
+    model, _ = initial_weights.superlm(teacher, debug_space, "slices")
     options = TrainOptions(steps=8, batch_size=3, lr=0, seed=0, relation_heads=debug_space.relation_heads)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     subnets = [Drawn(debug_space.largest, "largest", 0.5), Drawn(debug_space.smallest, "smallest", 0.5)]
@@ -243,7 +243,7 @@ def test_a_twin_of_a_teacher_that_is_copied_exactly_has_nothing_to_learn(
     if teacher.family.relative_bias:
         teacher.model.get_submodule(teacher.family.relative_bias).weight *= 10  # no less than what it is added to
     twin = AutoDistilModel(teacher.student_config(teacher.subnet)).eval()
-    notes = start.start_from(twin, teacher, init, ids, 4)
+    notes = initial_weights.start_from(twin, teacher, init, ids, 4)
     hidden_loss = LastHidden(48, 48)
     hidden_loss.fit(twin, teacher, ids)
     with torch.no_grad():
@@ -367,7 +367,7 @@ def test_a_superlm_starts_from_evenly_spaced_layers_their_first_heads_and_their_
     """In the last layer, which is distilled, from the first rows of each of the teacher's relation heads, in turns."""
     teacher = toy_teacher(num_hidden_layers=5, num_attention_heads=4)  # heads of 12
     space = SearchSpace("narrow", (3,), (32,), (2.0,), (3,), head_dim=8, relation_heads=4)
-    superlm, notes = start.superlm(teacher, space, "slices")
+    superlm, notes = initial_weights.superlm(teacher, space, "slices")
     assert notes == []
     by_heads = [12 * head + row for head in range(3) for row in range(8)]
     in_turns = [12 * head + row for row in range(6) for head in range(4)]
@@ -397,7 +397,7 @@ def test_a_superlm_starts_from_evenly_spaced_layers_their_first_heads_and_their_
 def test_what_a_wider_and_deeper_start_lacks_is_noted(toy_teacher: Callable[..., Teacher]) -> None:
     teacher = toy_teacher("distilbert")
     space = SearchSpace("wide", (6,), (64,), (2.0,), (8,), head_dim=16, relation_heads=4)
-    superlm, notes = start.superlm(teacher, space, "slices")
+    superlm, notes = initial_weights.superlm(teacher, space, "slices")
     assert notes == [
         "hidden_size is 64 and the teacher's 48: the rest starts at random",
         "ffn_size is 128 and the teacher's 96: the rest starts at random",
@@ -422,7 +422,7 @@ def test_subnets_of_more_layers_than_the_teacher_start_with_its_relations(
 ) -> None:
     teacher, sample = toy_teacher(), toy_batch(rows=16, tokens=12, seed=1)[0]
     space = SearchSpace("deep", depths, (48,), (2.0,), (6,), head_dim=8, relation_heads=3)
-    superlm, _ = start.superlm(teacher, space, "slices")
+    superlm, _ = initial_weights.superlm(teacher, space, "slices")
     target = relation_target(teacher.projections(sample), None, space.relation_heads)
     with torch.no_grad():
         losses = [
@@ -437,10 +437,10 @@ def test_a_random_start_takes_nothing_from_the_teacher(
     toy_teacher: Callable[..., Teacher], debug_space: SearchSpace
 ) -> None:
     teacher = toy_teacher()
-    superlm, notes = start.superlm(teacher, debug_space, "random")
+    superlm, notes = initial_weights.superlm(teacher, debug_space, "random")
     assert notes == ["starts wholly at random"]
     assert superlm.config.vocab_size == teacher.vocabulary.tokens
-    started, _ = start.superlm(teacher, debug_space, "slices")
+    started, _ = initial_weights.superlm(teacher, debug_space, "slices")
     for name, weight in superlm.state_dict().items():
         if name.endswith("weight"):
             assert not weight.equal(started.state_dict()[name]), name
@@ -671,7 +671,7 @@ def test_a_superlm_takes_over_a_vocabulary_that_is_not_berts(
     assert batch[:, -1].eq(tokenizer.sep_token_id).all()
     words = text.read_text().split()
     assert "".join(tokenizer.decode(batch[0, 1:-1]).split()).startswith("".join(words[:3]))
-    model, _ = start.superlm(teacher, debug_space, "slices")
+    model, _ = initial_weights.superlm(teacher, debug_space, "slices")
     assert model.config.vocab_size == len(tokenizer) + 7
     options = TrainOptions(steps=1, batch_size=2, lr=0, seed=0, relation_heads=debug_space.relation_heads)
     (loss,) = train_step(model, teacher, batch, [Drawn(debug_space.largest, "largest", 1.0)], options, cpu)

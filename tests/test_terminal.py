@@ -15,17 +15,17 @@ import pytest
 import yaml
 
 from autodistil_search import load_run, load_space
-from autodistil_search.cli import main, make_parser
-from autodistil_search.commands import Outcome
-from autodistil_search.completion import completion_script
-from autodistil_search.cost import flops, params
-from autodistil_search.doctor import Finding, print_findings
-from autodistil_search.engines import ENGINES
-from autodistil_search.proxies import RelationProxy
-from autodistil_search.records import _plain
-from autodistil_search.space import shipped_spaces
-from autodistil_search.tables import print_frontier
-from autodistil_search.training import train
+from autodistil_search.cli.commands import Outcome
+from autodistil_search.cli.completion import completion_script
+from autodistil_search.cli.main import main, make_parser
+from autodistil_search.cli.records import _plain
+from autodistil_search.cli.tables import print_frontier
+from autodistil_search.nas.engines import ENGINES
+from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.runs.doctor import Finding, print_findings
+from autodistil_search.runs.train import train
+from autodistil_search.spaces.cost import flops, params
+from autodistil_search.spaces.search_space import shipped_spaces
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_work_goes_on_where_nobody_reads_its_progress(monkeypatch, capsys):
         print("a talkative part")
         return Outcome({"done": True}, print)
 
-    monkeypatch.setattr("autodistil_search.cli.COMMANDS", {"list": talk})
+    monkeypatch.setattr("autodistil_search.cli.main.COMMANDS", {"list": talk})
     monkeypatch.setattr(sys, "stderr", Left())
     assert main(["list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"done": True}
@@ -219,7 +219,7 @@ def test_work_goes_on_where_nobody_reads_its_progress(monkeypatch, capsys):
 def test_what_the_encoding_of_a_terminal_lacks_is_escaped(monkeypatch):
     printed = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     outcome = Outcome({}, lambda _: print("4 \u00d7 5"))
-    monkeypatch.setattr("autodistil_search.cli.COMMANDS", {"list": lambda *_: outcome})
+    monkeypatch.setattr("autodistil_search.cli.main.COMMANDS", {"list": lambda *_: outcome})
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", printed)
         assert main(["list"]) == 0

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from autodistil_search import InputError, SearchConfig, TrainConfig, search, train
-from autodistil_search.checkpoint import Course
-from autodistil_search.cli import main
-from autodistil_search.config import flag
-from autodistil_search.inputs import resolve_training
-from autodistil_search.report.training import training_figure
-from autodistil_search.sources import Shard
-from autodistil_search.space import load_space
-from autodistil_search.training import trained_config
+from autodistil_search.cli.main import main
+from autodistil_search.distillation.checkpoints import Course
+from autodistil_search.report.training_figure import training_figure
+from autodistil_search.runs.search_inputs import resolve_training
+from autodistil_search.runs.train import trained_config
+from autodistil_search.settings.search import flag
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.text.sources import Shard
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_a_training_that_learns_nothing_or_collapses_says_so(toy_training, capsy
     told = capsys.readouterr().err
     assert "4 of the 4 watched subnets of SuperLM debug have learnt next to nothing" in told
     collapse = {"step": 20, "to": 10, "lr": 5e-10, "loss": 2.0, "best": 1.0}
-    monkeypatch.setattr("autodistil_search.training.course_of", lambda _: Course(returns=[collapse]))
+    monkeypatch.setattr("autodistil_search.runs.train.course_of", lambda _: Course(returns=[collapse]))
     assert main(["train", *flags]) == 0
     assert "The training of SuperLM debug collapsed at step 20" in capsys.readouterr().err
 
@@ -275,9 +275,9 @@ def test_a_finished_superlm_is_taken_as_it_is_though_defaults_have_changed_and_n
     def none(*_):
         raise AssertionError("a finished SuperLM needs no start")
 
-    monkeypatch.setattr("autodistil_search.training.start_from", none)
+    monkeypatch.setattr("autodistil_search.runs.train.start_from", none)
     train(replace(toy_training, lr=None))
-    monkeypatch.setattr("autodistil_search.inputs.default_learning_rate", lambda _: 1e-5)
+    monkeypatch.setattr("autodistil_search.runs.search_inputs.default_learning_rate", lambda _: 1e-5)
     run = search(replace(toy_config, steps=200, batch_size=4, superlm=toy_training.out))
     taken = load_file(run.folder / "superlm" / "debug" / "model.safetensors")
     assert taken.keys() == again.keys()

@@ -2,11 +2,11 @@
 
 import pytest
 
-from autodistil_search import traininglog
-from autodistil_search.files import UnwritableError
-from autodistil_search.sampling import Drawn
-from autodistil_search.space import load_space
-from autodistil_search.traininglog import HELD_OUT_CSV, HIDDEN, TRAINING_CSV, TrainingLog, read_log
+from autodistil_search.base.files import UnwritableError
+from autodistil_search.distillation import training_log
+from autodistil_search.distillation.sampling import Drawn
+from autodistil_search.distillation.training_log import HELD_OUT_CSV, HIDDEN, TRAINING_CSV, TrainingLog, read_log
+from autodistil_search.spaces.search_space import load_space
 
 SUBNET = load_space("debug").smallest
 
@@ -77,7 +77,7 @@ def test_a_log_is_rewritten_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("autodistil_search.files.os.fsync", full)
+        patch.setattr("autodistil_search.base.files.os.fsync", full)
         with pytest.raises(UnwritableError, match=r"training\.csv cannot be written: No space left on device"):
             TrainingLog(tmp_path, 1)
     assert (tmp_path / TRAINING_CSV).read_bytes() == before
@@ -85,7 +85,7 @@ def test_a_log_is_rewritten_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_log_is_closed_on_errors(tmp_path, monkeypatch):
     closed = []
-    monkeypatch.setattr(traininglog.TrainingLog, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(training_log.TrainingLog, "close", lambda self: closed.append(self))
     with pytest.raises(FloatingPointError), TrainingLog(tmp_path, 0) as log:
         raise FloatingPointError
     assert closed == [log]

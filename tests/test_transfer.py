@@ -4,9 +4,9 @@ import pytest
 import torch
 from rounding import loss_rounding
 
-from autodistil_search.errors import InputError
-from autodistil_search.model import AutoDistilModel
-from autodistil_search.transfer import LastHidden, LayerTransfer, Watched, layer_pairs
+from autodistil_search.base.errors import InputError
+from autodistil_search.distillation.layer_losses import LastHidden, LayerTransfer, Watched, layer_pairs
+from autodistil_search.superlm.model import AutoDistilModel
 
 TERMS = ("embeddings", "hidden", "attention")
 

@@ -10,11 +10,11 @@ import pytest
 from rounding import loss_rounding
 from scipy.stats import kendalltau
 
-from autodistil_search.cli import main
-from autodistil_search.cost import flops
-from autodistil_search.space import load_space
-from autodistil_search.stepconfig import ValidateConfig
-from autodistil_search.validation import draw_in_bands, validate_proxy
+from autodistil_search.cli.main import main
+from autodistil_search.runs.validate_proxy import draw_in_bands, validate_proxy
+from autodistil_search.settings.later_steps import ValidateConfig
+from autodistil_search.spaces.cost import flops
+from autodistil_search.spaces.search_space import load_space
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "elastic"])
@@ -92,11 +92,11 @@ def test_every_measure_is_there_and_ranks_are_those_of_the_rows(run, config):
 
 
 def test_a_validation_goes_on_where_it_was_stopped(config, tmp_path, monkeypatch):
-    from autodistil_search import validation
+    from autodistil_search.runs import validate_proxy
 
     config = replace(config, subnets=4, probe=None)
     whole = validate_proxy(replace(config, out=str(tmp_path / "whole")))
-    row, left = validation._Job._row, [3]
+    row, left = validate_proxy._Job._row, [3]
 
     def failing(self, *arguments):
         if not left[0]:
@@ -104,7 +104,7 @@ def test_a_validation_goes_on_where_it_was_stopped(config, tmp_path, monkeypatch
         left[0] -= 1
         return row(self, *arguments)
 
-    monkeypatch.setattr(validation._Job, "_row", failing)
+    monkeypatch.setattr(validate_proxy._Job, "_row", failing)
     with pytest.raises(KeyboardInterrupt):
         validate_proxy(config)
     assert len(pd.read_csv(Path(config.folder) / "subnets.csv")) == 3
@@ -157,7 +157,7 @@ def test_from_the_command_line_and_refusals(run, table, capsys, refusal, printed
 
 
 def test_what_all_score_alike_and_what_broke_is_said(run, config, tmp_path, monkeypatch):
-    from autodistil_search import proxies
+    from autodistil_search.nas import proxies
 
     monkeypatch.setattr(proxies.TaskProxy, "score", lambda *_: 0.75)
     config = replace(config, subnets=4, probe=None)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from autodistil_search.errors import InputError
-from autodistil_search.weights import parse_relations, parse_subnet_weights
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.weighted_names import parse_relations, parse_subnet_weights
 
 
 @pytest.mark.parametrize(

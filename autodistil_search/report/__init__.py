@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autodistil_search.files import write_atomically
+from autodistil_search.base.files import write_atomically
+from autodistil_search.report.caveats import warnings_of
 from autodistil_search.report.data import ParetoReport, baseline_table, pareto_report
 from autodistil_search.report.escape import visible
 from autodistil_search.report.figures import frontier_figure, progress_figure, published_figure, save_figure
@@ -12,9 +13,8 @@ from autodistil_search.report.html import frontier_html, render_html
 from autodistil_search.report.overlay import overlay
 from autodistil_search.report.papers import FIGURES, write_for_papers
 from autodistil_search.report.picking import pick
-from autodistil_search.report.runs import read_table, run_part
-from autodistil_search.report.training import write_training_figure
-from autodistil_search.report.trust import warnings_of
+from autodistil_search.report.run_parts import read_table, run_part
+from autodistil_search.report.training_figure import write_training_figure
 from autodistil_search.report.views import shown
 
 PAGE = "report.html"

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autodistil_search import pareto
-from autodistil_search.archive import Evaluation
-from autodistil_search.baselines import Baseline
-from autodistil_search.errors import InputError
-from autodistil_search.findings import NOT_TRAINED_FOR, VERSUS_BASELINE, Finding
-from autodistil_search.objectives import Constraint, Objective
-from autodistil_search.report.runs import RunPart
+from autodistil_search.base.errors import InputError
+from autodistil_search.nas import pareto
+from autodistil_search.nas.archive import Evaluation
+from autodistil_search.nas.baselines import Baseline
+from autodistil_search.nas.objectives import Constraint, Objective
+from autodistil_search.report.findings import NOT_TRAINED_FOR, VERSUS_BASELINE, Finding
+from autodistil_search.report.run_parts import RunPart
 
 _FEW = 4
 """Objectives up to which a subnet's gain is found without the volume of all; the time grows with n to their number."""

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autodistil_search.cost import params_by_part
-from autodistil_search.errors import InputError
-from autodistil_search.objectives import Objective
+from autodistil_search.base.errors import InputError
+from autodistil_search.nas.objectives import Objective
 from autodistil_search.report.data import SUBNET_COLUMNS, ParetoReport, keeps, minimised
 from autodistil_search.report.picking import pick
 from autodistil_search.report.views import (
@@ -23,7 +22,8 @@ from autodistil_search.report.views import (
     shown,
     subnet_words,
 )
-from autodistil_search.space import Subnet
+from autodistil_search.spaces.cost import params_by_part
+from autodistil_search.spaces.search_space import Subnet
 
 
 @dataclass(frozen=True)

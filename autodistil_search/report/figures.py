@@ -17,7 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from autodistil_search.objectives import Objective
+from autodistil_search.nas.objectives import Objective
 from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.escape import PlainFigure, legend_name
 from autodistil_search.report.explore import engine_marks, engines_after, facts

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from autodistil_search.report.caveats import found_after, warnings_of
 from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.escape import visible
 from autodistil_search.report.svg import (
@@ -27,7 +28,6 @@ from autodistil_search.report.svg import (
     row_labels,
     training_panel,
 )
-from autodistil_search.report.trust import found_after, warnings_of
 from autodistil_search.report.views import (
     axes_pairs,
     budget_costs,

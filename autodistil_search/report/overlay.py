@@ -9,12 +9,12 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from autodistil_search import pareto
-from autodistil_search.errors import InputError
-from autodistil_search.findings import LEFT_OUT, Finding
-from autodistil_search.objectives import COSTS, Objective
+from autodistil_search.base.errors import InputError
+from autodistil_search.nas import pareto
+from autodistil_search.nas.objectives import COSTS, Objective
 from autodistil_search.report.data import ParetoReport, minimised, progress_table
-from autodistil_search.report.runs import Input
+from autodistil_search.report.findings import LEFT_OUT, Finding
+from autodistil_search.report.run_parts import Input
 
 Item = TypeVar("Item", bound=Hashable)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autodistil_search.errors import InputError
-from autodistil_search.given import parse_whole_number, quoted
-from autodistil_search.objectives import Constraint, parse_constraint
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.user_input import parse_whole_number, quoted
+from autodistil_search.nas.objectives import Constraint, parse_constraint
 from autodistil_search.report.data import ParetoReport
 
 

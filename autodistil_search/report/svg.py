@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import pandas as pd
 from markupsafe import Markup
 
-from autodistil_search.objectives import Objective
+from autodistil_search.nas.objectives import Objective
 from autodistil_search.report.data import ParetoReport
-from autodistil_search.report.runs import Curve, ProxyCheck
+from autodistil_search.report.run_parts import Curve, ProxyCheck
 from autodistil_search.report.views import (
     Line,
     axis_label,

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
-from autodistil_search import pareto
-from autodistil_search.baselines import COPY
-from autodistil_search.objectives import Objective
+from autodistil_search.nas import pareto
+from autodistil_search.nas.baselines import COPY
+from autodistil_search.nas.objectives import Objective
 from autodistil_search.report.data import SUBNET_COLUMNS, ParetoReport, frontier_table, keeps, minimised
 
 _WIDE = 3.0

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from markupsafe import Markup
 
-from autodistil_search.errors import InputError
-from autodistil_search.objectives import Objective, parse_amount
+from autodistil_search.base.errors import InputError
+from autodistil_search.nas.objectives import Objective, parse_amount
 from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.escape import plotly
 from autodistil_search.report.explore import (

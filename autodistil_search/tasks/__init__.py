@@ -1,1 +1,1 @@
-"""Labelled tasks: their rows and metrics, and fine-tuning on them."""
+"""Internal: labelled tasks, their metrics, and fine-tuning on them."""

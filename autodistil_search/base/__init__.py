@@ -1,0 +1,1 @@
+"""Internal: what every package uses: errors, files, manifests, progress, devices and plug-ins."""

@@ -1,0 +1,89 @@
+"""Where the arithmetic runs, in which precision, and how much memory is free there."""
+
+from __future__ import annotations
+
+import copy
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.resources import FreeMemory, free_memory
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device and the precision of its matrix products; softmax, norms and relations stay in float32."""
+
+    name: str
+    precision: str
+
+    @property
+    def type(self) -> str:
+        """The kind, whichever of several GPUs it is: cpu or cuda."""
+        return self.name.partition(":")[0]
+
+    def place(self, module: torch.nn.Module) -> None:
+        """Move `module` there."""
+        module.to(self.name)
+
+    def free_memory(self) -> FreeMemory | None:
+        """Return the memory that this process can still take there; None where the system does not state it."""
+        if self.type != "cuda":
+            return free_memory()
+        cached = torch.cuda.memory_reserved(self.name) - torch.cuda.memory_allocated(self.name)
+        return FreeMemory(torch.cuda.mem_get_info(self.name)[0] + cached, self.name)
+
+    def cast(self, module: torch.nn.Module) -> torch.nn.Module:
+        """A copy of `module` there, whose weights are in this precision; in float32, `module` itself."""
+        if self.precision == "fp32":
+            return module.to(self.name)
+        return copy.deepcopy(module).to(self.name, _HALVES[self.precision])
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which models run."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.type, dtype=_HALVES[self.precision])
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss so that gradients are not lost below what float16 can hold; idle in other precisions."""
+        return torch.amp.GradScaler(self.type, enabled=self.precision == "fp16")
+
+
+def choose_device(device: str = "auto", precision: str = "auto") -> Device:
+    """The device and precision for those words; "auto" takes CUDA if there is one, and bf16 where the hardware has it.
+
+    `accelerate launch --mixed_precision` says what "auto" means, too. A CPU without bfloat16 instructions emulates
+    them many times slower than float32: it gets fp32. Of several GPUs each launched process takes its own.
+
+    Raises:
+        InputError: for an unknown word, or for cuda where there is none.
+    """
+    if device not in DEVICES or precision not in PRECISIONS:
+        raise InputError(
+            f"--device {device!r}, --precision {precision!r}; allowed: {', '.join(DEVICES)} and {', '.join(PRECISIONS)}"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda, but torch sees no CUDA device here; allowed: auto, cpu")
+    name = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        launched_with = os.environ.get("ACCELERATE_MIXED_PRECISION")
+        precision = str(launched_with) if launched_with in _HALVES else "bf16" if has_bf16(name) else "fp32"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    return Device(name, precision)
+
+
+def has_bf16(device: str) -> bool:
+    """Whether a kind of device, cpu or cuda, computes in bfloat16 by itself and does not emulate it."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,1 @@
+"""Internal: the training of SuperLMs and students: its loop, losses, checkpoints and plan."""

@@ -1,0 +1,377 @@
+"""Checkpoints of a training run, and the models it leaves: checksummed, and never a part taken for a whole.
+
+`checkpoint-<step>.safetensors` holds weights and AdamW's moments; `checkpoint-<step>.json`, written after it, its
+SHA-256 and whatever else training goes on from. A checkpoint that lacks the second or has another sum is none. Models
+of ours are read in one place, `load_model`, whatever command they come from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from autodistil_search.base.errors import DamagedError, InputError
+from autodistil_search.base.files import (
+    Settings,
+    clear_leftovers,
+    file_sha256,
+    read_json,
+    readable,
+    refuse_other_settings,
+    write_atomically,
+    write_together,
+)
+from autodistil_search.base.manifest import (
+    MANIFEST,
+    MODEL_TYPE,
+    TRAINER_STATE,
+    add_to_manifest,
+    is_as_written,
+    lacking,
+    model_files,
+    seal,
+    sha256_of,
+    verify,
+    warn_of_lacking,
+    write_manifest,
+)
+from autodistil_search.distillation.collapse import Return
+from autodistil_search.superlm.model import (
+    AutoDistilConfig,
+    AutoDistilForSequenceClassification,
+    AutoDistilModel,
+    quiet_transformers,
+)
+
+_NAME = "checkpoint-{:08d}"
+_WEIGHTS = "model.safetensors"
+_LAST_OF_TOKENIZER = "tokenizer_config.json"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_SHARE_OF_TIME = 0.05
+"""Saving may take this share of the time; so a killed run loses at most 20 times as long as a checkpoint takes."""
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one model in training.
+
+    Args:
+        folder: Where they lie.
+        model: What is trained.
+        optimizer: The AdamW that trains it.
+        scaler: Its gradient scaler; an idle one has no state.
+        settings: What the weights depend on; checkpoints made with others are refused.
+        keep: How many are kept, beside the last good one.
+        watch: The course of the loss (`LossWatch.to_dict`) in the checkpoint that was restored.
+    """
+
+    folder: Path
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    settings: Settings
+    keep: int = 2
+    watch: dict[str, Any] | None = None
+    _good: int | None = None
+    _last: float = field(default_factory=lambda: time.monotonic())
+    _took: float = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether saving now stays cheap."""
+        return self._took <= _SHARE_OF_TIME * (time.monotonic() - self._last)
+
+    def save(
+        self, step: int, text: Sequence[Mapping[str, Any]], watch: Mapping[str, Any] | None = None, good: bool = False
+    ) -> None:
+        """Write the state after `step` steps, then drop all but the last `keep` and the last good one.
+
+        text: each process's position. watch: the course of the loss (`LossWatch.to_dict`). good: whether training may
+        go back to it after a collapse.
+
+        Raises:
+            OSError: if it cannot be written; the checkpoints before are left as they are.
+            FloatingPointError: if a weight is not finite; likewise.
+        """
+        _refuse_broken(self.model, step, self.settings)
+        start = time.monotonic()
+        path = self.folder / f"{_NAME.format(step)}.safetensors"
+        try:
+            write_atomically(path, lambda file: save_file(self._tensors(), file))
+            state: dict[str, Any] = {
+                "step": step,
+                "sha256": file_sha256(path),
+                "settings": dict(self.settings),
+                "scaler": self.scaler.state_dict(),
+                "text": list(text),
+                "watch": None if watch is None else dict(watch),
+                "good": step if good else self._good,
+            }
+            write_atomically(path.with_suffix(".json"), lambda file: file.write_text(json.dumps(seal(state))))
+        except OSError as error:
+            raise OSError(f"the checkpoint of step {step} cannot be written: {error}; the last one is kept") from None
+        self._good = step if good else self._good
+        for old in _steps(self.folder)[: -self.keep]:
+            if old != self._good:
+                _remove(self.folder, old)
+        self._last = time.monotonic()
+        self._took = self._last - start
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            tensors |= {f"{key}.{name}": tensor for key, tensor in self.optimizer.state.get(parameter, {}).items()}
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def restore(self, go_back: bool = False) -> tuple[int, list[dict[str, Any]]]:
+        """Restore the last whole checkpoint; returns its number of steps and each process's position in the text.
+
+        Without any it is 0 steps and no position. go_back: restore the last that was saved as good, and drop those
+        after it.
+
+        One that is damaged is passed over with a warning.
+
+        Raises:
+            InputError: if it was made with other settings, which are named, or if all there are are damaged.
+        """
+        steps = _steps(self.folder)
+        if go_back:
+            for later in [step for step in steps if step > cast(int, self._good)]:
+                _remove(self.folder, later)
+                steps.remove(later)
+        for leftover in self.folder.glob("checkpoint-*.safetensors"):  # of a save that was killed
+            if not leftover.with_suffix(".json").exists():
+                leftover.unlink()
+        clear_leftovers(self.folder, of_models=True)
+        for step in reversed(steps):
+            path = self.folder / f"{_NAME.format(step)}.safetensors"
+            state = _whole(path)
+            if state is not None:
+                refuse_other_settings(state["settings"], self.settings, self.folder)
+                self._load(path, state)
+                for damaged in (later for later in steps if later > step):
+                    _remove(self.folder, damaged)
+                self.watch, self._good = state.get("watch"), state.get("good")
+                return int(state["step"]), list(state["text"])
+            warnings.warn(f"{path} is damaged and passed over; going on from the one before", stacklevel=2)
+        if steps:
+            raise InputError(f"all {len(steps)} checkpoints in {self.folder} are damaged; delete them to start anew")
+        return 0, []
+
+    def discard(self) -> None:
+        """Remove all checkpoints, and the moments that the optimizer has from one that was restored."""
+        for step in _steps(self.folder):
+            _remove(self.folder, step)
+        self.optimizer.state.clear()
+        self._good = None
+
+    def _load(self, path: Path, state: Mapping[str, Any]) -> None:
+        with readable(path), safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            self.model.load_state_dict({name: file.get_tensor(f"model.{name}") for name in self.model.state_dict()})
+            for name, parameter in self.model.named_parameters():
+                if f"exp_avg.{name}" in names:  # a parameter that no subnet used yet has no moments
+                    self.optimizer.state[parameter] = {
+                        key: file.get_tensor(f"{key}.{name}").to(parameter.device) for key in _MOMENTS
+                    }
+        if state["scaler"]:
+            self.scaler.load_state_dict(dict(state["scaler"]))
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of all checkpoints that were once complete, ascending."""
+    found = (re.fullmatch(r"checkpoint-(\d+)\.json", path.name) for path in folder.glob("checkpoint-*.json"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _remove(folder: Path, step: int) -> None:
+    for suffix in (".json", ".safetensors"):  # first the one without which the other counts for nothing
+        (folder / f"{_NAME.format(step)}{suffix}").unlink(missing_ok=True)
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """Return what is written beside a checkpoint, if it is the file that was written; None if it is damaged or missing.
+
+    Raises:
+        InputError: if it cannot be read by this user.
+        OSError: if the machine failed to read it.
+    """
+    if not path.exists():
+        return None
+    try:
+        with readable(path):
+            state = read_json(path.with_suffix(".json"))
+            return state if is_as_written(state) and file_sha256(path) == state["sha256"] else None
+    except DamagedError:
+        return None
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise FloatingPointError, naming the first, if a weight of `model` is not finite."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise FloatingPointError(f"weights of {name} are not finite")
+
+
+def _refuse_broken(model: nn.Module, step: int, settings: Settings) -> None:
+    try:
+        check_weights(model)
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{error} after step {step}, at learning rate {settings.get('lr')} with seed {settings.get('seed')}; the "
+            "last checkpoint is kept. Try a lower --lr, in another --out"
+        ) from None
+
+
+def finish(
+    folder: Path,
+    model: AutoDistilModel,
+    steps: int,
+    settings: Settings,
+    returns: Sequence[Return] = (),
+    start: Sequence[str] = (),
+) -> None:
+    """Write the model as `save_pretrained` does, then the file that says it is complete; drop the checkpoints.
+
+    returns: collapses from which its training went back. start: notes on its first weights.
+
+    Raises:
+        FloatingPointError: if a weight is not finite; nothing is written.
+    """
+    _refuse_broken(model, steps, settings)
+    with quiet_transformers():
+        write_together(folder, _WEIGHTS, model.save_pretrained)
+    state = {"step": steps, "sha256": sha256_of(folder / _WEIGHTS), "settings": dict(settings)}
+    state |= {"returns": [asdict(entry) for entry in returns], "start": list(start)}
+    write_atomically(folder / TRAINER_STATE, lambda path: path.write_text(json.dumps(state, indent=2)))
+    write_manifest(folder, _kind(model), model_files(folder))
+    for step in _steps(folder):
+        _remove(folder, step)
+
+
+def _kind(model: AutoDistilModel) -> str:
+    return "superlm" if model.config.search_space else "student"
+
+
+def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> bool:
+    """Load the finished model of `folder` into `model`; False if there is none.
+
+    Raises:
+        InputError: if it was made with other settings, which are named, or is not as it was written.
+    """
+    if not verify(folder, own=True) and not (folder / TRAINER_STATE).exists():
+        return False
+    with readable(folder / TRAINER_STATE):
+        refuse_other_settings(read_json(folder / TRAINER_STATE)["settings"], settings, folder)
+    if lacking(folder) == [MANIFEST]:  # deleted, or killed before it was written
+        _verify_by_state(folder)
+        warn_of_lacking(folder)
+        write_manifest(folder, _kind(model), model_files(folder))
+    model.load_state_dict(load_model(folder, AutoDistilModel).state_dict())
+    return True
+
+
+@dataclass(frozen=True)
+class Course:
+    """The course of a finished training.
+
+    start: Notes on its first weights; none from before they were kept.
+    returns: Collapses from which it went back, as `collapse.Return` has them.
+    """
+
+    start: Sequence[str] = ()
+    returns: Sequence[Mapping[str, Any]] = ()
+
+
+def course_of(folder: Path) -> Course | None:
+    """Return the course of the finished training in `folder`; None if there is none."""
+    path = folder / TRAINER_STATE
+    if not path.is_file():
+        return None
+    with readable(path):
+        state = read_json(path)
+        return Course(list(state.get("start", [])), list(state.get("returns", [])))
+
+
+_Model = TypeVar("_Model", AutoDistilModel, AutoDistilForSequenceClassification)
+
+
+def load_model(folder: Path, kind: type[_Model]) -> _Model:
+    """Return the SuperLM or student in `folder` in evaluation mode: every model of ours is read here.
+
+    Its files are checked against the manifest, or in a folder without one the weights against what training wrote
+    down. Weights are read from safetensors alone, in float32.
+
+    kind: with or without a head. An encoder alone is read from the folder of a classifier, too.
+
+    Raises:
+        InputError: if a file is not as it was written, or the weights are not those of the configuration.
+    """
+    if not verify(folder, ("config.json", "*.safetensors")):
+        _verify_by_state(folder)
+    path = folder / "config.json"
+    if (found := read_json(path).get("model_type")) != MODEL_TYPE:
+        raise InputError(f"{path} is of a model of type {found!r}; allowed: {MODEL_TYPE!r}, a student or a SuperLM")
+    with quiet_transformers():
+        with readable(path):
+            config = AutoDistilConfig.from_pretrained(folder)
+        with readable(folder / _WEIGHTS):
+            model, loading = kind.from_pretrained(
+                folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+    _refuse_other_weights(folder, "lacks", loading["missing_keys"])
+    strangers = [name for name in loading["unexpected_keys"] if not name.startswith("classifier.")]
+    _refuse_other_weights(folder, "has in excess", strangers)
+    try:
+        check_weights(model)
+    except FloatingPointError as error:
+        raise InputError(f"{folder / _WEIGHTS}: {error}; allowed: finite weights") from None
+    loaded: _Model = model.eval()
+    return loaded
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer beside the finished model in `folder`, and into its manifest, unless it is there."""
+    if (folder / _LAST_OF_TOKENIZER).exists() and not lacking(folder):
+        return
+    names: list[str] = []
+
+    def write(new: Path) -> None:
+        tokenizer.save_pretrained(new)
+        names.extend(path.name for path in new.iterdir())
+
+    write_together(folder, "tokenizer.json", write, last=_LAST_OF_TOKENIZER)
+    add_to_manifest(folder, names)
+
+
+def _verify_by_state(folder: Path) -> None:
+    """Check the weights of a folder without a manifest against what training wrote down, if it did."""
+    state = folder / TRAINER_STATE
+    if not state.is_file() or not (folder / _WEIGHTS).is_file():
+        return
+    with readable(state):
+        expected = str(read_json(state)["sha256"])
+    if sha256_of(folder / _WEIGHTS) != expected:
+        raise InputError(
+            f"{folder / _WEIGHTS} is not the file that training wrote; restore it from a copy, or delete the folder "
+            "and repeat the command that trained it"
+        )
+
+
+def _refuse_other_weights(folder: Path, what: str, names: Collection[str]) -> None:
+    if names:
+        raise InputError(
+            f"{folder / _WEIGHTS} {what} {len(names)} weights, {min(names)!r} first; allowed: those of its config.json"
+        )

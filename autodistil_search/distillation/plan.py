@@ -1,0 +1,363 @@
+"""What training a SuperLM will take, before it is paid for: steps, hours, memory of a device, size of a checkpoint.
+
+Time is measured on a few real steps here, or follows from a stated sustained FLOP/s. Work is counted as it is done,
+which is less than a forward pass of the whole encoder: no pooler, of the teacher nothing after the layer that is
+distilled, and of its layer and a subnet's last only Q, K and V, unless hidden states are distilled, too. One
+multiply-add is two FLOPs here, as in the FLOP/s of a device.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from autodistil_search.base.device import Device
+from autodistil_search.base.progress import Reporter
+from autodistil_search.base.weighted_names import parse_relations
+from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WEIGHT_DECAY
+from autodistil_search.distillation.sampling import Drawn
+from autodistil_search.distillation.training_loop import TrainOptions, last_hidden_of, subnets_of_step, train_step
+from autodistil_search.spaces.cost import flops
+from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
+from autodistil_search.teachers.teacher import Teacher
+
+_DRAWN = 2000
+"""The subnets of so many steps stand for those of a longer run: their mean cost is within 1 % of it."""
+
+STRATA = 5
+"""Steps that are timed: one of each fifth of a run's steps, by the work they hold."""
+
+_ROUNDS = 3
+"""How often each is timed: the median leaves out a first time, which is slow, and a disturbed one."""
+
+_ENOUGH = 100.0
+"""Seconds after which no further round begins; steps that take so long vary little."""
+
+_MAP = ("map of hidden states", "offset of that map")
+"""Parameters that train with a model and are no part of it: `transfer.LastHidden`'s."""
+
+_FLOAT = 4
+"""Bytes: weights, gradients and moments are float32 in every precision."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds of one step for one sequence: of the targets, and of the subnets' forward passes together.
+
+    Targets are the teacher's forward pass and relations, and, in place, the largest subnet's relations.
+    """
+
+    teacher: float
+    subnets: float
+
+    @property
+    def multiply_adds(self) -> float:
+        """The teacher forward; the subnets forward, and twice that backward."""
+        return self.teacher + 3 * self.subnets
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    activations: what the largest subnet keeps for its backward pass, and the relations of teacher and student.
+    peak: the most that was in use while steps were timed; on a CPU that of the whole process, libraries included.
+        None if nothing was timed or the system does not tell.
+    """
+
+    teacher: int
+    weights: int
+    gradients: int
+    moments: int
+    activations: int
+    peak: int | None = None
+
+    @property
+    def total(self) -> int:
+        """The measured peak, or else the sum of the parts."""
+        if self.peak is not None:
+            return self.peak
+        return self.teacher + self.weights + self.gradients + self.moments + self.activations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training the SuperLM of `space` takes.
+
+    rows: sequences of a step on one device. seconds: of a step. checkpoint: bytes of one.
+    """
+
+    space: SearchSpace
+    steps: int
+    devices: int
+    rows: int
+    seq_len: int
+    seconds: float
+    work: Work
+    memory: Memory
+    checkpoint: int
+
+    @property
+    def hours(self) -> float:
+        """Of all steps; loading, saving and exchanging gradients come on top."""
+        return self.steps * self.seconds / 3600
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of a step on one device, two for each multiply-add."""
+        return 2 * self.rows * self.work.multiply_adds
+
+
+def steps_for(tokens: float, batch_size: int, seq_len: int) -> int:
+    """How many steps of `batch_size` sequences see at least `tokens` tokens."""
+    return max(1, math.ceil(tokens / (batch_size * seq_len)))
+
+
+def make_plan(
+    space: SearchSpace,
+    teacher: Teacher,
+    options: TrainOptions,
+    seq_len: int,
+    device: Device,
+    devices: int = 1,
+    flops_per_second: float | None = None,
+    reporter: Reporter | None = None,
+) -> Plan:
+    """Plan a training of `options` on `devices` devices, each with its share of the batch.
+
+    flops_per_second: what one device sustains; None to time steps on `device`.
+    """
+    model = AutoDistilModel(teacher.student_config(space.largest, space))
+    device.place(model)
+    model.train()
+    rows = math.ceil(options.batch_size / devices)
+    work = work_of(teacher, model, options, seq_len)
+    trained = trained_parameters(model.config, _map_width(teacher, options))
+    memory = Memory(
+        teacher=_FLOAT * sum(each.numel() for each in teacher.model.parameters()),
+        weights=_FLOAT * (model.num_parameters() + sum(trained[name] for name in _MAP if name in trained)),
+        gradients=_FLOAT * sum(trained.values()),
+        moments=2 * _FLOAT * sum(trained.values()),
+        activations=activation_bytes(model, teacher, options, rows, seq_len, device),
+    )
+    if flops_per_second is None:
+        timer = _Timer(model, teacher, options, (rows, seq_len), device)
+        reset_peak_memory(device)
+        timer.seconds(_alone(space.largest))  # warms up, and is the one that needs most memory
+        seconds = seconds_of_step(timer, typical_steps(model, options), reporter or Reporter(), space.name)
+        memory = replace(memory, peak=peak_memory(device))
+    else:
+        seconds = 2 * rows * work.multiply_adds / flops_per_second
+    checkpoint = checkpoint_bytes(model.config, _map_width(teacher, options))
+    return Plan(space, options.steps, devices, rows, seq_len, seconds, work, memory, checkpoint)
+
+
+def work_of(teacher: Teacher, model: AutoDistilModel, options: TrainOptions, seq_len: int) -> Work:
+    """The work of a step, the subnets' as the mean over the steps of the run."""
+    reached = teacher.subnet.first(teacher.layer + 1)
+    drawn = _drawn(model, options)
+    relations = parse_relations(options.relations)
+    unused = len({*"qkv"} - {*"".join(name for name, _ in relations)})
+    width, count = _map_width(teacher, options), len(relations)
+    target = float(_forward_work(reached, seq_len, width > 0) + _relations_work(reached, seq_len, count))
+    subnets = 0.0
+    for step in drawn:
+        in_place = False
+        for subnet, role, _ in step:
+            compared = _relations_work(subnet, seq_len, count)
+            subnets += _forward_work(subnet, seq_len, width > 0) + seq_len * subnet.hidden_size * width
+            subnets += (1 + in_place) * compared  # with the teacher's, and with the largest's
+            if not width:  # nothing flows back through what no relation is of
+                subnets -= 2 / 3 * unused * seq_len * subnet.hidden_size * subnet.each_layer[-1].attention_width
+            if options.in_place and not in_place and role == "largest":
+                target, in_place = target + compared / len(drawn), True
+    return Work(target, subnets / len(drawn))
+
+
+def _forward_work(subnet: Subnet, seq_len: int, hidden: bool) -> int:
+    """Multiply-adds of a forward pass on one sequence as far as it is distilled.
+
+    All layers but the last, and the last one's Q, K and V; with `hidden`, all of the last.
+    """
+    last = subnet.each_layer[-1]
+    if hidden:
+        return flops(subnet, seq_len) - subnet.hidden_size**2
+    return flops(subnet, seq_len) - flops(last, seq_len) + 3 * seq_len * subnet.hidden_size * last.attention_width
+
+
+def _relations_work(subnet: Subnet, seq_len: int, count: int) -> int:
+    """Multiply-adds of so many relations of the last layer."""
+    return count * seq_len * seq_len * subnet.each_layer[-1].attention_width
+
+
+def _map_width(teacher: Teacher, options: TrainOptions) -> int:
+    """The width that hidden states are mapped to; 0 if they are not distilled."""
+    return teacher.subnet.hidden_size if options.hidden else 0
+
+
+def _drawn(model: AutoDistilModel, options: TrainOptions) -> list[list[Drawn]]:
+    """The subnets of each step, of at most `_DRAWN` steps."""
+    return [subnets_of_step(model, options, step) for step in range(min(options.steps, _DRAWN))]
+
+
+def typical_steps(model: AutoDistilModel, options: TrainOptions) -> list[list[Drawn]]:
+    """The subnets of `STRATA` steps that together cost what as many steps of the run cost on average.
+
+    The steps are put in order of their work and divided into `STRATA` of equal number; of each, the one nearest to
+    its mean is taken.
+    """
+    drawn = sorted(_drawn(model, options), key=_work)
+    strata = min(STRATA, len(drawn))
+    edges = [len(drawn) * i // strata for i in range(strata + 1)]
+    groups = [drawn[first:end] for first, end in itertools.pairwise(edges)]
+    means = [statistics.fmean(map(_work, group)) for group in groups]
+    return [min(group, key=lambda step: abs(_work(step) - mean)) for group, mean in zip(groups, means, strict=True)]
+
+
+def _work(drawn: list[Drawn]) -> int:
+    return sum(flops(subnet) for subnet, _, _ in drawn)
+
+
+def _alone(subnet: Subnet) -> list[Drawn]:
+    return [Drawn(subnet, "largest", 1.0)]
+
+
+class _Timer:
+    """Runs training steps on random token ids, whose content no time depends on."""
+
+    def __init__(
+        self,
+        model: AutoDistilModel,
+        teacher: Teacher,
+        options: TrainOptions,
+        shape: tuple[int, int],
+        device: Device,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._model, self._teacher, self._options, self._device = model, teacher, options, device
+        self._ids = _random_ids(model, shape, device)
+        self._last_hidden = last_hidden_of(model, teacher, options, device)
+        self._parameters = [*model.parameters(), *(self._last_hidden.parameters() if self._last_hidden else ())]
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=1e-6, weight_decay=WEIGHT_DECAY, fused=True)
+        self._clock = clock
+
+    def seconds(self, drawn: list[Drawn]) -> float:
+        """Of one step with those subnets, as `distill.distill` takes it."""
+        start = self._clock()
+        train_step(
+            self._model, self._teacher, self._ids, drawn, self._options, self._device, last_hidden=self._last_hidden
+        )
+        torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM).item()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return self._clock() - start
+
+
+def seconds_of_step(timer: _Timer, steps: list[list[Drawn]], reporter: Reporter, name: str) -> float:
+    """The mean over `steps` of each one's median time; the rounds take turns, so that a slow moment hits all alike."""
+    taken: list[list[float]] = [[] for _ in steps]
+    with reporter.bar(f"timing {name}", "steps", _ROUNDS * len(steps)) as bar:
+        while len(taken[-1]) < _ROUNDS and sum(map(sum, taken)) < _ENOUGH:
+            for times, drawn in zip(taken, steps, strict=True):
+                times.append(timer.seconds(drawn))
+                bar.advance(f"{times[-1]:.3g} s a step")
+    return statistics.fmean(map(statistics.median, taken))
+
+
+def activation_bytes(
+    model: AutoDistilModel, teacher: Teacher, options: TrainOptions, rows: int, seq_len: int, device: Device
+) -> int:
+    """Bytes that the largest subnet keeps for its backward pass, and the relations at their most.
+
+    Counted on one sequence and on two: what does not grow between them (weights in another precision) counts once.
+    Relations are float32 `(rows, R, T, T)`: those of the teacher and, in place, of the largest subnet, and two while a
+    loss is computed.
+    """
+    one, two = (_saved_bytes(model, teacher, options, (n, seq_len), device) for n in (1, 2))
+    kept = len(parse_relations(options.relations)) * (2 if options.in_place else 1)
+    relations = (kept + 2) * _FLOAT * rows * options.relation_heads * seq_len**2
+    return one + (rows - 1) * (two - one) + relations
+
+
+def _saved_bytes(
+    model: AutoDistilModel, teacher: Teacher, options: TrainOptions, shape: tuple[int, int], device: Device
+) -> int:
+    last_hidden = last_hidden_of(model, teacher, options, device)
+    parameters = [*model.parameters(), *(last_hidden.parameters() if last_hidden else ())]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ids, drawn = _random_ids(model, shape, device), _alone(model.config.subnet)
+        train_step(model, teacher, ids, drawn, options, device, last_hidden=last_hidden)
+    model.zero_grad(set_to_none=True)
+    return sum(kept.values())
+
+
+def _random_ids(model: AutoDistilModel, shape: tuple[int, int], device: Device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(model.config.vocab_size, shape, generator=generator).to(device.name)
+
+
+def trained_parameters(config: AutoDistilConfig, map_width: int = 0) -> dict[str, int]:
+    """Names and sizes of the parameters that distillation trains: never the pooler, say.
+
+    Those that get a gradient from the largest subnet, which uses all that any other uses; found without any data.
+    map_width: what hidden states are mapped to, whose map (`_MAP`) is then trained, too; 0 for relations alone, which
+    leave most of the last layer as it is.
+    """
+    with torch.device("meta"):
+        model = AutoDistilModel(config)
+        ids = torch.zeros(1, 2, dtype=torch.long)
+    projections, hidden = model.last_layer(ids)
+    torch.stack([each.sum() for each in (*projections, *([hidden] if map_width else []))]).sum().backward()
+    trained = {name: each.numel() for name, each in model.named_parameters() if each.grad is not None}
+    return trained | (dict(zip(_MAP, (config.hidden_size * map_width, map_width), strict=True)) if map_width else {})
+
+
+def checkpoint_bytes(config: AutoDistilConfig, map_width: int = 0) -> int:
+    """Bytes of the tensors in a checkpoint: all weights, and AdamW's two moments and step of those that are trained."""
+    with torch.device("meta"):
+        weights = AutoDistilModel(config).num_parameters()
+    trained = trained_parameters(config, map_width)
+    weights += sum(trained[name] for name in _MAP if name in trained)
+    return _FLOAT * (weights + 2 * sum(trained.values()) + len(trained))
+
+
+def reset_peak_memory(device: Device) -> None:
+    """Let `peak_memory` begin anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):  # not Linux, or not allowed: the peak then counts from the start of the process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: Device) -> int | None:
+    """The most bytes in use since the reset: tensors on CUDA, elsewhere the resident process; None if not told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    kilobytes = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return 1024 * int(kilobytes[0]) if kilobytes else None

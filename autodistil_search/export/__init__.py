@@ -1,0 +1,1 @@
+"""Internal: a student as a folder that others can load."""

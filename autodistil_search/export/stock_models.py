@@ -1,0 +1,240 @@
+"""A student as transformers' own BERT or MPNet, where one with the same outputs exists.
+
+A BERT holds a student without relative attention bias, an MPNet one with it. The heads of both are as wide as hidden
+size / heads. A student's have a width of their own, so each head is padded with zeros to the stock model's width, and
+heads that only give zeros are added. A stock model divides scores by the root of its wider heads: queries are scaled
+up by as much. H hidden size, A heads, D head_dim, A' and D' those of the stock model, W = A * D.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    MPNetModel,
+    PreTrainedModel,
+)
+
+from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.superlm.model import (
+    AutoDistilConfig,
+    AutoDistilForSequenceClassification,
+    AutoDistilModel,
+    ElasticLayer,
+)
+
+_SHARED = (
+    *("vocab_size", "hidden_act", "layer_norm_eps", "initializer_range"),
+    *("pad_token_id", "id2label", "label2id", "problem_type"),
+)
+"""What all configurations call by the same name."""
+
+MPNET_BUCKETS, MPNET_MAX_DISTANCE = 32, 128
+"""How MPNet's encoder numbers distances, whatever its configuration says."""
+
+MPNET_PADDING = 1
+"""The token that MPNet takes for padding. Its positions are counted from the next number on, over all other tokens."""
+
+Stock = Literal["bert", "mpnet"]
+
+
+def stock_format(config: AutoDistilConfig) -> Stock:
+    """Return the kind of stock model that a student of this configuration may be."""
+    return "bert" if config.relative_attention_buckets is None else "mpnet"
+
+
+def why_not(config: AutoDistilConfig, stock: Stock, pad_token_id: int | None) -> str:
+    """Return the reason why no stock model of that kind computes what a student does; empty if one does.
+
+    pad_token_id: the tokenizer's.
+    """
+    if stock != stock_format(config):
+        has = "has" if stock == "bert" else "has no"
+        return f"the student {has} relative attention bias"
+    if stock == "mpnet":
+        numbered = config.relative_attention_buckets, config.relative_attention_max_distance
+        if numbered != (MPNET_BUCKETS, MPNET_MAX_DISTANCE):
+            return (
+                f"it has {numbered[0]} buckets up to a distance of {numbered[1]}, and MPNet {MPNET_BUCKETS} up to "
+                f"{MPNET_MAX_DISTANCE}"
+            )
+        if config.type_vocab_size > 1:
+            return f"it has {config.type_vocab_size} token types, and MPNet has none"
+        if pad_token_id != MPNET_PADDING:
+            return f"the tokenizer pads with token {pad_token_id}, and MPNet with token {MPNET_PADDING}"
+    subnet = config.subnet
+    if len({layer.ffn_size for layer in subnet.each_layer}) > 1:
+        return "its layers have unlike FFN sizes"
+    if bert_heads(subnet) is None:
+        return (
+            f"no divisor of hidden size {subnet.hidden_size} is at least {subnet.heads} and leaves heads at least "
+            f"{subnet.head_dim} wide"
+        )
+    return ""
+
+
+def bert_heads(subnet: Subnet) -> int | None:
+    """The least number of a stock model's heads that hold the student's; None if no stock model does.
+
+    It divides the hidden size, is at least the student's, and leaves heads at least as wide. All layers of a stock
+    model have one FFN size.
+    """
+    if len({layer.ffn_size for layer in subnet.each_layer}) > 1:
+        return None
+    hidden = subnet.hidden_size
+    fitting = (n for n in range(subnet.heads, hidden + 1) if hidden % n == 0 and hidden // n >= subnet.head_dim)
+    return next(fitting, None)
+
+
+def bert_sizes(subnet: Subnet) -> Subnet:
+    """The sizes of the stock model that holds the student: attention as wide as the hidden size.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if (heads := bert_heads(subnet)) is None:
+        raise ValueError(f"no stock model has the sizes of {subnet}")
+    hidden = subnet.hidden_size
+    return Subnet(subnet.layers, hidden, subnet.ffn_size, heads, hidden // heads)
+
+
+@torch.no_grad()
+def to_stock(model: AutoDistilModel | AutoDistilForSequenceClassification, pad_token_id: int | None) -> PreTrainedModel:
+    """Return the stock model with the outputs of `model`, and with its head if it has one; in evaluation mode.
+
+    pad_token_id: the tokenizer's.
+
+    Raises:
+        ValueError: if there is none (`why_not`).
+    """
+    stock = stock_format(model.config)
+    if reason := why_not(model.config, stock, pad_token_id):
+        raise ValueError(f"no {stock} computes what the student does: {reason}")
+    return _to_bert(model) if stock == "bert" else _to_mpnet(model)
+
+
+def _to_bert(
+    model: AutoDistilModel | AutoDistilForSequenceClassification,
+) -> BertModel | BertForSequenceClassification:
+    config = _bert_config(model.config, bert_sizes(model.config.subnet))
+    if isinstance(model, AutoDistilForSequenceClassification):
+        whole = BertForSequenceClassification(config)
+        whole.classifier.load_state_dict(model.classifier.state_dict())
+        _copy_encoder(model.autodistil, whole.bert)
+        return cast(BertForSequenceClassification, whole.eval())
+    bert = BertModel(config)
+    _copy_encoder(model, bert)
+    return cast(BertModel, bert.eval())
+
+
+def _bert_config(config: AutoDistilConfig, sizes: Subnet) -> BertConfig:
+    """With no dropout in the encoder, as the student was trained."""
+    return BertConfig(
+        **_settings(config, sizes),
+        max_position_embeddings=config.max_position_embeddings,
+        type_vocab_size=config.type_vocab_size,
+        classifier_dropout=config.classifier_dropout,
+    )
+
+
+def _settings(config: AutoDistilConfig, sizes: Subnet) -> dict[str, Any]:
+    """Return the settings that the configurations of both stock models have."""
+    return {
+        **{key: getattr(config, key) for key in _SHARED},
+        "num_hidden_layers": sizes.layers,
+        "hidden_size": sizes.hidden_size,
+        "intermediate_size": sizes.ffn_size,
+        "num_attention_heads": sizes.heads,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
+def _copy_encoder(student: AutoDistilModel, bert: BertModel) -> None:
+    embeddings = bert.embeddings
+    for table in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
+        getattr(embeddings, table).weight.copy_(getattr(student, table).weight)
+    _copy(student.embedding_norm, embeddings.LayerNorm)
+    for layer, sizes, target in zip(student.layers, student.config.subnet.each_layer, bert.encoder.layer, strict=True):
+        attention = cast(Any, target).attention
+        linears = attention.self.query, attention.self.key, attention.self.value, attention.output.dense
+        sizes_of_both = sizes, bert_sizes(student.config.subnet)
+        _copy_layer(cast(ElasticLayer, layer), linears, attention.output.LayerNorm, target, *sizes_of_both)
+    _copy(student.pooler, cast(Any, bert.pooler).dense)
+
+
+def _to_mpnet(
+    model: AutoDistilModel | AutoDistilForSequenceClassification,
+) -> MPNetModel | MPNetForSequenceClassification:
+    """Build the MPNet, without dropout in its head: one probability serves an MPNet's encoder and head."""
+    config, sizes = model.config, bert_sizes(model.config.subnet)
+    settings = MPNetConfig(
+        **_settings(config, sizes),
+        max_position_embeddings=MPNET_PADDING + 1 + config.max_position_embeddings,
+        relative_attention_num_buckets=MPNET_BUCKETS,
+    )
+    if isinstance(model, AutoDistilForSequenceClassification):
+        whole = MPNetForSequenceClassification(settings)
+        _copy(model.autodistil.pooler, whole.classifier.dense)
+        _copy(model.classifier, whole.classifier.out_proj)
+        _copy_to_mpnet(model.autodistil, whole.mpnet)
+        return cast(MPNetForSequenceClassification, whole.eval())
+    mpnet = MPNetModel(settings)
+    _copy(model.pooler, cast(Any, mpnet.pooler).dense)
+    _copy_to_mpnet(model, mpnet)
+    return cast(MPNetModel, mpnet.eval())
+
+
+def _copy_to_mpnet(student: AutoDistilModel, mpnet: MPNetModel) -> None:
+    """Copy all but the pooler; the one row of token types is added to each position."""
+    embeddings, encoder, sizes = mpnet.embeddings, mpnet.encoder, bert_sizes(student.config.subnet)
+    positions = student.position_embeddings.weight + student.token_type_embeddings.weight
+    embeddings.word_embeddings.weight.copy_(student.word_embeddings.weight)
+    embeddings.position_embeddings.weight.zero_()  # padding has no position
+    embeddings.position_embeddings.weight[MPNET_PADDING + 1 :].copy_(positions)
+    _copy(student.embedding_norm, embeddings.LayerNorm)
+    bias = cast(nn.Embedding, student.relative_attention_bias).weight
+    encoder.relative_attention_bias.weight.zero_()  # of the heads that only give zeros
+    encoder.relative_attention_bias.weight[:, : bias.shape[1]].copy_(bias)
+    for layer, own, target in zip(student.layers, student.config.subnet.each_layer, encoder.layer, strict=True):
+        attention = cast(Any, target).attention
+        linears = attention.attn.q, attention.attn.k, attention.attn.v, attention.attn.o
+        _copy_layer(cast(ElasticLayer, layer), linears, attention.LayerNorm, target, own, sizes)
+
+
+def _copy_layer(
+    layer: ElasticLayer, linears: tuple[nn.Linear, ...], norm: nn.Module, target: Any, mine: Subnet, theirs: Subnet
+) -> None:
+    """Copy a layer; linears, norm: the query, key, value and output of its attention, and the norm after it."""
+    *sides, output = linears
+    for part, into in zip(("query", "key", "value"), sides, strict=True):
+        source = getattr(layer, part)
+        scale = math.sqrt(theirs.head_dim / mine.head_dim) if part == "query" else 1.0
+        into.weight.copy_(scale * _padded(source.weight, mine, theirs))
+        into.bias.copy_(scale * _padded(source.bias, mine, theirs))
+    output.weight.copy_(_padded(layer.attention_output.weight.T, mine, theirs).T)
+    output.bias.copy_(layer.attention_output.bias)
+    _copy(layer.attention_norm, norm)
+    _copy(layer.ffn_in, target.intermediate.dense)
+    _copy(layer.ffn_out, target.output.dense)
+    _copy(layer.ffn_norm, target.output.LayerNorm)
+
+
+def _padded(rows: Tensor, mine: Subnet, theirs: Subnet) -> Tensor:
+    """`(A * D, ...)` rows of heads as `(A' * D', ...)`: the others are zeros."""
+    heads = rows.unflatten(0, (mine.heads, mine.head_dim))
+    wide = rows.new_zeros(theirs.heads, theirs.head_dim, *rows.shape[1:])
+    wide[: mine.heads, : mine.head_dim] = heads
+    return wide.flatten(0, 1)
+
+
+def _copy(source: nn.Module, target: nn.Module) -> None:
+    target.load_state_dict(source.state_dict())

@@ -1,0 +1,1 @@
+"""Internal: objectives, proxies, engines, the archive of evaluations, and baselines."""

@@ -1,0 +1,1 @@
+"""Internal: what each command does, and the folder that it leaves."""

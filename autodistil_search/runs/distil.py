@@ -1,0 +1,158 @@
+"""`distil`: the last step of the method, a chosen student trained further, from the weights its SuperLM has for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from autodistil_search.base.distributed import processes
+from autodistil_search.base.files import write_atomically
+from autodistil_search.base.manifest import DISTIL_CONFIG, DISTIL_SUMMARY, ENVIRONMENT, reopen, write_manifest
+from autodistil_search.base.progress import Reporter
+from autodistil_search.distillation.checkpoints import save_tokenizer
+from autodistil_search.distillation.training_loop import TrainOptions, distill
+from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.report import write_training_figure
+from autodistil_search.runs.finished_run import load_run
+from autodistil_search.runs.run_folder import STUDENT, check_folder, exclusive, open_folder
+from autodistil_search.runs.search_inputs import Materials, resolve_training
+from autodistil_search.runs.train import relation_proxy
+from autodistil_search.settings.later_steps import DistilConfig
+from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.teachers.teacher import model_sha256
+
+_SHARE_OF_RATE = 0.25
+"""Share of the peak learning rate of the SuperLM: at half of it, a student lost what the end of the SuperLM's schedule
+had gained (docs/results.md)."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A student that was trained further.
+
+    Args:
+        folder: Of the model and its tokenizer.
+        row: Of the run's frontier that it was.
+        before: Its held-out relation loss as a subnet of the SuperLM, on as many blocks as the run took.
+        after: The same after training.
+    """
+
+    folder: Path
+    row: pd.Series[Any]
+    before: float
+    after: float
+
+
+def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
+    """Train the student `config.pick` of `config.run` into `config.folder`, or go on where that was stopped.
+
+    Raises:
+        InputError: for input that cannot be used, or a folder that holds another training.
+        Terminated: after SIGTERM, when all is saved.
+    """
+    reporter = reporter or Reporter()
+    run = load_run(config.run)
+    row = run.pick(config.pick)
+    student = run.student(row)
+    materials = resolve_training(config.training(run.config), reporter)
+    share = 1.0 if config.lr else _SHARE_OF_RATE
+    own_space = next(space for space in materials.spaces if space.name == row["space"])
+    options = materials.options_of(own_space.largest)  # as its SuperLM was trained
+    options = replace(options, in_place=0.0, lr=share * options.lr)
+    job = _Job(materials, student, run.config.eval_blocks, config.folder, options)
+    settings = {**config.to_dict(), "run": str(run.folder.resolve())}
+    check_folder(config.folder, DISTIL_CONFIG, settings)
+    group = processes(materials.device.type == "cpu")
+    if not group.main:
+        job.train(reporter)
+        return Distilled(job.student_folder, row, job.before, job.after)
+    with exclusive(config.folder):
+        identity = {**materials.identity, "student": model_sha256(student)}
+        open_folder(config.folder, DISTIL_CONFIG, settings, {**materials.environment, "inputs": identity})
+        reopen(config.folder)
+        job.train(reporter)
+        found = Distilled(job.student_folder, row, job.before, job.after)
+        job.finish(found, run.folder)
+    return found
+
+
+class _Job:
+    """A student, and all that its training needs."""
+
+    def __init__(
+        self, materials: Materials, student: AutoDistilModel, eval_blocks: int, folder: Path, options: TrainOptions
+    ) -> None:
+        self._materials, self._student, self._eval_blocks, self._folder = materials, student, eval_blocks, folder
+        self._options = options
+        materials.device.place(student)
+        self.before = self._proxy.score(student)
+
+    @property
+    def student_folder(self) -> Path:
+        """Where the model goes."""
+        return self._folder / STUDENT
+
+    @cached_property
+    def _proxy(self) -> RelationProxy:
+        return relation_proxy(self._materials, self._eval_blocks)
+
+    @property
+    def after(self) -> float:
+        """The student's held-out loss as it is now."""
+        return self._proxy.score(self._student)
+
+    def train(self, reporter: Reporter) -> None:
+        """All steps."""
+        materials = self._materials
+        assert materials.text is not None
+        try:
+            distill(
+                self._student,
+                materials.teacher,
+                materials.text.begin(),
+                self._options,
+                self.student_folder,
+                materials.device,
+                reporter,
+                f"training {self._student.config.subnet}",
+                materials.execution,
+                self,
+                sample_ids=materials.sample_ids,
+            )
+        finally:
+            if processes(materials.device.type == "cpu").main:
+                write_training_figure(self.student_folder, f"Training of {self._student.config.subnet}")
+
+    def due(self, step: int, steps: int) -> bool:
+        """See `distill.HeldOut`."""
+        every = self._materials.config.held_out_every
+        if every is None:
+            every = max(1, steps // 10)
+        return every > 0 and (step % every == 0 or step == steps)
+
+    def measure(self, model: AutoDistilModel) -> Sequence[tuple[str, Subnet, float]]:
+        """See `distill.HeldOut`."""
+        model.eval()
+        loss = self._proxy.score(model)
+        model.train()
+        return [("student", model.config.subnet, loss)]
+
+    def finish(self, found: Distilled, run: Path) -> None:
+        """The tokenizer, and what was gained."""
+        save_tokenizer(self._materials.teacher.tokenizer, found.folder)
+        summary = {
+            "run": str(run),
+            "row": json.loads(found.row.to_json(double_precision=15)),
+            "relation_loss": {"before": found.before, "after": found.after},
+            "measured": self._proxy.description,
+        }
+        text = json.dumps(summary, indent=2)
+        write_atomically(self._folder / DISTIL_SUMMARY, lambda path: path.write_text(text))
+        write_manifest(self._folder, "distil", (DISTIL_CONFIG, ENVIRONMENT, DISTIL_SUMMARY))

@@ -1,0 +1,283 @@
+"""What a finished run left in its folder: written at its end, read back for pandas and notebooks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.files import read_json, readable, write_atomically
+from autodistil_search.base.manifest import (
+    ARCHIVE,
+    ENVIRONMENT,
+    SEARCH_CONFIG,
+    SUMMARY,
+    described,
+    kind_of,
+    lacking,
+    verify,
+)
+from autodistil_search.base.user_input import load_yaml
+from autodistil_search.distillation.checkpoints import load_model
+from autodistil_search.nas import baselines
+from autodistil_search.nas.objectives import Constraint, Objective
+from autodistil_search.report import (
+    REPORT_FILES,
+    ParetoReport,
+    findings,
+    frontier_figure,
+    frontier_html,
+    pick,
+    read_table,
+    run_part,
+)
+from autodistil_search.report.data import SUBNET_COLUMNS
+from autodistil_search.settings.search import SearchConfig
+from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.superlm.model import AutoDistilModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from autodistil_search.report.widgets import EngineExplorer, Explorer
+
+
+RUN_FILES = (SEARCH_CONFIG, ENVIRONMENT, SUMMARY, *(name for name in REPORT_FILES if name.endswith(".csv")))
+"""The files of a run that are read back."""
+
+_SUMMARY_TYPES = {
+    "title": str,
+    "objectives": list,
+    "columns": list,
+    "constraints": list,
+    "evaluations": dict,
+    "frontier": int,
+    "exact": bool,
+    "hypervolume": float,
+    "hypervolume_share": float,
+    "box": dict,
+    "conditions": dict,
+    "notes": list,
+    "seconds": dict,
+}
+_PROGRESS = ("evaluations", "hypervolume", "share")
+_ENGINES = ("space", "engine", "evaluations", "share", "spread")
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether all that a run writes at its end is there."""
+    return all((folder / name).exists() for name in (*REPORT_FILES, SUMMARY)) and not lacking(folder)
+
+
+def write_summary(
+    folder: Path, report: ParetoReport, seconds: Mapping[str, float], versions: Mapping[str, str]
+) -> None:
+    """Write `summary.json`, the last file of a run."""
+    summary = {
+        "title": report.title,
+        "objectives": [each.name for each in report.objectives],
+        "columns": [
+            {key: getattr(each, key) for key in ("name", "label", "unit", "direction", "is_proxy")}
+            for each in report.columns
+        ],
+        "constraints": [
+            {"objective": each.objective.name, "bound": each.bound, "upper": each.upper} for each in report.constraints
+        ],
+        "evaluations": {
+            str(space): int(n) for space, n in report.evaluations["space"].value_counts(sort=False).items()
+        },
+        "frontier": len(report.frontier),
+        "exact": report.exact,
+        "hypervolume": report.hypervolume,
+        "hypervolume_share": report.hypervolume_share,
+        "box": report.box,
+        "conditions": dict(report.conditions),
+        **findings.records(report.findings),
+        "seconds": dict(seconds),
+        "versions": dict(versions),
+    }
+    write_atomically(folder / SUMMARY, lambda path: path.write_text(json.dumps(summary, indent=2)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder."""
+
+    folder: Path
+    report: ParetoReport = field(repr=False)
+    summary: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def config(self) -> SearchConfig:
+        """All that was chosen.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        path = self.folder / SEARCH_CONFIG
+        with readable(path):
+            return SearchConfig.from_dict(load_yaml(path))
+
+    def _repr_html_(self) -> str:
+        """Title, knee and frontier, for notebooks."""
+        return frontier_html(self.report)
+
+    @property
+    def evaluations(self) -> pd.DataFrame:
+        """All scored subnets; `attrs["units"]` has the unit of each measured column."""
+        return self.report.evaluations
+
+    @property
+    def frontier(self) -> pd.DataFrame:
+        """The subnets that no other dominates, cheapest first; `attrs["units"]` as of `evaluations`."""
+        return self.report.frontier
+
+    @property
+    def baselines(self) -> pd.DataFrame:
+        """The hand-designed shapes measured in this run."""
+        return self.report.baselines
+
+    @property
+    def knee(self) -> pd.Series[Any]:
+        """The frontier's balanced choice."""
+        return self.pick("knee")
+
+    def pick(self, which: str = "knee") -> pd.Series[Any]:
+        """A row of the frontier.
+
+        Args:
+            which: "knee"; a whole number, the row counted from 1, cheapest first; or bounds separated by commas, such
+                as "flops<=200M": of the rows that keep them all, the best in the run's first objective.
+
+        Raises:
+            InputError: for anything else, and for bounds that no row keeps; it says what the frontier reaches.
+        """
+        return pick(self.report, which)
+
+    def plot(self) -> Figure:
+        """The figure `frontier.png`."""
+        return frontier_figure(self.report)
+
+    def explore(self, budget: str | None = None) -> Explorer:
+        """The frontier to explore in Jupyter: move a budget and see the best student within it, click any subnet.
+
+        budget: the cost to begin with, such as "flops"; the first of the run's objectives if none is given. The `row`
+        of what it gives is the one shown, for `student`. Without a kernel it is a picture.
+
+        Raises:
+            InputError: if the run has no such cost, or the extra `notebooks` is not installed.
+        """
+        from autodistil_search.report.widgets import Explorer
+
+        return Explorer(self.report, budget)
+
+    def explore_engines(self) -> EngineExplorer:
+        """What each engine finds of the exact frontier for the same number of evaluations, to choose in Jupyter.
+
+        Raises:
+            InputError: if not every subnet of a space of more than 20 was scored, or the extra `notebooks` is not
+                installed.
+        """
+        from autodistil_search.report.widgets import EngineExplorer
+
+        return EngineExplorer(self.report)
+
+    def student(self, row: pd.Series[Any] | None = None) -> AutoDistilModel:
+        """The model of a row of `frontier` or `evaluations`; of the knee if none is given.
+
+        Raises:
+            InputError: if the run trained no SuperLM.
+        """
+        row = self.knee if row is None else row
+        return self.superlm(str(row["space"])).extract(Subnet.from_row({str(key): value for key, value in row.items()}))
+
+    def superlm(self, space: str) -> AutoDistilModel:
+        """The trained SuperLM of a space.
+
+        Raises:
+            InputError: if the run trained none.
+        """
+        folder = self.folder / "superlm" / space
+        if kind_of(folder) is None and not (folder / "model.safetensors").is_file():
+            raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
+        return load_model(folder, AutoDistilModel)
+
+
+def load_run(folder: str | Path) -> Run:
+    """The finished run in `folder`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    folder = Path(folder)
+    if kind_of(folder) not in (None, "search"):
+        raise InputError(f"{described(folder)}; allowed: the --out folder of a search that ended")
+    checked = verify(folder, [*RUN_FILES, *([ARCHIVE] if (folder / ARCHIVE).exists() else [])])
+    if not (folder / SUMMARY).is_file():
+        raise InputError(f"{str(folder)!r} holds no finished run; allowed: the --out folder of a search that ended")
+    run = _read(folder, _read_summary(folder / SUMMARY))
+    if checked:
+        return run
+    note = findings.Finding(findings.UNCHECKED, {"folder": folder.name})
+    return replace(run, report=replace(run.report, findings=(*run.report.findings, note)))
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """The content of a `summary.json`, each entry of the type that it is written with."""
+    summary = read_json(path)
+    with readable(path):
+        for key, kind in _SUMMARY_TYPES.items():
+            value = summary[key]
+            if not isinstance(value, (int, float, NoneType) if kind is float else kind):
+                raise TypeError(f"{key} is {value!r}")
+    return summary
+
+
+def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
+    with readable(folder / SUMMARY):
+        columns = {each["name"]: Objective(**each) for each in summary["columns"]}
+        objectives = [columns[name] for name in summary["objectives"]]
+        constraints = [
+            Constraint(columns[each["objective"]], each["bound"], each["upper"]) for each in summary["constraints"]
+        ]
+        box = {each.name: [float(end) for end in summary["box"][each.name]] for each in objectives}
+        conditions = tuple((str(key), str(value)) for key, value in summary["conditions"].items())
+        scored = sum(map(int, summary["evaluations"].values()))
+        found = tuple(findings.read(summary))
+    measured = [*SUBNET_COLUMNS, *columns]
+    finite = [each.name for each in objectives]
+    evaluations = read_table(folder / "evaluations.csv", measured, finite, rows=scored)
+    frontier = read_table(folder / "frontier.csv", [*measured, "knee"], finite, rows=summary["frontier"])
+    with readable(folder / "frontier.csv"):
+        if frontier["knee"].dtype != bool or frontier["knee"].sum() != 1:
+            raise ValueError("not exactly one row is the knee")
+        for row in frontier.to_dict("records"):
+            Subnet.from_row({str(key): value for key, value in row.items()})
+    for table in (evaluations, frontier):
+        table.attrs["units"] = {name: each.unit for name, each in columns.items() if name in table}
+    report = ParetoReport(
+        title=summary["title"],
+        objectives=objectives,
+        columns=list(columns.values()),
+        constraints=constraints,
+        evaluations=evaluations,
+        frontier=frontier,
+        baselines=read_table(folder / "baselines.csv", ["name", *measured[1:], "how", "source", "weights"]),
+        published=baselines.published(),
+        box=box,
+        hypervolume=summary["hypervolume"],
+        hypervolume_share=summary["hypervolume_share"],
+        progress=read_table(folder / "progress.csv", _PROGRESS, _PROGRESS, rows=scored),
+        engines=read_table(folder / "engines.csv", _ENGINES),
+        exact=summary["exact"],
+        conditions=conditions,
+        findings=found,
+        runs=(run_part(folder, conditions, summary["exact"]),),
+    )
+    return Run(folder, report, summary)

@@ -1,0 +1,480 @@
+"""A whole run: from a `SearchConfig` to the frontier and its report, in a folder that can be stopped and continued."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from autodistil_search.base.distributed import launched
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.files import cache_folder
+from autodistil_search.base.manifest import ARCHIVE, SEARCH_CONFIG, reopen, verify, write_manifest
+from autodistil_search.base.plugins import Plugins
+from autodistil_search.base.progress import Reporter
+from autodistil_search.nas import baselines, engine_comparison, latency_predictor
+from autodistil_search.nas.archive import Archive
+from autodistil_search.nas.engines import Candidates, Goal, run_engine
+from autodistil_search.nas.objectives import PREDICTED_LATENCY, TASK, Constraint, Objective
+from autodistil_search.nas.pareto import box_of, is_on_frontier
+from autodistil_search.nas.proxies import HARDLY_LEARNT
+from autodistil_search.nas.shared_archive import CONFIG, PREDICTOR, SharedArchive, open_storage, state_of
+from autodistil_search.report import ParetoReport, baseline_table, pareto_report, run_part, write_report
+from autodistil_search.report.data import against_frontier, check_kept, evaluation_table, keeps, minimised
+from autodistil_search.report.findings import (
+    COSTS_MORE,
+    LATENCY_PREDICTED,
+    LEARNT_LITTLE,
+    NOT_ALL_SCORED,
+    NOT_VALIDATED,
+    ONE_SEED,
+    TRAINING,
+    Finding,
+)
+from autodistil_search.runs.finished_run import RUN_FILES, Run, is_finished, load_run, write_summary
+from autodistil_search.runs.run_folder import Stopwatch, check_folder, exclusive, open_folder, versions
+from autodistil_search.runs.scoring import Scorer, agree
+from autodistil_search.runs.search_inputs import Inputs, resolve
+from autodistil_search.runs.train import take_superlm, train_superlm, trained_config
+from autodistil_search.settings.search import SearchConfig
+from autodistil_search.spaces.cost import flops
+from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.superlm.model import AutoDistilModel
+
+_MARGIN_OF_MEASURED = 1.1
+"""As `inputs.MARGIN`, of what is measured, and never twice the same."""
+NOT_COMPARED = pd.DataFrame(columns=engine_comparison.COLUMNS)
+"""Where not every subnet was scored, no one knows what there was to find."""
+
+
+def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None) -> Run:
+    """Train the SuperLM of each space, search it, measure the baselines and write the report into `config.folder`.
+
+    A folder that holds part of the same run is continued; nothing finished is done again.
+
+    Args:
+        config: What to search, and how.
+        reporter: Told of what happens.
+        plugins: Objectives, engines and so on that the names in `config` may mean, beside what is installed.
+
+    Raises:
+        InputError: for input that cannot be used, or a folder that holds another run.
+    """
+    reporter = reporter or Reporter()
+    clock = Stopwatch()
+    with _opened(config, reporter, plugins, clock) as (inputs, folder):
+        if is_finished(folder):
+            for part in (folder, *sorted(folder.glob("superlm/*"))):
+                verify(part)
+            return load_run(folder)
+        reopen(folder)
+        with _prepared(inputs, folder, clock, reporter) as (archive, scorer, findings):
+            complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
+            if isinstance(archive, SharedArchive):
+                archive.publish(*state_of(folder, "ended"))
+            scored = evaluation_table(archive.evaluations, [each.name for each in inputs.columns])
+            check_kept(scored, inputs.constraints)
+            measured = _measure_baselines(inputs, scorer, clock, reporter)
+            with clock.phase("report"):
+                engines = _compare_engines(inputs, archive, scorer, reporter) if all(complete) else NOT_COMPARED
+                report = _report(inputs, archive, scorer, measured, engines, exact=all(complete), started=findings)
+                if inputs.predicts:
+                    report = _with_measured_latency(report, inputs, archive)
+                report = replace(report, runs=[run_part(folder, report.conditions, report.exact)])
+                write_report(report, folder)
+            write_summary(folder, report, clock.seconds, versions())
+            write_manifest(folder, "search", (*RUN_FILES, ARCHIVE))
+        return load_run(folder)
+
+
+@contextmanager
+def open_subnets(
+    config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None
+) -> Iterator[Subnets]:
+    """The subnets of the only space of `config`, scored when they are asked for: for searches of your own.
+
+    The SuperLM is trained first, or continued, as `search` does; what is scored is kept in the same archive. The engine
+    and the budget of `config` mean nothing here.
+
+    Raises:
+        InputError: for input that cannot be used, several spaces, or a folder that holds another run.
+    """
+    reporter = reporter or Reporter()
+    clock = Stopwatch()
+    with _opened(config, reporter, plugins, clock) as (inputs, folder):
+        if len(inputs.spaces) > 1:
+            raise InputError(f"--space {config.space!r}; allowed: one space, where subnets are asked for by hand")
+        with _prepared(inputs, folder, clock, reporter) as (archive, scorer, _):
+            yield Subnets(inputs.spaces[0], inputs.objectives, inputs.constraints, archive, scorer)
+
+
+@dataclass(frozen=True)
+class Subnets:
+    """The subnets of one space; see `open_subnets` and `adapters`."""
+
+    space: SearchSpace
+    objectives: Sequence[Objective]
+    constraints: Sequence[Constraint]
+    _archive: Archive = field(repr=False)
+    _scorer: Scorer = field(repr=False)
+
+    def evaluate(self, subnet: Subnet) -> Mapping[str, float]:
+        """What is measured of `subnet`, by objective name; measured once, whoever asks how often.
+
+        Raises:
+            InputError: if it is not in the space.
+        """
+        self.space.encode(subnet)
+        (known,) = self._archive.answer(self.space, [subnet], self._scorer.evaluate, lambda: None)
+        return known.measured
+
+
+@contextmanager
+def _opened(
+    config: SearchConfig, reporter: Reporter, plugins: Plugins | None, clock: Stopwatch
+) -> Iterator[tuple[Inputs, Path]]:
+    """All that `config` names, loaded and checked, and its folder, held by this process."""
+    if launched() > 1:
+        raise InputError(
+            f"search was started as {launched()} processes; allowed: one. Train with several, then search --superlm"
+        )
+    config = config.absolute(plugins)
+    folder = config.folder
+    if config.superlm is not None:
+        config = config.trained_as(trained_config(Path(config.superlm)))
+    check_folder(folder, SEARCH_CONFIG, config.to_dict())
+    with clock.phase("prepare"):
+        reporter.say("loading the teacher and the text")
+        inputs = resolve(config, reporter, plugins, begun=(folder / SEARCH_CONFIG).is_file())
+    for finding in cost_findings(inputs):
+        reporter.say(str(finding))
+    with exclusive(folder):
+        check_folder(folder, SEARCH_CONFIG, config.to_dict())  # once more: another process may have been here meanwhile
+        if (folder / SEARCH_CONFIG).is_file():
+            _settle(inputs, folder)
+        yield inputs, folder
+
+
+def _settle(inputs: Inputs, folder: Path) -> None:
+    """Make the folder this run's, or check that it is."""
+    open_folder(folder, SEARCH_CONFIG, inputs.config.to_dict(), inputs.environment)
+
+
+@contextmanager
+def _prepared(
+    inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter
+) -> Iterator[tuple[Archive, Scorer, list[Finding]]]:
+    """Yield what was scored before, what scores the rest, and findings on how training began."""
+    with _open_archive(inputs, folder) as archive:
+        clock.go_on_from(folder / "seconds.json")
+        if inputs.predicts:
+            with clock.phase("fit predictor"):
+                reporter.say("measuring latency, to predict it")
+                inputs.predictor.take(archive.fixed(PREDICTOR, inputs.fit_predictor))
+        superlms, findings = _superlms(inputs, folder, clock, reporter)
+        if isinstance(archive, SharedArchive):
+            agree(inputs, superlms, archive, inputs.config.study)
+            archive.publish(*state_of(folder, "searching"))
+            archive.publish(CONFIG, inputs.config.for_workers())
+        yield archive, Scorer(inputs, superlms), findings
+
+
+@contextmanager
+def _open_archive(inputs: Inputs, folder: Path) -> Iterator[Archive]:
+    """The archive in the run's folder, or the one that others share; one that is refused leaves the folder free."""
+    config = inputs.config
+    if config.storage is None:
+        _settle(inputs, folder)
+        yield Archive(folder / ARCHIVE, inputs.spaces, inputs.objectives)
+        return
+    with open_storage(config.storage) as storage:
+        archive = SharedArchive(storage, inputs.spaces, inputs.objectives, config.study, config.worker_timeout)
+        agree(inputs, None, archive, config.study)
+        _settle(inputs, folder)
+        yield archive
+
+
+def _superlms(
+    inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter
+) -> tuple[dict[str, AutoDistilModel], list[Finding]]:
+    """Return the SuperLM of each space by its name, if an objective needs them, and findings on how they started."""
+    superlms, findings = {}, []
+    for space in inputs.spaces if inputs.proxy_objective is not None else []:
+        own = folder / "superlm" / space.name
+        if inputs.config.superlm is not None:
+            take_superlm(inputs, Path(inputs.config.superlm), space, own)
+        with clock.phase(f"train {space.name}"):
+            superlms[space.name], new = train_superlm(inputs, space, own, reporter)
+        findings += new
+    return superlms, findings
+
+
+def _search_space(
+    space: SearchSpace, inputs: Inputs, scorer: Scorer, archive: Archive, clock: Stopwatch, reporter: Reporter
+) -> bool:
+    """Search one space; whether all its admissible subnets were scored."""
+    config = inputs.config
+    candidates = Candidates(space, inputs.admits, config.engine_seed)
+    goal = Goal(inputs.free_objectives, len(inputs.measured_constraints))
+    engine = inputs.make_engine(candidates, seed=config.engine_seed, population=config.population, goal=goal)
+    budget = min(config.evaluations, candidates.total or config.evaluations)
+    with clock.phase(f"search {space.name}"), reporter.bar(f"searching {space.name}", "subnets", budget) as bar:
+        bar.skip(min(budget, sum(evaluation.space == space.name for evaluation in archive.evaluations)))
+        scored = run_engine(
+            engine,
+            candidates,
+            scorer.evaluate,
+            archive,
+            inputs.objectives,
+            inputs.measured_constraints,
+            budget,
+            bar,
+        )
+    return scored == candidates.total
+
+
+def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporter: Reporter) -> pd.DataFrame:
+    proxy, text, config = inputs.proxy_objective, inputs.text, inputs.config
+    if proxy is None or text is None or not config.baseline_names:
+        return baseline_table([], inputs.columns)
+    identity = {**inputs.identity, "seq_len": str(config.seq_len)}
+    for name in ("spaces", "proxy_task"):  # the baselines' weights do not depend on them
+        identity.pop(name, None)
+    with clock.phase("baselines"):
+        bench = baselines.Bench(
+            inputs.teacher,
+            text.begin,
+            scorer.proxy,
+            inputs.columns,
+            inputs.options_of,
+            config.init,
+            inputs.sample_ids,
+            identity,
+            cache_folder(),
+            inputs.device,
+            reporter,
+            inputs.execution,
+        )
+        results = bench.measure(config.baseline_names, inputs.given_baselines, inputs.spaces)
+    return baseline_table(results, inputs.columns)
+
+
+def _box(inputs: Inputs, scorer: Scorer) -> dict[str, list[float]]:
+    """Return by objective the ideal and the reference value between which the hypervolume is measured.
+
+    Costs have their exact ends (`Inputs.cost_box`). What is measured is measured on the smallest and the largest
+    subnet.
+    """
+    box: dict[str, list[float]] = {}
+    for objective in inputs.objectives:
+        if objective.is_proxy:
+            ideal = 0.0 if inputs.proxy_kind is None else inputs.proxy_kind.ideal
+            box[objective.name] = [ideal, scorer.proxy.reference]
+        elif objective.cost is not None:
+            box[objective.name] = list(inputs.cost_box(objective))
+        else:
+            ends = [end for space in inputs.spaces for end in space.ends]
+            values = [objective.measured_on(inputs.student(end), end)[objective.name] for end in ends]
+            maximize = objective.direction == "maximize"
+            box[objective.name] = list(box_of(min(values), max(values), maximize, _MARGIN_OF_MEASURED))
+    return box
+
+
+def _compare_engines(inputs: Inputs, archive: Archive, scorer: Scorer, reporter: Reporter) -> pd.DataFrame:
+    """What each engine would have found in each space, all of whose admissible subnets were scored."""
+    box = archive.fixed("box", lambda: _box(inputs, scorer))
+    tables = []
+    for space in inputs.spaces:
+        answers = {  # a study may hold another search's, too
+            space.encode(each.subnet): each.measured
+            for each in archive.evaluations
+            if each.space == space.name and inputs.admits(each.subnet)
+        }
+        scored = engine_comparison.Scored(
+            space,
+            {
+                genome: [each.minimised(found[each.name]) for each in inputs.objectives]
+                for genome, found in answers.items()
+            },
+            {
+                genome: [each.excess(found[each.objective.name]) for each in inputs.measured_constraints]
+                for genome, found in answers.items()
+            },
+            inputs.free_objectives,
+            np.array([each.minimised(box[each.name][1]) for each in inputs.objectives]),
+        )
+        tables.append(engine_comparison.compare(scored, inputs.config.population, reporter))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _report(
+    inputs: Inputs,
+    archive: Archive,
+    scorer: Scorer,
+    measured: pd.DataFrame,
+    engines: pd.DataFrame,
+    exact: bool,
+    started: Sequence[Finding],
+) -> ParetoReport:
+    return pareto_report(
+        title=", ".join(space.name for space in inputs.spaces),
+        evaluations=archive.evaluations,
+        objectives=inputs.objectives,
+        columns=inputs.columns,
+        constraints=inputs.constraints,
+        box=archive.fixed("box", lambda: _box(inputs, scorer)),
+        baselines=measured,
+        published=baselines.published(),
+        engines=engines,
+        exact=exact,
+        conditions=conditions(inputs, scorer),
+        findings=[
+            *cost_findings(inputs),
+            *learning_findings(inputs, archive, scorer),
+            *trust_findings(inputs, archive, exact),
+            *started,
+            *_versus_baselines(inputs, archive, measured),
+        ],
+    )
+
+
+def _versus_baselines(inputs: Inputs, archive: Archive, measured: pd.DataFrame) -> list[Finding]:
+    """Return how the baselines compare with what keeps the constraints."""
+    proxy = inputs.proxy_objective
+    if proxy is None or measured.empty:
+        return []
+    table = evaluation_table(archive.evaluations, [column.name for column in inputs.columns])
+    kept = table[keeps(table, inputs.constraints)]
+    return against_frontier(kept, measured, proxy) if len(kept) else []
+
+
+def _with_measured_latency(report: ParetoReport, inputs: Inputs, archive: Archive) -> ParetoReport:
+    """The report with the latency of each subnet on its frontier as it is, and how far the predictions were off."""
+    subnets = [
+        Subnet.from_row({str(key): value for key, value in row.items()}) for _, row in report.frontier.iterrows()
+    ]
+    which = hashlib.sha256("; ".join(map(str, subnets)).encode()).hexdigest()[:16]
+    found = archive.fixed(  # measured once, and kept: another search at the study may have another frontier
+        f"latency of frontier {which}",
+        lambda: latency_predictor.in_rounds(
+            subnets, lambda each: inputs.measured_latency(inputs.student(each))["latency"]
+        ),
+    )
+    frontier = report.frontier.assign(latency=found)
+    truly = [replace(each, name="latency") if each.name == PREDICTED_LATENCY else each for each in report.objectives]
+    kept = int(is_on_frontier(minimised(frontier, truly)).sum())
+    values = {
+        **inputs.predictor.quality,
+        "error_on_frontier": latency_predictor.error([inputs.predictor.predict(subnet) for subnet in subnets], found),
+        "kept": kept,
+        "subnets": len(subnets),
+    }
+    return replace(report, frontier=frontier, findings=[Finding(LATENCY_PREDICTED, values), *report.findings])
+
+
+def cost_findings(inputs: Inputs) -> list[Finding]:
+    """Return which subnets cost more than their teacher."""
+    limit = flops(inputs.teacher.subnet)
+    findings = []
+    for space in inputs.spaces:
+        if space.size > 100_000 or flops(space.largest) <= limit:
+            continue
+        over = sum(flops(space.decode(genome)) > limit for genome in space.genomes())
+        values = {"space": space.name, "subnets": space.size, "over": over, "teacher_flops": limit}
+        findings.append(Finding(COSTS_MORE, values))
+    return findings
+
+
+def learning_findings(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[Finding]:
+    """Return which SuperLMs have hardly learnt anything by the median of what was scored.
+
+    `train_superlm` tells of the subnets that it watches.
+    """
+    proxy = inputs.proxy_objective
+    if proxy is None or proxy.direction == "maximize":
+        return []
+    findings = []
+    for space in inputs.spaces:
+        scores = [each.measured[proxy.name] for each in archive.evaluations if each.space == space.name]
+        if scores and median(scores) > HARDLY_LEARNT * scorer.proxy.reference:
+            values = {"space": space.name, "median": median(scores), "best": min(scores)}
+            values |= {"reference": scorer.proxy.reference}
+            lr = inputs.options_of(space.largest).lr
+            findings.append(Finding(LEARNT_LITTLE, {**values, "lr": lr}))
+    return findings
+
+
+def trust_findings(inputs: Inputs, archive: Archive, exact: bool) -> list[Finding]:
+    """Return where a claim drawn from this run is weak."""
+    findings = []
+    if not exact:
+        scored = Counter(evaluation.space for evaluation in archive.evaluations)
+        counts = [{"name": space.name, "scored": scored[space.name], "subnets": space.size} for space in inputs.spaces]
+        findings.append(Finding(NOT_ALL_SCORED, {"spaces": counts}))
+    if inputs.proxy_objective is not None:
+        config = inputs.config
+        tokens = config.steps * config.batch_size * config.seq_len
+        findings.append(Finding(TRAINING, {"steps": config.steps, "tokens": tokens}))
+        if not config.proxy.startswith(TASK):
+            findings.append(Finding(NOT_VALIDATED))
+        findings.append(Finding(ONE_SEED))
+    return findings
+
+
+def _sampling(config: SearchConfig) -> str:
+    """How the subnets of a step were chosen and weighed, in words."""
+    words: list[str] = [config.sampling]
+    if config.random_subnets is not None:
+        words.append(f"{config.random_subnets} random")
+    if config.subnet_weights:
+        words.append(f"weights {config.subnet_weights}")
+    if config.in_place:
+        words.append(f"{config.in_place:g} in place")
+    return ", ".join(words)
+
+
+def _rates(inputs: Inputs) -> str:
+    """The peak learning rate of each space, or of all if it is one."""
+    rates = {space.name: f"{inputs.options_of(space.largest).lr:g}" for space in inputs.spaces}
+    if len(set(rates.values())) == 1:
+        return next(iter(rates.values()))
+    return ", ".join(f"{rate} ({name})" for name, rate in rates.items())
+
+
+def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
+    """How everything was measured, for the reader of the report."""
+    config, teacher = inputs.config, inputs.teacher
+    described: dict[str, Any] = {
+        objective.name: f"{objective.label}, {objective.unit}; {objective.direction}" for objective in inputs.columns
+    }
+    described["flops counted"] = "matrix products of the extracted student: linear layers, attention, pooler"
+    described["search spaces"] = "; ".join(f"{space.name}: {space}" for space in inputs.spaces)
+    described["engine"] = (
+        f"{config.engine}, at most {config.evaluations} subnets in each space, seed {config.engine_seed}"
+    )
+    if inputs.constraints:
+        described["constraints"] = ", ".join(map(str, inputs.constraints))
+    described["teacher"] = (
+        f"{teacher.name} ({teacher.subnet}), relations of layer {teacher.layer} of 0 to {teacher.subnet.layers - 1}"
+    )
+    if inputs.text is not None:
+        described["text"] = ", ".join(config.texts)
+        described["amount of text"] = inputs.text.description
+        described["training"] = (
+            f"{config.steps} steps of {config.batch_size} x {config.seq_len} tokens, {_sampling(config)}, "
+            f"{config.loss} loss of {config.relations}, last hidden states with weight {config.hidden:g}, AdamW, peak "
+            f"learning rate {_rates(inputs)}, start from {config.init}, seed {config.seed}"
+        )
+        described["proxy"] = scorer.proxy.description
+    described["device"] = f"{inputs.device.name}, {inputs.device.precision}, {torch.get_num_threads()} threads"
+    described["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return described

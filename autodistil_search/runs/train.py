@@ -1,0 +1,251 @@
+"""The SuperLMs of a run: trained now, continued, or taken from an earlier training."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from autodistil_search.base.device import choose_device
+from autodistil_search.base.distributed import processes
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.files import read_json, readable, refuse_other_settings, whole_folder
+from autodistil_search.base.manifest import (
+    ENVIRONMENT,
+    MANIFEST,
+    TRAIN_CONFIG,
+    TRAINER_STATE,
+    described,
+    kind_of,
+    verify,
+    warn_of_lacking,
+    write_manifest,
+)
+from autodistil_search.base.progress import Reporter
+from autodistil_search.base.user_input import load_yaml
+from autodistil_search.base.weighted_names import parse_relations
+from autodistil_search.distillation.checkpoints import Course, course_of, load_model
+from autodistil_search.distillation.learning_rate import seeded
+from autodistil_search.distillation.training_loop import distill
+from autodistil_search.nas.proxies import HARDLY_LEARNT, RelationProxy
+from autodistil_search.report import write_training_figure
+from autodistil_search.report.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
+from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder
+from autodistil_search.runs.search_inputs import Materials, resolve_training
+from autodistil_search.settings.search import TrainConfig
+from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.teachers.initial_weights import start_from
+
+WATCHED_BLOCKS = 8
+"""Held-out blocks measured while training: enough to see a trend, little enough to cost a percent of the time."""
+_SECONDS_BETWEEN_FIGURES = 60.0
+
+
+def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
+    """Train the SuperLM of each space into `config.folder`, which is returned, or go on where it was stopped.
+
+    Raises:
+        InputError: for input that cannot be used, or a folder that holds another training.
+        Terminated: after SIGTERM, when all is saved.
+    """
+    config = config.absolute()
+    folder, settings = config.folder, config.to_dict()
+    group = processes(choose_device(config.device, config.precision).type == "cpu")
+    reporter = reporter or Reporter()
+    if group.main:
+        check_folder(folder, TRAIN_CONFIG, settings)
+    if group.count > 1:
+        reporter.say(f"{group.count} processes, each with its part of every batch")
+    reporter.say("loading the teacher and the text")
+    materials = resolve_training(config, reporter)
+    if not group.main:
+        _train_all(materials, folder, reporter)
+        return folder
+    with exclusive(folder):
+        open_folder(folder, TRAIN_CONFIG, settings, materials.environment)
+        _train_all(materials, folder, reporter)
+        if not verify(folder, own=True):
+            warn_of_lacking(folder)
+            write_manifest(folder, "train", (TRAIN_CONFIG, ENVIRONMENT))
+    return folder
+
+
+def _train_all(materials: Materials, folder: Path, reporter: Reporter) -> None:
+    for space in materials.spaces:
+        train_superlm(materials, space, folder / "superlm" / space.name, reporter)
+
+
+def train_superlm(
+    materials: Materials, space: SearchSpace, folder: Path, reporter: Reporter
+) -> tuple[AutoDistilModel, list[Finding]]:
+    """Return the SuperLM of `space`, trained now, continued or read from `folder`, and findings about it.
+
+    One that an earlier training made is taken as it is: defaults may have changed since.
+    """
+    config, group = materials.config, processes(materials.device.type == "cpu")
+    watch = _Watch(materials, space, folder)
+    course = group.from_main(course_of(folder) if group.main else None)
+    if course is not None and getattr(config, "superlm", None) is not None:
+        model = load_model(folder, AutoDistilModel)
+        materials.device.place(model)
+    else:
+        model = _trained(materials, space, folder, reporter, watch, course)
+        course = group.from_main(course_of(folder) if group.main else None)
+    assert course is not None
+    findings = [Finding(START, {"space": space.name, "words": words}) for words in course.start]
+    events = [Finding(COLLAPSED, {"space": space.name, **entry}) for entry in course.returns]
+    if group.main:
+        events += watch.findings(model)
+    for finding in events:
+        reporter.say(str(finding))
+    return model, [*findings, *events]
+
+
+def _trained(
+    materials: Materials, space: SearchSpace, folder: Path, reporter: Reporter, watch: _Watch, course: Course | None
+) -> AutoDistilModel:
+    """Return the SuperLM of `space`, trained to the end; one whose training has ended needs no start."""
+    assert materials.text is not None
+    with seeded(materials.config.seed):
+        model = AutoDistilModel(materials.teacher.student_config(space.largest, space))
+        notes: Sequence[str] = () if course is None else course.start
+        if course is None:
+            sample, heads = materials.sample_ids, space.relation_heads
+            notes = start_from(model, materials.teacher, materials.config.init, sample, heads)
+    for words in notes:
+        reporter.say(str(Finding(START, {"space": space.name, "words": words})))
+    try:
+        distill(
+            model,
+            materials.teacher,
+            materials.text.begin(),
+            materials.options_of(space.largest),
+            folder,
+            materials.device,
+            reporter,
+            f"training SuperLM {space.name}",
+            materials.execution,
+            watch,
+            sample_ids=materials.sample_ids,
+            start_notes=notes,
+        )
+    finally:
+        watch.draw()
+    return model
+
+
+def relation_proxy(materials: Materials, blocks: int) -> RelationProxy:
+    """The relation loss on at most `blocks` held-out blocks, of the relations that are trained."""
+    options = materials.options
+    assert materials.text is not None
+    return RelationProxy(
+        materials.teacher,
+        materials.text.held_out.spread(blocks),
+        options.relation_heads,
+        options.loss,
+        materials.device,
+        parse_relations(options.relations),
+    )
+
+
+@dataclass
+class _Watch:
+    """Measures the ends of a space and two subnets between now and then, and draws how training goes."""
+
+    materials: Materials
+    space: SearchSpace
+    folder: Path
+    _drawn: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def _proxy(self) -> RelationProxy:
+        return relation_proxy(self.materials, WATCHED_BLOCKS)
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether to measure after `step` of `steps` steps: every so often as the user said, and at the end."""
+        every = self.materials.config.held_out_every
+        if every is None:
+            every = max(1, steps // 10)
+        return every > 0 and (step % every == 0 or step == steps)
+
+    def measure(self, model: AutoDistilModel) -> Sequence[tuple[str, Subnet, float]]:
+        """Role, sizes and held-out loss of four subnets, always the same."""
+        rng = random.Random(0)
+        watched = [("largest", self.space.largest), ("smallest", self.space.smallest)]
+        watched += [("random", self.space.sample(rng)) for _ in range(2)]
+        model.eval()
+        losses = [(role, subnet, self._proxy.score(model, subnet)) for role, subnet in watched]
+        model.train()
+        if time.monotonic() - self._drawn > _SECONDS_BETWEEN_FIGURES:
+            self.draw()
+        return losses
+
+    def findings(self, model: AutoDistilModel) -> list[Finding]:
+        """Return which of the watched subnets have learnt next to nothing, as a finding if there is one."""
+        losses, reference = self.measure(model), self._proxy.reference
+        model.eval()
+        poor = [
+            {"role": role, "subnet": str(subnet), "loss": loss}
+            for role, subnet, loss in losses
+            if not loss <= HARDLY_LEARNT * reference
+        ]
+        lr = self.materials.options_of(self.space.largest).lr
+        values = {"space": self.space.name, "watched": len(losses), "subnets": poor, "reference": reference, "lr": lr}
+        return [Finding(WATCHED_LITTLE, values)] if poor else []
+
+    def draw(self) -> None:
+        """Write `training.png` anew, on the process that writes."""
+        if processes(self.materials.device.type == "cpu").main:
+            write_training_figure(self.folder, f"Training of SuperLM {self.space.name}")
+            self._drawn = time.monotonic()
+
+
+def trained_config(folder: Path) -> TrainConfig:
+    """The settings of the training in `folder`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    path = folder / TRAIN_CONFIG
+    if kind_of(folder) not in (None, "train"):
+        raise InputError(f"--superlm: {described(folder)}; allowed: the --out folder of a train")
+    verify(folder)
+    if not path.is_file():
+        raise InputError(f"--superlm {str(folder)!r} holds no {TRAIN_CONFIG}; allowed: the --out folder of a train")
+    with readable(path):
+        return TrainConfig.from_dict(load_yaml(path))
+
+
+def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder: Path) -> None:
+    """Copy the finished SuperLM of `space` from the training in `trained` to `folder`, unless it is there.
+
+    Raises:
+        InputError: if its training has not ended, or had another teacher, text or space behind the same names.
+    """
+    source = trained / "superlm" / space.name
+    with readable(trained / ENVIRONMENT):
+        before = dict(read_json(trained / ENVIRONMENT)["inputs"])
+        spaces = {each["name"]: each for each in json.loads(before.get("spaces", "[]"))}
+    learnt_from = ("teacher_model", "teacher_layer", "text")
+    then, now = ({key: each.get(key) for key in learnt_from} for each in (before, materials.identity))
+    refuse_other_settings(then, now, trained)
+    if spaces.get(space.name) != json.loads(json.dumps(space.to_dict())):
+        raise InputError(
+            f"space {space.name!r} has changed since {str(trained)!r} was trained; allowed: the sizes and the depth it "
+            "had then"
+        )
+    if not (source / TRAINER_STATE).is_file() and not (source / MANIFEST).is_file():
+        raise InputError(
+            f"the SuperLM in {source} is not finished; the train that began it goes on from its checkpoint"
+        )
+    if folder.exists():
+        return
+    with whole_folder(folder) as new:
+        shutil.copytree(source, new, ignore=shutil.ignore_patterns(".*", "tensorboard"), dirs_exist_ok=True)
+        verify(new, shown=source)  # of the copy, whose digests are then known: each file is read once

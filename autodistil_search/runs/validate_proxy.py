@@ -1,0 +1,409 @@
+"""`validate-proxy`: how well cheap measures of a subnet rank what they stand for, in narrow cost bands above all.
+
+Anyone can tell a small subnet from one of six times its cost. A proxy is worth what it tells between subnets of equal
+cost, and must there beat FLOPs, which cost nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.files import readable, write_atomically
+from autodistil_search.base.manifest import (
+    ENVIRONMENT,
+    SUMMARY,
+    VALIDATE_CONFIG,
+    read_sealed,
+    reopen,
+    write_manifest,
+    write_sealed,
+)
+from autodistil_search.base.progress import Reporter
+from autodistil_search.distillation.training_loop import TrainOptions, distill
+from autodistil_search.nas.baselines import begin_alone, options_alone
+from autodistil_search.nas.engines import ENUMERABLE
+from autodistil_search.nas.objectives import COSINE, HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
+from autodistil_search.nas.proxies import HARDLY_LEARNT, HIDDEN_KIND, Proxy, ProxyKind, TaskBudget, task_proxy
+from autodistil_search.nas.rank_correlation import STATISTICS, Array, agreement, gain, kendall
+from autodistil_search.report import read_table
+from autodistil_search.report.figures import save_figure
+from autodistil_search.report.findings import (
+    NOTHING_LEARNT_ALONE,
+    NOTHING_TO_RANK,
+    Finding,
+    comparison,
+    rates_in_words,
+    records,
+    remark,
+)
+from autodistil_search.report.validation_figure import validation_figure
+from autodistil_search.runs.finished_run import Run, load_run
+from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder, versions
+from autodistil_search.runs.search_inputs import Materials, resolve_training
+from autodistil_search.runs.train import relation_proxy
+from autodistil_search.settings.later_steps import ValidateConfig
+from autodistil_search.spaces.cost import flops
+from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.teachers.teacher import model_sha256
+
+_DRAWN_OF_LARGE_SPACES = 20_000
+_SUBNETS, _RANKING = "subnets.csv", "ranking.csv"
+_STATE = "subnets.json"
+"""The rows of `subnets.csv` with a digest, while more are measured."""
+ALONE = "alone_"
+"""What the proxy's column is called where it is of the subnet that was trained alone."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One way to judge a subnet: a column of the results, what it is in words, and which way is better."""
+
+    column: str
+    label: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was found out about a proxy.
+
+    Args:
+        folder: Where it lies.
+        measured: A row for each subnet: its sizes, `band`, `flops` and a column for each measure.
+        measures: Of the columns.
+        ranking: A row for each pair of measure and target: the rank correlations over all subnets and within bands.
+        findings: Conclusions, and how things were measured.
+    """
+
+    folder: Path
+    measured: pd.DataFrame
+    measures: Sequence[Measure]
+    ranking: pd.DataFrame
+    findings: Sequence[Finding]
+
+    @property
+    def notes(self) -> list[str]:
+        """Return the sentences of `findings`."""
+        return [str(finding) for finding in self.findings]
+
+
+def validate_proxy(config: ValidateConfig, reporter: Reporter | None = None) -> Validation:
+    """Measure subnets of the SuperLM of `config.run` in several ways, and compare how they rank them.
+
+    Each subnet is recorded when it is measured; the same command goes on.
+
+    Raises:
+        InputError: for input that cannot be used, or a folder that holds another validation.
+    """
+    reporter = reporter or Reporter()
+    config = config.absolute()
+    run = load_run(config.run)
+    space = _space_of(config, run)
+    check_folder(config.folder, VALIDATE_CONFIG, config.to_dict())
+    job = _Job(config, run, space, reporter)
+    with exclusive(config.folder):
+        open_folder(config.folder, VALIDATE_CONFIG, config.to_dict(), job.environment)
+        return job.run()
+
+
+def draw_in_bands(space: SearchSpace, subnets: int, bands: int, width: float, seed: int) -> list[tuple[int, Subnet]]:
+    """Subnets for `bands` narrow bands of cost over the whole range, each with its band, the cheapest first.
+
+    The bands' middles lie evenly, on a logarithmic scale, between the smallest and the largest FLOPs. Of the subnets
+    within `width` (a share) of a middle as many are drawn as for each other band; if there are too few, the nearest.
+    """
+    rng = random.Random(seed)
+    if space.size <= ENUMERABLE:
+        everything = [space.decode(genome) for genome in space.genomes()]
+    else:
+        everything = list(dict.fromkeys(space.sample(rng) for _ in range(_DRAWN_OF_LARGE_SPACES)))
+    costs = np.log([flops(subnet) for subnet in everything])
+    low, high = (np.log(flops(end)) for end in space.ends)
+    found: list[tuple[int, Subnet]] = []
+    taken: set[int] = set()
+    for band in range(bands):
+        middle = low + (high - low) * (band + 0.5) / bands
+        share = subnets // bands + (band < subnets % bands)
+        nearest = [int(i) for i in np.argsort(np.abs(costs - middle), kind="stable") if int(i) not in taken]
+        inside = [i for i in nearest if abs(costs[i] - middle) <= np.log1p(width)]
+        chosen = rng.sample(inside, share) if len(inside) >= share else nearest[:share]
+        taken.update(chosen)
+        found += [(band, everything[i]) for i in sorted(chosen, key=costs.__getitem__)]
+    return found
+
+
+def _space_of(config: ValidateConfig, run: Run) -> str:
+    names = sorted(set(run.evaluations["space"]))
+    if config.space is None and len(names) > 1:
+        raise InputError(f"run {config.run!r} has spaces {', '.join(names)}; name one with --space")
+    name = config.space or names[0]
+    if name not in names:
+        raise InputError(f"--space {name!r}; run {config.run!r} has {', '.join(names)}")
+    return name
+
+
+class _Job:
+    """All that is measured of the subnets of one space."""
+
+    def __init__(self, config: ValidateConfig, run: Run, space: str, reporter: Reporter) -> None:
+        self._config, self._reporter = config, reporter
+        self._superlm = run.superlm(space)
+        self._space = self._superlm.space
+        if config.subnets > self._space.size:
+            raise InputError(f"--subnets {config.subnets}; space {space!r} has {self._space.size}")
+        budget = TaskBudget(config.train_rows, config.epochs, config.lr, config.seed)
+        self._probe, self._cosine, self._task = (
+            None if name is None else task_proxy(f"{kind}{name}", budget, config.columns, config.label_column)
+            for kind, name in ((PROBE, config.probe), (COSINE, config.cosine), (TASK, config.task))
+        )
+        kinds = filter(None, (self._probe, self._cosine, self._task))
+        for note in dict.fromkeys(note for kind in kinds for note in kind.notes):  # one table may serve for several
+            reporter.say(note)
+        training = run.config.training(
+            device=config.device, precision=config.precision, seed=config.seed, accumulate=config.accumulate
+        )
+        steps = training.steps if config.alone_steps is None else config.alone_steps
+        self._alone_steps = steps
+        self._materials: Materials = resolve_training(replace(training, steps=max(1, steps)), reporter)
+        self._materials.device.place(self._superlm)
+        self._relation = proxy_objective(training.loss, training.relations)
+        self._eval_blocks = run.config.eval_blocks
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What `environment.json` says."""
+        kinds = {"probe": self._probe, "cosine": self._cosine, "task": self._task}
+        tasks = {f"{name}_task": kind.digest for name, kind in kinds.items() if kind is not None}
+        inputs = {**self._materials.identity, **tasks, "superlm": model_sha256(self._superlm)}
+        return {**self._materials.environment, "inputs": inputs}
+
+    @cached_property
+    def _proxies(self) -> dict[str, Proxy]:
+        """By column, what is measured on the SuperLM's weights."""
+        assert self._materials.text is not None
+        held_out = self._materials.text.held_out.spread(max(2, self._eval_blocks))  # hidden states need two
+        found: dict[str, Proxy] = {
+            self._relation.name: relation_proxy(self._materials, self._eval_blocks),
+            HIDDEN_LOSS.name: HIDDEN_KIND.open(self._materials.teacher, held_out, self._materials.device),
+        }
+        if self._probe is not None:
+            found[self._probe.objective.name] = self._made(self._probe)
+        return found
+
+    @cached_property
+    def _scores(self) -> dict[str, Proxy]:
+        """By column, what is measured of each subnet on its own."""
+        return {kind.objective.name: self._made(kind) for kind in (self._cosine, self._task) if kind is not None}
+
+    def _made(self, kind: ProxyKind) -> Proxy:
+        return kind.open(self._materials.teacher, torch.empty(0), self._materials.device)
+
+    @property
+    def measures(self) -> list[Measure]:
+        """The columns, what predicts before what is predicted."""
+        proxies = [*self._losses, *([self._probe.objective] if self._probe else [])]
+        shared = [_measure_of(each.name, each, "shared") for each in proxies]
+        return [Measure("flops", "FLOPs", True), *shared, *self._predicted]
+
+    @property
+    def targets(self) -> list[str]:
+        """The columns that should be predicted."""
+        return [each.column for each in self._predicted]
+
+    @property
+    def _losses(self) -> list[Objective]:
+        """What text alone tells of a subnet."""
+        return [self._relation, HIDDEN_LOSS]
+
+    @property
+    def _predicted(self) -> list[Measure]:
+        alone = self._losses if self._alone_steps else []
+        found = [_measure_of(f"{ALONE}{each.name}", each, "trained alone") for each in alone]
+        if self._cosine:
+            found.append(_measure_of(self._cosine.objective.name, self._cosine.objective, self._of_which_weights))
+        if self._task:
+            found.append(_measure_of(self._task.objective.name, self._task.objective, "fine-tuned"))
+        return found
+
+    @property
+    def _of_which_weights(self) -> str:
+        return "trained alone" if self._alone_steps else "shared"
+
+    def run(self) -> Validation:
+        """Measure what has not been measured yet, and compare."""
+        config, path = self._config, self._config.folder / _SUBNETS
+        drawn = draw_in_bands(self._space, config.subnets, config.bands, config.band_width, config.seed)
+        reopen(config.folder)
+        rows = self._measured_before(path, drawn)
+        with self._reporter.bar("measuring", "subnets", len(drawn)) as bar:
+            bar.skip(len(rows))
+            for number in range(len(rows), len(drawn)):
+                rows.append(self._row(number, *drawn[number]))
+                write_sealed(config.folder / _STATE, {"rows": rows})
+                frame = pd.DataFrame(rows)
+                write_atomically(path, lambda file, frame=frame: frame.to_csv(file, index=False))  # type: ignore[misc]
+                shutil.rmtree(config.folder / "alone", ignore_errors=True)  # large, and measured
+                bar.advance()
+        return self._finish(pd.DataFrame(rows))
+
+    def _measured_before(self, path: Path, drawn: Sequence[tuple[int, Subnet]]) -> list[dict[str, Any]]:
+        """The rows that earlier sessions measured: those of the state, or of the table if there is nothing else."""
+        columns, state = [each.column for each in self.measures], self._config.folder / _STATE
+        if state.exists():
+            content, path = read_sealed(state, f"delete it and {path.name} to measure all subnets again"), state
+            with readable(state):
+                table = pd.DataFrame([dict(row) for row in content["rows"]])
+        elif path.exists():
+            table = read_table(path, ["band", *columns], ["band", "flops"])
+        else:
+            return []
+        with readable(path):
+            rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+            for row, (band, subnet) in zip(rows, drawn, strict=False):
+                if (row["band"], Subnet.from_row(row)) != (band, subnet) or not all(name in row for name in columns):
+                    raise ValueError(f"it has {Subnet.from_row(row)} in place of {subnet}")
+                if any(not isinstance(row[name], int | float) for name in columns):
+                    raise ValueError(f"a measure of {subnet} is no number")
+        return rows
+
+    def _row(self, number: int, band: int, subnet: Subnet) -> dict[str, Any]:
+        row: dict[str, Any] = {"band": band, **subnet.to_row(), "flops": flops(subnet)}
+        row |= {column: proxy.score(self._superlm, subnet) for column, proxy in self._proxies.items()}
+        student = self._superlm.extract(subnet)
+        if self._alone_steps:
+            student = self._trained_alone(subnet, self._config.folder / "alone" / str(number))
+            row |= {f"{ALONE}{each.name}": self._proxies[each.name].score(student) for each in self._losses}
+        return row | {column: score.score(student) for column, score in self._scores.items()}
+
+    def _options_alone(self, subnet: Subnet) -> TrainOptions:
+        """Return the SuperLM's options, at the learning rate of this subnet's size or at the one asked for."""
+        options = options_alone(self._materials.options_of(subnet))
+        return options if self._config.alone_lr is None else replace(options, lr=self._config.alone_lr)
+
+    @property
+    def _rates_alone(self) -> list[float]:
+        """Return the least and the greatest learning rate of subnets trained alone."""
+        return [self._options_alone(end).lr for end in reversed(self._space.ends)]
+
+    def _trained_alone(self, subnet: Subnet, folder: Path) -> AutoDistilModel:
+        materials = self._materials
+        assert materials.text is not None
+        options = self._options_alone(subnet)
+        model = begin_alone(materials.teacher, subnet, options, materials.config.init, materials.sample_ids)
+        begun = materials.text.begin()
+        return distill(
+            model, materials.teacher, begun, options, folder, materials.device, self._reporter, str(subnet),
+            materials.execution, sample_ids=materials.sample_ids,
+        )  # fmt: skip
+
+    def _finish(self, measured: pd.DataFrame) -> Validation:
+        measures, folder = self.measures, self._config.folder
+        ranking = rank(measured, measures, self.targets)
+        conditions = remark(self._conditions)
+        findings = [*conclusions(measured, measures, self.targets), *self._broken(measured), conditions]
+        write_atomically(folder / _RANKING, lambda path: ranking.to_csv(path, index=False))
+        found = Validation(folder, measured, measures, ranking, findings)
+        draw(found, self.targets)
+        labels = {measure.column: measure.label for measure in measures}
+        summary = {**records(findings), "columns": labels, "versions": versions()}
+        write_atomically(folder / SUMMARY, lambda path: path.write_text(json.dumps(summary, indent=2)))
+        write_manifest(folder, "validate-proxy", (VALIDATE_CONFIG, ENVIRONMENT, _SUBNETS, _RANKING, SUMMARY))
+        (folder / _STATE).unlink(missing_ok=True)
+        return found
+
+    def _broken(self, measured: pd.DataFrame) -> list[Finding]:
+        """Return whether training alone broke some subnets, which then say nothing about their sizes."""
+        column, reference = f"{ALONE}{self._relation.name}", self._proxies[self._relation.name].reference
+        if column not in measured:
+            return []
+        broken = int((measured[column] > HARDLY_LEARNT * reference).sum())
+        values = {"broken": broken, "subnets": len(measured), "lr": self._rates_alone}
+        return [Finding(NOTHING_LEARNT_ALONE, values)] if broken else []
+
+    @property
+    def _conditions(self) -> str:
+        words = [f"{each.name}: {self._proxies[each.name].description}" for each in self._losses]
+        if self._probe is not None:
+            words.append(f"probe: {self._proxies[self._probe.objective.name].description}")
+        if self._alone_steps:
+            words.append(
+                f"alone: {self._alone_steps} steps from the same start, same text and batch, learning rate "
+                f"{rates_in_words(*self._rates_alone)}"
+            )
+        start = "trained alone" if self._alone_steps else "cut out of the SuperLM"
+        if self._cosine is not None:
+            words.append(f"cosine, as it was {start}: {self._scores[self._cosine.objective.name].description}")
+        if self._task is not None:
+            words.append(f"fine-tuned, as it was {start}: {self._scores[self._task.objective.name].description}")
+        return "; ".join(words)
+
+
+def _measure_of(column: str, objective: Objective, how: str) -> Measure:
+    return Measure(column, f"{objective.label}, {how}", objective.direction == "maximize")
+
+
+def _sides(measured: pd.DataFrame, measures: Sequence[Measure]) -> dict[str, Array]:
+    """Each column, turned so that higher is better."""
+    return {
+        each.column: (1 if each.higher_is_better else -1) * measured[each.column].to_numpy(float) for each in measures
+    }
+
+
+def rank(measured: pd.DataFrame, measures: Sequence[Measure], targets: Sequence[str]) -> pd.DataFrame:
+    """Rank correlations of each measure with each target, over all subnets and within bands, with their intervals."""
+    sides, rows = _sides(measured, measures), []
+    scopes = {"all": np.zeros(len(measured), dtype=np.int64), "within bands": measured["band"].to_numpy(np.int64)}
+    for column, target in _pairs(measures, targets):
+        for scope, groups in scopes.items():
+            row: dict[str, Any] = {"measure": column, "target": target, "scope": scope, "subnets": len(measured)}
+            for name, statistic in STATISTICS.items():
+                found = agreement(statistic, sides[column], sides[target], groups)
+                row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _pairs(measures: Sequence[Measure], targets: Sequence[str]) -> list[tuple[str, str]]:
+    """Each measure with each target that comes after it."""
+    columns = [each.column for each in measures]
+    return [(a, b) for b in targets for a in columns[: columns.index(b)]]
+
+
+def conclusions(measured: pd.DataFrame, measures: Sequence[Measure], targets: Sequence[str]) -> list[Finding]:
+    """Return for each measure and target whether it ranks subnets of like cost better than FLOPs do."""
+    sides, labels = _sides(measured, measures), {each.column: each.label for each in measures}
+    groups = measured["band"].to_numpy(np.int64)
+    alike = [each for each in targets if measured.groupby("band")[each].nunique().max() == 1]
+    findings = [Finding(NOTHING_TO_RANK, {"target": labels[target]}) for target in alike]
+    for column, target in _pairs(measures, [each for each in targets if each not in alike]):
+        if column == "flops":
+            continue
+        own = agreement(kendall, sides[column], sides[target], groups)
+        free = agreement(kendall, sides["flops"], sides[target], groups)
+        gained = gain(kendall, sides[column], sides["flops"], sides[target], groups)
+        findings.append(comparison(labels[column], labels[target], own, free, gained, len(measured)))
+    return findings
+
+
+def draw(found: Validation, targets: Sequence[str]) -> None:
+    """Write `ranking.png`: each measure against each target."""
+    pairs = _pairs(found.measures, targets)
+    within = found.ranking[found.ranking["scope"] == "within bands"].set_index(["measure", "target"])
+    taus = [float(within["kendall"].loc[pair]) for pair in pairs]  # type: ignore[arg-type]
+    titles = [f"tau within bands {tau:.2f}" if np.isfinite(tau) else "alike within bands" for tau in taus]
+    labels = {each.column: each.label for each in found.measures}
+    figure = validation_figure(found.measured, pairs, labels, titles)
+    write_atomically(found.folder / "ranking.png", lambda path: save_figure(figure, path))

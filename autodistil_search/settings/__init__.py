@@ -1,0 +1,1 @@
+"""Internal: the settings of each command, as typed records."""

@@ -1,0 +1,1 @@
+"""Internal: search spaces, their subnets and sub-spaces, and what a subnet costs by formula."""

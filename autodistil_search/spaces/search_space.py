@@ -1,0 +1,449 @@
+"""Search spaces: which subnets there are, and how one is named, drawn and encoded.
+
+A `Subnet` is one architecture (sizes only, no weights). A `SearchSpace` holds the allowed values of
+each dimension. All layers of a subnet are alike (AutoDistil, arXiv 2201.12507), unless the space says that a dimension
+is chosen for each layer. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.user_input import meant, read_yaml
+
+Genome = tuple[int, ...]
+"""Index of the choice taken in each of a space's `dimensions`; what search engines vary."""
+
+DIMENSIONS = ("layers", "hidden_size", "mlp_ratio", "heads")
+"""What a space gives values for."""
+
+PER_LAYER = ("mlp_ratio", "heads")
+"""Those that may be chosen for each layer."""
+
+_LARGEST = 1_000_000
+"""No size of a module is larger; it keeps a slip of the keyboard from asking for all memory."""
+
+DepthRule = Literal["first_last", "uniform", "prefix"]
+
+
+@dataclass(frozen=True, order=True)
+class Subnet:
+    """One architecture: the sizes its module is built with.
+
+    Where layers differ, `ffn_size` and `heads` are the largest of all layers: the sizes a SuperLM must have.
+
+    Attributes:
+        each: FFN size and heads of each layer, first to last; empty where all layers are alike, so that an architecture
+            has one description only. See `of_layers`.
+    """
+
+    layers: int
+    hidden_size: int
+    ffn_size: int
+    heads: int
+    head_dim: int
+    each: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.each and (
+            len(self.each) != self.layers
+            or len(set(self.each)) == 1
+            or (self.ffn_size, self.heads) != tuple(map(max, zip(*self.each, strict=True)))
+        ):
+            raise ValueError(f"layers {self.each} do not go with {self.layers} x {self.ffn_size}, {self.heads} heads")
+
+    @classmethod
+    def of_layers(cls, hidden_size: int, ffn_sizes: Sequence[int], heads: Sequence[int], head_dim: int) -> Self:
+        """The subnet whose layers have those FFN sizes and heads, first to last."""
+        each = tuple(zip(ffn_sizes, heads, strict=True))
+        return cls(len(each), hidden_size, max(ffn_sizes), max(heads), head_dim, each if len(set(each)) > 1 else ())
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """The subnet that `row` stands for: the way back from `to_row`, with text for numbers or without."""
+        layers, hidden_size, head_dim = (int(row[key]) for key in ("layers", "hidden_size", "head_dim"))
+        ratios, heads = (_each(row[key], layers) for key in PER_LAYER)
+        return cls.of_layers(
+            hidden_size, [round(hidden_size * ratio) for ratio in ratios], list(map(int, heads)), head_dim
+        )
+
+    def to_row(self) -> dict[str, int | float | str]:
+        """The sizes as columns of a table; what differs from layer to layer is joined: "4-6-6-8"."""
+        ratios = [f"{sizes.mlp_ratio:g}" for sizes in self.each_layer]
+        heads = [str(sizes.heads) for sizes in self.each_layer]
+        return {
+            "layers": self.layers,
+            "hidden_size": self.hidden_size,
+            "mlp_ratio": self.mlp_ratio if len(set(ratios)) == 1 else "-".join(ratios),
+            "heads": self.heads if len(set(heads)) == 1 else "-".join(heads),
+            "head_dim": self.head_dim,
+        }
+
+    @cached_property
+    def each_layer(self) -> tuple[Subnet, ...]:
+        """The sizes of each layer, first to last, as a subnet of that layer alone."""
+        each = self.each or ((self.ffn_size, self.heads),) * self.layers
+        return tuple(Subnet(1, self.hidden_size, ffn_size, heads, self.head_dim) for ffn_size, heads in each)
+
+    def first(self, layers: int) -> Subnet:
+        """Its first so many layers."""
+        kept = self.each_layer[:layers]
+        ffn_sizes, heads = [sizes.ffn_size for sizes in kept], [sizes.heads for sizes in kept]
+        return Subnet.of_layers(self.hidden_size, ffn_sizes, heads, self.head_dim)
+
+    @property
+    def mlp_ratio(self) -> float:
+        """FFN width over hidden size, the largest of all layers."""
+        return self.ffn_size / self.hidden_size
+
+    @property
+    def attention_width(self) -> int:
+        """Width of Q, K and V, `heads * head_dim` whatever the hidden size: the largest of all layers."""
+        return self.heads * self.head_dim
+
+    def __str__(self) -> str:
+        row = self.to_row()
+        ratio, heads = (value if isinstance(value, str) else f"{value:g}" for value in (row["mlp_ratio"], row["heads"]))
+        return f"{self.layers}x{self.hidden_size}, ratio {ratio}, {heads} heads of {self.head_dim}"
+
+
+def _each(value: float | str, layers: int) -> list[float]:
+    """What `Subnet.to_row` says of every layer."""
+    numbers = [float(number) for number in str(value).split("-")]
+    return numbers * layers if len(numbers) == 1 else numbers
+
+
+def kept_layers(layers: int, total: int, rule: DepthRule) -> list[int]:
+    """Indices of the `total` layers of a SuperLM that a subnet of `layers` layers uses, ascending.
+
+    first_last: round(i (total-1) / (layers-1)), halves up: both ends are always kept, so that subnets of
+    every depth share the last layer, where the distillation target sits. uniform: floor(i total / layers),
+    as the released AutoDistil code drops layers. prefix: the first `layers` layers.
+    """
+    if rule == "prefix":
+        return list(range(layers))
+    if rule == "uniform":
+        return [i * total // layers for i in range(layers)]
+    if layers == 1:
+        return [total - 1]
+    gaps = layers - 1
+    return [(2 * i * (total - 1) + gaps) // (2 * gaps) for i in range(layers)]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The allowed values of each dimension, ascending, and what all subnets of the space share.
+
+    head_dim: width of one attention head. relation_heads: into how many heads Q, K and V are split for the
+    distillation loss; it divides `heads * head_dim` for every choice. depth: see `kept_layers`. per_layer: which of
+    `PER_LAYER` each layer of a subnet chooses on its own; the others are the same in all its layers.
+
+    Raises:
+        InputError: for a value that cannot be built; names the key and what is allowed.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    hidden_size: tuple[int, ...]
+    mlp_ratio: tuple[float, ...]
+    heads: tuple[int, ...]
+    head_dim: int
+    relation_heads: int
+    depth: DepthRule = "first_last"
+    per_layer: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        for key in ("layers", "hidden_size", "heads"):
+            object.__setattr__(self, key, _ascending(self.name, key, getattr(self, key), _positive_integer))
+        object.__setattr__(self, "mlp_ratio", _ascending(self.name, "mlp_ratio", self.mlp_ratio, _positive_number))
+        for key in ("head_dim", "relation_heads"):
+            _positive_integer(self.name, key, getattr(self, key))
+        if self.depth not in get_args(DepthRule):
+            raise InputError(f"space {self.name!r}: depth is {self.depth!r}; allowed: {', '.join(get_args(DepthRule))}")
+        if not isinstance(self.per_layer, list | tuple) or not set(map(str, self.per_layer)) <= set(PER_LAYER):
+            raise InputError(
+                f"space {self.name!r}: per_layer is {self.per_layer!r:.80}; allowed: a list of {', '.join(PER_LAYER)}"
+            )
+        object.__setattr__(self, "per_layer", tuple(key for key in PER_LAYER if key in self.per_layer))
+        for hidden, ratio in itertools.product(self.hidden_size, self.mlp_ratio):
+            if _ffn_size(hidden, ratio) is None:
+                raise InputError(
+                    f"space {self.name!r}: mlp_ratio {ratio:g} x hidden_size {hidden} gives an FFN width of "
+                    f"{hidden * ratio:g}; allowed: ratios that give a whole number for every hidden_size"
+                )
+        for hidden in self.hidden_size:
+            if len({_ffn_size(hidden, ratio) for ratio in self.mlp_ratio}) < len(self.mlp_ratio):
+                raise InputError(
+                    f"space {self.name!r}: mlp_ratio {list(self.mlp_ratio)} gives hidden_size {hidden} the same FFN "
+                    "width twice; allowed: ratios that give different widths"
+                )
+        for heads in self.heads:
+            if heads * self.head_dim % self.relation_heads:
+                raise InputError(
+                    f"space {self.name!r}: heads {heads} x head_dim {self.head_dim} = {heads * self.head_dim} is not a "
+                    f"multiple of relation_heads {self.relation_heads}; allowed: widths that relation_heads divides"
+                )
+
+    @cached_property
+    def size(self) -> int:
+        """Number of subnets."""
+        shared = len(self.hidden_size)
+        for key in PER_LAYER:
+            if key not in self.per_layer:
+                shared *= len(getattr(self, key))
+        of_layer: int = math.prod(len(getattr(self, key)) for key in self.per_layer)
+        return shared * sum(int(of_layer**layers) for layers in self.layers)
+
+    @cached_property
+    def _places(self) -> tuple[tuple[str, int | None], ...]:
+        """What each number of a genome chooses: a dimension, and of which layer if each chooses its own."""
+        layers: Sequence[int] = range(self.layers[-1])
+        return tuple((key, layer) for key in DIMENSIONS for layer in (layers if key in self.per_layer else (None,)))
+
+    @cached_property
+    def dimensions(self) -> tuple[str, ...]:
+        """Names of what a genome chooses: `DIMENSIONS`, with the SuperLM's layer, from 1, if chosen per layer."""
+        return tuple(key if layer is None else f"{key}_{layer + 1}" for key, layer in self._places)
+
+    @cached_property
+    def choices(self) -> tuple[int, ...]:
+        """Number of choices in each of `dimensions`."""
+        return tuple(len(getattr(self, key)) for key, _ in self._places)
+
+    def values(self, dimension: str) -> tuple[Any, ...]:
+        """The values allowed in one of `dimensions`, ascending."""
+        key, _ = self._places[self.dimensions.index(dimension)]
+        return tuple(getattr(self, key))
+
+    @property
+    def smallest(self) -> Subnet:
+        """The subnet with the lowest value in every dimension."""
+        return self.decode((0,) * len(self.choices))
+
+    @property
+    def largest(self) -> Subnet:
+        """The subnet with the highest value in every dimension; the sizes of the SuperLM."""
+        return self.decode(tuple(n - 1 for n in self.choices))
+
+    @property
+    def ends(self) -> tuple[Subnet, Subnet]:
+        """The smallest and the largest subnet."""
+        return self.smallest, self.largest
+
+    def genomes(self) -> Iterator[Genome]:
+        """The canonical genome of every subnet; in lexicographic order where all layers are alike."""
+        if not self.per_layer:
+            yield from itertools.product(*(range(n) for n in self.choices))
+            return
+        for depth, layers in enumerate(self.layers):
+            counts = [len(self.hidden_size)]
+            for key in PER_LAYER:
+                counts += [len(getattr(self, key))] * (layers if key in self.per_layer else 1)
+            for hidden, *rest in itertools.product(*map(range, counts)):
+                yield self._genome(depth, hidden, rest)
+
+    def _genome(self, depth: int, hidden: int, rest: Sequence[int]) -> Genome:
+        """The canonical genome with those choices, in the order of `DIMENSIONS`, of the layers that are there."""
+        genome, left = [depth, hidden], iter(rest)
+        layers = self.layers[depth]
+        for key in PER_LAYER:
+            if key in self.per_layer:
+                of_layer = list(itertools.islice(left, layers))
+                genome += [of_layer[place] for place in self._filled[depth]]
+            else:
+                genome.append(next(left))
+        return tuple(genome)
+
+    @cached_property
+    def _filled(self) -> list[list[int]]:
+        """For each depth and each layer of the SuperLM, which of the subnet's layers it stands for.
+
+        A layer that a subnet leaves out repeats the one below it, or the first: so a child that inherits more layers
+        finds choices that went well with their neighbours.
+        """
+        total, filled = self.layers[-1], []
+        for layers in self.layers:
+            kept = kept_layers(layers, total, self.depth)
+            filled.append([max(sum(each <= layer for each in kept) - 1, 0) for layer in range(total)])
+        return filled
+
+    def canonical(self, genome: Genome) -> Genome:
+        """The one genome that stands for all which describe the same subnet, as choices of layers left out differ."""
+        return self.encode(self.decode(genome)) if self.per_layer else genome
+
+    def sample(self, rng: random.Random) -> Subnet:
+        """One subnet, each dimension drawn uniformly.
+
+        What is chosen for each layer is drawn from a random range of the choices: subnets of all costs come up. Were
+        layers drawn independently of each other, almost all subnets would cost about the same.
+        """
+        genome = []
+        for key in DIMENSIONS:
+            count = len(getattr(self, key))
+            if key not in self.per_layer:
+                genome.append(rng.randrange(count))
+                continue
+            first, last = sorted((rng.randrange(count), rng.randrange(count)))
+            genome += [rng.randint(first, last) for _ in range(self.layers[-1])]
+        return self.decode(tuple(genome))
+
+    def decode(self, genome: Genome) -> Subnet:
+        """The subnet that `genome` stands for."""
+        depth, hidden_index, *rest = genome
+        layers, hidden = self.layers[depth], self.hidden_size[hidden_index]
+        if not self.per_layer:
+            ratio, heads = self.mlp_ratio[rest[0]], self.heads[rest[1]]
+            return Subnet(layers, hidden, round(hidden * ratio), heads, self.head_dim)
+        kept, left, of_layers = kept_layers(layers, self.layers[-1], self.depth), iter(rest), []
+        for key in PER_LAYER:
+            if key in self.per_layer:
+                of_all = list(itertools.islice(left, self.layers[-1]))
+                indices = [of_all[layer] for layer in kept]
+            else:
+                indices = [next(left)] * layers
+            of_layers.append([getattr(self, key)[index] for index in indices])
+        ratios, heads_of_layers = of_layers
+        return Subnet.of_layers(hidden, [round(hidden * ratio) for ratio in ratios], heads_of_layers, self.head_dim)
+
+    def encode(self, subnet: Subnet) -> Genome:
+        """The canonical genome of `subnet`.
+
+        Raises:
+            InputError: if the subnet is not in this space.
+        """
+        ffn_sizes = [round(subnet.hidden_size * ratio) for ratio in self.mlp_ratio]
+        each = subnet.each or ((subnet.ffn_size, subnet.heads),)
+        try:
+            depth, hidden = self.layers.index(subnet.layers), self.hidden_size.index(subnet.hidden_size)
+            (self.head_dim,).index(subnet.head_dim)
+            ratios = self._of_layers("mlp_ratio", [ffn_sizes.index(ffn_size) for ffn_size, _ in each], subnet.layers)
+            heads = self._of_layers("heads", [self.heads.index(heads) for _, heads in each], subnet.layers)
+        except ValueError:
+            raise InputError(f"subnet {subnet} is not in space {self.name!r}: {self}") from None
+        return self._genome(depth, hidden, [*ratios, *heads])
+
+    def _of_layers(self, key: str, indices: list[int], layers: int) -> list[int]:
+        """The choices of dimension `key` for each layer, or the one of all layers: as the space has it.
+
+        indices: of each layer, or one that all layers have. Raises ValueError if they differ where they must not.
+        """
+        if len(set(indices)) == 1:
+            return indices[:1] * (layers if key in self.per_layer else 1)
+        if key not in self.per_layer:
+            raise ValueError
+        return indices
+
+    def parameters(self, subnet: Subnet) -> dict[str, int | float]:
+        """The values of `subnet` by name of the dimension, without those of layers that it leaves out."""
+        there = {None, *kept_layers(subnet.layers, self.layers[-1], self.depth)}
+        chosen = zip(self.dimensions, self._places, self.encode(subnet), strict=True)
+        return {name: getattr(self, key)[index] for name, (key, layer), index in chosen if layer in there}
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Subnet:
+        """The subnet with those values: the way back from `parameters`; others in the mapping do not matter.
+
+        Raises:
+            InputError: if they are none of this space's.
+        """
+        try:
+            genome = [
+                getattr(self, key).index(parameters[name]) if name in parameters else 0
+                for name, (key, _) in zip(self.dimensions, self._places, strict=True)
+            ]
+        except ValueError:
+            raise InputError(f"{dict(parameters)} is not in space {self.name!r}: {self}") from None
+        return self.decode(tuple(genome))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, as a YAML file holds them; `SearchSpace(**d)` is the way back."""
+        content = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return content if self.per_layer else {key: value for key, value in content.items() if key != "per_layer"}
+
+    def __str__(self) -> str:
+        parts = [
+            f"{key} {list(getattr(self, key))}{' in each layer' if key in self.per_layer else ''}" for key in DIMENSIONS
+        ]
+        return f"{', '.join(parts)}, head_dim {self.head_dim} ({self.size:,} subnets)"
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise InputError(
+            f"space name {name!r}; allowed: up to 64 letters, digits, '_', '-' and '.', as it names folders"
+        )
+
+
+def _positive_integer(space: str, key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        raise InputError(f"space {space!r}: {key} has {value!r:.50}; allowed: whole numbers from 1 to {_LARGEST}")
+
+
+def _positive_number(space: str, key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
+        raise InputError(f"space {space!r}: {key} has {value!r:.50}; allowed: numbers above 0, up to {_LARGEST}")
+
+
+def _ffn_size(hidden: int, ratio: float) -> int | None:
+    """The FFN width, or None if it is not whole; 1.1 x 50 is, though floating point gives 55.00000000000001."""
+    width = hidden * ratio
+    return round(width) if math.isclose(width, round(width), rel_tol=1e-9) else None
+
+
+def _ascending(space: str, key: str, values: object, check: Any) -> tuple[Any, ...]:
+    if not isinstance(values, list | tuple) or not values:
+        raise InputError(f"space {space!r}: {key} is {values!r}; allowed: a list of one or more values")
+    for value in values:
+        check(space, key, value)
+    if len(set(values)) < len(values):
+        raise InputError(f"space {space!r}: {key} is {list(values)}; allowed: each value once")
+    return tuple(sorted(values))
+
+
+def space_folder() -> Path:
+    """Where the shipped spaces lie: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "search_spaces"
+    return installed if installed.is_dir() else package.parent / "search_spaces"
+
+
+def shipped_spaces() -> list[str]:
+    """Names of the spaces that come with the package."""
+    return sorted(path.stem for path in space_folder().glob("*.yaml"))
+
+
+def load_space(name_or_path: str | Path) -> SearchSpace:
+    """The space of that name (see `shipped_spaces`), or of a YAML file.
+
+    Raises:
+        InputError: if there is none, or the file is not a valid space.
+    """
+    path = space_folder() / f"{name_or_path}.yaml" if str(name_or_path) in shipped_spaces() else Path(name_or_path)
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # a name no file can have
+        found = False
+    if not found:
+        raise InputError(
+            f"no search space {str(name_or_path)!r:.200}; allowed: {', '.join(shipped_spaces())}, or a YAML file's path"
+            f"{meant(str(name_or_path), shipped_spaces())}"
+        )
+    content = read_yaml(path)
+    keys = [field.name for field in fields(SearchSpace)]
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds {type(content).__name__}; allowed: the keys {', '.join(keys)}")
+    content = {"name": path.stem, **content}
+    if unknown := [str(key) for key in content if key not in keys]:
+        raise InputError(f"{path} has the unknown key {', '.join(unknown)}; allowed: {', '.join(keys)}")
+    if missing := [key for key in keys if key not in content and key not in ("depth", "per_layer")]:
+        raise InputError(f"{path} lacks {', '.join(missing)}; a space has {', '.join(keys)}")
+    return SearchSpace(**content)

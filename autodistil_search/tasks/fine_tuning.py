@@ -1,0 +1,413 @@
+"""Fine-tuning on a task: by its labels, by a fine-tuned teacher, or by both.
+
+The epoch that is kept is chosen on a part of the training rows; the task's own `dev` rows are looked at once, at the
+end. All that a step does follows from seed and step, so a killed training goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from autodistil_search.base.device import Device
+from autodistil_search.base.files import file_sha256, write_atomically
+from autodistil_search.base.pretrained import ends, matched
+from autodistil_search.base.progress import Bar, Reporter
+from autodistil_search.base.weighted_names import parse_terms
+from autodistil_search.distillation.checkpoints import Checkpoints, check_weights
+from autodistil_search.distillation.layer_losses import LAYER_TERMS, LayerTransfer
+from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WEIGHT_DECAY, seeded, set_learning_rate
+from autodistil_search.tasks.labelled_data import Rows, Task
+from autodistil_search.tasks.metrics import METRICS, Array
+
+_ROWS_AT_ONCE = 64
+"""When nothing is learnt."""
+_BATCHES_SORTED = 32
+"""Batches whose rows are put together by length: less padding, and still at random."""
+_BEST = "best-{}.safetensors"
+"""The weights after the best epoch so far, by its number: a checkpoint names the one that was the best by then."""
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """What fine-tuned weights depend on, besides model, rows and teacher.
+
+    losses: see `weights.parse_terms`. temperature: by which logits are divided before the teacher's are learnt.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    lr: float = 1e-4
+    seed: int = 0
+    losses: str = "labels"
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """How a fine-tuning ended: the metric on the rows it was chosen by, by epochs, and all metrics on `dev`."""
+
+    epochs: Sequence[float]
+    dev: Mapping[str, float]
+
+    @property
+    def chosen_by(self) -> float:
+        """The best epoch's metric on the rows to choose by."""
+        return max(self.epochs)
+
+    @property
+    def epoch(self) -> int:
+        """Which one that is, from 1; the first of equals."""
+        return 1 + self.epochs.index(self.chosen_by)
+
+
+class Encoded:
+    """Rows as token ids, and batches of them."""
+
+    def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.labels = np.array(rows.labels)
+        self._tokenizer = tokenizer
+        second = None if rows.second is None else list(rows.second)
+        found = tokenizer(list(rows.first), second, truncation=True, max_length=max_length, return_attention_mask=True)
+        self._columns: dict[str, list[list[int]]] = dict(found)
+        _fill_empty(self._columns, tokenizer)
+        self._lengths = [len(ids) for ids in self._columns["input_ids"]]
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def batch(self, indices: Sequence[int], device: str) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs `(B, T)`, padded to the longest, and labels `(B,)`."""
+        taken = {name: [column[i] for i in indices] for name, column in self._columns.items()}
+        inputs = self._tokenizer.pad(taken, return_tensors="pt")
+        tensors = {name: cast(Tensor, each).to(device) for name, each in inputs.items()}
+        return tensors, torch.tensor(self.labels[list(indices)], device=device, dtype=torch.float32)
+
+    def shuffled(self, size: int, seed: str) -> list[list[int]]:
+        """The batches of an epoch: all rows once, in an order that follows from `seed`."""
+        rng, order = random.Random(seed), list(range(len(self)))
+        rng.shuffle(order)
+        together = size * _BATCHES_SORTED
+        batches = []
+        for start in range(0, len(order), together):
+            alike = sorted(order[start : start + together], key=self._lengths.__getitem__)
+            batches += [alike[i : i + size] for i in range(0, len(alike), size)]
+        rng.shuffle(batches)
+        return batches
+
+    def by_length(self) -> list[list[int]]:
+        """All rows once, with little padding."""
+        order = sorted(range(len(self)), key=self._lengths.__getitem__)
+        return [order[i : i + _ROWS_AT_ONCE] for i in range(0, len(order), _ROWS_AT_ONCE)]
+
+
+def _fill_empty(columns: dict[str, list[list[int]]], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let rows without a token have the two that a text begins and ends with, where the tokenizer adds none."""
+    for row, ids in enumerate(columns["input_ids"]):
+        if not ids:
+            filled = {"input_ids": [*ends("the model", tokenizer)], "attention_mask": [1, 1]}
+            for name, column in columns.items():
+                column[row] = filled.get(name, [0, 0])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task as one tokenizer reads it; for any number of models.
+
+    most: rows to train on, at most.
+    """
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int = 128
+    most: int | None = None
+
+    @cached_property
+    def _parts(self) -> tuple[Encoded, Encoded]:
+        train, choose = self.task.split(self.most)
+        return self._encoded(train), self._encoded(choose)
+
+    @property
+    def train(self) -> Encoded:
+        """To train on."""
+        return self._parts[0]
+
+    @property
+    def choose(self) -> Encoded:
+        """To choose by."""
+        return self._parts[1]
+
+    @cached_property
+    def dev(self) -> Encoded:
+        """For what is reported."""
+        return self._encoded(self.task.dev)
+
+    def _encoded(self, rows: Rows) -> Encoded:
+        return Encoded(rows, self.tokenizer, self.max_length)
+
+
+@torch.no_grad()
+def predict(model: Callable[..., Any], rows: Encoded, device: Device) -> Array:
+    """A classifier's outputs for all rows, `(n, outputs)`.
+
+    model: a module, or whatever else takes its inputs by name and gives something with `logits`.
+    """
+    found: list[tuple[int, Array]] = []
+    if isinstance(model, nn.Module):
+        model.eval()
+    for indices in rows.by_length():
+        inputs, _ = rows.batch(indices, device.name)
+        with device.autocast():
+            logits = model(**matched(model, inputs)).logits
+        found += zip(indices, logits.double().cpu().numpy(), strict=True)
+    return np.stack([output for _, output in sorted(found, key=lambda each: each[0])])
+
+
+def scores(task: Task, labels: Array, outputs: Array) -> dict[str, float]:
+    """Every metric of `task` for outputs `(n, outputs)`."""
+    answers = outputs.argmax(-1).astype(float) if task.labels else outputs[:, 0]
+    return {name: METRICS[name].compute(labels, answers) for name in task.metrics}
+
+
+def finetune(
+    model: PreTrainedModel,
+    prepared: Prepared,
+    options: FinetuneOptions,
+    device: Device,
+    folder: Path | None = None,
+    reporter: Reporter | None = None,
+    title: str = "fine-tuning",
+    teacher: PreTrainedModel | None = None,
+    identity: Mapping[str, str] | None = None,
+    report: bool = True,
+) -> Finetuned:
+    """Train a classifier in place and leave it as it was after its best epoch.
+
+    Args:
+        model: With as many outputs as the task has.
+        prepared: The task, as the model's tokenizer reads it.
+        options: How.
+        device: Where.
+        folder: Where checkpoints lie while it trains; a killed training goes on from there. None for none.
+        reporter: Told of what happens.
+        title: Of the bar.
+        teacher: A classifier for the same task, if `options.losses` names anything but labels.
+        identity: What else the weights depend on, for checkpoints.
+        report: Whether to measure the `dev` rows, too.
+
+    Raises:
+        InputError: if what is in `folder` was made with other options.
+        FloatingPointError: if the loss or the weights are not finite; names learning rate, seed and epoch.
+    """
+    device.place(model)
+    if teacher is not None:
+        device.place(teacher)
+        teacher.eval().requires_grad_(False)
+    learner = _Learner(model, teacher, prepared.task, options)
+    device.place(learner)
+    run = _Run(learner, prepared, options, device, folder, dict(identity or {}))
+    with (reporter or Reporter()).bar(title, "steps", run.steps) as bar:
+        try:
+            run.train(bar)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{title} diverged in epoch {len(run.scores) + 1}, at learning rate {options.lr:g} with seed "
+                f"{options.seed}: {error}; try a lower --lr"
+            ) from None
+    model.load_state_dict(run.best)
+    model.eval()
+    dev = scores(prepared.task, prepared.dev.labels, predict(model, prepared.dev, device)) if report else {}
+    return Finetuned(run.scores, dev)
+
+
+class _Learner(nn.Module):
+    """A classifier, and the maps that its layers are compared with a teacher's through."""
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: PreTrainedModel | None, task: Task, options: FinetuneOptions
+    ) -> None:
+        super().__init__()
+        self.student, self._task, self._options = student, task, options
+        self._weights = parse_terms(options.losses)
+        self._teacher = [teacher]  # in a list: it is no part of what is trained and saved
+        self._by_layer = tuple(name for name in self._weights if name in LAYER_TERMS)
+        self.transfer = None
+        if self._by_layer:
+            assert teacher is not None
+            with seeded(options.seed):
+                self.transfer = LayerTransfer(_encoder(student), _encoder(teacher))
+
+    def loss(self, inputs: Mapping[str, Tensor], labels: Tensor, device: Device) -> Tensor:
+        """The weighted sum of the terms for a batch."""
+        (teacher,) = self._teacher
+        with ExitStack() as watching, device.autocast():
+            seen = watching.enter_context(self.transfer.watching()) if self.transfer is not None else None
+            logits = self.student(**matched(self.student, inputs)).logits
+            theirs = None
+            if teacher is not None:
+                with torch.no_grad():
+                    theirs = teacher(**matched(teacher, inputs)).logits.float()
+            terms = {"labels": self._of_labels(logits.float(), labels)}
+            if theirs is not None:
+                terms["logits"] = self._of_logits(logits.float(), theirs)
+            if self.transfer is not None and seen is not None:
+                found = self.transfer(*seen, inputs["attention_mask"], self._by_layer)
+                terms |= dict(zip(self._by_layer, found, strict=True))
+        return torch.stack([weight * terms[name] for name, weight in self._weights.items()]).sum()
+
+    def _of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self._task.labels:
+            return F.cross_entropy(logits, labels.long())
+        return F.mse_loss(logits[:, 0], labels)
+
+    def _of_logits(self, logits: Tensor, theirs: Tensor) -> Tensor:
+        """Soft cross-entropy (Hinton et al., arXiv 1503.02531); in regression the squared difference."""
+        if not self._task.labels:
+            return F.mse_loss(logits, theirs)
+        heat = self._options.temperature
+        return heat**2 * F.cross_entropy(logits / heat, (theirs / heat).softmax(-1))
+
+
+def _encoder(classifier: PreTrainedModel) -> PreTrainedModel:
+    return cast(PreTrainedModel, classifier.base_model)
+
+
+@dataclass
+class _Run:
+    """One fine-tuning under way."""
+
+    learner: _Learner
+    prepared: Prepared
+    options: FinetuneOptions
+    device: Device
+    folder: Path | None
+    identity: Mapping[str, str]
+    scores: list[float] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._optimizer = torch.optim.AdamW(
+            self.learner.parameters(), lr=self.options.lr, weight_decay=WEIGHT_DECAY, fused=True
+        )
+        self._scaler = self.device.scaler()
+        self._in_an_epoch = math.ceil(len(self.prepared.train) / self.options.batch_size)
+        self._checkpoints = None
+        self._named: dict[str, str] = {}
+        self._saved: list[str] = []  # files of the best weights that the checkpoints kept name
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            settings: dict[str, Any] = {**self.identity, **asdict(self.options)}
+            self._checkpoints = Checkpoints(self.folder, self.learner, self._optimizer, self._scaler, settings)
+
+    @property
+    def steps(self) -> int:
+        """Of all epochs."""
+        return self.options.epochs * self._in_an_epoch
+
+    def train(self, bar: Bar) -> None:
+        """All epochs; `best` and `scores` say how it went."""
+        first = self._go_on()
+        bar.skip(first)
+        for epoch in range(first // self._in_an_epoch, self.options.epochs):
+            batches = self.prepared.train.shuffled(self.options.batch_size, f"{self.options.seed}-{epoch}")
+            for place, indices in enumerate(batches):
+                step = epoch * self._in_an_epoch + place
+                if step < first:
+                    continue
+                loss = self._step(step, indices)
+                if place + 1 == len(batches):
+                    self._end_epoch()
+                if self._checkpoints is not None and self._checkpoints.due:
+                    self._save(self._checkpoints, step + 1)
+                bar.advance(f"loss {loss:.3f}" + (f", chosen by {max(self.scores):.4f}" if self.scores else ""))
+
+    def _step(self, step: int, indices: Sequence[int]) -> float:
+        set_learning_rate(self._optimizer, self.options.lr, step, self.steps)
+        self.learner.train()
+        inputs, labels = self.prepared.train.batch(indices, self.device.name)
+        with seeded(hash((self.options.seed, step)) % 2**32):  # of dropout
+            loss = self.learner.loss(inputs, labels, self.device)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step + 1}")
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRADIENT_NORM)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def _end_epoch(self) -> None:
+        """Measure on the rows to choose by, and keep the weights if they are the best so far."""
+        student, task, rows = self.learner.student, self.prepared.task, self.prepared.choose
+        check_weights(student)
+        found = scores(task, rows.labels, predict(student, rows, self.device))[task.metrics[0]]
+        if not self.scores or found > max(self.scores):
+            self.best = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
+            if self.folder is not None:
+                path = self.folder / _BEST.format(len(self.scores) + 1)
+                write_atomically(path, lambda file: save_file(self.best, file))
+                self._named = {"file": path.name, "sha256": file_sha256(path)}
+                self._drop_all_best_but([*self._saved, path.name])
+        self.scores.append(found)
+
+    def _save(self, checkpoints: Checkpoints, step: int) -> None:
+        """Write a checkpoint that names the best weights so far, and drop those that none names any more."""
+        check_weights(self.learner)
+        checkpoints.save(step, [{"scores": self.scores, "best": self._named}])
+        self._saved = [*self._saved, self._named.get("file", "")][-checkpoints.keep :]
+        self._drop_all_best_but(self._saved)
+
+    def _drop_all_best_but(self, names: Sequence[str]) -> None:
+        assert self.folder is not None
+        for path in self.folder.glob(_BEST.format("*")):
+            if path.name not in names:
+                path.unlink()
+
+    def _go_on(self) -> int:
+        """Restore the last checkpoint; how many steps were done. What came after it will be the same again.
+
+        If the best weights that it names are damaged or missing, training starts anew, with a warning.
+        """
+        if self._checkpoints is None or self.folder is None:
+            return 0
+        begun = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
+        scale = self._scaler.state_dict()
+        step, text = self._checkpoints.restore()
+        if not step:
+            return 0
+        state = text[0] if text else {}  # earlier versions did not name the best weights
+        scores, named = state.get("scores", []), state.get("best", {})
+        if len(scores) != step // self._in_an_epoch or not self._load_best(scores, named):
+            warnings.warn(f"the best weights in {self.folder} are damaged; this training starts anew", stacklevel=2)
+            self._checkpoints.discard()
+            self.learner.load_state_dict(begun)
+            self._scaler.load_state_dict(scale)
+            return 0
+        self.scores, self._named, self._saved = scores, named, [named.get("file", "")]
+        return step
+
+    def _load_best(self, scores: Sequence[float], named: Mapping[str, str]) -> bool:
+        """Load the weights that a checkpoint names; returns whether they are those that were written."""
+        assert self.folder is not None
+        if not scores:
+            return True
+        path = self.folder / named["file"]
+        if not path.is_file() or file_sha256(path) != named["sha256"]:
+            return False
+        self.best = load_file(path, device=self.device.name)
+        return True

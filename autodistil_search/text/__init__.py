@@ -1,0 +1,1 @@
+"""Internal: documents of every source, and blocks of tokens from a store or a stream."""

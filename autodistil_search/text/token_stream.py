@@ -1,0 +1,242 @@
+"""Text as blocks of tokens, read and tokenized as they are needed: for what does not fit on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from autodistil_search.base.errors import InputError
+from autodistil_search.text.sources import Document, Reading, Shard, State, TableShard, find_sources
+from autodistil_search.text.token_store import (
+    CHARACTERS_AT_ONCE,
+    HELD_OUT_EVERY,
+    Blocks,
+    Encoder,
+    Tokens,
+    check_known,
+    shuffled,
+)
+
+_WINDOW = 4096
+"""Blocks that are shuffled among themselves."""
+
+
+class StreamedBlocks:
+    """Blocks of text that is read and tokenized as it is needed; see `open_stream`.
+
+    Every `_WINDOW` blocks in reading order are shuffled among themselves. What is in such a window follows from where
+    the reading stood at its start, so a state is a position and not a buffer, and resuming reads one window again.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard | TableShard],
+        encoder: Encoder,
+        seq_len: int,
+        digest: str,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._shards, self._encoder, self._inner = shards, encoder, seq_len - 2
+        self._rank, self._world = rank, world
+        self.digest = digest
+        self._step = self._block = 0
+        self._seed: int | None = None
+
+    def begin(self) -> StreamedBlocks:
+        """Return the same stream at its start; nothing is read for it yet, the held-out text least of all."""
+        return StreamedBlocks(self._shards, self._encoder, self._inner + 2, self.digest, self._rank, self._world)
+
+    def rows(self, step: int, batch_size: int, seed: int, share: slice) -> Tensor:
+        """See `TrainingText`; the rows are of this rank's own shards, and the text begins again when it ends.
+
+        Raises:
+            InputError: for text that cannot be read.
+            ValueError: for another step than the next, or another seed than before: a stream has but one order.
+        """
+        known = seed if self._seed is None else self._seed
+        if (step, seed) != (self._step, known):
+            raise ValueError(
+                f"a stream gives one step after another: the next is {self._step} with seed {known}, "
+                f"not {step} with seed {seed}"
+            )
+        if self._seed is None:
+            self._start_from(seed, {"documents": None, "carry": []})
+        rows = [self._next() for _ in range(batch_size)[share]]
+        self._step += 1
+        return self._encoder.ends.around(np.stack(rows))
+
+    def state(self) -> State:
+        """Where the reading stood at the start of the window, how many blocks were given since, and the step."""
+        state: State = {"step": self._step, "blocks": self._block, "seed": self._seed, **self._identity}
+        if self._seed is not None:
+            state["start"] = self._start if self._block % _WINDOW else self._cursor()
+        return state
+
+    def restore(self, state: State) -> None:
+        """Go on after the step at which `state` was taken.
+
+        Raises:
+            InputError: if it is not the state of this stream.
+        """
+        if wrong := [
+            f"{key} {state.get(key)}, now {value}" for key, value in self._identity.items() if state.get(key) != value
+        ]:
+            raise InputError(f"the checkpoint was made with another stream ({'; '.join(wrong)}); use another --out")
+        self._step, self._block, self._seed = state["step"], state["blocks"], state["seed"]
+        if self._seed is not None:
+            self._start_from(self._seed, state["start"])
+            if self._block % _WINDOW:
+                self._fill()
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {"rank": self._rank, "world": self._world, "tokens": self._inner, "window": _WINDOW, "text": self.digest}
+
+    def _start_from(self, seed: int, start: State) -> None:
+        self._seed = seed
+        self._documents = _Documents(self._shards, seed, self._rank, self._world, start["documents"])
+        self._carry: Tokens = np.array(start["carry"], dtype=np.uint32)
+
+    def _cursor(self) -> State:
+        return {"documents": self._documents.state(), "carry": self._carry.tolist()}
+
+    def _next(self) -> Tokens:
+        place = self._block % _WINDOW
+        if place == 0:
+            self._fill()
+        self._block += 1
+        row: Tokens = self._window[self._order[place]]
+        return row
+
+    def _fill(self) -> None:
+        """Read the window that holds block `self._block`."""
+        assert self._seed is not None
+        self._start = self._cursor()
+        needed = _WINDOW * self._inner
+        pieces, found = [self._carry], len(self._carry)
+        while found < needed:
+            pieces.append(self._encoder(self._documents.take(CHARACTERS_AT_ONCE)))
+            found += len(pieces[-1])
+        tokens = np.concatenate(pieces)
+        self._window, self._carry = tokens[:needed].reshape(_WINDOW, self._inner), tokens[needed:]
+        first = self._block - self._block % _WINDOW
+        self._order = shuffled(np.arange(first, first + _WINDOW), _WINDOW, self._seed)
+
+
+class _Documents:
+    """The training documents of a rank, epoch after epoch; shards in another order each time.
+
+    Ranks share out the shards if their number allows it, else the rows of each shard, as `datasets` does.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard | TableShard], seed: int, rank: int, world: int, state: State | None
+    ) -> None:
+        self._shards, self._seed, self._rank, self._world = shards, seed, rank, world
+        self._epoch: int = state["epoch"] if state else 0
+        self._place: int = state["place"] if state else 0
+        self._reading: Reading | None = None
+        self._left: State | None = state["reading"] if state else None  # of a shard that is not open yet
+        self._all = self._endless()
+
+    def state(self) -> State:
+        """Where it stands, as JSON holds it."""
+        return {
+            "epoch": self._epoch,
+            "place": self._place,
+            "reading": self._reading.state() if self._reading else self._left,
+        }
+
+    def take(self, characters: int) -> list[str]:
+        """The paragraphs of the next documents, of so many characters or a little more."""
+        taken: list[str] = []
+        length = 0
+        while length < characters:
+            document = next(self._all)
+            taken += document
+            length += sum(map(len, document))
+        return taken
+
+    def _endless(self) -> Iterator[Document]:
+        found = self._left is not None
+        while True:
+            order = self._order()
+            while self._place < len(order):
+                self._reading = self._shards[order[self._place]].read(self._left)
+                self._left = None
+                for document in self._reading:
+                    if document and self._is_mine(self._reading.done) and not _is_held_out(document):
+                        found = True
+                        yield document
+                self._reading = None
+                self._place += 1
+            if not found:
+                raise InputError(
+                    f"the text has no document for process {self._rank + 1} of {self._world}: give more text, "
+                    "or use fewer processes"
+                )
+            self._epoch, self._place, found = self._epoch + 1, 0, False
+
+    @property
+    def _whole_shards(self) -> bool:
+        return len(self._shards) % self._world == 0
+
+    def _order(self) -> list[int]:
+        count = len(self._shards)
+        positions = np.arange(self._epoch * count, (self._epoch + 1) * count)
+        order = [int(index) for index in shuffled(positions, count, self._seed)]
+        return order[self._rank :: self._world] if self._whole_shards else order
+
+    def _is_mine(self, number: int) -> bool:
+        return self._whole_shards or number % self._world == self._rank
+
+
+def _is_held_out(document: Document) -> bool:
+    """By its text: no matter who reads it, in which order, how often."""
+    digest = hashlib.blake2b("\n".join(document).encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % HELD_OUT_EVERY == 0
+
+
+def open_stream(
+    names: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    seq_len: int,
+    held_out_documents: int = 500,
+    rank: int = 0,
+    world: int = 1,
+) -> tuple[StreamedBlocks, Blocks]:
+    """Training blocks read and tokenized as they are needed, for text that does not fit; and held-out blocks in memory.
+
+    One document in `HELD_OUT_EVERY`, by a hash of its text, is never trained on. The first `held_out_documents` of
+    these in reading order are the held-out text, the same for all ranks.
+
+    Raises:
+        InputError: for text that cannot be used.
+    """
+    sources = find_sources(names, stream=True)
+    encoder = Encoder(tokenizer)
+    shards = [shard for source in sources for shard in source.shards]
+    sizes = [(str(path), path.stat().st_size) for source in sources for path in source.files]
+    digest = hashlib.sha256(f"stream {list(names)} {sizes} {encoder.rules}".encode()).hexdigest()
+    held_out = Blocks(
+        _held_out_tokens(shards, encoder, held_out_documents), seq_len, *encoder.ends, "the held-out text"
+    )
+    return StreamedBlocks(shards, encoder, seq_len, digest, rank, world), held_out
+
+
+def _held_out_tokens(shards: Sequence[Shard | TableShard], encoder: Encoder, count: int) -> Tokens:
+    every = (document for shard in shards for document in shard.read() if document and _is_held_out(document))
+    documents = list(itertools.islice(every, count))
+    if not documents:
+        raise InputError("the text has no document to hold out (one in 20 would be): give more text")
+    tokens = encoder([paragraph for document in documents for paragraph in document])
+    unknown = int(np.count_nonzero(tokens == encoder.unknown))
+    check_known(unknown, len(tokens))
+    return tokens

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from autodistil_search.runs.finished_run import Run, load_run
     from autodistil_search.runs.search import open_subnets, search
     from autodistil_search.runs.train import train
-    from autodistil_search.settings.search import SearchConfig, TrainConfig
-    from autodistil_search.spaces.search_space import SearchSpace, Subnet, load_space
+    from autodistil_search.settings.search import SearchConfig
+    from autodistil_search.settings.train import TrainConfig
+    from autodistil_search.spaces.search_space import SearchSpace, load_space
+    from autodistil_search.spaces.subnet import Subnet
 
 _HOMES = {
     "InputError": "base.errors",
@@ -35,8 +37,8 @@ _HOMES = {
     "SubnetObjective": "nas.adapters",
     "SubnetProblem": "nas.adapters",
     "SearchSpace": "spaces.search_space",
-    "Subnet": "spaces.search_space",
-    "TrainConfig": "settings.search",
+    "Subnet": "spaces.subnet",
+    "TrainConfig": "settings.train",
     "load_run": "runs.finished_run",
     "load_space": "spaces.search_space",
     "open_subnets": "runs.search",

@@ -20,15 +20,17 @@ from statistics import fmean
 from torch import Tensor
 
 from autodistil_search.base.distributed import processes
+from autodistil_search.base.seeding import seeded
 from autodistil_search.distillation.collapse import LossWatch
 from autodistil_search.distillation.layer_losses import LastHidden
-from autodistil_search.distillation.learning_rate import seeded
-from autodistil_search.distillation.training_loop import _Training, _watched_loss, last_hidden_of
+from autodistil_search.distillation.training_loop import _watched_loss
+from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of
 from autodistil_search.nas.proxies import RelationProxy
-from autodistil_search.runs.search_inputs import Materials, resolve_training
 from autodistil_search.runs.train import relation_proxy
-from autodistil_search.settings.search import TrainConfig
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.runs.training_inputs import Materials, resolve_training
+from autodistil_search.settings.train import TrainConfig
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel, Projections
 from autodistil_search.teachers.initial_weights import superlm
 from autodistil_search.teachers.teacher import Teacher
@@ -71,7 +73,7 @@ class Learner:
         self.model.train()
         self.model.requires_grad_(True)
         own = replace(options, lr=lr)
-        self._training = _Training(
+        self._training = ModelInTraining(
             self.model, teacher, materials.text.begin(), own, materials.execution, materials.device,
             processes(materials.device.type == "cpu"), None, copy.deepcopy(hidden),
         )  # fmt: skip

@@ -20,15 +20,19 @@ from statistics import mean
 
 from autodistil_search.base.device import Device, choose_device
 from autodistil_search.base.files import cache_folder
+from autodistil_search.base.seeding import seeded
 from autodistil_search.base.user_input import PACKAGED
-from autodistil_search.distillation.learning_rate import seeded
-from autodistil_search.distillation.training_loop import TrainOptions, distill
+from autodistil_search.distillation.training_loop import distill
+from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.nas.proxies import HiddenProxy, Pairs, RelationProxy
-from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.tasks.labelled_data import load_task
 from autodistil_search.teachers import initial_weights
-from autodistil_search.teachers.teacher import Teacher, load_as_student, load_teacher
-from autodistil_search.text.token_store import Blocks, load_corpus
+from autodistil_search.teachers.loading import load_as_student, load_teacher
+from autodistil_search.teachers.teacher import Teacher
+from autodistil_search.text.blocks import Blocks
+from autodistil_search.text.token_store import load_corpus
 
 HELD_OUT_BLOCKS = 32
 

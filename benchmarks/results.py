@@ -33,7 +33,7 @@ from autodistil_search.runs.finished_run import Run
 from autodistil_search.runs.run_folder import model_folder
 from autodistil_search.tasks.labelled_data import load_task
 from autodistil_search.tasks.metrics import METRICS
-from autodistil_search.teachers.teacher import load_as_student, load_teacher
+from autodistil_search.teachers.loading import load_as_student, load_teacher
 
 PHRASES = "phrases"
 STUDENT, BASELINE, TEACHER = "student of the frontier", "baseline", "teacher"

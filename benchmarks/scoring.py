@@ -20,7 +20,7 @@ from autodistil_search.base.files import cache_folder
 from autodistil_search.nas.proxies import BLOCKS_AT_ONCE, RelationProxy
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.teachers import initial_weights
-from autodistil_search.teachers.teacher import load_teacher
+from autodistil_search.teachers.loading import load_teacher
 from autodistil_search.text.token_store import load_corpus
 
 

@@ -39,7 +39,8 @@ from autodistil_search.nas.engines import ENGINES, Candidates, Goal, MakeEngine,
 from autodistil_search.nas.objectives import Objective
 from autodistil_search.nas.shared_archive import SharedArchive, open_storage
 from autodistil_search.settings.search import SearchConfig
-from autodistil_search.spaces.search_space import Genome, SearchSpace, Subnet, load_space
+from autodistil_search.spaces.search_space import SearchSpace, load_space
+from autodistil_search.spaces.subnet import Genome, Subnet
 
 RECORDED = Path(__file__).parent / "recorded"
 

@@ -18,14 +18,17 @@ from typing import Any
 
 from autodistil_search.base.device import Device, choose_device
 from autodistil_search.base.files import cache_folder
-from autodistil_search.distillation.learning_rate import seeded
-from autodistil_search.distillation.training_loop import TrainOptions, distill
+from autodistil_search.base.seeding import seeded
+from autodistil_search.distillation.training_loop import distill
+from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.teachers import initial_weights
-from autodistil_search.teachers.teacher import Teacher, load_teacher
-from autodistil_search.text.token_store import Blocks, load_corpus
+from autodistil_search.teachers.loading import load_teacher
+from autodistil_search.teachers.teacher import Teacher
+from autodistil_search.text.blocks import Blocks
+from autodistil_search.text.token_store import load_corpus
 
 HELD_OUT_BLOCKS = 16
 

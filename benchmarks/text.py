@@ -25,8 +25,9 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from autodistil_search.base.user_input import PACKAGED
+from autodistil_search.text.blocks import Blocks, TrainingText
 from autodistil_search.text.sources import find_sources
-from autodistil_search.text.token_store import Blocks, TrainingText, load_corpus, map_tokens
+from autodistil_search.text.token_store import load_corpus, map_tokens
 from autodistil_search.text.token_stream import open_stream
 
 BATCHES, BATCH_SIZE, SEQ_LEN = 2000, 32, 128

@@ -29,7 +29,8 @@ from transformers import BertConfig, BertModel
 
 from autodistil_search.base.files import cache_folder
 from autodistil_search.nas.hardware import most_allocated
-from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.superlm.relation_loss import (
     RelationTarget,
@@ -38,7 +39,8 @@ from autodistil_search.superlm.relation_loss import (
     relation_target,
     split_heads,
 )
-from autodistil_search.teachers.teacher import Teacher, load_teacher
+from autodistil_search.teachers.loading import load_teacher
+from autodistil_search.teachers.teacher import Teacher
 from autodistil_search.text.token_store import load_corpus
 
 RELATION_HEADS, TEACHER_WIDTH = 16, 384  # of the shipped spaces, and of the packaged teacher

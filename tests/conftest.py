@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertTokenizerFast, PreTrainedModel
 
 from autodistil_search.base.device import Device
+from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.cli.main import main
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace, load_space
-from autodistil_search.superlm.model import AutoDistilModel, quiet_transformers
+from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.teachers.teacher import Teacher
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from autodistil_search.nas.adapters import SubnetObjective, SubnetProblem
 from autodistil_search.nas.objectives import Constraint, Objective
 from autodistil_search.nas.pareto import is_on_frontier
 from autodistil_search.runs.search import open_subnets
-from autodistil_search.spaces.search_space import DIMENSIONS, load_space
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.spaces.subnet import DIMENSIONS
 
 ERROR = Objective("error", "error", "", "minimize")
 SPEED = Objective("speed", "speed", "", "maximize")

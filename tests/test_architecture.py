@@ -10,7 +10,8 @@ from typing import get_args
 import pytest
 
 import autodistil_search
-from autodistil_search.settings import search
+from autodistil_search.settings import common
+from autodistil_search.settings.search import SearchConfig
 
 PACKAGE = Path(autodistil_search.__file__).parent
 LAYERS = [
@@ -172,11 +173,11 @@ def test_the_public_names_are_those_of_their_modules():
 def test_the_words_a_setting_allows_are_those_the_code_knows():
     from autodistil_search.base.device import DEVICES, PRECISIONS
     from autodistil_search.distillation.sampling import SAMPLINGS
-    from autodistil_search.spaces.search_space import DepthRule
+    from autodistil_search.spaces.subnet import DepthRule
     from autodistil_search.superlm.relation_loss import LOSSES
     from autodistil_search.teachers.initial_weights import STARTS
 
-    choices = search.choices()
+    choices = common.choices(SearchConfig)
     assert set(choices) == {"depth", "init", "loss", "sampling", "device", "precision"}
     assert set(choices["sampling"]) == set(SAMPLINGS)
     assert set(choices["loss"]) == set(LOSSES)

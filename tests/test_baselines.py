@@ -18,16 +18,18 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.distillation import training_loop
 from autodistil_search.distillation.layer_losses import LayerTransfer
 from autodistil_search.export.student_folder import ExportOptions, export
-from autodistil_search.nas import baselines
-from autodistil_search.nas.baselines import COPY, DISTILLED, DRAWN, MINILM, SHAPES, TINYBERT
+from autodistil_search.nas import baseline_training
+from autodistil_search.nas.baseline_training import SHAPES
+from autodistil_search.nas.baselines import COPY, DISTILLED, DRAWN, MINILM, TINYBERT
 from autodistil_search.runs.scoring import Scorer
 from autodistil_search.runs.search_inputs import resolve
 from autodistil_search.runs.validate_proxy import validate_proxy
-from autodistil_search.settings.later_steps import ValidateConfig
+from autodistil_search.settings.validate_proxy import ValidateConfig
 from autodistil_search.spaces.cost import flops, params
-from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target
-from autodistil_search.teachers.teacher import load_as_student, load_teacher, truncated
+from autodistil_search.teachers.loading import load_as_student, load_teacher, truncated
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -59,7 +61,7 @@ def test_baselines_are_measured_alike_and_kept(toy_config, monkeypatch, tmp_path
 def test_only_a_teacher_without_parts_of_its_own_stands_in_for_its_shape(
     toy_config, teacher_folder, monkeypatch, model_type, sizes, how
 ):
-    monkeypatch.setattr(baselines, "SHAPES", {"own": Subnet(3, 48, 96, 6, 8)})
+    monkeypatch.setattr(baseline_training, "SHAPES", {"own": Subnet(3, 48, 96, 6, 8)})
     exact = replace(toy_config, precision="fp32")
     run = search(replace(exact, teacher=str(teacher_folder(model_type, **sizes)), baselines="shapes"))
     (row,) = run.baselines.to_dict("records")
@@ -128,7 +130,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_trained(make, said,
 def test_tinybert_and_minilm_are_trained_by_their_own_objectives(toy_config, teacher_folder, monkeypatch):
     """Each trained twice, by its own objective and by ours: other weights, and its own loss lower for it."""
     shapes = {"TinyBERT toy": Subnet(2, 32, 64, 4, 8), "MiniLM toy": Subnet(2, 24, 64, 6, 4)}
-    monkeypatch.setattr(baselines, "SHAPES", shapes)
+    monkeypatch.setattr(baseline_training, "SHAPES", shapes)
     names = "shapes,tinybert,minilm"
     run = search(replace(toy_config, baselines=names, steps=30, batch_size=4, lr=4e-3, proxy="relation"))
     rows = run.baselines.set_index(["name", "how"])
@@ -168,8 +170,8 @@ def test_tinybert_and_minilm_are_trained_by_their_own_objectives(toy_config, tea
 
 def test_accumulate_and_compile_reach_all_that_a_search_and_its_validation_train(toy_config, monkeypatch, tmp_path):
     monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(baselines, "SHAPES", {"TinyBERT toy": Subnet(2, 24, 64, 6, 4)})
-    step, layer_step = training_loop.train_step, training_loop._Training._layer_step
+    monkeypatch.setattr(baseline_training, "SHAPES", {"TinyBERT toy": Subnet(2, 24, 64, 6, 4)})
+    step, layer_step = training_loop.train_step, training_loop.ModelInTraining._layer_step
     parts, compiled = [], []
 
     def count_rows(model, teacher, input_ids, *arguments):
@@ -181,7 +183,7 @@ def test_accumulate_and_compile_reach_all_that_a_search_and_its_validation_train
         return layer_step(self, transfer, input_ids, share)
 
     monkeypatch.setattr(training_loop, "train_step", count_rows)
-    monkeypatch.setattr(training_loop._Training, "_layer_step", count_rows_of_layers)
+    monkeypatch.setattr(training_loop.ModelInTraining, "_layer_step", count_rows_of_layers)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, **_: compiled.append(layer))
     run = search(replace(toy_config, baselines="shapes,tinybert", steps=1, batch_size=4, accumulate=2, compile=True))
     assert parts == [(2, 3)] * 2 + [(2, 2)] * 4  # SuperLM, two baselines: two parts of one step
@@ -222,12 +224,12 @@ TOY = {"MiniLM toy": Subnet(2, 24, 64, 6, 4)}
 
 def bench_of(config):
     """A function that measures a baseline that is trained, and one that is not, as a search with that cache does."""
-    baselines.SHAPES = TOY
+    baseline_training.SHAPES = TOY
     inputs = resolve(replace(config, steps=2, baselines="minilm,truncated"))
     proxy = Scorer(inputs, {}).proxy
 
     def measure(cache):
-        bench = baselines.Bench(
+        bench = baseline_training.Bench(
             inputs.teacher, inputs.text.begin, proxy, inputs.columns, inputs.options_of, "random", inputs.sample_ids,
             {}, cache, inputs.device, Reporter(), inputs.execution,
         )  # fmt: skip
@@ -248,7 +250,7 @@ class StoppedError(BaseException):
 
 def test_a_baseline_stopped_before_a_write_is_completed_by_the_next_search(toy_config, monkeypatch, tmp_path):
     """A baseline is complete by a file that is written last, whichever file is the first that is missing."""
-    monkeypatch.setattr(baselines, "SHAPES", TOY)
+    monkeypatch.setattr(baseline_training, "SHAPES", TOY)
     measure, replace_file, left = bench_of(toy_config), os.replace, [0]
     measure(tmp_path / "whole")
 
@@ -278,7 +280,7 @@ def _measure(config, cache):
 
 
 def test_searches_side_by_side_share_a_baseline_and_do_not_mix(toy_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(baselines, "SHAPES", TOY)
+    monkeypatch.setattr(baseline_training, "SHAPES", TOY)
     processes = [SERVER.Process(target=_measure, args=(toy_config, tmp_path / "cache")) for _ in range(2)]
     for process in processes:
         process.start()

@@ -13,7 +13,8 @@ from transformers import BertForSequenceClassification, BertModel, MPNetForSeque
 
 from autodistil_search.export.stock_models import bert_heads, bert_sizes, to_stock, why_not
 from autodistil_search.spaces.cost import Vocabulary, flops, params
-from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilForSequenceClassification, AutoDistilModel
 
 CONFIG = AutoDistilConfig(vocab_size=95, max_position_embeddings=24)

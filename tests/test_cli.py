@@ -18,7 +18,9 @@ from processes import start_command
 from autodistil_search import SearchConfig, TrainConfig, load_run
 from autodistil_search.base.errors import InputError
 from autodistil_search.cli.main import _number, _whole_number, main, make_parser
-from autodistil_search.settings.later_steps import DistilConfig, FinetuneConfig, ValidateConfig
+from autodistil_search.settings.distil import DistilConfig
+from autodistil_search.settings.finetune import FinetuneConfig
+from autodistil_search.settings.validate_proxy import ValidateConfig
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,11 +15,12 @@ from test_distill import CPU, OPTIONS, WITH_HIDDEN, Weights, _rows, _same, _weig
 from autodistil_search.base.errors import Terminated
 from autodistil_search.base.progress import Reporter
 from autodistil_search.distillation.collapse import MOST_RETURNS, CollapseError, LossWatch, Return
-from autodistil_search.distillation.training_loop import TrainOptions, _Training, distill
+from autodistil_search.distillation.training_loop import distill
+from autodistil_search.distillation.training_step import ModelInTraining, TrainOptions
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.teachers import initial_weights
 from autodistil_search.teachers.teacher import Teacher
-from autodistil_search.text.token_store import Blocks
+from autodistil_search.text.blocks import Blocks
 
 __all__ = ["streams", "teacher", "train"]  # fixtures
 
@@ -139,14 +140,14 @@ def test_a_training_that_is_stopped_again_and_again_collapses_as_one_never_stopp
 ) -> None:
     whole, said = collapsing("whole", options=options)
     assert any("collapsed" in line for line in said)
-    step, random_steps = _Training.step, random.Random(1)
+    step, random_steps = ModelInTraining.step, random.Random(1)
 
-    def killed(self: _Training, *arguments: object) -> object:
+    def killed(self: ModelInTraining, *arguments: object) -> object:
         if random_steps.random() < 0.05:
             raise Terminated("killed")
         return step(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(_Training, "step", killed)
+    monkeypatch.setattr(ModelInTraining, "step", killed)
     kills = 0
     while True:
         try:

@@ -27,9 +27,11 @@ from autodistil_search.tasks.labelled_data import load_task
 from autodistil_search.text import sources as sources_module
 from autodistil_search.text import token_store as corpus_module
 from autodistil_search.text import token_stream as stream_module
+from autodistil_search.text.blocks import Blocks, shuffled
 from autodistil_search.text.sources import documents, find_sources
-from autodistil_search.text.token_store import Blocks, Corpus, Encoder, load_corpus, shuffled
+from autodistil_search.text.token_store import Corpus, load_corpus
 from autodistil_search.text.token_stream import StreamedBlocks, open_stream
+from autodistil_search.text.tokenization import Encoder
 
 CLS, SEP = 2, 3
 

@@ -15,7 +15,8 @@ from transformers import BertConfig, BertModel
 import autodistil_search
 from autodistil_search.spaces import cost
 from autodistil_search.spaces.cost import FLOPS_SEQ_LEN, Vocabulary
-from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 
 with warnings.catch_warnings():  # fvcore compiles a loss with torch.jit when imported

@@ -23,8 +23,9 @@ from autodistil_search.export.student_folder import ExportOptions, export
 from autodistil_search.export.student_source import find_exportable
 from autodistil_search.runs.distil import distil
 from autodistil_search.runs.finetune import model_source, run_finetuning
-from autodistil_search.settings.later_steps import DistilConfig, FinetuneConfig
-from autodistil_search.teachers.teacher import load_as_student, load_teacher
+from autodistil_search.settings.distil import DistilConfig
+from autodistil_search.settings.finetune import FinetuneConfig
+from autodistil_search.teachers.loading import load_as_student, load_teacher
 
 
 @pytest.fixture(scope="module")

@@ -25,20 +25,25 @@ from autodistil_search.base import files
 from autodistil_search.base.device import Device
 from autodistil_search.base.distributed import Processes
 from autodistil_search.base.errors import InputError, Terminated
+from autodistil_search.base.seeding import seeded
 from autodistil_search.base.weighted_names import ROLES
 from autodistil_search.distillation import checkpoints
 from autodistil_search.distillation.layer_losses import LastHidden, LayerTransfer
-from autodistil_search.distillation.learning_rate import seeded, set_learning_rate
+from autodistil_search.distillation.learning_rate import set_learning_rate
 from autodistil_search.distillation.sampling import Drawn
 from autodistil_search.distillation.training_log import TrainingLog
-from autodistil_search.distillation.training_loop import Execution, TrainOptions, distill, subnets_of_step, train_step
+from autodistil_search.distillation.training_loop import distill
+from autodistil_search.distillation.training_step import Execution, TrainOptions, subnets_of_step, train_step
 from autodistil_search.nas.proxies import RelationProxy
-from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target
 from autodistil_search.teachers import initial_weights
-from autodistil_search.teachers.teacher import Teacher, load_teacher
-from autodistil_search.text.token_store import Blocks, TrainingText, load_corpus
+from autodistil_search.teachers.loading import load_teacher
+from autodistil_search.teachers.teacher import Teacher
+from autodistil_search.text.blocks import Blocks, TrainingText
+from autodistil_search.text.token_store import load_corpus
 from autodistil_search.text.token_stream import open_stream
 
 CPU = Device("cpu", "fp32")
@@ -302,7 +307,7 @@ def test_a_batch_in_parts_gives_the_weights_of_the_whole(
         rows.append(len(input_ids))
         return train_step(model, teacher, input_ids, *rest)
 
-    monkeypatch.setattr("autodistil_search.distillation.training_loop.train_step", counted)
+    monkeypatch.setattr("autodistil_search.distillation.training_step.train_step", counted)
     for parts, divided in ((2, [2, 2]), (3, [2, 1, 1])):
         rows.clear()
         model, execution, folder = _superlm(teacher), Execution(accumulate=parts), tmp_path / str(parts)

@@ -145,7 +145,7 @@ def test_what_cannot_be_written_or_is_not_here_is_told(monkeypatch):
         raise InputError("the packaged teacher is not installed")
 
     monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", "/proc/nowhere/cache")
-    monkeypatch.setattr("autodistil_search.teachers.teacher.packaged_folder", missing)
+    monkeypatch.setattr("autodistil_search.teachers.loading.packaged_folder", missing)
     told = found(examine())
     assert told["cache"].state == "broken"
     assert "AUTODISTIL_SEARCH_CACHE" in told["cache"].remark

@@ -37,7 +37,7 @@ from autodistil_search.report.escape import (
 from autodistil_search.report.findings import remark
 from autodistil_search.report.html import render_html
 from autodistil_search.report.papers import latex_table, markdown_table, write_for_papers
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 
 HOSTILE = [
     "US$ per 1M requests, 1 core at $0.04/h",

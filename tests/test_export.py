@@ -31,19 +31,15 @@ from transformers import (
 
 from autodistil_search import SearchConfig, load_run
 from autodistil_search.base.errors import ExportError, InputError
+from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.cli.main import main
 from autodistil_search.export import onnx_files
 from autodistil_search.export.student_folder import ExportOptions, export
 from autodistil_search.runs.finished_run import Run
 from autodistil_search.spaces.cost import flops
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm import modeling_student
-from autodistil_search.superlm.model import (
-    AutoDistilConfig,
-    AutoDistilForSequenceClassification,
-    AutoDistilModel,
-    quiet_transformers,
-)
+from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilForSequenceClassification, AutoDistilModel
 
 FITS = Subnet(2, 48, 96, 3, 8)  # with BERT's 3 heads of 16
 UNLIKE_HEADS = Subnet.of_layers(48, [96, 96], [2, 3], 8)

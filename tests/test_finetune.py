@@ -14,11 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.pretrained import load_tokenizer
+from autodistil_search.base.pretrained import load_tokenizer, quiet_transformers
 from autodistil_search.cli.main import main
 from autodistil_search.runs.finetune import load_classifier, run_finetuning
-from autodistil_search.settings.later_steps import FinetuneConfig
-from autodistil_search.superlm.model import quiet_transformers
+from autodistil_search.settings.finetune import FinetuneConfig
 from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, finetune, predict
 from autodistil_search.tasks.labelled_data import Rows, Task
 from autodistil_search.teachers.families import FAMILIES

@@ -32,7 +32,9 @@ from autodistil_search.base.user_input import (
     read_yaml,
 )
 from autodistil_search.nas.objectives import parse_amount
-from autodistil_search.settings.later_steps import DistilConfig, FinetuneConfig, ValidateConfig
+from autodistil_search.settings.distil import DistilConfig
+from autodistil_search.settings.finetune import FinetuneConfig
+from autodistil_search.settings.validate_proxy import ValidateConfig
 from autodistil_search.tasks.labelled_data import GLUE, TOPIC
 
 ODD = (

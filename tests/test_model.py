@@ -19,14 +19,15 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertConf
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.spaces.search_space import SearchSpace, Subnet, load_space
+from autodistil_search.base.pretrained import quiet_transformers
+from autodistil_search.spaces.search_space import SearchSpace, load_space
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm import model as model_module
 from autodistil_search.superlm.model import (
     AutoDistilConfig,
     AutoDistilForSequenceClassification,
     AutoDistilModel,
     attend,
-    quiet_transformers,
 )
 from autodistil_search.superlm.modeling_student import relative_buckets
 from autodistil_search.superlm.relation_loss import split_heads

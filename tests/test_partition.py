@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import locked
 from autodistil_search.cli.main import main
-from autodistil_search.runs.search_inputs import load_spaces
+from autodistil_search.runs.training_inputs import load_spaces
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.partition import partition, spread_within, write_spaces
-from autodistil_search.spaces.search_space import DIMENSIONS, SearchSpace, load_space, shipped_spaces
+from autodistil_search.spaces.search_space import SearchSpace, load_space, shipped_spaces
+from autodistil_search.spaces.subnet import DIMENSIONS
 
 TOY = SearchSpace("toy", (1, 2, 4), (32, 48), (1.5, 2.0), (2, 4), head_dim=8, relation_heads=4, depth="uniform")
 

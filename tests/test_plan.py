@@ -23,7 +23,7 @@ from autodistil_search.distillation.plan import (
     work_of,
 )
 from autodistil_search.distillation.sampling import Drawn
-from autodistil_search.distillation.training_loop import TrainOptions, last_hidden_of, subnets_of_step, train_step
+from autodistil_search.distillation.training_step import TrainOptions, last_hidden_of, subnets_of_step, train_step
 from autodistil_search.nas.objectives import parse_amount
 from autodistil_search.spaces.cost import flops, params
 from autodistil_search.spaces.search_space import load_space

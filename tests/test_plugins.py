@@ -20,8 +20,9 @@ from autodistil_search.cli.main import main
 from autodistil_search.nas.engines import ENGINES
 from autodistil_search.nas.objectives import FLOPS, Objective
 from autodistil_search.nas.proxies import ProxyKind
+from autodistil_search.runs.named_parts import built_in
 from autodistil_search.runs.search import search
-from autodistil_search.runs.search_inputs import built_in, resolve
+from autodistil_search.runs.search_inputs import resolve
 from autodistil_search.spaces.search_space import load_space
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -13,16 +13,17 @@ from sentence_transformers.sentence_transformer.modules import Pooling as TheirP
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.manifest import verify
+from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.base.progress import Reporter
 from autodistil_search.export.student_folder import ExportOptions, export
 from autodistil_search.export.student_source import find_exportable
 from autodistil_search.nas.proxies import TaskBudget, sentence_vectors, task_proxy
-from autodistil_search.spaces.search_space import Subnet
-from autodistil_search.superlm.model import AutoDistilModel, quiet_transformers
+from autodistil_search.spaces.subnet import Subnet
+from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.tasks.fine_tuning import Encoded
 from autodistil_search.tasks.labelled_data import Rows
+from autodistil_search.teachers.loading import load_teacher
 from autodistil_search.teachers.pooling import _FLAGS, Pooling, read_pooling
-from autodistil_search.teachers.teacher import load_teacher
 
 ST = "sentence_transformers.models"
 MODES = tuple(_FLAGS)

@@ -10,7 +10,8 @@ import pytest
 from autodistil_search import InputError, Objective, load_run, search
 from autodistil_search.nas import hardware
 from autodistil_search.nas.latency_predictor import ROUNDS, Predictor, error, features
-from autodistil_search.spaces.search_space import Subnet, load_space
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.spaces.subnet import Subnet
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -12,11 +12,18 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from transformers.integrations import hub_kernels
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.pretrained import fit_tokenizer, load_config, load_pretrained, load_tokenizer, matched
+from autodistil_search.base.pretrained import (
+    fit_tokenizer,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    matched,
+    quiet_transformers,
+)
 from autodistil_search.runs.finetune import load_classifier
-from autodistil_search.superlm.model import quiet_transformers
 from autodistil_search.tasks.labelled_data import Rows, Task
-from autodistil_search.teachers.teacher import Teacher, load_as_student, load_teacher
+from autodistil_search.teachers.loading import load_as_student, load_teacher
+from autodistil_search.teachers.teacher import Teacher
 
 KERNEL = "made-up/kernel"
 ASKED = {

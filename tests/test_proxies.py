@@ -21,7 +21,7 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.nas import proxies
 from autodistil_search.nas.objectives import Objective
 from autodistil_search.nas.proxies import HiddenProxy, ProxyKind, RelationProxy, TaskBudget, task_proxy
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.relation_loss import relation_loss, relation_scores, relation_target, split_heads
 from autodistil_search.tasks.fine_tuning import Prepared, finetune

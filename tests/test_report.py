@@ -44,7 +44,7 @@ from autodistil_search.report.views import (
     parallel_rows,
     step_lines,
 )
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 
 LIKEWISE = {"relation_loss": 0.7, "flops": 300, "params": 3000}
 FRONT = [(1.0, 100.0), (0.5, 200.0), (0.2, 400.0)]

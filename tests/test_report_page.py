@@ -19,7 +19,7 @@ from autodistil_search.report.html import render_html
 from autodistil_search.report.overlay import overlay
 from autodistil_search.report.run_parts import Curve, RunPart
 from autodistil_search.runs.finished_run import Run
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)

@@ -12,7 +12,7 @@ from autodistil_search.base.resources import FreeMemory, cgroup_limits, free_mem
 from autodistil_search.runs.search_inputs import resolve
 from autodistil_search.spaces.cost import params
 from autodistil_search.spaces.search_space import load_space
-from autodistil_search.teachers.teacher import load_teacher
+from autodistil_search.teachers.loading import load_teacher
 
 
 def written(root, texts):

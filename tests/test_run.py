@@ -20,10 +20,11 @@ from autodistil_search import InputError, SearchConfig, load_run, search
 from autodistil_search.base.files import locked
 from autodistil_search.nas import hardware
 from autodistil_search.report import findings
-from autodistil_search.runs.search_inputs import resolve_training
+from autodistil_search.runs.training_inputs import resolve_training
 from autodistil_search.spaces.cost import flops, params
-from autodistil_search.spaces.search_space import Subnet, load_space
-from autodistil_search.teachers.teacher import load_teacher
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.spaces.subnet import Subnet
+from autodistil_search.teachers.loading import load_teacher
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

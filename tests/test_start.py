@@ -10,12 +10,14 @@ from torch.testing import assert_close
 
 from autodistil_search.base.device import Device
 from autodistil_search.base.errors import InputError
+from autodistil_search.base.pretrained import model_sha256
 from autodistil_search.nas.proxies import RelationProxy
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target
 from autodistil_search.teachers import initial_weights
-from autodistil_search.teachers.teacher import Teacher, model_sha256
+from autodistil_search.teachers.teacher import Teacher
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"]
 SPACE = SearchSpace("half", (3,), (32,), (1.5,), (4,), head_dim=4, relation_heads=4)

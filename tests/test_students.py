@@ -18,7 +18,7 @@ from autodistil_search import load_run, search
 from autodistil_search.base.errors import InputError
 from autodistil_search.cli.main import main
 from autodistil_search.runs.distil import distil
-from autodistil_search.settings.later_steps import DistilConfig
+from autodistil_search.settings.distil import DistilConfig
 
 
 @pytest.fixture

@@ -38,17 +38,20 @@ from transformers import (
 from autodistil_search.base.device import Device
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import file_sha256
+from autodistil_search.base.pretrained import model_sha256, quiet_transformers
 from autodistil_search.distillation.layer_losses import LastHidden
 from autodistil_search.distillation.sampling import Drawn
-from autodistil_search.distillation.training_loop import TrainOptions, train_step
+from autodistil_search.distillation.training_step import TrainOptions, train_step
 from autodistil_search.spaces.cost import Vocabulary
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
-from autodistil_search.superlm.model import AutoDistilModel, quiet_transformers
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
+from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target, uniform_loss
 from autodistil_search.teachers import initial_weights
 from autodistil_search.teachers import teacher as teacher_module
 from autodistil_search.teachers.families import FAMILIES
-from autodistil_search.teachers.teacher import PACKAGED_SHA256, Teacher, load_teacher, model_sha256
+from autodistil_search.teachers.loading import PACKAGED_SHA256, load_teacher
+from autodistil_search.teachers.teacher import Teacher
 from autodistil_search.text.token_store import load_corpus
 
 Kind = tuple[str, dict[str, Any]]

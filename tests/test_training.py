@@ -16,9 +16,9 @@ from autodistil_search import InputError, SearchConfig, TrainConfig, search, tra
 from autodistil_search.cli.main import main
 from autodistil_search.distillation.checkpoints import Course
 from autodistil_search.report.training_figure import training_figure
-from autodistil_search.runs.search_inputs import resolve_training
 from autodistil_search.runs.train import trained_config
-from autodistil_search.settings.search import flag
+from autodistil_search.runs.training_inputs import resolve_training
+from autodistil_search.settings.common import flag
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.text.sources import Shard
 

@@ -12,7 +12,7 @@ from scipy.stats import kendalltau
 
 from autodistil_search.cli.main import main
 from autodistil_search.runs.validate_proxy import draw_in_bands, validate_proxy
-from autodistil_search.settings.later_steps import ValidateConfig
+from autodistil_search.settings.validate_proxy import ValidateConfig
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.search_space import load_space
 

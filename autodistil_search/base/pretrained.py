@@ -5,6 +5,7 @@ Everything from outside passes here: teachers, models and teachers of `finetune`
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import re
@@ -15,11 +16,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
+from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -340,3 +348,34 @@ def matched(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             del kept["token_type_ids"]
     return kept
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars, its warnings about unused weights and the hub's retries off the terminal."""
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    hub_level = hub_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+_NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version")
+"""Entries of a configuration that change nothing in what the model computes."""
+
+
+def model_sha256(model: PreTrainedModel) -> str:
+    """Hex digest of a model's weights and configuration, whatever files they came from."""
+    told = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_OF_THE_MODEL}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

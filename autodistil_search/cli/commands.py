@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.nas.objectives import parse_amount
-from autodistil_search.settings.later_steps import DistilConfig, FinetuneConfig, ValidateConfig
-from autodistil_search.settings.search import SearchConfig, TrainConfig, check_whole_number
+from autodistil_search.settings.common import check_whole_number
+from autodistil_search.settings.distil import DistilConfig
+from autodistil_search.settings.finetune import FinetuneConfig
+from autodistil_search.settings.search import SearchConfig
+from autodistil_search.settings.train import TrainConfig
+from autodistil_search.settings.validate_proxy import ValidateConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,7 +105,7 @@ def _plan(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     from autodistil_search.cli.records import plans_record
     from autodistil_search.cli.tables import print_plans
     from autodistil_search.distillation.plan import make_plan, steps_for
-    from autodistil_search.runs.search_inputs import resolve_training
+    from autodistil_search.runs.training_inputs import resolve_training
 
     config = replace(config, steps=steps_for(tokens, config.batch_size, config.seq_len))
     found = resolve_training(config, needs_text=False)
@@ -118,7 +122,8 @@ def _profile(settings: Mapping[str, Any], _: Reporter) -> Outcome:
     from autodistil_search.cli.records import profiles_record
     from autodistil_search.cli.tables import print_profiles
     from autodistil_search.runs.profile import profile_space
-    from autodistil_search.runs.search_inputs import check_measured_length, find_teacher, known_objectives, load_spaces
+    from autodistil_search.runs.search_inputs import check_measured_length, known_objectives
+    from autodistil_search.runs.training_inputs import find_teacher, load_spaces
 
     config, plugins = SearchConfig.from_dict(settings), Plugins()
     spaces = load_spaces(config.space_names)

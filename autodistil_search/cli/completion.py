@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.nas.engines import ENGINES
 from autodistil_search.nas.objectives import NAMES
+from autodistil_search.settings.common import choices
 from autodistil_search.settings.later_steps import Format
-from autodistil_search.settings.search import choices
+from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import shipped_spaces
 
 Shell = Literal["bash", "zsh"]
@@ -52,7 +53,7 @@ def completion_script(parser: ArgumentParser, shell: Shell) -> str:
 
     plugins = Plugins()
     lists = {name: [*own, *plugins.names(group)] for name, group, own in _lists()}
-    words = choices() | {"format": get_args(Format), "shell": get_args(Shell)}
+    words = choices(SearchConfig) | {"format": get_args(Format), "shell": get_args(Shell)}
     words["engine"] = (*ENGINES, *plugins.names("engines"))
     for command in _commands(parser):
         for action in command._actions:

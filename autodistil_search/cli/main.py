@@ -34,8 +34,12 @@ from autodistil_search.base.user_input import (
     read_yaml,
 )
 from autodistil_search.cli.commands import COMMANDS, Outcome
-from autodistil_search.settings.later_steps import DistilConfig, FinetuneConfig, ValidateConfig
-from autodistil_search.settings.search import SearchConfig, TrainConfig, flag
+from autodistil_search.settings.common import flag
+from autodistil_search.settings.distil import DistilConfig
+from autodistil_search.settings.finetune import FinetuneConfig
+from autodistil_search.settings.search import SearchConfig
+from autodistil_search.settings.train import TrainConfig
+from autodistil_search.settings.validate_proxy import ValidateConfig
 
 if TYPE_CHECKING:
     from autodistil_search.base.progress import Reporter

@@ -137,7 +137,7 @@ def validation_record(found: Validation) -> Record:
 
 def names_record(plugins: Plugins) -> Record:
     """What can be named, by group: our own, and what is installed beside it, with its origin or its error."""
-    from autodistil_search.runs.search_inputs import built_in  # it loads torch, which most commands' records do without
+    from autodistil_search.runs.named_parts import built_in  # it loads torch, which most commands' records do without
 
     of_tasks = {"proxies": [f"{kind}NAME" for kind in (COSINE, PROBE, TASK)]}
     return {
@@ -150,7 +150,7 @@ def names_record(plugins: Plugins) -> Record:
 
 
 def _installed(plugins: Plugins, group: str, name: str) -> Record:
-    from autodistil_search.runs.search_inputs import plugged
+    from autodistil_search.runs.named_parts import plugged
 
     try:
         plugged(plugins, group, name)

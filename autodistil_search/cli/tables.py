@@ -12,7 +12,8 @@ from rich.table import Table
 from autodistil_search.nas.objectives import Objective
 from autodistil_search.nas.rank_correlation import Agreement
 from autodistil_search.spaces.partition import millions
-from autodistil_search.spaces.search_space import DIMENSIONS, SearchSpace
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import DIMENSIONS
 from autodistil_search.tasks.metrics import METRICS
 
 if TYPE_CHECKING:

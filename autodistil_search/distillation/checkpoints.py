@@ -11,16 +11,15 @@ import json
 import re
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from autodistil_search.base.errors import DamagedError, InputError
 from autodistil_search.base.files import (
@@ -35,9 +34,7 @@ from autodistil_search.base.files import (
 )
 from autodistil_search.base.manifest import (
     MANIFEST,
-    MODEL_TYPE,
     TRAINER_STATE,
-    add_to_manifest,
     is_as_written,
     lacking,
     model_files,
@@ -47,17 +44,12 @@ from autodistil_search.base.manifest import (
     warn_of_lacking,
     write_manifest,
 )
+from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.distillation.collapse import Return
-from autodistil_search.superlm.model import (
-    AutoDistilConfig,
-    AutoDistilForSequenceClassification,
-    AutoDistilModel,
-    quiet_transformers,
-)
+from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.superlm.model_folder import WEIGHTS, check_weights, load_model, verify_by_state
 
 _NAME = "checkpoint-{:08d}"
-_WEIGHTS = "model.safetensors"
-_LAST_OF_TOKENIZER = "tokenizer_config.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _SHARE_OF_TIME = 0.05
 """Saving may take this share of the time; so a killed run loses at most 20 times as long as a checkpoint takes."""
@@ -218,13 +210,6 @@ def _whole(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def check_weights(model: nn.Module) -> None:
-    """Raise FloatingPointError, naming the first, if a weight of `model` is not finite."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise FloatingPointError(f"weights of {name} are not finite")
-
-
 def _refuse_broken(model: nn.Module, step: int, settings: Settings) -> None:
     try:
         check_weights(model)
@@ -252,8 +237,8 @@ def finish(
     """
     _refuse_broken(model, steps, settings)
     with quiet_transformers():
-        write_together(folder, _WEIGHTS, model.save_pretrained)
-    state = {"step": steps, "sha256": sha256_of(folder / _WEIGHTS), "settings": dict(settings)}
+        write_together(folder, WEIGHTS, model.save_pretrained)
+    state = {"step": steps, "sha256": sha256_of(folder / WEIGHTS), "settings": dict(settings)}
     state |= {"returns": [asdict(entry) for entry in returns], "start": list(start)}
     write_atomically(folder / TRAINER_STATE, lambda path: path.write_text(json.dumps(state, indent=2)))
     write_manifest(folder, _kind(model), model_files(folder))
@@ -276,7 +261,7 @@ def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> b
     with readable(folder / TRAINER_STATE):
         refuse_other_settings(read_json(folder / TRAINER_STATE)["settings"], settings, folder)
     if lacking(folder) == [MANIFEST]:  # deleted, or killed before it was written
-        _verify_by_state(folder)
+        verify_by_state(folder)
         warn_of_lacking(folder)
         write_manifest(folder, _kind(model), model_files(folder))
     model.load_state_dict(load_model(folder, AutoDistilModel).state_dict())
@@ -303,75 +288,3 @@ def course_of(folder: Path) -> Course | None:
     with readable(path):
         state = read_json(path)
         return Course(list(state.get("start", [])), list(state.get("returns", [])))
-
-
-_Model = TypeVar("_Model", AutoDistilModel, AutoDistilForSequenceClassification)
-
-
-def load_model(folder: Path, kind: type[_Model]) -> _Model:
-    """Return the SuperLM or student in `folder` in evaluation mode: every model of ours is read here.
-
-    Its files are checked against the manifest, or in a folder without one the weights against what training wrote
-    down. Weights are read from safetensors alone, in float32.
-
-    kind: with or without a head. An encoder alone is read from the folder of a classifier, too.
-
-    Raises:
-        InputError: if a file is not as it was written, or the weights are not those of the configuration.
-    """
-    if not verify(folder, ("config.json", "*.safetensors")):
-        _verify_by_state(folder)
-    path = folder / "config.json"
-    if (found := read_json(path).get("model_type")) != MODEL_TYPE:
-        raise InputError(f"{path} is of a model of type {found!r}; allowed: {MODEL_TYPE!r}, a student or a SuperLM")
-    with quiet_transformers():
-        with readable(path):
-            config = AutoDistilConfig.from_pretrained(folder)
-        with readable(folder / _WEIGHTS):
-            model, loading = kind.from_pretrained(
-                folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-    _refuse_other_weights(folder, "lacks", loading["missing_keys"])
-    strangers = [name for name in loading["unexpected_keys"] if not name.startswith("classifier.")]
-    _refuse_other_weights(folder, "has in excess", strangers)
-    try:
-        check_weights(model)
-    except FloatingPointError as error:
-        raise InputError(f"{folder / _WEIGHTS}: {error}; allowed: finite weights") from None
-    loaded: _Model = model.eval()
-    return loaded
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer beside the finished model in `folder`, and into its manifest, unless it is there."""
-    if (folder / _LAST_OF_TOKENIZER).exists() and not lacking(folder):
-        return
-    names: list[str] = []
-
-    def write(new: Path) -> None:
-        tokenizer.save_pretrained(new)
-        names.extend(path.name for path in new.iterdir())
-
-    write_together(folder, "tokenizer.json", write, last=_LAST_OF_TOKENIZER)
-    add_to_manifest(folder, names)
-
-
-def _verify_by_state(folder: Path) -> None:
-    """Check the weights of a folder without a manifest against what training wrote down, if it did."""
-    state = folder / TRAINER_STATE
-    if not state.is_file() or not (folder / _WEIGHTS).is_file():
-        return
-    with readable(state):
-        expected = str(read_json(state)["sha256"])
-    if sha256_of(folder / _WEIGHTS) != expected:
-        raise InputError(
-            f"{folder / _WEIGHTS} is not the file that training wrote; restore it from a copy, or delete the folder "
-            "and repeat the command that trained it"
-        )
-
-
-def _refuse_other_weights(folder: Path, what: str, names: Collection[str]) -> None:
-    if names:
-        raise InputError(
-            f"{folder / _WEIGHTS} {what} {len(names)} weights, {min(names)!r} first; allowed: those of its config.json"
-        )

@@ -1,13 +1,10 @@
-"""Parts that every training loop shares: learning rates, and random numbers that follow from a seed."""
+"""Learning rates that every training loop shares."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 
 _RATE_TIMES_SIZE, _HIGHEST_RATE = 0.13, 4e-3
 """Default peak learning rate times layers times the root of the hidden size, and its upper limit; measured in
@@ -27,14 +24,6 @@ def default_learning_rate(subnet: Subnet) -> float:
     below it. It is rounded to two digits.
     """
     return min(_HIGHEST_RATE, float(f"{_RATE_TIMES_SIZE / (subnet.layers * subnet.hidden_size**0.5):.2g}"))
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers inside follow from `seed`; the caller's own go on as if nothing had happened."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:

@@ -25,9 +25,10 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.base.weighted_names import parse_relations
 from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WEIGHT_DECAY
 from autodistil_search.distillation.sampling import Drawn
-from autodistil_search.distillation.training_loop import TrainOptions, last_hidden_of, subnets_of_step, train_step
+from autodistil_search.distillation.training_step import TrainOptions, last_hidden_of, subnets_of_step, train_step
 from autodistil_search.spaces.cost import flops
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.teachers.teacher import Teacher
 

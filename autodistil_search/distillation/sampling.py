@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from autodistil_search.base.weighted_names import parse_subnet_weights
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 
 
 class Drawn(NamedTuple):

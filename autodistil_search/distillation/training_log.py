@@ -16,7 +16,7 @@ import pandas as pd
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import readable, write_atomically, writing
 from autodistil_search.distillation.sampling import Drawn
-from autodistil_search.spaces.search_space import DIMENSIONS, Subnet
+from autodistil_search.spaces.subnet import DIMENSIONS, Subnet
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

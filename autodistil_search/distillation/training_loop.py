@@ -7,8 +7,6 @@ processes that train together need to exchange gradients only.
 
 from __future__ import annotations
 
-import math
-import random
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,68 +16,26 @@ from pathlib import Path
 from statistics import fmean
 from typing import Protocol, cast
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autodistil_search.base.device import Device
 from autodistil_search.base.distributed import Processes, processes
-from autodistil_search.base.errors import InputError, Terminated
+from autodistil_search.base.errors import Terminated
 from autodistil_search.base.files import clear_leftovers, locked
 from autodistil_search.base.progress import Bar, Reporter
-from autodistil_search.base.weighted_names import parse_relations
 from autodistil_search.distillation.checkpoints import Checkpoints, finish, load_finished
-from autodistil_search.distillation.collapse import MOST_RETURNS, CollapseError, LossWatch, Return
-from autodistil_search.distillation.layer_losses import LastHidden, LayerTransfer
-from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WEIGHT_DECAY, set_learning_rate
-from autodistil_search.distillation.sampling import Drawn, draw
+from autodistil_search.distillation.collapse import MOST_RETURNS, CollapseError, Return
+from autodistil_search.distillation.layer_losses import LayerTransfer
+from autodistil_search.distillation.sampling import Drawn
 from autodistil_search.distillation.training_log import TrainingLog
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.distillation.training_step import Execution, ModelInTraining, TrainOptions, last_hidden_of
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
-from autodistil_search.superlm.relation_loss import RelationTarget, relation_loss, relation_target, uniform_loss
 from autodistil_search.teachers.teacher import Teacher
-from autodistil_search.text.token_store import TrainingText
+from autodistil_search.text.blocks import TrainingText
 
 _WINDOWS_BETWEEN_GOOD = 2
 """Windows of `LossWatch` between the checkpoints that a training can go back to."""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What the weights depend on, besides model, teacher and text.
-
-    batch_size: blocks in a step, over all processes. loss: one of `relations.LOSSES`; relations: see
-    `weights.parse_relations`. sampling, random_subnets, subnet_weights: see `sampling.draw`. in_place: the share of
-    a subnet's loss that is taken against the relations of the largest subnet instead of the teacher's (in-place
-    distillation, Yu and Huang, arXiv 1903.05134); it needs a sampling that trains the largest. hidden: the weight of
-    `transfer.LastHidden` beside the relation loss; 0 trains by relations alone.
-    """
-
-    steps: int
-    batch_size: int
-    lr: float
-    seed: int
-    loss: str = "kl"
-    sampling: str = "largest-random"
-    relation_heads: int = 16
-    relations: str = "qq,kk,vv"
-    random_subnets: int | None = None
-    subnet_weights: str = ""
-    in_place: float = 0.0
-    hidden: float = 0.0
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a training runs; its result stays the same but for rounding.
-
-    accumulate: parts that each process divides its rows of a batch into, one in memory at a time. compile: whether
-    layers run through `torch.compile`. keep: checkpoints kept. tensorboard: whether to log for TensorBoard, too.
-    """
-
-    accumulate: int = 1
-    compile: bool = False
-    keep: int = 2
-    tensorboard: bool = False
 
 
 class HeldOut(Protocol):
@@ -141,7 +97,7 @@ def distill(
         if last_hidden is not None:
             assert sample_ids is not None
             last_hidden.fit(model, teacher, sample_ids)
-        training = _Training(model, teacher, text, options, execution, device, group, transfer, last_hidden)
+        training = ModelInTraining(model, teacher, text, options, execution, device, group, transfer, last_hidden)
         checkpoints = Checkpoints(
             folder, training.learner, training.optimizer, training.scaler, settings, execution.keep
         )
@@ -155,17 +111,6 @@ def distill(
     return model
 
 
-def last_hidden_of(
-    model: AutoDistilModel, teacher: Teacher, options: TrainOptions, device: Device
-) -> LastHidden | None:
-    """The loss of the last hidden states, with a map that is not fitted yet; None if they are not trained."""
-    if not options.hidden:
-        return None
-    found = LastHidden(model.config.hidden_size, teacher.subnet.hidden_size)
-    device.place(found)
-    return found
-
-
 @dataclass
 class _Loop:
     """The steps of a training, from its last checkpoint to its end.
@@ -173,7 +118,7 @@ class _Loop:
     stop: whether some process was asked to stop by the last step.
     """
 
-    training: _Training
+    training: ModelInTraining
     checkpoints: Checkpoints
     bar: Bar
     reporter: Reporter
@@ -251,141 +196,6 @@ class _Loop:
         return to
 
 
-@dataclass
-class _Training:
-    """A model in training: all that a step needs, on this process."""
-
-    model: AutoDistilModel
-    teacher: Teacher
-    text: TrainingText
-    options: TrainOptions
-    execution: Execution
-    device: Device
-    group: Processes
-    transfer: LayerTransfer | None = None
-    last_hidden: LastHidden | None = None
-
-    def __post_init__(self) -> None:
-        options, parts = self.options, self.execution.accumulate * self.group.count
-        if options.batch_size < parts:
-            raise InputError(
-                f"--batch-size {options.batch_size} for {self.group.count} processes with --accumulate "
-                f"{self.execution.accumulate}; allowed: at least one block for each part of a step, {parts} or more"
-            )
-        beside = self.transfer or self.last_hidden
-        self.learner = self.model if beside is None else nn.ModuleList([self.model, beside])
-        self.optimizer = torch.optim.AdamW(
-            self.learner.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True
-        )
-        self.scaler = self.device.scaler()
-        self.tokens_in_a_step = 0
-        self.watch = LossWatch.of(options.steps)
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def step(self, step: int, flags: Callable[[], Sequence[bool]]) -> tuple[list[Drawn], list[float], list[bool]]:
-        """Take one step; returns its subnets, their losses, and which of two `flags` are set on any process by now.
-
-        Losses are those of `train_step`.
-        """
-        drawn = subnets_of_step(self.model, self.options, step)
-        own = self._gradients(step, drawn)
-        *losses, first, second = self.group.add_up(self.learner.parameters(), [*own, *map(float, flags())])
-        check_finite(losses[: len(drawn)], drawn, step)
-        if of_hidden := losses[len(drawn) :]:
-            check_finite(of_hidden, drawn, step, "loss of hidden states")
-        set_learning_rate(self.optimizer, self.options.lr * self.watch.factor, step, self.options.steps)
-        self._update(drawn, step)
-        return drawn, losses, [first > 0, second > 0]
-
-    def _gradients(self, step: int, drawn: Sequence[Drawn]) -> list[float]:
-        """The part of the step's gradients and losses that is this process's."""
-        size = self.options.batch_size
-        rows = self.text.rows(step, size, self.options.seed, self.group.share(size))
-        self.tokens_in_a_step = size * rows.shape[1]
-        losses: list[float] = []
-        for part in rows.tensor_split(self.execution.accumulate):
-            share, ids = len(part) / size, part.to(self.device.name)
-            if self.transfer is not None:
-                found = [self._layer_step(self.transfer, ids, share)]
-            else:
-                found = train_step(
-                    self.model,
-                    self.teacher,
-                    ids,
-                    drawn,
-                    self.options,
-                    self.device,
-                    share,
-                    self.scaler,
-                    self.last_hidden,
-                    self._note_loss_of_nothing if self.watch.nothing is None else None,
-                )
-            losses = [loss + share * more for loss, more in zip(losses or [0.0] * len(found), found, strict=True)]
-        return losses
-
-    def _note_loss_of_nothing(self, target: RelationTarget) -> None:
-        """Keep the loss of a model that knows nothing, as it is on the main process's part of the step."""
-        self.watch.nothing = self.group.from_main(uniform_loss(target) if self.group.main else None)
-
-    def _layer_step(self, transfer: LayerTransfer, input_ids: Tensor, share: float) -> float:
-        """Add up the gradients of `transfer`'s loss on `input_ids` `(B, T)`; returns the loss."""
-        mask = torch.ones_like(input_ids)  # blocks of text have no padding
-        with self.device.autocast(), transfer.watching() as (mine, theirs):
-            with torch.no_grad():
-                self.teacher.model(input_ids=input_ids)
-            self.model(input_ids)
-            loss = torch.stack(transfer(mine, theirs, mask)).sum()
-        self.scaler.scale(loss * share).backward()
-        return loss.item()
-
-    def _update(self, drawn: Sequence[Drawn], step: int) -> None:
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRADIENT_NORM).item()
-        if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
-            # In float16 such a step is left out and the scale lowered; below 1 the fault is not the scale's.
-            check_finite([norm], drawn[:1], step, "norm of the gradients")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def save(self, checkpoints: Checkpoints, step: int, good: bool = False) -> None:
-        """Save the state after `step` steps; good: as one to go back to."""
-        positions = self.group.gather(self.text.state())
-        if self.group.main:
-            checkpoints.save(step, positions, self.watch.to_dict(), good)
-
-    def go_on_from(self, checkpoints: Checkpoints, go_back: bool = False) -> int:
-        """Restore the last checkpoint, or the last good one, on every process; returns how many steps were done."""
-        self.optimizer.state.clear()
-        restored = (*checkpoints.restore(go_back), checkpoints.watch) if self.group.main else None
-        step, positions, watch = self.group.from_main(restored)
-        if positions:
-            self.text.restore(positions[self.group.rank % len(positions)])
-        if watch is not None:
-            self.watch = LossWatch.from_dict(watch)
-        self._copy_from_main()
-        return int(step)
-
-    def _copy_from_main(self) -> None:
-        if self.group.count == 1:
-            return
-        self.group.copy_from_main(self.learner.state_dict().values())
-        names = dict(self.learner.named_parameters())
-        state = self.optimizer.state
-        begun = self.group.from_main([name for name, parameter in names.items() if state.get(parameter)])
-        for name in begun:
-            parameter = names[name]
-            if not state.get(parameter):
-                moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-                state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
-            self.group.copy_from_main(state[parameter].values())
-        self.scaler.load_state_dict(self.group.from_main(self.scaler.state_dict()))
-
-
 @contextmanager
 def _compiled(model: AutoDistilModel) -> Iterator[None]:
     """Run the layers through `torch.compile` inside, with sizes as symbols (dynamic shapes).
@@ -402,85 +212,10 @@ def _compiled(model: AutoDistilModel) -> Iterator[None]:
             layer._compiled_call_impl = None
 
 
-def train_step(
-    model: AutoDistilModel,
-    teacher: Teacher,
-    input_ids: Tensor,
-    drawn: Sequence[Drawn],
-    options: TrainOptions,
-    device: Device,
-    share: float = 1.0,
-    scaler: torch.amp.GradScaler | None = None,
-    last_hidden: LastHidden | None = None,
-    see_target: Callable[[RelationTarget], None] | None = None,
-) -> list[float]:
-    """Add up the gradients of the weighted losses of the `drawn` subnets on one batch `(B, T)`.
-
-    share: of the step's batch that this batch is. scaler: scales what gradients are computed of, if it is enabled.
-    last_hidden: what the term of weight `options.hidden` is computed by; None for none. see_target: given the
-    teacher's relations.
-    Returns each subnet's relation loss against the teacher; after those, with `last_hidden`, each one's loss by that.
-    """
-    losses, of_hidden = [], []
-    relations = parse_relations(options.relations)
-
-    def target_of(projections: Sequence[Tensor]) -> RelationTarget:
-        return relation_target(projections, None, options.relation_heads, options.loss, relations)
-
-    hidden: Tensor | None = None
-    with device.autocast():
-        if last_hidden is None:
-            target = target_of(teacher.projections(input_ids))
-        else:
-            found, hidden = teacher.last_layer(input_ids)
-            target = target_of(found)
-    if see_target is not None:
-        see_target(target)
-    second: RelationTarget | None = None
-    with model.shared_words(input_ids) as words:
-        for subnet, role, weight in drawn:
-            with device.autocast():
-                if last_hidden is None:
-                    projections = model.last_projections(input_ids, subnet=subnet, words=words)
-                else:
-                    projections, mine = model.last_layer(input_ids, subnet, words)
-            loss = relation_loss(projections, target)
-            losses.append(loss.item())
-            if second is not None:
-                loss = (1 - options.in_place) * loss + options.in_place * relation_loss(projections, second)
-            elif options.in_place and role == "largest":
-                second = target_of([each.detach() for each in projections])
-            if last_hidden is not None:
-                more = last_hidden(mine, hidden)
-                of_hidden.append(more.item())
-                loss = loss + options.hidden * more
-            loss = loss * (weight * share)
-            (loss if scaler is None else scaler.scale(loss)).backward()
-    return [*losses, *of_hidden]
-
-
-def subnets_of_step(model: AutoDistilModel, options: TrainOptions, step: int) -> list[Drawn]:
-    """What that step trains; the same on every process and after every restart."""
-    if model.config.search_space is None:
-        return [Drawn(model.config.subnet, "student", 1.0)]
-    rng = random.Random(f"{options.seed}-{step}")
-    return draw(model.space, options.sampling, options.random_subnets, options.subnet_weights, rng)
-
-
 def _watched_loss(drawn: Sequence[Drawn], losses: Sequence[float]) -> float:
     """Return the loss of the largest subnet, which loses first what it had learnt, or the mean of random ones."""
     whole = [loss for subnet, loss in zip(drawn, losses, strict=False) if subnet.role in ("largest", "student")]
     return fmean(whole or losses[: len(drawn)])
-
-
-def check_finite(values: Sequence[float], drawn: Sequence[Drawn], step: int, what: str = "loss") -> None:
-    """Raises FloatingPointError, naming step and subnet, if a value is not finite."""
-    for value, each in zip(values, drawn, strict=True):
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the {what} is {value} at step {step + 1} for subnet {each.subnet}; the last checkpoint is kept. "
-                "Try a lower --lr, in another --out"
-            )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import (
     AutoDistilConfig,
     AutoDistilForSequenceClassification,

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from autodistil_search.base.errors import ExportError, InputError
 from autodistil_search.base.files import EXPORT_RECORD, locked_beside, read_json, readable, whole_folder
 from autodistil_search.base.manifest import MANIFEST, model_files, write_manifest
+from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.base.progress import Reporter
 from autodistil_search.export import onnx_files
 from autodistil_search.export.model_card import Card, Variant
@@ -37,14 +38,14 @@ from autodistil_search.report.escape import markdown
 from autodistil_search.runs.run_folder import usable, versions
 from autodistil_search.settings.later_steps import Format
 from autodistil_search.spaces.cost import FLOPS_SEQ_LEN, flops
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm import modeling_student
-from autodistil_search.superlm.model import AutoDistilForSequenceClassification, AutoDistilModel, quiet_transformers
+from autodistil_search.superlm.model import AutoDistilForSequenceClassification, AutoDistilModel
 from autodistil_search.tasks.fine_tuning import Prepared, predict, scores
 from autodistil_search.tasks.labelled_data import Task
 from autodistil_search.tasks.metrics import METRICS
 
-_WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"
 _OWN_FILE = "modeling_student.py"
 
 
@@ -267,7 +268,7 @@ def _measure(
     load = Load(1, min(FLOPS_SEQ_LEN, *positions), CPU)
     sizes = student.config.subnet if _is_own(exported) else bert_sizes(student.config.subnet)
     kind = "own modelling file" if _is_own(exported) else f"stock `{type(exported).__name__}`"
-    variants = [_variant(f"PyTorch, {kind}", exported, sizes, folder / _WEIGHTS, hardware.latency(exported, load))]
+    variants = [_variant(f"PyTorch, {kind}", exported, sizes, folder / WEIGHTS, hardware.latency(exported, load))]
     measured = _Measured(variants, [_format_note(found, exported, options.format)], load)
     if options.writes_onnx:
         _measure_onnx(found, exported, folder, measured, options.int8)

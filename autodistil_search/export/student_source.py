@@ -17,27 +17,24 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import read_json, readable
 from autodistil_search.base.manifest import DISTIL_CONFIG, DISTIL_SUMMARY, FINETUNE_CONFIG, SUMMARY, kind_of, verify
 from autodistil_search.base.plugins import Plugins
-from autodistil_search.base.pretrained import fit_tokenizer, load_tokenizer
+from autodistil_search.base.pretrained import fit_tokenizer, load_tokenizer, quiet_transformers
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.user_input import PACKAGED, TASKS, absolute_path, load_yaml, quoted
-from autodistil_search.distillation.checkpoints import load_model
 from autodistil_search.export.model_card import ObjectiveValue
 from autodistil_search.export.onnx_files import Sample
 from autodistil_search.report import shown
 from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.run_folder import model_folder
-from autodistil_search.runs.search_inputs import find_teacher, open_text
-from autodistil_search.settings.search import SearchConfig, column_names
+from autodistil_search.runs.training_inputs import find_teacher, open_text
+from autodistil_search.settings.common import column_names
+from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.cost import FLOPS_SEQ_LEN
-from autodistil_search.superlm.model import (
-    AutoDistilConfig,
-    AutoDistilForSequenceClassification,
-    AutoDistilModel,
-    quiet_transformers,
-)
+from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilForSequenceClassification, AutoDistilModel
+from autodistil_search.superlm.model_folder import load_model
 from autodistil_search.tasks.labelled_data import Task, load_task
+from autodistil_search.teachers.loading import pooling_of
 from autodistil_search.teachers.pooling import Pooling, read_pooling
-from autodistil_search.teachers.teacher import Teacher, pooling_of
+from autodistil_search.teachers.teacher import Teacher
 
 CPU = Device("cpu", "fp32")
 """Where exported students are checked and measured: every user has it, in both runtimes."""

@@ -11,7 +11,8 @@ from optuna.trial import Trial
 from pymoo.core.problem import Problem
 
 from autodistil_search.nas.objectives import Constraint, Objective, answer
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 
 
 class Scored(Protocol):

@@ -26,7 +26,8 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import readable
 from autodistil_search.base.manifest import content_sha256
 from autodistil_search.nas.objectives import Objective, answer
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 
 STUDY = "search"
 """Name of a study that was not given one."""

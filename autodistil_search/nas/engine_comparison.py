@@ -13,7 +13,8 @@ import pandas as pd
 from autodistil_search.base.progress import Reporter
 from autodistil_search.nas.engines import ENGINES, Candidates, Goal, MakeEngine
 from autodistil_search.nas.pareto import Values, hypervolume
-from autodistil_search.spaces.search_space import Genome, SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Genome, Subnet
 
 MARKS = (20, 40, 80, 120)
 """Numbers of evaluations after which engines are compared."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 
 Vector = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from autodistil_search.base.plugins import guarded, is_name, shown
 from autodistil_search.base.user_input import parse_number, quoted
 from autodistil_search.base.weighted_names import parse_relations
 from autodistil_search.spaces.cost import FLOPS_SEQ_LEN, Vocabulary, flops, params, params_non_embedding
-from autodistil_search.spaces.search_space import DIMENSIONS, Subnet
+from autodistil_search.spaces.subnet import DIMENSIONS, Subnet
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,11 +17,11 @@ from autodistil_search.base.device import Device
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import guarded
 from autodistil_search.base.pretrained import matched
+from autodistil_search.base.seeding import seeded
 from autodistil_search.base.weighted_names import Weights
 from autodistil_search.distillation.layer_losses import share_left
-from autodistil_search.distillation.learning_rate import seeded
 from autodistil_search.nas.objectives import COSINE, HIDDEN_LOSS, PROBE, Objective, number
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilForSequenceClassification, AutoDistilModel
 from autodistil_search.superlm.relation_loss import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
 from autodistil_search.tasks.fine_tuning import Encoded, FinetuneOptions, Prepared, finetune

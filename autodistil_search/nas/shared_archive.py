@@ -26,7 +26,8 @@ from autodistil_search.base.errors import InputError, ScoringError
 from autodistil_search.base.passwords import HIDDEN, conceal, names_database, without_password
 from autodistil_search.nas.archive import Archive, Evaluation, journal
 from autodistil_search.nas.objectives import Objective
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 
 TRIES = 3
 """Errors of workers while scoring one subnet after which a search gives up."""

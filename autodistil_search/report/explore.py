@@ -23,7 +23,7 @@ from autodistil_search.report.views import (
     subnet_words,
 )
 from autodistil_search.spaces.cost import params_by_part
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,20 @@ import pandas as pd
 from autodistil_search.base.distributed import processes
 from autodistil_search.base.files import write_atomically
 from autodistil_search.base.manifest import DISTIL_CONFIG, DISTIL_SUMMARY, ENVIRONMENT, reopen, write_manifest
+from autodistil_search.base.pretrained import model_sha256
 from autodistil_search.base.progress import Reporter
-from autodistil_search.distillation.checkpoints import save_tokenizer
-from autodistil_search.distillation.training_loop import TrainOptions, distill
+from autodistil_search.distillation.training_loop import distill
+from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.report import write_training_figure
 from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.run_folder import STUDENT, check_folder, exclusive, open_folder
-from autodistil_search.runs.search_inputs import Materials, resolve_training
 from autodistil_search.runs.train import relation_proxy
-from autodistil_search.settings.later_steps import DistilConfig
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.runs.training_inputs import Materials, resolve_training
+from autodistil_search.settings.distil import DistilConfig
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
-from autodistil_search.teachers.teacher import model_sha256
+from autodistil_search.superlm.model_folder import save_tokenizer
 
 _SHARE_OF_RATE = 0.25
 """Share of the peak learning rate of the SuperLM: at half of it, a student lost what the end of the SuperLM's schedule

@@ -224,7 +224,7 @@ def _threads() -> Iterator[Finding]:
 
 
 def _packaged() -> Iterator[Finding]:
-    from autodistil_search.teachers.teacher import packaged_folder
+    from autodistil_search.teachers.loading import packaged_folder
     from autodistil_search.text.sources import packaged_files
 
     try:

@@ -32,17 +32,23 @@ from autodistil_search.base.manifest import (
     write_manifest,
     write_sealed,
 )
-from autodistil_search.base.pretrained import fit_tokenizer, load_config, load_pretrained, load_tokenizer
+from autodistil_search.base.pretrained import (
+    fit_tokenizer,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    model_sha256,
+    quiet_transformers,
+)
 from autodistil_search.base.progress import Reporter
+from autodistil_search.base.seeding import seeded
 from autodistil_search.base.user_input import PACKAGED
-from autodistil_search.distillation.learning_rate import seeded
 from autodistil_search.runs.run_folder import check_folder, exclusive, model_folder, open_folder, versions
-from autodistil_search.settings.later_steps import FinetuneConfig
-from autodistil_search.superlm.model import quiet_transformers
+from autodistil_search.settings.finetune import FinetuneConfig
 from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, finetune
 from autodistil_search.tasks.labelled_data import Task, load_task
 from autodistil_search.teachers.families import FAMILIES, check_layers
-from autodistil_search.teachers.teacher import model_sha256, packaged_folder
+from autodistil_search.teachers.loading import packaged_folder
 
 _RESULTS, _DIVERGED, _TRAINING = "results.csv", "diverged.json", "training"
 

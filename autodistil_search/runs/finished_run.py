@@ -24,7 +24,6 @@ from autodistil_search.base.manifest import (
     verify,
 )
 from autodistil_search.base.user_input import load_yaml
-from autodistil_search.distillation.checkpoints import load_model
 from autodistil_search.nas import baselines
 from autodistil_search.nas.objectives import Constraint, Objective
 from autodistil_search.report import (
@@ -39,8 +38,9 @@ from autodistil_search.report import (
 )
 from autodistil_search.report.data import SUBNET_COLUMNS
 from autodistil_search.settings.search import SearchConfig
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.superlm.model_folder import load_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

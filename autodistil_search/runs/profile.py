@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from autodistil_search.nas.engines import ENUMERABLE
 from autodistil_search.nas.objectives import Objective, costs
 from autodistil_search.spaces.cost import flops
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.teachers.teacher import Teacher
 

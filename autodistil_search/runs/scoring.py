@@ -7,15 +7,16 @@ from functools import cached_property
 
 from autodistil_search.base.distributed import machine
 from autodistil_search.base.errors import InputError
+from autodistil_search.base.pretrained import model_sha256
 from autodistil_search.nas import objectives
 from autodistil_search.nas.archive import Evaluation
 from autodistil_search.nas.proxies import Proxy
 from autodistil_search.nas.shared_archive import SharedArchive
 from autodistil_search.runs.search_inputs import Inputs
 from autodistil_search.runs.train import relation_proxy
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
-from autodistil_search.teachers.teacher import model_sha256
 
 _SCORED_WITH = (
     *("seq_len", "eval_blocks", "loss", "relations", "relation_heads"),

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from autodistil_search.base.distributed import launched
 from autodistil_search.base.errors import InputError
@@ -21,33 +17,24 @@ from autodistil_search.base.files import cache_folder
 from autodistil_search.base.manifest import ARCHIVE, SEARCH_CONFIG, reopen, verify, write_manifest
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.progress import Reporter
-from autodistil_search.nas import baselines, engine_comparison, latency_predictor
+from autodistil_search.nas import baseline_training, baselines, engine_comparison, latency_predictor
 from autodistil_search.nas.archive import Archive
 from autodistil_search.nas.engines import Candidates, Goal, run_engine
-from autodistil_search.nas.objectives import PREDICTED_LATENCY, TASK, Constraint, Objective
+from autodistil_search.nas.objectives import PREDICTED_LATENCY, Constraint, Objective
 from autodistil_search.nas.pareto import box_of, is_on_frontier
-from autodistil_search.nas.proxies import HARDLY_LEARNT
 from autodistil_search.nas.shared_archive import CONFIG, PREDICTOR, SharedArchive, open_storage, state_of
 from autodistil_search.report import ParetoReport, baseline_table, pareto_report, run_part, write_report
 from autodistil_search.report.data import against_frontier, check_kept, evaluation_table, keeps, minimised
-from autodistil_search.report.findings import (
-    COSTS_MORE,
-    LATENCY_PREDICTED,
-    LEARNT_LITTLE,
-    NOT_ALL_SCORED,
-    NOT_VALIDATED,
-    ONE_SEED,
-    TRAINING,
-    Finding,
-)
+from autodistil_search.report.findings import LATENCY_PREDICTED, Finding
 from autodistil_search.runs.finished_run import RUN_FILES, Run, is_finished, load_run, write_summary
 from autodistil_search.runs.run_folder import Stopwatch, check_folder, exclusive, open_folder, versions
 from autodistil_search.runs.scoring import Scorer, agree
+from autodistil_search.runs.search_findings import conditions, cost_findings, learning_findings, trust_findings
 from autodistil_search.runs.search_inputs import Inputs, resolve
 from autodistil_search.runs.train import take_superlm, train_superlm, trained_config
 from autodistil_search.settings.search import SearchConfig
-from autodistil_search.spaces.cost import flops
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 
 _MARGIN_OF_MEASURED = 1.1
@@ -250,7 +237,7 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
     for name in ("spaces", "proxy_task"):  # the baselines' weights do not depend on them
         identity.pop(name, None)
     with clock.phase("baselines"):
-        bench = baselines.Bench(
+        bench = baseline_training.Bench(
             inputs.teacher,
             text.begin,
             scorer.proxy,
@@ -379,102 +366,3 @@ def _with_measured_latency(report: ParetoReport, inputs: Inputs, archive: Archiv
         "subnets": len(subnets),
     }
     return replace(report, frontier=frontier, findings=[Finding(LATENCY_PREDICTED, values), *report.findings])
-
-
-def cost_findings(inputs: Inputs) -> list[Finding]:
-    """Return which subnets cost more than their teacher."""
-    limit = flops(inputs.teacher.subnet)
-    findings = []
-    for space in inputs.spaces:
-        if space.size > 100_000 or flops(space.largest) <= limit:
-            continue
-        over = sum(flops(space.decode(genome)) > limit for genome in space.genomes())
-        values = {"space": space.name, "subnets": space.size, "over": over, "teacher_flops": limit}
-        findings.append(Finding(COSTS_MORE, values))
-    return findings
-
-
-def learning_findings(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[Finding]:
-    """Return which SuperLMs have hardly learnt anything by the median of what was scored.
-
-    `train_superlm` tells of the subnets that it watches.
-    """
-    proxy = inputs.proxy_objective
-    if proxy is None or proxy.direction == "maximize":
-        return []
-    findings = []
-    for space in inputs.spaces:
-        scores = [each.measured[proxy.name] for each in archive.evaluations if each.space == space.name]
-        if scores and median(scores) > HARDLY_LEARNT * scorer.proxy.reference:
-            values = {"space": space.name, "median": median(scores), "best": min(scores)}
-            values |= {"reference": scorer.proxy.reference}
-            lr = inputs.options_of(space.largest).lr
-            findings.append(Finding(LEARNT_LITTLE, {**values, "lr": lr}))
-    return findings
-
-
-def trust_findings(inputs: Inputs, archive: Archive, exact: bool) -> list[Finding]:
-    """Return where a claim drawn from this run is weak."""
-    findings = []
-    if not exact:
-        scored = Counter(evaluation.space for evaluation in archive.evaluations)
-        counts = [{"name": space.name, "scored": scored[space.name], "subnets": space.size} for space in inputs.spaces]
-        findings.append(Finding(NOT_ALL_SCORED, {"spaces": counts}))
-    if inputs.proxy_objective is not None:
-        config = inputs.config
-        tokens = config.steps * config.batch_size * config.seq_len
-        findings.append(Finding(TRAINING, {"steps": config.steps, "tokens": tokens}))
-        if not config.proxy.startswith(TASK):
-            findings.append(Finding(NOT_VALIDATED))
-        findings.append(Finding(ONE_SEED))
-    return findings
-
-
-def _sampling(config: SearchConfig) -> str:
-    """How the subnets of a step were chosen and weighed, in words."""
-    words: list[str] = [config.sampling]
-    if config.random_subnets is not None:
-        words.append(f"{config.random_subnets} random")
-    if config.subnet_weights:
-        words.append(f"weights {config.subnet_weights}")
-    if config.in_place:
-        words.append(f"{config.in_place:g} in place")
-    return ", ".join(words)
-
-
-def _rates(inputs: Inputs) -> str:
-    """The peak learning rate of each space, or of all if it is one."""
-    rates = {space.name: f"{inputs.options_of(space.largest).lr:g}" for space in inputs.spaces}
-    if len(set(rates.values())) == 1:
-        return next(iter(rates.values()))
-    return ", ".join(f"{rate} ({name})" for name, rate in rates.items())
-
-
-def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
-    """How everything was measured, for the reader of the report."""
-    config, teacher = inputs.config, inputs.teacher
-    described: dict[str, Any] = {
-        objective.name: f"{objective.label}, {objective.unit}; {objective.direction}" for objective in inputs.columns
-    }
-    described["flops counted"] = "matrix products of the extracted student: linear layers, attention, pooler"
-    described["search spaces"] = "; ".join(f"{space.name}: {space}" for space in inputs.spaces)
-    described["engine"] = (
-        f"{config.engine}, at most {config.evaluations} subnets in each space, seed {config.engine_seed}"
-    )
-    if inputs.constraints:
-        described["constraints"] = ", ".join(map(str, inputs.constraints))
-    described["teacher"] = (
-        f"{teacher.name} ({teacher.subnet}), relations of layer {teacher.layer} of 0 to {teacher.subnet.layers - 1}"
-    )
-    if inputs.text is not None:
-        described["text"] = ", ".join(config.texts)
-        described["amount of text"] = inputs.text.description
-        described["training"] = (
-            f"{config.steps} steps of {config.batch_size} x {config.seq_len} tokens, {_sampling(config)}, "
-            f"{config.loss} loss of {config.relations}, last hidden states with weight {config.hidden:g}, AdamW, peak "
-            f"learning rate {_rates(inputs)}, start from {config.init}, seed {config.seed}"
-        )
-        described["proxy"] = scorer.proxy.description
-    described["device"] = f"{inputs.device.name}, {inputs.device.precision}, {torch.get_num_threads()} threads"
-    described["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return described

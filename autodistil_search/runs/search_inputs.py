@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from autodistil_search.base.device import Device, choose_device
-from autodistil_search.base.distributed import processes
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.files import EXPORT_RECORD, cache_folder, read_json
-from autodistil_search.base.plugins import Plugins, guarded, shown
-from autodistil_search.base.pretrained import check_weights
+from autodistil_search.base.files import EXPORT_RECORD, read_json
+from autodistil_search.base.plugins import Plugins, shown
 from autodistil_search.base.progress import Reporter
-from autodistil_search.base.user_input import PACKAGED
-from autodistil_search.base.weighted_names import parse_relations, parse_subnet_weights
-from autodistil_search.distillation.learning_rate import default_learning_rate
-from autodistil_search.distillation.training_loop import Execution, TrainOptions
 from autodistil_search.nas import hardware, objectives
 from autodistil_search.nas.engines import ENGINES, ENUMERABLE, MakeEngine, guarded_engine
 from autodistil_search.nas.hardware import Load
@@ -31,15 +24,14 @@ from autodistil_search.nas.latency_predictor import Predictor
 from autodistil_search.nas.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK, Constraint, Objective
 from autodistil_search.nas.pareto import box_of
 from autodistil_search.nas.proxies import HIDDEN_KIND, ProxyKind, TaskBudget, task_proxy
-from autodistil_search.settings.search import BASELINES, SearchConfig, TrainConfig
-from autodistil_search.spaces.cost import params
-from autodistil_search.spaces.search_space import SearchSpace, Subnet, load_space, shipped_spaces
-from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel, quiet_transformers
-from autodistil_search.teachers.families import FAMILIES
-from autodistil_search.teachers.initial_weights import SAMPLE_BLOCKS
-from autodistil_search.teachers.teacher import Teacher, checked_teacher, load_as_student, load_teacher, model_sha256
-from autodistil_search.text.token_store import Blocks, TrainingText, load_corpus
-from autodistil_search.text.token_stream import open_stream
+from autodistil_search.runs.named_parts import named_part, plugged
+from autodistil_search.runs.training_inputs import Materials, resolve_training
+from autodistil_search.settings.search import BASELINES, SearchConfig
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
+from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
+from autodistil_search.teachers.loading import load_as_student
+from autodistil_search.teachers.teacher import Teacher
 
 MARGIN = 1.01
 """A cost's box ends this factor above the greatest cost, so that the subnet of that cost counts too."""
@@ -53,73 +45,6 @@ _COLUMNS = frozenset(
     }
 )
 """Columns that are ours, which no plug-in can have."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """What is trained on and what is held out of it.
-
-    begin: gives the training text from its start; held_out: blocks that are not in it; digest: of all they follow
-    from; description: how much there is, in words.
-    """
-
-    begin: Callable[[], TrainingText]
-    held_out: Blocks
-    digest: str
-    description: str
-
-
-@dataclass(frozen=True)
-class Materials:
-    """What a `TrainConfig` stands for, loaded and checked."""
-
-    config: TrainConfig
-    spaces: Sequence[SearchSpace]
-    device: Device
-    teacher: Teacher
-    text: Text | None
-    """None if nothing is trained."""
-
-    @property
-    def options(self) -> TrainOptions:
-        """The options of training the first space's SuperLM."""
-        return self.options_of(self.spaces[0].largest)
-
-    def options_of(self, subnet: Subnet) -> TrainOptions:
-        """Return the options of training a student of this size, or a SuperLM with this largest subnet."""
-        chosen = {field.name: getattr(self.config, field.name) for field in fields(TrainOptions)}
-        if self.config.lr is None:
-            chosen["lr"] = default_learning_rate(subnet)
-        return TrainOptions(**{**chosen, "relation_heads": self.spaces[0].relation_heads})
-
-    @property
-    def execution(self) -> Execution:
-        """How their training runs here."""
-        return Execution(**{field.name: getattr(self.config, field.name) for field in fields(Execution)})
-
-    @cached_property
-    def identity(self) -> dict[str, str]:
-        """Digests of what the flags only name: the teacher's weights, the text, the spaces' content."""
-        identity = {
-            "teacher_model": model_sha256(self.teacher.model),
-            "teacher_layer": str(self.teacher.layer),
-            "computed_in": f"{self.device.precision} on {self.device.type}",
-        }
-        if self.text is not None:
-            identity["text"] = self.text.digest
-        identity["spaces"] = json.dumps([space.to_dict() for space in self.spaces])
-        return identity
-
-    @cached_property
-    def sample_ids(self) -> Tensor:
-        """The first blocks of the training text, to start from."""
-        assert self.text is not None
-        return self.text.begin().rows(0, SAMPLE_BLOCKS, self.config.seed, slice(None))
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """What `environment.json` says of them."""
-        return {"inputs": self.identity, "device": self.device.name, "precision": self.device.precision}
 
 
 @dataclass(frozen=True)
@@ -272,7 +197,7 @@ def resolve(
         InputError: for whatever cannot be used.
     """
     plugins = plugins or Plugins()
-    make_engine: MakeEngine = _named(plugins, "engines", "--engine", config.engine, ENGINES)
+    make_engine: MakeEngine = named_part(plugins, "engines", "--engine", config.engine, ENGINES)
     if config.engine not in ENGINES:
         make_engine = guarded_engine(config.engine, make_engine)
     kind = _proxy_kind(config, plugins)
@@ -327,7 +252,9 @@ def _proxy_kind(config: SearchConfig, plugins: Plugins) -> ProxyKind | None:
         budget = TaskBudget(config.proxy_rows, config.proxy_epochs, config.proxy_lr, config.seed)
         return task_proxy(config.proxy, budget, config.proxy_columns, config.proxy_label_column)
     own = {RELATION: None, HIDDEN: HIDDEN_KIND}
-    found = _named(plugins, "proxies", "--proxy", config.proxy, own, [f"{kind}NAME" for kind in (COSINE, PROBE, TASK)])
+    found = named_part(
+        plugins, "proxies", "--proxy", config.proxy, own, [f"{kind}NAME" for kind in (COSINE, PROBE, TASK)]
+    )
     if config.proxy in own:
         return own[config.proxy]
     if not isinstance(found, ProxyKind):
@@ -342,42 +269,6 @@ def check_measured_length(seq_len: int, teacher: Teacher) -> None:
         raise InputError(
             f"--measured-seq-len {seq_len}; the teacher has positions for 1 to {teacher.vocabulary.positions}"
         )
-
-
-def built_in(group: str) -> list[str]:
-    """Return the names of one of `plugins.GROUPS` that are ours, which no plug-in can have."""
-    return {
-        "objectives": list(objectives.NAMES),
-        "engines": list(ENGINES),
-        "proxies": [RELATION, HIDDEN],
-        "teachers": [PACKAGED, *sorted(FAMILIES)],
-        "search_spaces": shipped_spaces(),
-    }[group]
-
-
-def plugged(plugins: Plugins, group: str, name: str) -> Any:
-    """Return the plug-in of that name, None if there is none.
-
-    Raises:
-        InputError: if the name is a built-in one or another package's, too; if it is not allowed, or loading fails.
-    """
-    return plugins.find(group, name, built_in(group))
-
-
-def _named(
-    plugins: Plugins, group: str, flag: str, name: str, own: Mapping[str, Any], others: Sequence[str] = ()
-) -> Any:
-    """Return what is ours or a plug-in by that name. others: what is allowed, too, in words.
-
-    Raises:
-        InputError: if there is none; it lists what there is.
-    """
-    found = plugged(plugins, group, name)
-    if name in own:
-        return own[name]
-    if found is None:
-        raise InputError(f"{flag} {name!r}; allowed: {', '.join([*own, *others, *plugins.names(group)])}")
-    return found
 
 
 def known_objectives(
@@ -424,108 +315,3 @@ def _check_constraints(inputs: Inputs, space: SearchSpace, begun: bool) -> None:
     if not any(inputs.admits(space.decode(genome)) for genome in space.genomes()):
         together = " and ".join(map(str, inputs.constraints))
         raise InputError(f"--constraint {together}: no subnet of space {space.name!r} keeps all of them")
-
-
-def resolve_training(
-    config: TrainConfig,
-    reporter: Reporter | None = None,
-    needs_text: bool = True,
-    plugins: Plugins | None = None,
-    trains: bool = True,
-) -> Materials:
-    """Load and check all that training needs, or scoring with a trained SuperLM if not `trains`.
-
-    Raises:
-        InputError: for whatever cannot be used.
-    """
-    parse_relations(config.relations)
-    parse_subnet_weights(config.subnet_weights)
-    plugins = plugins or Plugins()
-    spaces = load_spaces(config.space_names, config.depth, config.relation_heads, plugins)
-    device = choose_device(config.device, config.precision)
-    teacher = find_teacher(config, device, plugins)
-    for note in teacher.notes:
-        (reporter or Reporter()).say(note)
-    for space in spaces if needs_text else []:  # without text nothing is trained
-        _check_memory(space, teacher, device, trains)
-    if config.seq_len > teacher.vocabulary.positions:
-        raise InputError(
-            f"--seq-len {config.seq_len}; the teacher has positions for 8 to {teacher.vocabulary.positions}"
-        )
-    text = open_text(config, teacher, device, reporter or Reporter()) if needs_text else None
-    return Materials(config, spaces, device, teacher, text)
-
-
-def find_teacher(config: TrainConfig, device: Device, plugins: Plugins) -> Teacher:
-    """The teacher that `config` names, in place on `device`.
-
-    Raises:
-        InputError: if there is none, or it cannot teach.
-    """
-    if (load := plugged(plugins, "teachers", config.teacher)) is None:
-        return load_teacher(config.teacher, config.teacher_layer, device.name)
-    with quiet_transformers(), guarded(f"teacher {config.teacher!r} cannot be loaded"):
-        model, tokenizer = load()
-    check_weights(f"teacher {config.teacher!r}", model)
-    return checked_teacher(model, tokenizer, config.teacher, config.teacher_layer, device.name)
-
-
-def open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: Reporter) -> Text:
-    """The text that `config` names, as `teacher` reads it.
-
-    Raises:
-        InputError: if it cannot be read, or is too short.
-    """
-    if config.stream:
-        group = processes(device.type == "cpu")
-        stream, held_out = open_stream(
-            config.texts, teacher.tokenizer, config.seq_len, rank=group.rank, world=group.count
-        )
-        about = f"streamed, {len(held_out.tokens):,} tokens held out by document"
-        return Text(stream.begin, held_out, stream.digest, about)
-    with reporter.bar("tokenizing", "documents", None) as bar:
-        corpus = load_corpus(config.texts, teacher.tokenizer, cache_folder(), progress=bar.advance_by)
-    train, held_out = corpus.blocks(config.seq_len)  # too short a text is refused here
-    about = f"{len(corpus.train):,} tokens to train on, {len(corpus.held_out):,} held out by document"
-    return Text(lambda: train, held_out, corpus.digest, about)
-
-
-def _check_memory(space: SearchSpace, teacher: Teacher, device: Device, trains: bool) -> None:
-    """Refuse a SuperLM whose float32 numbers are more than the memory that is free.
-
-    In training these are weights, gradients and AdamW's two moments. A trained one has its weights, and once more as
-    many while they are read or a student is cut out of it.
-    """
-    numbers, what = (4, "weights and optimizer") if trains else (2, "its weights and a student's")
-    needed, free = 4 * numbers * params(space.largest, teacher.vocabulary), device.free_memory()
-    if free is not None and needed > free.size:
-        raise InputError(
-            f"the SuperLM of space {space.name!r} ({space.largest}) needs {needed / 1e9:,.1f} GB for {what}; "
-            f"{free.owner} has {free.size / 1e9:,.1f} GB free"
-        )
-
-
-def load_spaces(
-    names: Sequence[str],
-    depth: str | None = None,
-    relation_heads: int | None = None,
-    plugins: Plugins | None = None,
-) -> list[SearchSpace]:
-    """The spaces of those names or paths, which must be comparable with each other.
-
-    depth, relation_heads: instead of the spaces' own, if given.
-
-    Raises:
-        InputError: if two have one name, or other relation heads: their losses would be unlike things.
-    """
-    changes = {"depth": depth, "relation_heads": relation_heads}
-    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
-    plugins = plugins or Plugins()
-    found = [plugged(plugins, "search_spaces", name) or name for name in names]
-    spaces = [replace(each if isinstance(each, SearchSpace) else load_space(each), **given) for each in found]
-    if len({space.name for space in spaces}) < len(spaces):
-        raise InputError(f"--space names {', '.join(space.name for space in spaces)}; allowed: each space once")
-    if len({space.relation_heads for space in spaces}) > 1:
-        heads = ", ".join(f"{space.name} {space.relation_heads}" for space in spaces)
-        raise InputError(f"relation_heads are {heads}; allowed: the same in all spaces, for losses to be comparable")
-    return spaces

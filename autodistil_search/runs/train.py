@@ -27,19 +27,21 @@ from autodistil_search.base.manifest import (
     write_manifest,
 )
 from autodistil_search.base.progress import Reporter
+from autodistil_search.base.seeding import seeded
 from autodistil_search.base.user_input import load_yaml
 from autodistil_search.base.weighted_names import parse_relations
-from autodistil_search.distillation.checkpoints import Course, course_of, load_model
-from autodistil_search.distillation.learning_rate import seeded
+from autodistil_search.distillation.checkpoints import Course, course_of
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.proxies import HARDLY_LEARNT, RelationProxy
 from autodistil_search.report import write_training_figure
 from autodistil_search.report.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
 from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder
-from autodistil_search.runs.search_inputs import Materials, resolve_training
-from autodistil_search.settings.search import TrainConfig
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.runs.training_inputs import Materials, resolve_training
+from autodistil_search.settings.train import TrainConfig
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.superlm.model_folder import load_model
 from autodistil_search.teachers.initial_weights import start_from
 
 WATCHED_BLOCKS = 8

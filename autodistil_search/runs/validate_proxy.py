@@ -30,9 +30,11 @@ from autodistil_search.base.manifest import (
     write_manifest,
     write_sealed,
 )
+from autodistil_search.base.pretrained import model_sha256
 from autodistil_search.base.progress import Reporter
-from autodistil_search.distillation.training_loop import TrainOptions, distill
-from autodistil_search.nas.baselines import begin_alone, options_alone
+from autodistil_search.distillation.training_loop import distill
+from autodistil_search.distillation.training_step import TrainOptions
+from autodistil_search.nas.baseline_training import begin_alone, options_alone
 from autodistil_search.nas.engines import ENUMERABLE
 from autodistil_search.nas.objectives import COSINE, HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
 from autodistil_search.nas.proxies import HARDLY_LEARNT, HIDDEN_KIND, Proxy, ProxyKind, TaskBudget, task_proxy
@@ -51,13 +53,13 @@ from autodistil_search.report.findings import (
 from autodistil_search.report.validation_figure import validation_figure
 from autodistil_search.runs.finished_run import Run, load_run
 from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder, versions
-from autodistil_search.runs.search_inputs import Materials, resolve_training
 from autodistil_search.runs.train import relation_proxy
-from autodistil_search.settings.later_steps import ValidateConfig
+from autodistil_search.runs.training_inputs import Materials, resolve_training
+from autodistil_search.settings.validate_proxy import ValidateConfig
 from autodistil_search.spaces.cost import flops
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
-from autodistil_search.teachers.teacher import model_sha256
 
 _DRAWN_OF_LARGE_SPACES = 20_000
 _SUBNETS, _RANKING = "subnets.csv", "ranking.csv"

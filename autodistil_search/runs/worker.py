@@ -14,12 +14,12 @@ from autodistil_search.base.manifest import kind_of
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.user_input import is_finite, quoted
-from autodistil_search.distillation.checkpoints import load_model
 from autodistil_search.nas.shared_archive import CONFIG, PREDICTOR, SharedArchive, all_ended, open_storage
 from autodistil_search.runs.scoring import Scorer, agree
 from autodistil_search.runs.search_inputs import Inputs, resolve
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.superlm.model_folder import load_model
 
 _POLL = 0.1
 """Seconds between looks at a study that has no work, at first; they double up to `_LONGEST_POLL`."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from autodistil_search.spaces.search_space import Subnet
+from autodistil_search.spaces.subnet import Subnet
 
 FLOPS_SEQ_LEN = 128
 """Tokens in the sequence for which FLOPs are stated, as in MiniLM, TinyBERT and AutoDistil."""

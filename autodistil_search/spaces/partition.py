@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import locked, write_atomically
 from autodistil_search.spaces.cost import FLOPS_SEQ_LEN, flops
-from autodistil_search.spaces.search_space import DIMENSIONS, SearchSpace, load_space
+from autodistil_search.spaces.search_space import SearchSpace, load_space
+from autodistil_search.spaces.subnet import DIMENSIONS
 
 _LARGEST_SPACE = 1_000_000
 """Subnets of a space that can be partitioned: each one's FLOPs are counted, a few microseconds each."""

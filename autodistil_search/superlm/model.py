@@ -17,15 +17,14 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
-from transformers.utils import logging as transformers_logging
 
 from autodistil_search.base.manifest import MODEL_TYPE
-from autodistil_search.spaces.search_space import SearchSpace, Subnet, kept_layers
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet, kept_layers
 from autodistil_search.superlm.modeling_student import relative_buckets
 
 Projections = tuple[Tensor, Tensor, Tensor]
@@ -459,23 +458,6 @@ def _copy_leading(source: nn.Module, target: nn.Module) -> None:
     """Give each parameter of `target` the leading part of the same one of `source`."""
     for whole, part in zip(source.parameters(), target.parameters(), strict=True):
         part.copy_(whole[tuple(slice(n) for n in part.shape)])
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars, its warnings about unused weights and the hub's retries off the terminal."""
-    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    hub_level = hub_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        hub_logging.set_verbosity(hub_level)
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 AutoConfig.register("autodistil", AutoDistilConfig)

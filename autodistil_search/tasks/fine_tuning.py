@@ -27,10 +27,12 @@ from autodistil_search.base.device import Device
 from autodistil_search.base.files import file_sha256, write_atomically
 from autodistil_search.base.pretrained import ends, matched
 from autodistil_search.base.progress import Bar, Reporter
+from autodistil_search.base.seeding import seeded
 from autodistil_search.base.weighted_names import parse_terms
-from autodistil_search.distillation.checkpoints import Checkpoints, check_weights
+from autodistil_search.distillation.checkpoints import Checkpoints
 from autodistil_search.distillation.layer_losses import LAYER_TERMS, LayerTransfer
-from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WEIGHT_DECAY, seeded, set_learning_rate
+from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WEIGHT_DECAY, set_learning_rate
+from autodistil_search.superlm.model_folder import check_weights
 from autodistil_search.tasks.labelled_data import Rows, Task
 from autodistil_search.tasks.metrics import METRICS, Array
 

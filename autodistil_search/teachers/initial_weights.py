@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.spaces.search_space import SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel, ElasticLayer
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target
 from autodistil_search.teachers.teacher import Teacher

@@ -12,16 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autodistil_search.base.errors import InputError
+from autodistil_search.text.blocks import HELD_OUT_EVERY, Blocks, Tokens, shuffled
 from autodistil_search.text.sources import Document, Reading, Shard, State, TableShard, find_sources
-from autodistil_search.text.token_store import (
-    CHARACTERS_AT_ONCE,
-    HELD_OUT_EVERY,
-    Blocks,
-    Encoder,
-    Tokens,
-    check_known,
-    shuffled,
-)
+from autodistil_search.text.tokenization import CHARACTERS_AT_ONCE, Encoder, check_known
 
 _WINDOW = 4096
 """Blocks that are shuffled among themselves."""

@@ -16,7 +16,8 @@ from autodistil_search.nas.engines.base import ENUMERABLE, Candidates, Engine, G
 from autodistil_search.nas.engines.exhaustive_and_random import Exhaustive, Random
 from autodistil_search.nas.objectives import Constraint, Objective
 from autodistil_search.nas.pareto import Values
-from autodistil_search.spaces.search_space import Genome, SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Genome, Subnet
 
 
 class MakeEngine(Protocol):
@@ -28,9 +29,7 @@ class MakeEngine(Protocol):
 
 
 def _surrogate(candidates: Candidates, *, seed: int, population: int, goal: Goal) -> Engine:
-    from autodistil_search.nas.engines.surrogate import (
-        Surrogate,  # scikit-learn is slow to import, and for this one only
-    )
+    from autodistil_search.nas.engines.surrogate import Surrogate
 
     return Surrogate(candidates, seed=seed, population=population, goal=goal)
 

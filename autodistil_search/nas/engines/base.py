@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from autodistil_search.nas.pareto import Values
-from autodistil_search.spaces.search_space import Genome, SearchSpace, Subnet
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Genome, Subnet
 
 ENUMERABLE = 100_000
 """Spaces of at most so many subnets are listed; in larger ones new subnets are found by drawing."""

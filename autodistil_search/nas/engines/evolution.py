@@ -25,7 +25,8 @@ from pymoo.util.ref_dirs import get_reference_directions
 from autodistil_search.base.errors import InputError
 from autodistil_search.nas.engines.base import Candidates, Goal
 from autodistil_search.nas.pareto import Values
-from autodistil_search.spaces.search_space import Genome, SearchSpace
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Genome
 
 _ETA = 3.0
 """Distribution index of crossover and mutation; pymoo's advice for integers."""

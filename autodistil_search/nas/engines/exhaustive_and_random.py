@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from autodistil_search.nas.engines.base import Candidates, Goal
 from autodistil_search.nas.pareto import Values
-from autodistil_search.spaces.search_space import Genome
+from autodistil_search.spaces.subnet import Genome
 
 _AT_ONCE = 16
 

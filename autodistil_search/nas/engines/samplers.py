@@ -13,7 +13,7 @@ from optuna.trial import Trial, TrialState
 
 from autodistil_search.nas.engines.base import Candidates, Goal
 from autodistil_search.nas.pareto import Values
-from autodistil_search.spaces.search_space import Genome
+from autodistil_search.spaces.subnet import Genome
 
 
 def nsga2(seed: int, population: int) -> BaseSampler:

@@ -20,7 +20,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from autodistil_search.nas.engines.base import Candidates, Goal
 from autodistil_search.nas.engines.evolution import Evolution, nsga2
 from autodistil_search.nas.pareto import Values, hypervolume_gains, is_on_frontier
-from autodistil_search.spaces.search_space import Genome
+from autodistil_search.spaces.subnet import Genome
 
 _BATCH = 4
 """Subnets proposed at a time."""

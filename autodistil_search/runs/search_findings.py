@@ -1,0 +1,126 @@
+"""What the report of a search should tell of its conditions, and what weakens its numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import median
+from typing import Any
+
+import torch
+
+from autodistil_search.nas.archive import Archive
+from autodistil_search.nas.objectives import TASK
+from autodistil_search.nas.proxies import HARDLY_LEARNT
+from autodistil_search.report.findings import (
+    COSTS_MORE,
+    LEARNT_LITTLE,
+    NOT_ALL_SCORED,
+    NOT_VALIDATED,
+    ONE_SEED,
+    TRAINING,
+    Finding,
+)
+from autodistil_search.runs.run_folder import versions
+from autodistil_search.runs.scoring import Scorer
+from autodistil_search.runs.search_inputs import Inputs
+from autodistil_search.settings.search import SearchConfig
+from autodistil_search.spaces.cost import flops
+
+
+def cost_findings(inputs: Inputs) -> list[Finding]:
+    """Return which subnets cost more than their teacher."""
+    limit = flops(inputs.teacher.subnet)
+    findings = []
+    for space in inputs.spaces:
+        if space.size > 100_000 or flops(space.largest) <= limit:
+            continue
+        over = sum(flops(space.decode(genome)) > limit for genome in space.genomes())
+        values = {"space": space.name, "subnets": space.size, "over": over, "teacher_flops": limit}
+        findings.append(Finding(COSTS_MORE, values))
+    return findings
+
+
+def learning_findings(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[Finding]:
+    """Return which SuperLMs have hardly learnt anything by the median of what was scored.
+
+    `train_superlm` tells of the subnets that it watches.
+    """
+    proxy = inputs.proxy_objective
+    if proxy is None or proxy.direction == "maximize":
+        return []
+    findings = []
+    for space in inputs.spaces:
+        scores = [each.measured[proxy.name] for each in archive.evaluations if each.space == space.name]
+        if scores and median(scores) > HARDLY_LEARNT * scorer.proxy.reference:
+            values = {"space": space.name, "median": median(scores), "best": min(scores)}
+            values |= {"reference": scorer.proxy.reference}
+            lr = inputs.options_of(space.largest).lr
+            findings.append(Finding(LEARNT_LITTLE, {**values, "lr": lr}))
+    return findings
+
+
+def trust_findings(inputs: Inputs, archive: Archive, exact: bool) -> list[Finding]:
+    """Return where a claim drawn from this run is weak."""
+    findings = []
+    if not exact:
+        scored = Counter(evaluation.space for evaluation in archive.evaluations)
+        counts = [{"name": space.name, "scored": scored[space.name], "subnets": space.size} for space in inputs.spaces]
+        findings.append(Finding(NOT_ALL_SCORED, {"spaces": counts}))
+    if inputs.proxy_objective is not None:
+        config = inputs.config
+        tokens = config.steps * config.batch_size * config.seq_len
+        findings.append(Finding(TRAINING, {"steps": config.steps, "tokens": tokens}))
+        if not config.proxy.startswith(TASK):
+            findings.append(Finding(NOT_VALIDATED))
+        findings.append(Finding(ONE_SEED))
+    return findings
+
+
+def _sampling(config: SearchConfig) -> str:
+    """How the subnets of a step were chosen and weighed, in words."""
+    words: list[str] = [config.sampling]
+    if config.random_subnets is not None:
+        words.append(f"{config.random_subnets} random")
+    if config.subnet_weights:
+        words.append(f"weights {config.subnet_weights}")
+    if config.in_place:
+        words.append(f"{config.in_place:g} in place")
+    return ", ".join(words)
+
+
+def _rates(inputs: Inputs) -> str:
+    """The peak learning rate of each space, or of all if it is one."""
+    rates = {space.name: f"{inputs.options_of(space.largest).lr:g}" for space in inputs.spaces}
+    if len(set(rates.values())) == 1:
+        return next(iter(rates.values()))
+    return ", ".join(f"{rate} ({name})" for name, rate in rates.items())
+
+
+def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
+    """How everything was measured, for the reader of the report."""
+    config, teacher = inputs.config, inputs.teacher
+    described: dict[str, Any] = {
+        objective.name: f"{objective.label}, {objective.unit}; {objective.direction}" for objective in inputs.columns
+    }
+    described["flops counted"] = "matrix products of the extracted student: linear layers, attention, pooler"
+    described["search spaces"] = "; ".join(f"{space.name}: {space}" for space in inputs.spaces)
+    described["engine"] = (
+        f"{config.engine}, at most {config.evaluations} subnets in each space, seed {config.engine_seed}"
+    )
+    if inputs.constraints:
+        described["constraints"] = ", ".join(map(str, inputs.constraints))
+    described["teacher"] = (
+        f"{teacher.name} ({teacher.subnet}), relations of layer {teacher.layer} of 0 to {teacher.subnet.layers - 1}"
+    )
+    if inputs.text is not None:
+        described["text"] = ", ".join(config.texts)
+        described["amount of text"] = inputs.text.description
+        described["training"] = (
+            f"{config.steps} steps of {config.batch_size} x {config.seq_len} tokens, {_sampling(config)}, "
+            f"{config.loss} loss of {config.relations}, last hidden states with weight {config.hidden:g}, AdamW, peak "
+            f"learning rate {_rates(inputs)}, start from {config.init}, seed {config.seed}"
+        )
+        described["proxy"] = scorer.proxy.description
+    described["device"] = f"{inputs.device.name}, {inputs.device.precision}, {torch.get_num_threads()} threads"
+    described["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return described

@@ -1,0 +1,205 @@
+"""What the settings of a training stand for: spaces, teacher and text, loaded and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from autodistil_search.base.device import Device, choose_device
+from autodistil_search.base.distributed import processes
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.files import cache_folder
+from autodistil_search.base.plugins import Plugins, guarded
+from autodistil_search.base.pretrained import check_weights, model_sha256, quiet_transformers
+from autodistil_search.base.progress import Reporter
+from autodistil_search.base.weighted_names import parse_relations, parse_subnet_weights
+from autodistil_search.distillation.learning_rate import default_learning_rate
+from autodistil_search.distillation.training_step import Execution, TrainOptions
+from autodistil_search.runs.named_parts import plugged
+from autodistil_search.settings.train import TrainConfig
+from autodistil_search.spaces.cost import params
+from autodistil_search.spaces.search_space import SearchSpace, load_space
+from autodistil_search.spaces.subnet import Subnet
+from autodistil_search.teachers.initial_weights import SAMPLE_BLOCKS
+from autodistil_search.teachers.loading import checked_teacher, load_teacher
+from autodistil_search.teachers.teacher import Teacher
+from autodistil_search.text.blocks import Blocks, TrainingText
+from autodistil_search.text.token_store import load_corpus
+from autodistil_search.text.token_stream import open_stream
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is trained on and what is held out of it.
+
+    begin: gives the training text from its start; held_out: blocks that are not in it; digest: of all they follow
+    from; description: how much there is, in words.
+    """
+
+    begin: Callable[[], TrainingText]
+    held_out: Blocks
+    digest: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a `TrainConfig` stands for, loaded and checked."""
+
+    config: TrainConfig
+    spaces: Sequence[SearchSpace]
+    device: Device
+    teacher: Teacher
+    text: Text | None
+    """None if nothing is trained."""
+
+    @property
+    def options(self) -> TrainOptions:
+        """The options of training the first space's SuperLM."""
+        return self.options_of(self.spaces[0].largest)
+
+    def options_of(self, subnet: Subnet) -> TrainOptions:
+        """Return the options of training a student of this size, or a SuperLM with this largest subnet."""
+        chosen = {field.name: getattr(self.config, field.name) for field in fields(TrainOptions)}
+        if self.config.lr is None:
+            chosen["lr"] = default_learning_rate(subnet)
+        return TrainOptions(**{**chosen, "relation_heads": self.spaces[0].relation_heads})
+
+    @property
+    def execution(self) -> Execution:
+        """How their training runs here."""
+        return Execution(**{field.name: getattr(self.config, field.name) for field in fields(Execution)})
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """Digests of what the flags only name: the teacher's weights, the text, the spaces' content."""
+        identity = {
+            "teacher_model": model_sha256(self.teacher.model),
+            "teacher_layer": str(self.teacher.layer),
+            "computed_in": f"{self.device.precision} on {self.device.type}",
+        }
+        if self.text is not None:
+            identity["text"] = self.text.digest
+        identity["spaces"] = json.dumps([space.to_dict() for space in self.spaces])
+        return identity
+
+    @cached_property
+    def sample_ids(self) -> Tensor:
+        """The first blocks of the training text, to start from."""
+        assert self.text is not None
+        return self.text.begin().rows(0, SAMPLE_BLOCKS, self.config.seed, slice(None))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What `environment.json` says of them."""
+        return {"inputs": self.identity, "device": self.device.name, "precision": self.device.precision}
+
+
+def resolve_training(
+    config: TrainConfig,
+    reporter: Reporter | None = None,
+    needs_text: bool = True,
+    plugins: Plugins | None = None,
+    trains: bool = True,
+) -> Materials:
+    """Load and check all that training needs, or scoring with a trained SuperLM if not `trains`.
+
+    Raises:
+        InputError: for whatever cannot be used.
+    """
+    parse_relations(config.relations)
+    parse_subnet_weights(config.subnet_weights)
+    plugins = plugins or Plugins()
+    spaces = load_spaces(config.space_names, config.depth, config.relation_heads, plugins)
+    device = choose_device(config.device, config.precision)
+    teacher = find_teacher(config, device, plugins)
+    for note in teacher.notes:
+        (reporter or Reporter()).say(note)
+    for space in spaces if needs_text else []:  # without text nothing is trained
+        _check_memory(space, teacher, device, trains)
+    if config.seq_len > teacher.vocabulary.positions:
+        raise InputError(
+            f"--seq-len {config.seq_len}; the teacher has positions for 8 to {teacher.vocabulary.positions}"
+        )
+    text = open_text(config, teacher, device, reporter or Reporter()) if needs_text else None
+    return Materials(config, spaces, device, teacher, text)
+
+
+def find_teacher(config: TrainConfig, device: Device, plugins: Plugins) -> Teacher:
+    """The teacher that `config` names, in place on `device`.
+
+    Raises:
+        InputError: if there is none, or it cannot teach.
+    """
+    if (load := plugged(plugins, "teachers", config.teacher)) is None:
+        return load_teacher(config.teacher, config.teacher_layer, device.name)
+    with quiet_transformers(), guarded(f"teacher {config.teacher!r} cannot be loaded"):
+        model, tokenizer = load()
+    check_weights(f"teacher {config.teacher!r}", model)
+    return checked_teacher(model, tokenizer, config.teacher, config.teacher_layer, device.name)
+
+
+def open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: Reporter) -> Text:
+    """The text that `config` names, as `teacher` reads it.
+
+    Raises:
+        InputError: if it cannot be read, or is too short.
+    """
+    if config.stream:
+        group = processes(device.type == "cpu")
+        stream, held_out = open_stream(
+            config.texts, teacher.tokenizer, config.seq_len, rank=group.rank, world=group.count
+        )
+        about = f"streamed, {len(held_out.tokens):,} tokens held out by document"
+        return Text(stream.begin, held_out, stream.digest, about)
+    with reporter.bar("tokenizing", "documents", None) as bar:
+        corpus = load_corpus(config.texts, teacher.tokenizer, cache_folder(), progress=bar.advance_by)
+    train, held_out = corpus.blocks(config.seq_len)  # too short a text is refused here
+    about = f"{len(corpus.train):,} tokens to train on, {len(corpus.held_out):,} held out by document"
+    return Text(lambda: train, held_out, corpus.digest, about)
+
+
+def _check_memory(space: SearchSpace, teacher: Teacher, device: Device, trains: bool) -> None:
+    """Refuse a SuperLM whose float32 numbers are more than the memory that is free.
+
+    In training these are weights, gradients and AdamW's two moments. A trained one has its weights, and once more as
+    many while they are read or a student is cut out of it.
+    """
+    numbers, what = (4, "weights and optimizer") if trains else (2, "its weights and a student's")
+    needed, free = 4 * numbers * params(space.largest, teacher.vocabulary), device.free_memory()
+    if free is not None and needed > free.size:
+        raise InputError(
+            f"the SuperLM of space {space.name!r} ({space.largest}) needs {needed / 1e9:,.1f} GB for {what}; "
+            f"{free.owner} has {free.size / 1e9:,.1f} GB free"
+        )
+
+
+def load_spaces(
+    names: Sequence[str],
+    depth: str | None = None,
+    relation_heads: int | None = None,
+    plugins: Plugins | None = None,
+) -> list[SearchSpace]:
+    """The spaces of those names or paths, which must be comparable with each other.
+
+    depth, relation_heads: instead of the spaces' own, if given.
+
+    Raises:
+        InputError: if two have one name, or other relation heads: their losses would be unlike things.
+    """
+    changes = {"depth": depth, "relation_heads": relation_heads}
+    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    plugins = plugins or Plugins()
+    found = [plugged(plugins, "search_spaces", name) or name for name in names]
+    spaces = [replace(each if isinstance(each, SearchSpace) else load_space(each), **given) for each in found]
+    if len({space.name for space in spaces}) < len(spaces):
+        raise InputError(f"--space names {', '.join(space.name for space in spaces)}; allowed: each space once")
+    if len({space.relation_heads for space in spaces}) > 1:
+        heads = ", ".join(f"{space.name} {space.relation_heads}" for space in spaces)
+        raise InputError(f"relation_heads are {heads}; allowed: the same in all spaces, for losses to be comparable")
+    return spaces

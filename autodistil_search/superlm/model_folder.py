@@ -1,0 +1,99 @@
+"""The one loader of SuperLMs and students: their files are verified before any weight is used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.files import read_json, readable, write_together
+from autodistil_search.base.manifest import MODEL_TYPE, TRAINER_STATE, add_to_manifest, lacking, sha256_of, verify
+from autodistil_search.base.pretrained import quiet_transformers
+from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilForSequenceClassification, AutoDistilModel
+
+WEIGHTS = "model.safetensors"
+_LAST_OF_TOKENIZER = "tokenizer_config.json"
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise FloatingPointError, naming the first, if a weight of `model` is not finite."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise FloatingPointError(f"weights of {name} are not finite")
+
+
+_Model = TypeVar("_Model", AutoDistilModel, AutoDistilForSequenceClassification)
+
+
+def load_model(folder: Path, kind: type[_Model]) -> _Model:
+    """Return the SuperLM or student in `folder` in evaluation mode: every model of ours is read here.
+
+    Its files are checked against the manifest, or in a folder without one the weights against what training wrote
+    down. Weights are read from safetensors alone, in float32.
+
+    kind: with or without a head. An encoder alone is read from the folder of a classifier, too.
+
+    Raises:
+        InputError: if a file is not as it was written, or the weights are not those of the configuration.
+    """
+    if not verify(folder, ("config.json", "*.safetensors")):
+        verify_by_state(folder)
+    path = folder / "config.json"
+    if (found := read_json(path).get("model_type")) != MODEL_TYPE:
+        raise InputError(f"{path} is of a model of type {found!r}; allowed: {MODEL_TYPE!r}, a student or a SuperLM")
+    with quiet_transformers():
+        with readable(path):
+            config = AutoDistilConfig.from_pretrained(folder)
+        with readable(folder / WEIGHTS):
+            model, loading = kind.from_pretrained(
+                folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+    _refuse_other_weights(folder, "lacks", loading["missing_keys"])
+    strangers = [name for name in loading["unexpected_keys"] if not name.startswith("classifier.")]
+    _refuse_other_weights(folder, "has in excess", strangers)
+    try:
+        check_weights(model)
+    except FloatingPointError as error:
+        raise InputError(f"{folder / WEIGHTS}: {error}; allowed: finite weights") from None
+    loaded: _Model = model.eval()
+    return loaded
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer beside the finished model in `folder`, and into its manifest, unless it is there."""
+    if (folder / _LAST_OF_TOKENIZER).exists() and not lacking(folder):
+        return
+    names: list[str] = []
+
+    def write(new: Path) -> None:
+        tokenizer.save_pretrained(new)
+        names.extend(path.name for path in new.iterdir())
+
+    write_together(folder, "tokenizer.json", write, last=_LAST_OF_TOKENIZER)
+    add_to_manifest(folder, names)
+
+
+def verify_by_state(folder: Path) -> None:
+    """Check the weights of a folder without a manifest against what training wrote down, if it did."""
+    state = folder / TRAINER_STATE
+    if not state.is_file() or not (folder / WEIGHTS).is_file():
+        return
+    with readable(state):
+        expected = str(read_json(state)["sha256"])
+    if sha256_of(folder / WEIGHTS) != expected:
+        raise InputError(
+            f"{folder / WEIGHTS} is not the file that training wrote; restore it from a copy, or delete the folder "
+            "and repeat the command that trained it"
+        )
+
+
+def _refuse_other_weights(folder: Path, what: str, names: Collection[str]) -> None:
+    if names:
+        raise InputError(
+            f"{folder / WEIGHTS} {what} {len(names)} weights, {min(names)!r} first; allowed: those of its config.json"
+        )

@@ -10,7 +10,7 @@ from autodistil_search import load_run, search
 from autodistil_search.base.progress import Reporter
 from autodistil_search.nas import engine_comparison
 from autodistil_search.nas.engine_comparison import MARKS, Scored, compare
-from autodistil_search.nas.engines import ENGINES
+from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.pareto import hypervolume
 from autodistil_search.spaces.search_space import SearchSpace, load_space
 

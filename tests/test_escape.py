@@ -23,7 +23,7 @@ from autodistil_search.nas.archive import Evaluation
 from autodistil_search.nas.baselines import Baseline
 from autodistil_search.nas.engine_comparison import COLUMNS
 from autodistil_search.nas.objectives import FLOPS, Objective
-from autodistil_search.report import baseline_table, frontier_figure, pareto_report, progress_figure, write_report
+from autodistil_search.report.data import baseline_table, pareto_report
 from autodistil_search.report.escape import (
     PlainFigure,
     latex,
@@ -34,9 +34,11 @@ from autodistil_search.report.escape import (
     visible,
     without_markdown,
 )
+from autodistil_search.report.figures import frontier_figure, progress_figure
 from autodistil_search.report.findings import remark
 from autodistil_search.report.html import render_html
 from autodistil_search.report.papers import latex_table, markdown_table, write_for_papers
+from autodistil_search.report.writing import write_report
 from autodistil_search.spaces.subnet import Subnet
 
 HOSTILE = [

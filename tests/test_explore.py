@@ -28,7 +28,7 @@ from autodistil_search.nas.archive import Evaluation
 from autodistil_search.nas.baselines import Baseline
 from autodistil_search.nas.engine_comparison import COLUMNS
 from autodistil_search.nas.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
-from autodistil_search.report import baseline_table, pareto_report, pick
+from autodistil_search.report.data import baseline_table, pareto_report
 from autodistil_search.report.explore import (
     best_within,
     engine_marks,
@@ -39,6 +39,7 @@ from autodistil_search.report.explore import (
     point_sets,
     stops,
 )
+from autodistil_search.report.picking import pick
 from autodistil_search.report.run_parts import RunPart
 from autodistil_search.report.widgets import EngineExplorer, Explorer
 from autodistil_search.spaces import cost

@@ -17,7 +17,7 @@ import torch
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import GROUPS, Plugins
 from autodistil_search.cli.main import main
-from autodistil_search.nas.engines import ENGINES
+from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.objectives import FLOPS, Objective
 from autodistil_search.nas.proxies import ProxyKind
 from autodistil_search.runs.named_parts import built_in

@@ -18,19 +18,16 @@ from autodistil_search.nas.engine_comparison import COLUMNS
 from autodistil_search.nas.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
 from autodistil_search.nas.pareto import hypervolume
 from autodistil_search.nas.rank_correlation import Agreement
-from autodistil_search.report import (
-    baseline_table,
-    figures,
-    findings,
-    frontier_figure,
-    pareto_report,
-    published_figure,
-    shown,
-    write_report,
-)
+from autodistil_search.report import figures, findings
 from autodistil_search.report.caveats import warnings_of
-from autodistil_search.report.data import against_frontier, frontier_table, progress_table
-from autodistil_search.report.figures import for_papers, parallel_figure
+from autodistil_search.report.data import (
+    against_frontier,
+    baseline_table,
+    frontier_table,
+    pareto_report,
+    progress_table,
+)
+from autodistil_search.report.figures import for_papers, frontier_figure, parallel_figure, published_figure
 from autodistil_search.report.findings import NOT_VALIDATED, Finding, comparison, remark
 from autodistil_search.report.html import LISTED, render_html
 from autodistil_search.report.overlay import overlay
@@ -42,8 +39,10 @@ from autodistil_search.report.views import (
     baseline_points,
     export_commands,
     parallel_rows,
+    shown,
     step_lines,
 )
+from autodistil_search.report.writing import write_report
 from autodistil_search.spaces.subnet import Subnet
 
 LIKEWISE = {"relation_loss": 0.7, "flops": 300, "params": 3000}

@@ -13,7 +13,7 @@ from autodistil_search.nas.archive import Evaluation
 from autodistil_search.nas.baselines import Baseline
 from autodistil_search.nas.engine_comparison import COLUMNS
 from autodistil_search.nas.objectives import FLOPS, PARAMS, RELATION_LOSS, Objective
-from autodistil_search.report import baseline_table, pareto_report
+from autodistil_search.report.data import baseline_table, pareto_report
 from autodistil_search.report.findings import remark
 from autodistil_search.report.html import render_html
 from autodistil_search.report.overlay import overlay

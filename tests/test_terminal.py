@@ -20,7 +20,7 @@ from autodistil_search.cli.completion import completion_script
 from autodistil_search.cli.main import main, make_parser
 from autodistil_search.cli.records import _plain
 from autodistil_search.cli.tables import print_frontier
-from autodistil_search.nas.engines import ENGINES
+from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.runs.doctor import Finding, print_findings
 from autodistil_search.runs.train import train

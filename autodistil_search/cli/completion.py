@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from autodistil_search.base.plugins import Plugins
-from autodistil_search.nas.engines import ENGINES
+from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.objectives import NAMES
 from autodistil_search.settings.common import choices
 from autodistil_search.settings.later_steps import Format

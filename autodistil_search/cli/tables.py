@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 def print_frontier(run: Run, console: Console) -> None:
     """The frontier as a table with the knee marked, the notes, and where the report lies."""
-    from autodistil_search.report import shown, warnings_of
+    from autodistil_search.report.caveats import warnings_of
+    from autodistil_search.report.views import shown
 
     report = run.report
     title = f"Pareto frontier of {report.title}: {len(run.frontier)} of {len(run.evaluations)} scored"
@@ -115,7 +116,7 @@ def print_profiles(
     profiled: Sequence[tuple[SearchSpace, Sequence[Profile]]], costs: Sequence[Objective], console: Console
 ) -> None:
     """A table for each space, with a column for each of the profiled subnets and a row for each cost."""
-    from autodistil_search.report import shown
+    from autodistil_search.report.views import shown
 
     for space, profiles in profiled:
         table = Table(title=f"{space.name}: {space.size:,} subnets", box=None, pad_edge=False, padding=(0, 1))
@@ -131,7 +132,7 @@ def print_profiles(
 
 def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) -> None:
     """A column for each space, and what the numbers leave out. speed: where the seconds of a step come from."""
-    from autodistil_search.report import shown
+    from autodistil_search.report.views import shown
 
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("")

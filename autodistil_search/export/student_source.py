@@ -22,7 +22,7 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.base.user_input import PACKAGED, TASKS, absolute_path, load_yaml, quoted
 from autodistil_search.export.model_card import ObjectiveValue
 from autodistil_search.export.onnx_files import Sample
-from autodistil_search.report import shown
+from autodistil_search.report.views import shown
 from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.run_folder import model_folder
 from autodistil_search.runs.training_inputs import find_teacher, open_text

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from autodistil_search.base.progress import Reporter
-from autodistil_search.nas.engines import ENGINES, Candidates, Goal, MakeEngine
+from autodistil_search.nas.engines.base import Candidates, Goal
+from autodistil_search.nas.engines.registry import ENGINES, MakeEngine
 from autodistil_search.nas.pareto import Values, hypervolume
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Genome, Subnet

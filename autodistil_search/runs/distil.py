@@ -19,7 +19,7 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.nas.proxies import RelationProxy
-from autodistil_search.report import write_training_figure
+from autodistil_search.report.training_figure import write_training_figure
 from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.run_folder import STUDENT, check_folder, exclusive, open_folder
 from autodistil_search.runs.train import relation_proxy

@@ -26,17 +26,13 @@ from autodistil_search.base.manifest import (
 from autodistil_search.base.user_input import load_yaml
 from autodistil_search.nas import baselines
 from autodistil_search.nas.objectives import Constraint, Objective
-from autodistil_search.report import (
-    REPORT_FILES,
-    ParetoReport,
-    findings,
-    frontier_figure,
-    frontier_html,
-    pick,
-    read_table,
-    run_part,
-)
-from autodistil_search.report.data import SUBNET_COLUMNS
+from autodistil_search.report import findings
+from autodistil_search.report.data import SUBNET_COLUMNS, ParetoReport
+from autodistil_search.report.figures import frontier_figure
+from autodistil_search.report.html import frontier_html
+from autodistil_search.report.picking import pick
+from autodistil_search.report.run_parts import read_table, run_part
+from autodistil_search.report.writing import REPORT_FILES
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel

@@ -9,7 +9,7 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.user_input import PACKAGED
 from autodistil_search.nas import objectives
-from autodistil_search.nas.engines import ENGINES
+from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.objectives import HIDDEN, RELATION
 from autodistil_search.spaces.search_space import shipped_spaces
 from autodistil_search.teachers.families import FAMILIES

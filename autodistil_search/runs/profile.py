@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autodistil_search.nas.engines import ENUMERABLE
+from autodistil_search.nas.engines.base import ENUMERABLE
 from autodistil_search.nas.objectives import Objective, costs
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.search_space import SearchSpace

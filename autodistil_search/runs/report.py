@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.report import FIGURES, PAGE, overlay, write_for_papers, write_page, write_report
+from autodistil_search.report.overlay import overlay
+from autodistil_search.report.papers import FIGURES, write_for_papers
+from autodistil_search.report.writing import PAGE, write_page, write_report
 from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.run_folder import exclusive
 

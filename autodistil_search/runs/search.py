@@ -19,13 +19,24 @@ from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.progress import Reporter
 from autodistil_search.nas import baseline_training, baselines, engine_comparison, latency_predictor
 from autodistil_search.nas.archive import Archive
-from autodistil_search.nas.engines import Candidates, Goal, run_engine
+from autodistil_search.nas.engines.base import Candidates, Goal
+from autodistil_search.nas.engines.running import run_engine
 from autodistil_search.nas.objectives import PREDICTED_LATENCY, Constraint, Objective
 from autodistil_search.nas.pareto import box_of, is_on_frontier
 from autodistil_search.nas.shared_archive import CONFIG, PREDICTOR, SharedArchive, open_storage, state_of
-from autodistil_search.report import ParetoReport, baseline_table, pareto_report, run_part, write_report
-from autodistil_search.report.data import against_frontier, check_kept, evaluation_table, keeps, minimised
+from autodistil_search.report.data import (
+    ParetoReport,
+    against_frontier,
+    baseline_table,
+    check_kept,
+    evaluation_table,
+    keeps,
+    minimised,
+    pareto_report,
+)
 from autodistil_search.report.findings import LATENCY_PREDICTED, Finding
+from autodistil_search.report.run_parts import run_part
+from autodistil_search.report.writing import write_report
 from autodistil_search.runs.finished_run import RUN_FILES, Run, is_finished, load_run, write_summary
 from autodistil_search.runs.run_folder import Stopwatch, check_folder, exclusive, open_folder, versions
 from autodistil_search.runs.scoring import Scorer, agree

@@ -18,7 +18,8 @@ from autodistil_search.base.files import EXPORT_RECORD, read_json
 from autodistil_search.base.plugins import Plugins, shown
 from autodistil_search.base.progress import Reporter
 from autodistil_search.nas import hardware, objectives
-from autodistil_search.nas.engines import ENGINES, ENUMERABLE, MakeEngine, guarded_engine
+from autodistil_search.nas.engines.base import ENUMERABLE
+from autodistil_search.nas.engines.registry import ENGINES, MakeEngine, guarded_engine
 from autodistil_search.nas.hardware import Load
 from autodistil_search.nas.latency_predictor import Predictor
 from autodistil_search.nas.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK, Constraint, Objective

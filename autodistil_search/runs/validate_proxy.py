@@ -35,11 +35,10 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.nas.baseline_training import begin_alone, options_alone
-from autodistil_search.nas.engines import ENUMERABLE
+from autodistil_search.nas.engines.base import ENUMERABLE
 from autodistil_search.nas.objectives import COSINE, HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
 from autodistil_search.nas.proxies import HARDLY_LEARNT, HIDDEN_KIND, Proxy, ProxyKind, TaskBudget, task_proxy
 from autodistil_search.nas.rank_correlation import STATISTICS, Array, agreement, gain, kendall
-from autodistil_search.report import read_table
 from autodistil_search.report.figures import save_figure
 from autodistil_search.report.findings import (
     NOTHING_LEARNT_ALONE,
@@ -50,6 +49,7 @@ from autodistil_search.report.findings import (
     records,
     remark,
 )
+from autodistil_search.report.run_parts import read_table
 from autodistil_search.report.validation_figure import validation_figure
 from autodistil_search.runs.finished_run import Run, load_run
 from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder, versions

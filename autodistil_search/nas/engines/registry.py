@@ -1,0 +1,74 @@
+"""Search engines by name, and engines of plug-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
+
+from autodistil_search.base.plugins import guarded
+from autodistil_search.nas.engines import evolution, samplers
+from autodistil_search.nas.engines.base import Candidates, Engine, Goal
+from autodistil_search.nas.engines.exhaustive_and_random import Exhaustive, Random
+from autodistil_search.nas.pareto import Values
+from autodistil_search.spaces.search_space import SearchSpace
+from autodistil_search.spaces.subnet import Genome
+
+
+class MakeEngine(Protocol):
+    """How an engine is made; those that need no seed or population ignore them."""
+
+    def __call__(self, candidates: Candidates, *, seed: int, population: int, goal: Goal) -> Engine:
+        """An engine that asks for subnets of `candidates`, in generations of `population` if it works in such."""
+        ...
+
+
+def _surrogate(candidates: Candidates, *, seed: int, population: int, goal: Goal) -> Engine:
+    from autodistil_search.nas.engines.surrogate import Surrogate
+
+    return Surrogate(candidates, seed=seed, population=population, goal=goal)
+
+
+ENGINES: dict[str, MakeEngine] = {
+    "surrogate": _surrogate,
+    "nsga2": partial(evolution.Evolution, evolution.nsga2),
+    "nsga3": partial(evolution.Evolution, evolution.nsga3),
+    "age-moea2": partial(evolution.Evolution, evolution.age_moea2),
+    "sms-emoa": partial(evolution.Evolution, evolution.sms_emoa),
+    "optuna-nsga2": partial(samplers.Sampler, samplers.nsga2, True, 10),
+    "optuna-nsga3": partial(samplers.Sampler, samplers.nsga3, True, 10),
+    "optuna-tpe": partial(samplers.Sampler, samplers.tpe, False, 5),
+    "optuna-gp": partial(samplers.Sampler, samplers.gp, False, 2),
+    "random": Random,
+    "exhaustive": Exhaustive,
+}
+
+
+def guarded_engine(name: str, make: MakeEngine) -> MakeEngine:
+    """Return `make` of a plug-in such that whatever its engine raises, or asks for amiss, is an `InputError`."""
+
+    def made(candidates: Candidates, *, seed: int, population: int, goal: Goal) -> Engine:
+        with guarded(f"engine {name!r} cannot be made"):
+            return _Guarded(name, make(candidates, seed=seed, population=population, goal=goal), candidates.space)
+
+    return made
+
+
+class _Guarded:
+    """An engine of a plug-in; see `guarded_engine`."""
+
+    def __init__(self, name: str, engine: Engine, space: SearchSpace) -> None:
+        self._name, self._engine, self._space = name, engine, space
+
+    def ask(self) -> list[Genome]:
+        """The plug-in's genomes, each of which is one of the space."""
+        with guarded(f"engine {self._name!r} failed to ask for subnets of the space"):
+            genomes = [tuple(map(int, genome)) for genome in self._engine.ask()]
+            for genome in genomes:
+                self._space.decode(genome)
+            return genomes
+
+    def tell(self, genomes: Sequence[Genome], values: Values, excess: Values) -> None:
+        """Hand the values to the plug-in; see `Engine`."""
+        with guarded(f"engine {self._name!r} failed when it was told of subnets"):
+            self._engine.tell(genomes, values, excess)

@@ -1,0 +1,39 @@
+"""Write a report: tables as CSV, figures and the page, all from the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autodistil_search.base.files import write_atomically
+from autodistil_search.report.data import ParetoReport
+from autodistil_search.report.escape import visible
+from autodistil_search.report.figures import frontier_figure, progress_figure, published_figure, save_figure
+from autodistil_search.report.html import render_html
+
+PAGE = "report.html"
+_TABLES = ("baselines", "engines", "evaluations", "frontier", "progress", "published")
+_FIGURES = {"frontier.png": frontier_figure, "progress.png": progress_figure}
+
+REPORT_FILES = tuple(sorted([*(f"{name}.csv" for name in _TABLES), *_FIGURES, "published.png", PAGE]))
+"""What `write_report` writes."""
+
+
+def write_report(report: ParetoReport, folder: Path) -> None:
+    """Write the tables, figures and page of `report` into `folder`; each file is there whole or not at all."""
+    for name in _TABLES:
+        table = getattr(report, name).map(_cell)
+        write_atomically(folder / f"{name}.csv", lambda path, table=table: table.to_csv(path, index=False))  # type: ignore[misc]
+    write_page(report, folder)
+
+
+def _cell(value: object) -> object:
+    """Return a cell as CSV holds it: of control characters only what its readers take for text."""
+    return visible(value, keep="\n\t") if isinstance(value, str) else value
+
+
+def write_page(report: ParetoReport, folder: Path) -> None:
+    """Write the figures and the page alone: what may say more once there is more to say."""
+    figures = {name: make(report) for name, make in _FIGURES.items()}
+    for name, figure in {**figures, "published.png": published_figure(report.published)}.items():
+        write_atomically(folder / name, lambda path, figure=figure: save_figure(figure, path))  # type: ignore[misc]
+    write_atomically(folder / PAGE, lambda path: path.write_text(render_html(report), encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""The commands, a file each: flags, help, examples, and the printed result."""

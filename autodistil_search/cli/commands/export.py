@@ -1,0 +1,63 @@
+"""`export`: a student as a folder that others can load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autodistil_search.cli.command import Command, Outcome, lines
+from autodistil_search.cli.parser import CommandParser, as_text
+
+if TYPE_CHECKING:
+    from autodistil_search.base.progress import Reporter
+
+
+def _add_export(parser: CommandParser) -> None:
+    parser.add_argument("model", type=as_text, help="Folder of a finished search, distil or finetune, or a student's.")
+    parser.add_argument("--to", type=as_text, required=True, help="Folder to write: new, empty, or an earlier export.")
+    parser.add_argument(
+        "--pick",
+        type=as_text,
+        help="Row of the frontier: knee (the default), a number from 1, cheapest first, or bounds such as flops<=200M: "
+        "of the rows that keep them, the best in the search's first objective.",
+    )
+    parser.add_argument(
+        "--format",
+        type=as_text,
+        default="auto",
+        help="Stock BERT (bert) or MPNet (mpnet), with its own modelling file (own), or the first that can be (auto).",
+    )
+    parser.add_argument("--onnx", action="store_true", help="Write model.onnx, checked against PyTorch (extra onnx).")
+    parser.add_argument("--int8", action="store_true", help="Write model_int8.onnx, too, and say what it costs.")
+    parser.add_argument("--teacher", type=as_text, help="Teacher to compare with, if not the search's.")
+    parser.add_argument("--task", type=as_text, help="Task to measure a fine-tuned student on, in every runtime.")
+    parser.add_argument("--license", type=as_text, help="Licence of the weights, for the card, such as apache-2.0.")
+    parser.add_argument("--push-to-hub", type=as_text, metavar="REPO_ID", help="Upload the folder to the hub.")
+    parser.add_argument("--public", action="store_true", help="Let everyone see the repository; else it is private.")
+
+
+def _export(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    from autodistil_search.base.files import EXPORT_RECORD, read_json
+    from autodistil_search.export.student_folder import ExportOptions, export
+    from autodistil_search.report.escape import without_markdown
+
+    own = ("model", "to")
+    options = ExportOptions(**{name: value for name, value in settings.items() if name not in own})
+    folder = export(Path(settings["model"]), Path(settings["to"]), options, reporter)
+    record = {"folder": str(folder), **read_json(folder / EXPORT_RECORD)}
+    notes = [without_markdown(note) for note in record["notes"]]
+    return Outcome(record, lines(*notes, f"exported to {folder}; its README.md says how to load it"))
+
+
+COMMAND = Command(
+    "export",
+    summary="write a student as a folder that others can load",
+    description="Write a student as a folder that loads without this package, with a model card.",
+    examples=(
+        "autodistil-search export runs/mine --to my-student",
+        "autodistil-search export runs/mine --to my-student --pick 1 --int8 --license apache-2.0",
+    ),
+    run=_export,
+    add_flags=_add_export,
+)

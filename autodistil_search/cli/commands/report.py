@@ -1,0 +1,53 @@
+"""`report`: the page of one run, or of several together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autodistil_search.cli.command import Command, Outcome, lines
+from autodistil_search.cli.parser import CommandParser, as_text
+
+if TYPE_CHECKING:
+    from autodistil_search.base.progress import Reporter
+
+
+def _add_report(parser: CommandParser) -> None:
+    parser.add_argument("runs", type=as_text, nargs="+", help="Folders of finished searches.")
+    parser.add_argument(
+        "--to",
+        type=as_text,
+        help="Folder to write to: new, empty, or an earlier report's. If not given, the search's own; of several, one "
+        "beside the first.",
+    )
+    parser.add_argument(
+        "--figure",
+        action="store_true",
+        help="Write figures and tables (PNG, PDF, SVG; Markdown, LaTeX) for papers.",
+    )
+
+
+def _report(settings: Mapping[str, Any], _: Reporter) -> Outcome:
+    from autodistil_search.runs.report import report_runs
+
+    to = settings["to"]
+    paths = report_runs([Path(each) for each in settings["runs"]], None if to is None else Path(to), settings["figure"])
+    page, *figures = map(str, paths)
+    return Outcome({"page": page, "figures": figures[0] if figures else None}, lines(page, *figures))
+
+
+COMMAND = Command(
+    "report",
+    summary="write the page of one run, or of several together",
+    description=(
+        "Write report.html of a finished search again, with later findings, or one page of several searches "
+        "whose numbers may share axes."
+    ),
+    examples=(
+        "autodistil-search report runs/mine --figure",
+        "autodistil-search report runs/seed-0 runs/seed-1 --to both",
+    ),
+    run=_report,
+    add_flags=_add_report,
+)

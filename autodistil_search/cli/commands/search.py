@@ -1,0 +1,77 @@
+"""`search`: train, search and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from autodistil_search.cli.command import Command, Outcome, json_record
+from autodistil_search.cli.parser import add_settings
+from autodistil_search.settings.search import SearchConfig
+from autodistil_search.spaces.subnet import DIMENSIONS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autodistil_search.base.progress import Reporter
+    from autodistil_search.runs.finished_run import Run
+
+
+def _search(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
+    config = SearchConfig.from_dict(settings)
+
+    from autodistil_search.runs.search import search
+
+    reporter.say(f"searching {config.space} for {config.objectives}; results go to {config.folder}")
+    run = search(config, reporter)
+    return Outcome(search_record(run), partial(print_frontier, run))
+
+
+def search_record(run: Run) -> dict[str, Any]:
+    """The frontier, and what `summary.json` says of the search."""
+    report = run.folder / "report.html"
+    record = {"folder": run.folder, "report": report, "frontier": run.frontier, "baselines": run.baselines}
+    return json_record({**record, "summary": run.summary})
+
+
+def print_frontier(run: Run, console: Console) -> None:
+    """The frontier as a table with the knee marked, the notes, and where the report lies."""
+    from rich.table import Table
+
+    from autodistil_search.report.caveats import warnings_of
+    from autodistil_search.report.views import shown
+
+    report = run.report
+    title = f"Pareto frontier of {report.title}: {len(run.frontier)} of {len(run.evaluations)} scored"
+    table = Table(title=title, box=None, pad_edge=False, padding=(0, 1))
+    values = [objective.name for objective in report.columns]
+    for name in ("space", "layers", "hidden", "ratio", "heads", *values, ""):
+        of_layers = name in ("ratio", "heads")  # long where layers differ
+        justify: Literal["left", "right"] = "left" if name == "space" else "right"
+        table.add_column(name, justify=justify, no_wrap=not of_layers, overflow="fold" if of_layers else "ellipsis")
+    for row in run.frontier.to_dict("records"):
+        sizes = [str(row["space"]), *(_size(row[key]) for key in DIMENSIONS)]
+        numbers = [shown(row[name]) for name in values]
+        table.add_row(*sizes, *numbers, "knee" if row["knee"] else "", style="bold" if row["knee"] else None)
+    console.print(table)
+    for note in warnings_of(report):
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _size(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+COMMAND = Command(
+    "search",
+    summary="train, search and report",
+    description="Train the SuperLM of each space, search it, and report the Pareto frontier.",
+    examples=(
+        "autodistil-search search --objectives acc,flops,params --space tiny,small --out runs/mine",
+        "autodistil-search search --space debug --steps 20 --baselines none --json --quiet | jq '.frontier[0]'",
+    ),
+    run=_search,
+    add_flags=partial(add_settings, config=SearchConfig),
+)

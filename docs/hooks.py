@@ -7,7 +7,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from autodistil_search.cli.main import make_parser
+from autodistil_search.cli.registry import make_parser
 
 _ABOVE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 

@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModel, BertTokenizerFast, PreTrainedMod
 from autodistil_search.base.device import Device
 from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.cli.main import main
+from autodistil_search.cli.registry import command
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace, load_space
 from autodistil_search.superlm.model import AutoDistilModel
@@ -290,3 +291,13 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[SearchConfig
         return load_run(config.folder)
 
     return find
+
+
+@pytest.fixture
+def run_instead(monkeypatch):
+    """Let a command run something else."""
+
+    def replace_run(name, run):
+        monkeypatch.setattr(f"autodistil_search.cli.commands.{name}.COMMAND", replace(command(name), run=run))
+
+    return replace_run

@@ -17,7 +17,9 @@ from processes import start_command
 
 from autodistil_search import SearchConfig, TrainConfig, load_run
 from autodistil_search.base.errors import InputError
-from autodistil_search.cli.main import _number, _whole_number, main, make_parser
+from autodistil_search.cli.main import main
+from autodistil_search.cli.parser import as_number, as_whole_number
+from autodistil_search.cli.registry import make_parser
 from autodistil_search.settings.distil import DistilConfig
 from autodistil_search.settings.finetune import FinetuneConfig
 from autodistil_search.settings.validate_proxy import ValidateConfig
@@ -204,7 +206,7 @@ def test_every_number_of_every_command_is_plain_digits(refusal):
             for action in command._actions
             if action.type is kind
         }
-        for kind in (_whole_number, _number)
+        for kind in (as_whole_number, as_number)
     )
     settings = {"search": SearchConfig, "train": TrainConfig, "finetune": FinetuneConfig, "distil": DistilConfig}
     for name, config in {**settings, "validate-proxy": ValidateConfig}.items():
@@ -229,7 +231,7 @@ def test_every_number_of_every_command_is_plain_digits(refusal):
         ImportError("x.so: failed to map segment from shared object"),
     ],
 )
-def test_out_of_memory_is_one_line_that_says_what_to_do(error, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_is_one_line_that_says_what_to_do(error, run_instead, capsys):
     def search(*_):
         try:
             raise error
@@ -237,14 +239,14 @@ def test_out_of_memory_is_one_line_that_says_what_to_do(error, tmp_path, monkeyp
             raise InputError("superlm is damaged; delete it") from None  # as readers take it
 
     for run in (search, Mock(side_effect=error)):
-        monkeypatch.setattr("autodistil_search.cli.main.COMMANDS", {"search": run})
+        run_instead("search", run)
         assert main(["search"]) == 1
         told = capsys.readouterr().err
         assert told.startswith("autodistil-search: out of memory; what was done is kept; try a larger --accumulate, ")
         assert "a smaller --batch-size, fewer --eval-blocks" in told
         assert told.count("\n") == 1
     blameless = InputError("no text file 'out of memory.txt'")
-    monkeypatch.setattr("autodistil_search.cli.main.COMMANDS", {"search": Mock(side_effect=blameless)})
+    run_instead("search", Mock(side_effect=blameless))
     assert main(["search"]) == 2
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from autodistil_search import SearchConfig
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.passwords import conceal, without_password
-from autodistil_search.cli.main import main, make_parser
+from autodistil_search.cli.main import main
+from autodistil_search.cli.registry import make_parser
 from autodistil_search.nas.shared_archive import open_storage
 
 SHAPES = (

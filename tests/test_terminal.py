@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from autodistil_search import load_run, load_space
-from autodistil_search.cli.commands import Outcome
-from autodistil_search.cli.completion import completion_script
-from autodistil_search.cli.main import main, make_parser
-from autodistil_search.cli.records import _plain
-from autodistil_search.cli.tables import print_frontier
+from autodistil_search.cli.command import Outcome, json_record
+from autodistil_search.cli.commands.search import print_frontier
+from autodistil_search.cli.completion_script import completion_script
+from autodistil_search.cli.main import main
+from autodistil_search.cli.registry import make_parser
 from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.runs.doctor import Finding, print_findings
@@ -105,7 +105,7 @@ def test_list_and_partition_as_json(printed_json, tmp_path):
 def test_numbers_that_are_none_are_null():
     table = pd.DataFrame({"a": [1, 2], "b": [float("nan"), 0.1]})
     value = {"table": table, "whole": np.int64(3), "endless": np.float32("inf"), "path": Path("x"), "pair": (True, "y")}
-    assert json.loads(json.dumps(_plain(value), allow_nan=False)) == {
+    assert json.loads(json.dumps(json_record(value), allow_nan=False)) == {
         "table": [{"a": 1, "b": None}, {"a": 2, "b": 0.1}],
         "whole": 3,
         "endless": None,
@@ -200,7 +200,7 @@ def test_a_result_that_nobody_can_read_is_no_traceback(stdout, code, told, tmp_p
     assert done.stderr.count("\n") == bool(told)
 
 
-def test_work_goes_on_where_nobody_reads_its_progress(monkeypatch, capsys):
+def test_work_goes_on_where_nobody_reads_its_progress(run_instead, monkeypatch, capsys):
     class Left(io.StringIO):
         def write(self, _):
             raise BrokenPipeError
@@ -210,16 +210,16 @@ def test_work_goes_on_where_nobody_reads_its_progress(monkeypatch, capsys):
         print("a talkative part")
         return Outcome({"done": True}, print)
 
-    monkeypatch.setattr("autodistil_search.cli.main.COMMANDS", {"list": talk})
+    run_instead("list", talk)
     monkeypatch.setattr(sys, "stderr", Left())
     assert main(["list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"done": True}
 
 
-def test_what_the_encoding_of_a_terminal_lacks_is_escaped(monkeypatch):
+def test_what_the_encoding_of_a_terminal_lacks_is_escaped(run_instead, monkeypatch):
     printed = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     outcome = Outcome({}, lambda _: print("4 \u00d7 5"))
-    monkeypatch.setattr("autodistil_search.cli.main.COMMANDS", {"list": lambda *_: outcome})
+    run_instead("list", lambda *_: outcome)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", printed)
         assert main(["list"]) == 0

@@ -33,11 +33,12 @@ import numpy as np
 import pandas as pd
 
 from autodistil_search.base.progress import Reporter
-from autodistil_search.nas.archive import Archive, Evaluation
+from autodistil_search.nas.archive import Archive
 from autodistil_search.nas.engine_comparison import MARKS, Scored
 from autodistil_search.nas.engines.base import Candidates, Goal
 from autodistil_search.nas.engines.registry import ENGINES, MakeEngine
 from autodistil_search.nas.engines.running import run_engine
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import Objective
 from autodistil_search.nas.shared_archive import SharedArchive, open_storage
 from autodistil_search.settings.search import SearchConfig

@@ -11,7 +11,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.nas.archive import Archive, Evaluation
+from autodistil_search.nas.archive import Archive
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import FLOPS, RELATION_LOSS, Objective
 from autodistil_search.nas.pareto import is_on_frontier
 from autodistil_search.spaces.search_space import SearchSpace, load_space

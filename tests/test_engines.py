@@ -11,10 +11,11 @@ import pytest
 from processes import SERVER
 
 from autodistil_search.base.progress import Reporter
-from autodistil_search.nas.archive import Archive, Evaluation
+from autodistil_search.nas.archive import Archive
 from autodistil_search.nas.engines.base import Candidates, Goal
 from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.engines.running import run_engine
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import Objective
 from autodistil_search.nas.pareto import hypervolume, is_on_frontier
 from autodistil_search.spaces.search_space import SearchSpace, load_space

@@ -19,9 +19,9 @@ from matplotlib.text import Text
 from autodistil_search.base.progress import ConsoleReporter, plain_console
 from autodistil_search.export.model_card import Card, ObjectiveValue
 from autodistil_search.nas import baselines
-from autodistil_search.nas.archive import Evaluation
 from autodistil_search.nas.baselines import Baseline
 from autodistil_search.nas.engine_comparison import COLUMNS
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import FLOPS, Objective
 from autodistil_search.report.data import baseline_table, pareto_report
 from autodistil_search.report.escape import (

@@ -24,9 +24,9 @@ from autodistil_search import load_run, search
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.manifest import add_to_manifest
 from autodistil_search.nas import baselines
-from autodistil_search.nas.archive import Evaluation
 from autodistil_search.nas.baselines import Baseline
 from autodistil_search.nas.engine_comparison import COLUMNS
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
 from autodistil_search.report.data import baseline_table, pareto_report
 from autodistil_search.report.explore import (

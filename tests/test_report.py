@@ -12,9 +12,9 @@ import pytest
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.nas import baselines
-from autodistil_search.nas.archive import Evaluation
 from autodistil_search.nas.baselines import Baseline
 from autodistil_search.nas.engine_comparison import COLUMNS
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
 from autodistil_search.nas.pareto import hypervolume
 from autodistil_search.nas.rank_correlation import Agreement

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from autodistil_search.nas import baselines
-from autodistil_search.nas.archive import Evaluation
 from autodistil_search.nas.baselines import Baseline
 from autodistil_search.nas.engine_comparison import COLUMNS
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import FLOPS, PARAMS, RELATION_LOSS, Objective
 from autodistil_search.report.data import baseline_table, pareto_report
 from autodistil_search.report.findings import remark

@@ -7,7 +7,7 @@ import pytest
 from autodistil_search import load_run, search
 from autodistil_search.base.manifest import reopen
 from autodistil_search.cli.main import main
-from autodistil_search.report.writing import REPORT_FILES
+from autodistil_search.report.file_names import REPORT_FILES
 
 
 @pytest.fixture

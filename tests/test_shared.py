@@ -30,10 +30,11 @@ from autodistil_search.base.passwords import without_password
 from autodistil_search.base.progress import Reporter
 from autodistil_search.cli.main import main
 from autodistil_search.nas import engine_comparison, shared_archive
-from autodistil_search.nas.archive import Archive, Evaluation, journal
+from autodistil_search.nas.archive import Archive, journal
 from autodistil_search.nas.engines.base import Candidates, Goal
 from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.engines.running import run_engine
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.shared_archive import TRIES, SharedArchive, open_storage
 from autodistil_search.runs import worker
 from autodistil_search.runs.run_folder import check_folder

@@ -10,7 +10,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import readable
 from autodistil_search.base.manifest import content_sha256
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import Objective, answer
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -40,15 +40,6 @@ _OF_FIXED = " sha256"
 """Ending of the name of a study's attribute that has the digest of another."""
 _DIGEST = "trial sha256"
 """User attribute of a trial with the digest of its parameters and of what was measured."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One subnet of one space and what was measured on it, by objective name."""
-
-    space: str
-    subnet: Subnet
-    measured: Mapping[str, float]
 
 
 class Archive:

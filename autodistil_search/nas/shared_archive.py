@@ -24,7 +24,8 @@ from sqlalchemy.pool import NullPool
 
 from autodistil_search.base.errors import InputError, ScoringError
 from autodistil_search.base.passwords import HIDDEN, conceal, names_database, without_password
-from autodistil_search.nas.archive import Archive, Evaluation, journal
+from autodistil_search.nas.archive import Archive, journal
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import Objective
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet

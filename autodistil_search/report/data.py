@@ -11,8 +11,8 @@ import pandas as pd
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.nas import pareto
-from autodistil_search.nas.archive import Evaluation
 from autodistil_search.nas.baselines import Baseline
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import Constraint, Objective
 from autodistil_search.report.findings import NOT_TRAINED_FOR, VERSUS_BASELINE, Finding
 from autodistil_search.report.run_parts import RunPart

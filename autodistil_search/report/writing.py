@@ -8,19 +8,13 @@ from autodistil_search.base.files import write_atomically
 from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.escape import visible
 from autodistil_search.report.figures import frontier_figure, progress_figure, published_figure, save_figure
+from autodistil_search.report.file_names import FIGURES, PAGE, TABLES
 from autodistil_search.report.html import render_html
-
-PAGE = "report.html"
-_TABLES = ("baselines", "engines", "evaluations", "frontier", "progress", "published")
-_FIGURES = {"frontier.png": frontier_figure, "progress.png": progress_figure}
-
-REPORT_FILES = tuple(sorted([*(f"{name}.csv" for name in _TABLES), *_FIGURES, "published.png", PAGE]))
-"""What `write_report` writes."""
 
 
 def write_report(report: ParetoReport, folder: Path) -> None:
     """Write the tables, figures and page of `report` into `folder`; each file is there whole or not at all."""
-    for name in _TABLES:
+    for name in TABLES:
         table = getattr(report, name).map(_cell)
         write_atomically(folder / f"{name}.csv", lambda path, table=table: table.to_csv(path, index=False))  # type: ignore[misc]
     write_page(report, folder)
@@ -33,7 +27,7 @@ def _cell(value: object) -> object:
 
 def write_page(report: ParetoReport, folder: Path) -> None:
     """Write the figures and the page alone: what may say more once there is more to say."""
-    figures = {name: make(report) for name, make in _FIGURES.items()}
-    for name, figure in {**figures, "published.png": published_figure(report.published)}.items():
+    figures = (frontier_figure(report), progress_figure(report), published_figure(report.published))
+    for name, figure in zip(FIGURES, figures, strict=True):
         write_atomically(folder / name, lambda path, figure=figure: save_figure(figure, path))  # type: ignore[misc]
     write_atomically(folder / PAGE, lambda path: path.write_text(render_html(report), encoding="utf-8"))

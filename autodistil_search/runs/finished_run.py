@@ -28,20 +28,17 @@ from autodistil_search.nas import baselines
 from autodistil_search.nas.objectives import Constraint, Objective
 from autodistil_search.report import findings
 from autodistil_search.report.data import SUBNET_COLUMNS, ParetoReport
-from autodistil_search.report.figures import frontier_figure
-from autodistil_search.report.html import frontier_html
+from autodistil_search.report.file_names import REPORT_FILES
 from autodistil_search.report.picking import pick
 from autodistil_search.report.run_parts import read_table, run_part
-from autodistil_search.report.writing import REPORT_FILES
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.subnet import Subnet
-from autodistil_search.superlm.model import AutoDistilModel
-from autodistil_search.superlm.model_folder import load_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from autodistil_search.report.widgets import EngineExplorer, Explorer
+    from autodistil_search.superlm.model import AutoDistilModel
 
 
 RUN_FILES = (SEARCH_CONFIG, ENVIRONMENT, SUMMARY, *(name for name in REPORT_FILES if name.endswith(".csv")))
@@ -122,6 +119,8 @@ class Run:
 
     def _repr_html_(self) -> str:
         """Title, knee and frontier, for notebooks."""
+        from autodistil_search.report.html import frontier_html
+
         return frontier_html(self.report)
 
     @property
@@ -158,6 +157,8 @@ class Run:
 
     def plot(self) -> Figure:
         """The figure `frontier.png`."""
+        from autodistil_search.report.figures import frontier_figure
+
         return frontier_figure(self.report)
 
     def explore(self, budget: str | None = None) -> Explorer:
@@ -202,6 +203,9 @@ class Run:
         folder = self.folder / "superlm" / space
         if kind_of(folder) is None and not (folder / "model.safetensors").is_file():
             raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
+        from autodistil_search.superlm.model import AutoDistilModel
+        from autodistil_search.superlm.model_folder import load_model
+
         return load_model(folder, AutoDistilModel)
 
 

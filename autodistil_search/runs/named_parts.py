@@ -9,7 +9,6 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.user_input import PACKAGED
 from autodistil_search.nas import objectives
-from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.objectives import HIDDEN, RELATION
 from autodistil_search.spaces.search_space import shipped_spaces
 from autodistil_search.teachers.families import FAMILIES
@@ -17,9 +16,12 @@ from autodistil_search.teachers.families import FAMILIES
 
 def built_in(group: str) -> list[str]:
     """Return the names of one of `plugins.GROUPS` that are ours, which no plug-in can have."""
+    if group == "engines":
+        from autodistil_search.nas.engines.registry import ENGINES  # pymoo and optuna, which training does without
+
+        return list(ENGINES)
     return {
         "objectives": list(objectives.NAMES),
-        "engines": list(ENGINES),
         "proxies": [RELATION, HIDDEN],
         "teachers": [PACKAGED, *sorted(FAMILIES)],
         "search_spaces": shipped_spaces(),

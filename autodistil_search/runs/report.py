@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autodistil_search.base.errors import InputError
+from autodistil_search.report.file_names import PAGE
 from autodistil_search.report.overlay import overlay
 from autodistil_search.report.papers import FIGURES, write_for_papers
-from autodistil_search.report.writing import PAGE, write_page, write_report
+from autodistil_search.report.writing import write_page, write_report
 from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.run_folder import exclusive
 

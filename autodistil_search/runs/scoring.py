@@ -9,7 +9,7 @@ from autodistil_search.base.distributed import machine
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.pretrained import model_sha256
 from autodistil_search.nas import objectives
-from autodistil_search.nas.archive import Evaluation
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.proxies import Proxy
 from autodistil_search.nas.shared_archive import SharedArchive
 from autodistil_search.runs.search_inputs import Inputs

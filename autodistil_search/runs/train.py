@@ -34,7 +34,6 @@ from autodistil_search.distillation.checkpoints import Course, course_of
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.proxies import HARDLY_LEARNT, RelationProxy
 from autodistil_search.report.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
-from autodistil_search.report.training_figure import write_training_figure
 from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder
 from autodistil_search.runs.training_inputs import Materials, resolve_training
 from autodistil_search.settings.train import TrainConfig
@@ -204,6 +203,8 @@ class _Watch:
     def draw(self) -> None:
         """Write `training.png` anew, on the process that writes."""
         if processes(self.materials.device.type == "cpu").main:
+            from autodistil_search.report.training_figure import write_training_figure  # matplotlib
+
             write_training_figure(self.folder, f"Training of SuperLM {self.space.name}")
             self._drawn = time.monotonic()
 

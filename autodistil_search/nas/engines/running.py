@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from autodistil_search.base.progress import Bar
-from autodistil_search.nas.archive import Archive, Evaluation
+from autodistil_search.nas.archive import Archive
 from autodistil_search.nas.engines.base import Candidates, Engine
+from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import Constraint, Objective
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet

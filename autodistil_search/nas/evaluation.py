@@ -1,0 +1,17 @@
+"""A scored subnet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autodistil_search.spaces.subnet import Subnet
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One subnet of one space and what was measured on it, by objective name."""
+
+    space: str
+    subnet: Subnet
+    measured: Mapping[str, float]

@@ -18,38 +18,70 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from autodistil_search.base.errors import InputError
     from autodistil_search.base.plugins import Plugins
+    from autodistil_search.export.student_folder import ExportOptions, export_student
     from autodistil_search.nas.adapters import SubnetObjective, SubnetProblem
     from autodistil_search.nas.objectives import Objective
+    from autodistil_search.nas.proxies import ProxyKind
+    from autodistil_search.report.data import ParetoReport
+    from autodistil_search.runs.distil import distil
+    from autodistil_search.runs.finetune import finetune
     from autodistil_search.runs.finished_run import Run, load_run
     from autodistil_search.runs.search import open_subnets, search
     from autodistil_search.runs.train import train
+    from autodistil_search.runs.validate_proxy import validate_proxy
+    from autodistil_search.settings.distil import DistilConfig
+    from autodistil_search.settings.finetune import FinetuneConfig
     from autodistil_search.settings.search import SearchConfig
     from autodistil_search.settings.train import TrainConfig
+    from autodistil_search.settings.validate_proxy import ValidateConfig
+    from autodistil_search.spaces.cost import flops, params
     from autodistil_search.spaces.search_space import SearchSpace, load_space
     from autodistil_search.spaces.subnet import Subnet
+    from autodistil_search.superlm.model import AutoDistilForSequenceClassification, AutoDistilModel
 
 _HOMES = {
+    "AutoDistilForSequenceClassification": "superlm.model",
+    "AutoDistilModel": "superlm.model",
+    "DistilConfig": "settings.distil",
+    "ExportOptions": "export.student_folder",
+    "FinetuneConfig": "settings.finetune",
     "InputError": "base.errors",
     "Objective": "nas.objectives",
+    "ParetoReport": "report.data",
     "Plugins": "base.plugins",
+    "ProxyKind": "nas.proxies",
     "Run": "runs.finished_run",
     "SearchConfig": "settings.search",
-    "SubnetObjective": "nas.adapters",
-    "SubnetProblem": "nas.adapters",
     "SearchSpace": "spaces.search_space",
     "Subnet": "spaces.subnet",
+    "SubnetObjective": "nas.adapters",
+    "SubnetProblem": "nas.adapters",
     "TrainConfig": "settings.train",
+    "ValidateConfig": "settings.validate_proxy",
+    "distil": "runs.distil",
+    "export_student": "export.student_folder",
+    "finetune": "runs.finetune",
+    "flops": "spaces.cost",
     "load_run": "runs.finished_run",
     "load_space": "spaces.search_space",
     "open_subnets": "runs.search",
+    "params": "spaces.cost",
     "search": "runs.search",
     "train": "runs.train",
+    "validate_proxy": "runs.validate_proxy",
 }
 
 __all__ = [
+    "AutoDistilForSequenceClassification",
+    "AutoDistilModel",
+    "DistilConfig",
+    "ExportOptions",
+    "FinetuneConfig",
     "InputError",
     "Objective",
+    "ParetoReport",
     "Plugins",
+    "ProxyKind",
     "Run",
     "SearchConfig",
     "SearchSpace",
@@ -57,12 +89,19 @@ __all__ = [
     "SubnetObjective",
     "SubnetProblem",
     "TrainConfig",
+    "ValidateConfig",
     "__version__",
+    "distil",
+    "export_student",
+    "finetune",
+    "flops",
     "load_run",
     "load_space",
     "open_subnets",
+    "params",
     "search",
     "train",
+    "validate_proxy",
 ]
 
 

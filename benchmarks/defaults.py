@@ -27,7 +27,7 @@ from autodistil_search.distillation.training_loop import _watched_loss
 from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.runs.train import relation_proxy
-from autodistil_search.runs.training_inputs import Materials, resolve_training
+from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.train import TrainConfig
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -61,7 +61,7 @@ class Learner:
         begun: AutoDistilModel,
         hidden: LastHidden | None,
         teacher: Teacher,
-        materials: Materials,
+        materials: TrainingInputs,
         lr: float,
         nothing: float,
     ) -> None:
@@ -93,7 +93,7 @@ class Learner:
             self.broke = step + 1
 
 
-def rows_of(space: SearchSpace, materials: Materials, factors: list[float]) -> list[str]:
+def rows_of(space: SearchSpace, materials: TrainingInputs, factors: list[float]) -> list[str]:
     """Train `space` at its default rate times each factor; returns the rows of a Markdown table."""
     teacher = OnceABatch(materials.teacher)
     proxy: RelationProxy = relation_proxy(materials, 32)

@@ -1,4 +1,4 @@
-"""The import contract: a module imports only from the layers below its own."""
+"""The import contract: a package imports only from those before it, and what must answer at once loads little."""
 
 import ast
 import subprocess
@@ -13,81 +13,28 @@ import autodistil_search
 from autodistil_search.settings import common
 from autodistil_search.settings.search import SearchConfig
 
-PACKAGE = Path(autodistil_search.__file__).parent
-LAYERS = [
-    {"errors", "passwords", "streams"},
-    {"given"},
-    {
-        "plugins",
-        "space",
-        "pareto",
-        "files",
-        "tabular",
-        "weights",
-        "processes",
-        "resources",
-        "progress",
-        "modeling_student",
-        "agreement",
-        "collapse",
-    },
-    {"manifest"},
-    {
-        "sources",
-        "pretrained",
-        "cost",
-        "model",
-        "families",
-        "relations",
-        "config",
-        "device",
-        "sampling",
-        "schedule",
-        "predictor",
-        "pooling",
-    },
-    {"checkpoint"},
-    {"corpus", "stepconfig", "hardware", "teacher", "traininglog", "partition", "bert", "findings"},
-    {"stream", "objectives", "start", "onnx_files", "doctor", "transfer"},
-    {"archive", "tasks"},
-    {"shared"},
-    {"distill", "proxies", "engines", "adapters"},
-    {"baselines", "inputs", "comparison"},
-    {"report", "runfolder", "plan", "profile"},
-    {"results", "training", "finetuning", "card"},
-    {"scoring", "students", "exportable", "validation", "reporting"},
-    {"run", "worker", "tables", "records", "export"},
-    {"commands", "completion"},
-    {"cli"},
-]
-LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+ROOT = Path(autodistil_search.__file__).parent
+PACKAGES = (
+    *("base", "spaces", "text", "superlm", "teachers", "distillation", "tasks", "nas", "report", "settings", "runs"),
+    *("export", "cli"),
+)
+"""In the order of imports, which is the method's."""
 ENTRY_POINTS = {"__init__", "__main__"}
-USERS_OF_CONFIG = {
-    "stepconfig",
-    "inputs",
-    "results",
-    "training",
-    "exportable",
-    "run",
-    "worker",
-    "commands",
-    "completion",
-    "cli",
-}
 
 
 def dotted(path):
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(part for i, part in enumerate(parts) if part != "__init__" or i == 0)
 
 
-SOURCES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+SOURCES = {dotted(path): path for path in sorted(ROOT.rglob("*.py"))}
+MODULES = {module: path for module, path in SOURCES.items() if module not in ENTRY_POINTS}
 
 
 @cache
 def imports(path):
     """Our modules that a file imports, at its top or inside functions, dotted below the package."""
-    found = set()
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -97,68 +44,80 @@ def imports(path):
         else:
             continue
         ours = [name.removeprefix("autodistil_search.") for name in names if name.startswith("autodistil_search.")]
-        found |= {name for name in ours if name in SOURCES}
-    return found
+        imported |= {name for name in ours if name in SOURCES}
+    return imported
 
 
-def component(module):
+def package(module):
     return module.partition(".")[0]
 
 
-COMPONENTS = {component(module) for module in SOURCES} - ENTRY_POINTS
+def test_every_module_is_in_a_package():
+    assert {package(module) for module in MODULES} == {*PACKAGES}
 
 
-def test_every_module_has_a_layer():
-    assert set(LAYER) == COMPONENTS
+@pytest.mark.parametrize("module", MODULES)
+def test_a_package_imports_only_from_those_before_it(module):
+    allowed = PACKAGES[: PACKAGES.index(package(module)) + 1]
+    assert {name for name in imports(MODULES[module]) if package(name) not in allowed} == set()
 
 
-@pytest.mark.parametrize("module", [module for module in SOURCES if component(module) not in ENTRY_POINTS])
-def test_a_module_imports_only_from_lower_layers(module):
-    own = component(module)
-    others = {component(name) for name in imports(SOURCES[module])} - {own}
-    assert not others & ENTRY_POINTS
-    assert {name for name in others if LAYER[name] >= LAYER[own]} == set()
-
-
-def test_nothing_imports_the_entry_points_and_only_the_upper_layers_the_config():
-    users = {component(module) for module, path in SOURCES.items() if "config" in imports(path)}
-    assert users - ENTRY_POINTS == USERS_OF_CONFIG
-
-
-def test_parts_of_a_package_do_not_import_each_other_in_a_circle():
-    graph = {module: imports(path) - {module} for module, path in SOURCES.items() if module not in ENTRY_POINTS}
+def test_modules_do_not_import_each_other_in_a_circle():
+    graph = {module: imports(path) - {module} for module, path in MODULES.items()}
     while ready := {module for module, used in graph.items() if not used & graph.keys()}:
         graph = {module: used for module, used in graph.items() if module not in ready}
     assert graph == {}
 
 
+def test_an_init_holds_a_docstring_alone_and_declares_its_package_internal():
+    for path in ROOT.rglob("*/__init__.py"):
+        (docstring,) = ast.parse(path.read_text(encoding="utf-8")).body
+        assert ast.unparse(docstring).startswith(("'Internal:", '"""Internal:')), path
+
+
 LIGHT = (
-    "errors",
-    "space",
-    "pareto",
-    "cost",
-    "config",
-    "objectives",
-    "partition",
-    "cli",
-    "records",
-    "tables",
-    "completion",
+    *("base.errors", "spaces.search_space", "spaces.partition", "spaces.cost", "nas.pareto", "nas.objectives"),
+    *("settings.search", "settings.finetune", "cli.main", "cli.completion_script"),
+    *(f"cli.commands.{path.stem}" for path in sorted((ROOT / "cli" / "commands").glob("[a-z]*.py"))),
 )
 """What `--help`, `list`, `partition`, `completion` and a refused setting need: they are to answer at once."""
+HEAVY = {
+    **dict.fromkeys(LIGHT, ("torch", "transformers", "matplotlib", "sklearn")),
+    "runs.finished_run": ("torch", "transformers", "matplotlib", "jinja2", "optuna", "pymoo"),
+    "runs.train": ("optuna", "pymoo", "matplotlib"),
+}
+"""Libraries that a module does without: reading a run draws nothing, and training searches nothing."""
 
 
-def test_light_modules_import_neither_torch_nor_transformers():
+def test_importing_the_package_loads_no_library():
+    assert loaded_by("autodistil_search", ("torch", "transformers", "matplotlib", "sklearn", "pandas")) == []
+
+
+def test_light_modules_import_no_heavy_library():
     script = f"""
 import importlib, sys
-for module in ("autodistil_search", *map("autodistil_search.{{}}".format, {LIGHT})):
-    importlib.import_module(module)
-    print(module, sorted({{"torch", "transformers", "matplotlib", "sklearn"}} & set(sys.modules)))
+for module in {LIGHT}:
+    importlib.import_module(f"autodistil_search.{{module}}")
+    print(module, sorted({{*{HEAVY[LIGHT[0]]}}} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(LIGHT) + 1
+    lines = printed(script)
+    assert len(lines) == len(LIGHT)
     assert [line for line in lines if not line.endswith(" []")] == []
+
+
+@pytest.mark.parametrize("module", sorted(HEAVY.keys() - set(LIGHT)))
+def test_a_module_does_without_the_libraries_of_others(module):
+    assert loaded_by(f"autodistil_search.{module}", HEAVY[module]) == []
+
+
+def loaded_by(module, libraries):
+    (line,) = printed(f"import sys, {module}; print(*sorted({{*{libraries}}} & set(sys.modules)))")
+    return line.split()
+
+
+def printed(script):
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def test_the_public_names_are_those_of_their_modules():

@@ -17,12 +17,12 @@ from autodistil_search.base.files import cache_folder, read_json
 from autodistil_search.base.progress import Reporter
 from autodistil_search.distillation import training_loop
 from autodistil_search.distillation.layer_losses import LayerTransfer
-from autodistil_search.export.student_folder import ExportOptions, export
+from autodistil_search.export.student_folder import ExportOptions, export_student
 from autodistil_search.nas import baseline_training
 from autodistil_search.nas.baseline_training import SHAPES
 from autodistil_search.nas.baselines import COPY, DISTILLED, DRAWN, MINILM, TINYBERT
 from autodistil_search.runs.scoring import Scorer
-from autodistil_search.runs.search_inputs import resolve
+from autodistil_search.runs.search_inputs import resolve_search
 from autodistil_search.runs.validate_proxy import validate_proxy
 from autodistil_search.settings.validate_proxy import ValidateConfig
 from autodistil_search.spaces.cost import flops, params
@@ -94,7 +94,7 @@ def test_an_exported_student_scores_as_itself_or_is_refused(toy_config, tmp_path
     """Stock BERT's heads are padded with zeros: its relation heads are not those that were trained."""
     run = search(toy_config)
     for layout in ("own", "bert"):
-        export(run.folder, tmp_path / layout, ExportOptions(format=layout))
+        export_student(run.folder, tmp_path / layout, ExportOptions(format=layout))
     config = replace(toy_config, baselines=str(tmp_path / "own"), out=str(tmp_path / "with-own"))
     found = search(config).baselines["relation_loss"].item()
     assert found == pytest.approx(run.knee["relation_loss"], abs=loss_rounding(16))
@@ -225,7 +225,7 @@ TOY = {"MiniLM toy": Subnet(2, 24, 64, 6, 4)}
 def bench_of(config):
     """A function that measures a baseline that is trained, and one that is not, as a search with that cache does."""
     baseline_training.SHAPES = TOY
-    inputs = resolve(replace(config, steps=2, baselines="minilm,truncated"))
+    inputs = resolve_search(replace(config, steps=2, baselines="minilm,truncated"))
     proxy = Scorer(inputs, {}).proxy
 
     def measure(cache):

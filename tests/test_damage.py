@@ -19,10 +19,10 @@ from autodistil_search.base.manifest import KINDS, LOGS, MANIFEST, NAMES_MANIFES
 from autodistil_search.base.progress import Reporter
 from autodistil_search.cli.main import main
 from autodistil_search.distillation.checkpoints import load_finished
-from autodistil_search.export.student_folder import ExportOptions, export
+from autodistil_search.export.student_folder import ExportOptions, export_student
 from autodistil_search.export.student_source import find_exportable
 from autodistil_search.runs.distil import distil
-from autodistil_search.runs.finetune import model_source, run_finetuning
+from autodistil_search.runs.finetune import finetune, model_source
 from autodistil_search.settings.distil import DistilConfig
 from autodistil_search.settings.finetune import FinetuneConfig
 from autodistil_search.teachers.loading import load_as_student, load_teacher
@@ -36,8 +36,8 @@ def made(_toy_settings: SearchConfig, tmp_path_factory: pytest.TempPathFactory) 
     distil(DistilConfig(run=str(base / "search"), steps=2, precision="fp32", out=str(base / "distil")))
     rows = "".join(f"w{i % 40} w{i % 7},{'ab'[i % 40 < 20]}\n" for i in range(60))
     (base / "task.csv").write_text("text,label\n" + rows)
-    run_finetuning(_finetuning(base))
-    export(base / "finetune", base / "export", ExportOptions(format="own"))
+    finetune(_finetuning(base))
+    export_student(base / "finetune", base / "export", ExportOptions(format="own"))
     return base
 
 
@@ -63,7 +63,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "distil": lambda base: _exportable(base / "distil"),
     "distil/student": lambda base: _exportable(base / "distil"),
     "finetune": lambda base: _exportable(base / "finetune"),
-    "finetune/seed-0": lambda base: run_finetuning(_finetuning(base)),
+    "finetune/seed-0": lambda base: finetune(_finetuning(base)),
     "export": lambda base: _exportable(base / "export"),
 }
 """What reads the files of a folder."""
@@ -311,10 +311,10 @@ def test_a_fine_tuned_model_killed_before_its_manifest_is_trained_from_its_end(m
     before = (folder / MANIFEST).read_bytes()
     (folder / MANIFEST).unlink()
     with pytest.raises(InputError, match=rf"{MANIFEST} is missing, though result\.json names it; delete its folder"):
-        run_finetuning(_finetuning(made))
+        finetune(_finetuning(made))
     rate = pd.read_csv(made / "finetune" / "results.csv")["lr"][0]
     folder.rename(killed := folder.with_name(f"lr-{rate:g}-seed-0"))
     (killed / "training").mkdir()
-    run_finetuning(_finetuning(made))
+    finetune(_finetuning(made))
     assert (folder / MANIFEST).read_bytes() == before
     READERS["finetune"](made)

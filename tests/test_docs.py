@@ -94,6 +94,8 @@ def test_the_site_builds_with_every_command_and_public_name_and_loads_nothing_fr
     assert [name for name in subcommands if f'<h2 id="{name}">' not in commands] == []
     homes = {name: f"autodistil_search.{module}.{name}" for name, module in autodistil_search._HOMES.items()}
     assert [name for name, home in homes.items() if f'id="{home}"' not in names] == []
+    documented = re.findall(r"^::: autodistil_search\.(\S+)\.\w+$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted(autodistil_search._HOMES.values())
     for page in tmp_path.rglob("*.html"):
         loaded = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?:[^"]*)"', page.read_text())
         assert loaded == [], page

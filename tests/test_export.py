@@ -34,7 +34,7 @@ from autodistil_search.base.errors import ExportError, InputError
 from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.cli.main import main
 from autodistil_search.export import onnx_files
-from autodistil_search.export.student_folder import ExportOptions, export
+from autodistil_search.export.student_folder import ExportOptions, export_student
 from autodistil_search.runs.finished_run import Run
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.subnet import Subnet
@@ -115,7 +115,7 @@ def test_an_exported_student_computes_the_same(
     labels: int,
 ) -> None:
     student, source = saved(subnet, labels)
-    folder = export(source, tmp_path / "out", ExportOptions(format=asked))
+    folder = export_student(source, tmp_path / "out", ExportOptions(format=asked))
     assert (folder / "modeling_student.py").exists() == own
     assert config_of(folder)["model_type"] == ("autodistil" if own else "bert")
     auto = AutoModelForSequenceClassification if labels else AutoModel
@@ -148,7 +148,7 @@ def test_an_exported_student_with_relative_attention_bias_computes_the_same_in_t
 ) -> None:
     """As stock MPNet, or with its own file; padding of sentences has no position in the former."""
     student, source = saved(subnet, labels, biased=True)
-    folder = export(source, tmp_path / "out", ExportOptions(format=asked, int8=True))
+    folder = export_student(source, tmp_path / "out", ExportOptions(format=asked, int8=True))
     auto = AutoModelForSequenceClassification if labels else AutoModel
     with quiet_transformers():
         loaded = auto.from_pretrained(folder)
@@ -212,11 +212,11 @@ def test_both_formats_load_where_this_package_is_not_installed(
     encoder, source = saved(UNLIKE_HEADS)
     head, source_of_head = saved(UNLIKE_HEADS, 3, "with-head")
     for format_ in ("bert", "own"):
-        export(source, tmp_path / f"encoder-{format_}", ExportOptions(format=format_))  # type: ignore[arg-type]
-        export(source_of_head, tmp_path / f"head-{format_}", ExportOptions(format=format_))  # type: ignore[arg-type]
+        export_student(source, tmp_path / f"encoder-{format_}", ExportOptions(format=format_))  # type: ignore[arg-type]
+        export_student(source_of_head, tmp_path / f"head-{format_}", ExportOptions(format=format_))  # type: ignore[arg-type]
     biased, source = saved(UNLIKE_HEADS, name="biased", biased=True)
-    export(source, tmp_path / "encoder-mpnet", ExportOptions(format="mpnet"))
-    export(source, tmp_path / "encoder-bias-own", ExportOptions(format="own"))
+    export_student(source, tmp_path / "encoder-mpnet", ExportOptions(format="mpnet"))
+    export_student(source, tmp_path / "encoder-bias-own", ExportOptions(format="own"))
     names = ["encoder-bert", "encoder-own", "head-bert", "head-own", "encoder-mpnet", "encoder-bias-own"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(
@@ -262,7 +262,7 @@ def test_the_onnx_file_computes_what_torch_computes(
     labels: int,
 ) -> None:
     student, source = saved(subnet, labels)
-    folder = export(source, tmp_path / "out", ExportOptions(onnx=True))
+    folder = export_student(source, tmp_path / "out", ExportOptions(onnx=True))
     assert not (folder / "model_int8.onnx").exists()
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_inputs()] == ["input_ids", "attention_mask", "token_type_ids"]
@@ -284,7 +284,7 @@ def test_a_student_with_one_token_type_takes_none_in_onnx(
     saved: Callable[..., tuple[Any, Path]], toy_batch: Callable[..., tuple[Tensor, Tensor]], tmp_path: Path
 ) -> None:
     student, source = saved(types=1)
-    folder = export(source, tmp_path / "out", ExportOptions(onnx=True))
+    folder = export_student(source, tmp_path / "out", ExportOptions(onnx=True))
     run = onnx_files.runner(folder / "model.onnx")
     given = dict(zip(("input_ids", "attention_mask"), toy_batch(), strict=True))
     for mine, theirs in zip(outputs(student, given), run(given), strict=True):
@@ -296,7 +296,7 @@ def test_the_int8_file_is_smaller_and_the_card_says_what_it_costs(
     saved: Callable[..., tuple[Any, Path]], tmp_path: Path, labels: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, source = saved(Subnet(2, 96, 192, 3, 16), labels)
-    folder = export(source, tmp_path / "out", ExportOptions(int8=True))
+    folder = export_student(source, tmp_path / "out", ExportOptions(int8=True))
     small, whole = ((folder / name).stat().st_size for name in ("model_int8.onnx", "model.onnx"))
     assert small < 0.5 * whole
     card = (folder / "README.md").read_text()
@@ -315,7 +315,7 @@ def test_the_card_holds_what_was_measured(
 ) -> None:
     student, source = saved(UNLIKE_HEADS)
     options = ExportOptions(int8=True, teacher=str(teacher_folder()), license="apache-2.0")
-    folder = export(source, tmp_path / "out", options)
+    folder = export_student(source, tmp_path / "out", options)
     card = (folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["library_name"] == "transformers"
@@ -365,12 +365,12 @@ def test_the_python_of_every_card_runs_as_written_and_asks_nothing(
     """On an open standard input a question would wait for an answer, and then fail."""
     _, unlike = saved(UNLIKE_FFN)
     _, head = saved(UNLIKE_FFN, 3, "with-head")
-    export(unlike, tmp_path / "own", ExportOptions(onnx=True))
-    export(head, tmp_path / "own-head", ExportOptions())
+    export_student(unlike, tmp_path / "own", ExportOptions(onnx=True))
+    export_student(head, tmp_path / "own-head", ExportOptions())
     _, fits = saved(name="fits")
     _, head = saved(labels=1, name="fits-with-head")
-    export(fits, tmp_path / "bert", ExportOptions(int8=True))
-    export(head, tmp_path / "bert head", ExportOptions())
+    export_student(fits, tmp_path / "bert", ExportOptions(int8=True))
+    export_student(head, tmp_path / "bert head", ExportOptions())
     reading, writing = os.pipe()
     try:
         done = subprocess.run(
@@ -490,14 +490,14 @@ def test_a_student_without_a_tokenizer_takes_its_teachers_if_that_has_no_more_wo
     _, source = saved()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (source / name).unlink()
-    folder = export(source, tmp_path / "out", ExportOptions(teacher=str(teacher_folder())))
+    folder = export_student(source, tmp_path / "out", ExportOptions(teacher=str(teacher_folder())))
     assert AutoTokenizer.from_pretrained(folder)("w0")["input_ids"] == [2, 5, 3]
     assert "toy-bert" in (folder / "README.md").read_text()
     small = AutoDistilModel(AutoDistilConfig(vocab_size=50).resized(FITS))
     with quiet_transformers():
         small.save_pretrained(tmp_path / "small")
     with pytest.raises(InputError, match="has 50 embeddings and its tokenizer 95 tokens"):
-        export(tmp_path / "small", tmp_path / "out", ExportOptions(teacher=str(tmp_path / "toy-bert")))
+        export_student(tmp_path / "small", tmp_path / "out", ExportOptions(teacher=str(tmp_path / "toy-bert")))
 
 
 def test_an_earlier_export_is_replaced_and_other_folders_are_left_alone(
@@ -505,8 +505,8 @@ def test_an_earlier_export_is_replaced_and_other_folders_are_left_alone(
 ) -> None:
     _, source = saved()
     to = tmp_path / "new" / "out"
-    export(source, to, ExportOptions(onnx=True))
-    export(source, to, ExportOptions(format="own"))
+    export_student(source, to, ExportOptions(onnx=True))
+    export_student(source, to, ExportOptions(format="own"))
     assert (to / "modeling_student.py").exists()
     assert not (to / "model.onnx").exists()
     assert [path.name for path in to.parent.iterdir()] == ["out"]
@@ -516,7 +516,7 @@ def test_an_earlier_export_is_replaced_and_other_folders_are_left_alone(
     assert "is not a folder" in refusal(["export", str(source), "--to", str(source / "config.json")])
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert (export(source, empty, ExportOptions()) / "README.md").exists()
+    assert (export_student(source, empty, ExportOptions()) / "README.md").exists()
 
 
 @pytest.mark.parametrize("to", [".", "", "..", "/", "~"])
@@ -529,7 +529,7 @@ def test_a_place_that_holds_more_than_an_export_is_refused(
 ) -> None:
     source, home = str(saved()[1]), tmp_path / "home"
     (home / "work").mkdir(parents=True)
-    export(Path(source), home / "work" / "out", ExportOptions())
+    export_student(Path(source), home / "work" / "out", ExportOptions())
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home / "work" / "out")  # an earlier export, which may be replaced from elsewhere
     before = sorted(tmp_path.rglob("*"))
@@ -574,7 +574,7 @@ def test_two_exports_to_one_folder_do_not_mix_and_a_killed_one_is_no_obstacle(
     begun.wait()
     killed.kill()
     killed.join()
-    export(other, to, ExportOptions())
+    export_student(other, to, ExportOptions())
     assert config_of(to)["hidden_size"] == config_of(other)["hidden_size"]
     assert list(to.parent.iterdir()) == [to]
 
@@ -596,7 +596,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_export(
 ) -> None:
     """Of configuration, tokenizer, weights and ONNX files, another is the first that does not fit."""
     source, to, printed = saved(NO_BERT)[1], tmp_path / "out", tmp_path / "printed"
-    export(saved(name="other")[1], to, ExportOptions())
+    export_student(saved(name="other")[1], to, ExportOptions())
     before = {path.name: path.read_bytes() for path in to.iterdir()}
     limit = limit or (source / "model.safetensors").stat().st_size + 500  # an ONNX file holds the graph, too
     arguments = ["export", str(source), "--to", str(to), "--int8", "--quiet"]
@@ -622,17 +622,17 @@ def test_an_export_that_is_stopped_half_way_leaves_the_earlier_one_and_no_half_f
     with monkeypatch.context() as patch:
         patch.setattr("autodistil_search.export.model_card.Card.write", stop)
         with pytest.raises(KeyboardInterrupt):
-            export(source, to, ExportOptions())
+            export_student(source, to, ExportOptions())
     assert not to.exists()
     assert list(tmp_path.glob(".out*")) == []
-    export(source, to, ExportOptions())
+    export_student(source, to, ExportOptions())
     before = {path.name: path.read_bytes() for path in to.iterdir()}
     (tmp_path / ".out.autodistil-new").mkdir()  # as a killed process leaves it
     (tmp_path / ".out.new").mkdir()  # not ours
     with monkeypatch.context() as patch:
         patch.setattr("autodistil_search.export.model_card.Card.write", stop)
         with pytest.raises(KeyboardInterrupt):
-            export(source, to, ExportOptions(format="own"))
+            export_student(source, to, ExportOptions(format="own"))
     assert {path.name: path.read_bytes() for path in to.iterdir()} == before
     assert list(tmp_path.glob(".out*")) == [tmp_path / ".out.new"]
 
@@ -657,13 +657,13 @@ def test_an_onnx_file_that_computes_something_else_fails_the_export(
     with monkeypatch.context() as patch:
         patch.setattr("autodistil_search.export.student_folder.TOLERANCE", -1.0)
         with pytest.raises(ExportError, match="the exported BertModel differs"):
-            export(source, tmp_path / "out", ExportOptions())
+            export_student(source, tmp_path / "out", ExportOptions())
     student, source = saved()
     student.pooler.bias.data[0] = float("nan")  # compares as neither larger nor smaller
     with quiet_transformers():
         student.save_pretrained(source)
     with pytest.raises(InputError, match=r"weights of pooler\.bias are not finite"):
-        export(source, tmp_path / "out", ExportOptions())
+        export_student(source, tmp_path / "out", ExportOptions())
 
 
 @pytest.mark.parametrize("option", ["--onnx", "--int8"])
@@ -769,7 +769,7 @@ def test_a_card_names_the_packaged_teacher_as_the_hub_does(
     teacher.name = "packaged"
     monkeypatch.setattr("autodistil_search.export.student_source.find_teacher", lambda *_: teacher)
     _, source = saved()
-    card = (export(source, tmp_path / "out", ExportOptions(teacher="packaged")) / "README.md").read_text()
+    card = (export_student(source, tmp_path / "out", ExportOptions(teacher="packaged")) / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert "| teacher | sentence-transformers/all-MiniLM-L6-v2 (3x48, " in card
 
@@ -778,7 +778,7 @@ def test_the_teacher_of_a_run_can_be_replaced_and_must_exist(
     run: Run, tmp_path: Path, teacher_folder: Callable[..., Path]
 ) -> None:
     other = teacher_folder("electra")
-    folder = export(run.folder, tmp_path / "other", ExportOptions(teacher=str(other)))
+    folder = export_student(run.folder, tmp_path / "other", ExportOptions(teacher=str(other)))
     assert "| teacher | toy-electra" in (folder / "README.md").read_text()
     with pytest.raises(InputError, match="teacher 'nobody/nothing' cannot be loaded"):
-        export(run.folder, tmp_path / "out", ExportOptions(teacher="nobody/nothing"))
+        export_student(run.folder, tmp_path / "out", ExportOptions(teacher="nobody/nothing"))

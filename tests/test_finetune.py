@@ -16,9 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.pretrained import load_tokenizer, quiet_transformers
 from autodistil_search.cli.main import main
-from autodistil_search.runs.finetune import load_classifier, run_finetuning
+from autodistil_search.runs.finetune import finetune, load_classifier
 from autodistil_search.settings.finetune import FinetuneConfig
-from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, finetune, predict
+from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, fine_tune, predict
 from autodistil_search.tasks.labelled_data import Rows, Task
 from autodistil_search.teachers.families import FAMILIES
 
@@ -51,7 +51,7 @@ def test_what_can_be_learnt_is_learnt(pairs, classifier, tokenizer, cpu):
     task = toy_task(pairs=pairs)
     prepared, model = Prepared(task, tokenizer), classifier(task)
     before = predict(model, prepared.dev, cpu)
-    ended = finetune(model, prepared, replace(OPTIONS, epochs=5), cpu)
+    ended = fine_tune(model, prepared, replace(OPTIONS, epochs=5), cpu)
     assert ended.dev["accuracy"] > 0.9
     assert ended.dev["accuracy"] == (predict(model, prepared.dev, cpu).argmax(-1) == task.dev.labels).mean()
     assert ended.epochs[ended.epoch - 1] == max(ended.epochs) == ended.chosen_by
@@ -60,20 +60,20 @@ def test_what_can_be_learnt_is_learnt(pairs, classifier, tokenizer, cpu):
 
 def test_numbers_are_learnt_by_squared_error(classifier, tokenizer, cpu):
     task = toy_task(labels=(), n=480)
-    ended = finetune(classifier(task), Prepared(task, tokenizer), replace(OPTIONS, epochs=5), cpu)
+    ended = fine_tune(classifier(task), Prepared(task, tokenizer), replace(OPTIONS, epochs=5), cpu)
     assert ended.dev["pearson"] > 0.8
 
 
 def test_the_best_epoch_is_kept_and_chosen_without_the_reported_rows(classifier, tokenizer, cpu):
     task = toy_task()
     model, options = classifier(), replace(OPTIONS, epochs=3, lr=5e-3)
-    ended = finetune(model, Prepared(task, tokenizer), options, cpu)
+    ended = fine_tune(model, Prepared(task, tokenizer), options, cpu)
     prepared = Prepared(task, tokenizer)
     right = predict(model, prepared.choose, cpu).argmax(-1) == prepared.choose.labels
     assert right.mean() == ended.chosen_by
     turned = replace(task, dev=replace(task.dev, labels=[1 - label for label in task.dev.labels]))
     other = classifier()
-    again = finetune(other, Prepared(turned, tokenizer), options, cpu)
+    again = fine_tune(other, Prepared(turned, tokenizer), options, cpu)
     assert again.epochs == ended.epochs
     assert again.dev["accuracy"] == pytest.approx(1 - ended.dev["accuracy"])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
@@ -101,7 +101,7 @@ def test_seeds_and_only_seeds_change_the_result(classifier, tokenizer, cpu):
 
     def weights(seed):
         model = classifier(seed=seed)
-        finetune(model, prepared, replace(OPTIONS, seed=seed, epochs=1), cpu)
+        fine_tune(model, prepared, replace(OPTIONS, seed=seed, epochs=1), cpu)
         return torch.cat([each.flatten() for each in model.parameters()])
 
     state = torch.random.get_rng_state()
@@ -122,7 +122,7 @@ def test_a_training_stopped_anywhere_ends_as_one_never_stopped(
     options = replace(OPTIONS, losses="labels,hidden,logits")
     teacher = classifier(seed=5)
     whole = classifier()
-    ended = finetune(whole, prepared, options, cpu, teacher=teacher)
+    ended = fine_tune(whole, prepared, options, cpu, teacher=teacher)
     from autodistil_search.distillation.checkpoints import Checkpoints
 
     monkeypatch.setattr(Checkpoints, "due", True)
@@ -136,10 +136,10 @@ def test_a_training_stopped_anywhere_ends_as_one_never_stopped(
 
         monkeypatch.setattr(Checkpoints, "save", failing)
         with pytest.raises(StoppedError):
-            finetune(classifier(), prepared, options, cpu, tmp_path / "t", teacher=teacher)
+            fine_tune(classifier(), prepared, options, cpu, tmp_path / "t", teacher=teacher)
     monkeypatch.setattr(Checkpoints, "save", save)
     resumed = classifier()
-    assert finetune(resumed, prepared, options, cpu, tmp_path / "t", teacher=teacher) == ended
+    assert fine_tune(resumed, prepared, options, cpu, tmp_path / "t", teacher=teacher) == ended
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
@@ -153,7 +153,7 @@ def short(classifier, tokenizer, cpu, tmp_path, monkeypatch):
 
     def train(folder=tmp_path / "t"):
         model = classifier()
-        ended = finetune(model, prepared, options, cpu, folder)
+        ended = fine_tune(model, prepared, options, cpu, folder)
         return ended, torch.cat([each.detach().flatten() for each in model.parameters()])
 
     return train, train(None), tmp_path / "t"
@@ -222,12 +222,12 @@ def test_weights_that_are_not_finite_end_the_training_by_name(epochs, classifier
     prepared = Prepared(toy_task(n=20), tokenizer)  # an epoch of one step, whose loss is finite
     options = replace(OPTIONS, epochs=epochs, batch_size=32, lr=1e300, seed=3)
     with pytest.raises(FloatingPointError, match=r"diverged in epoch 1, at learning rate 1e\+300 with seed 3: "):
-        finetune(classifier(), prepared, options, cpu)
+        fine_tune(classifier(), prepared, options, cpu)
 
 
 def distilled(losses, classifier, tokenizer, cpu, teacher, task=None, **changes):
     student = classifier(task, seed=3)
-    finetune(student, Prepared(task or toy_task(), tokenizer), replace(OPTIONS, losses=losses, **changes), cpu,
+    fine_tune(student, Prepared(task or toy_task(), tokenizer), replace(OPTIONS, losses=losses, **changes), cpu,
              teacher=teacher)  # fmt: skip
     return student
 
@@ -235,7 +235,7 @@ def distilled(losses, classifier, tokenizer, cpu, teacher, task=None, **changes)
 def test_a_teacher_is_learnt_from_without_labels(classifier, tokenizer, cpu):
     task = toy_task(n=960)
     teacher = classifier()
-    finetune(teacher, Prepared(task, tokenizer), replace(OPTIONS, epochs=2), cpu)
+    fine_tune(teacher, Prepared(task, tokenizer), replace(OPTIONS, epochs=2), cpu)
     silent = replace(task, train=replace(task.train, labels=[0.0] * len(task.train)))  # labels that teach nothing
     student = distilled("logits", classifier, tokenizer, cpu, teacher, silent, epochs=1)
     prepared = Prepared(task, tokenizer)
@@ -291,7 +291,7 @@ def config(teacher_folder, table, tmp_path):
 
 
 def test_a_run_has_mean_spread_and_a_model_that_gives_the_figures(config):
-    run = run_finetuning(config)
+    run = finetune(config)
     summary = json.loads((run.folder / "summary.json").read_text())
     table = pd.read_csv(run.folder / "results.csv")
     assert table["seed"].tolist() == [0, 1]
@@ -309,11 +309,11 @@ def test_a_run_has_mean_spread_and_a_model_that_gives_the_figures(config):
 
 
 def test_of_several_rates_the_best_on_the_rows_to_choose_by_is_taken(config):
-    run = run_finetuning(replace(config, lr="1e-6,2e-3", epochs=4))
+    run = finetune(replace(config, lr="1e-6,2e-3", epochs=4))
     assert run.results[["lr", "seed"]].to_numpy().tolist() == [[1e-6, 0], [2e-3, 0], [2e-3, 1]]
     assert run.lr == 2e-3
     stamps = [(run.folder / name / "result.json").stat().st_mtime_ns for name in ("seed-0", "lr-1e-06-seed-0")]
-    again = run_finetuning(replace(config, lr="1e-6,2e-3", epochs=4))
+    again = finetune(replace(config, lr="1e-6,2e-3", epochs=4))
     assert again.results.equals(run.results)
     assert stamps == [(run.folder / name / "result.json").stat().st_mtime_ns for name in ("seed-0", "lr-1e-06-seed-0")]
     assert run.results.loc[1, "chosen_by"] > run.results.loc[0, "chosen_by"]
@@ -322,7 +322,7 @@ def test_of_several_rates_the_best_on_the_rows_to_choose_by_is_taken(config):
 
 def test_of_several_rates_one_that_diverges_is_recorded_and_never_chosen(config, printed_json, capsys):
     config = replace(config, epochs=1, seeds=1, lr="1e300,1e-3")
-    run = run_finetuning(config)
+    run = finetune(config)
     assert run.lr == 1e-3
     assert run.results["chosen_by"].isna().tolist() == [True, False]
     assert json.loads((run.folder / "summary.json").read_text())["diverged"] == [1e300]
@@ -334,7 +334,7 @@ def test_of_several_rates_one_that_diverges_is_recorded_and_never_chosen(config,
     for damage in ("{}", '{"lr": 1e-3, "digest": "0"}'):
         (run.folder / "lr-1e+300-seed-0" / "diverged.json").write_text(damage)
         with pytest.raises(InputError, match=r"diverged\.json is damaged.*; delete it, and the same command tries"):
-            run_finetuning(config)
+            finetune(config)
     assert main([*arguments[:-1], f"{config.out}2", "--lr", "1e300", "--quiet"]) == 1
     told = capsys.readouterr().err
     assert told.count("\n") == 1
@@ -342,8 +342,8 @@ def test_of_several_rates_one_that_diverges_is_recorded_and_never_chosen(config,
 
 
 def test_more_seeds_go_on_from_fewer(config):
-    first = run_finetuning(replace(config, seeds=1))
-    more = run_finetuning(config)
+    first = finetune(replace(config, seeds=1))
+    more = finetune(config)
     assert more.results.iloc[:1].equals(first.results)
     assert len(more.results) == 2
 
@@ -361,18 +361,18 @@ def test_what_looks_wrong_in_a_table_is_said(config, tmp_path, capsys):
 
 
 def test_other_settings_in_the_same_folder_are_refused(config):
-    run_finetuning(config)
+    finetune(config)
     with pytest.raises(InputError, match="epochs was 2 and is now 3"):
-        run_finetuning(replace(config, epochs=3))
+        finetune(replace(config, epochs=3))
 
 
 def test_a_killed_run_ends_as_one_never_stopped(config, tmp_path):
-    whole = run_finetuning(replace(config, out=str(tmp_path / "whole")))
-    killed = SERVER.Process(target=killed_after_saving, args=(9, run_finetuning, config))
+    whole = finetune(replace(config, out=str(tmp_path / "whole")))
+    killed = SERVER.Process(target=killed_after_saving, args=(9, finetune, config))
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    resumed = run_finetuning(config)
+    resumed = finetune(config)
     pd.testing.assert_frame_equal(resumed.results, whole.results)
 
 
@@ -380,7 +380,7 @@ def test_a_student_is_fine_tuned_and_then_teaches(config, debug_superlm, debug_s
     with quiet_transformers():
         debug_superlm().extract(debug_space.smallest).save_pretrained(tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")
-    teacher = run_finetuning(replace(config, seeds=1))
+    teacher = finetune(replace(config, seeds=1))
     arguments = ["finetune", str(tmp_path / "student"), "--task", config.task, "--losses", "logits,hidden:0.1"]
     arguments += ["--teacher", str(teacher.folder), "--out", str(tmp_path / "taught"), "--seeds", "1", "--epochs", "1"]
     assert main([*arguments, "--lr", "1e-3", "--max-length", "16"]) == 0
@@ -421,7 +421,7 @@ def test_every_family_has_its_encoder_in_a_classifier_and_no_kernel_of_its_folde
 
 
 def test_a_head_with_labels_in_another_order_is_mapped_by_their_names(config, tmp_path):
-    tuned = run_finetuning(replace(config, seeds=1, epochs=1))
+    tuned = finetune(replace(config, seeds=1, epochs=1))
     saved = json.loads((tuned.model_folder / "config.json").read_text())
     assert (saved["id2label"], saved["label2id"]) == ({"0": "high", "1": "low"}, {"high": 0, "low": 1})
     before = load_classifier("toy", str(tuned.model_folder), toy_task(), 0).classifier
@@ -444,9 +444,9 @@ def test_a_model_without_token_types_is_fine_tuned_on_pairs(kind, sizes, teacher
         "\n".join(json.dumps({"text1": f"w{i}", "text2": f"w{i % 7}", "label": i % 2}) for i in range(40))
     )
     shorter = replace(config, task=str(tmp_path / "pairs.jsonl"), seeds=1, epochs=1)
-    tuned = run_finetuning(replace(shorter, model=str(folder), out=str(tmp_path / "alone")))
+    tuned = finetune(replace(shorter, model=str(folder), out=str(tmp_path / "alone")))
     assert "token_type_ids" not in AutoTokenizer.from_pretrained(tuned.model_folder)("w1", "w2")
-    run_finetuning(replace(shorter, losses="logits", teacher=str(tuned.folder)))  # a student with token types
+    finetune(replace(shorter, losses="logits", teacher=str(tuned.folder)))  # a student with token types
 
 
 def test_roberta_has_no_positions_for_padding(teacher_folder, config, refusal):
@@ -464,7 +464,7 @@ def test_what_cannot_be_used_is_one_line(config, refusal, teacher_folder, tmp_pa
     assert "has no head for task" in refusal(
         ["finetune", student, "--task", table, "--losses", "logits", "--teacher", student, "--max-length", "16"]
     )
-    tuned = run_finetuning(replace(config, seeds=1, epochs=1))
+    tuned = finetune(replace(config, seeds=1, epochs=1))
     swapped = tmp_path / "swapped.csv"
     swapped.write_text((config.folder.parent / "mail" / "dev.csv").read_text().replace("high", "zero"))
     assert "has a head for labels high, low, task 'swapped' has low, zero" in refusal(

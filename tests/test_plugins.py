@@ -22,7 +22,7 @@ from autodistil_search.nas.objectives import FLOPS, Objective
 from autodistil_search.nas.proxies import ProxyKind
 from autodistil_search.runs.named_parts import built_in
 from autodistil_search.runs.search import search
-from autodistil_search.runs.search_inputs import resolve
+from autodistil_search.runs.search_inputs import resolve_search
 from autodistil_search.spaces.search_space import load_space
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -338,7 +338,7 @@ def test_the_box_of_a_cost_holds_every_subnet_of_its_space(toy_config, cost):
     for direction in ("minimize", "maximize"):
         mine = Objective("mine", "mine", "", direction, cost=lambda subnet, _: cost(subnet))
         config = replace(toy_config, objectives="mine,flops")
-        inputs = resolve(config, plugins=Plugins(objectives={"mine": mine}))
+        inputs = resolve_search(config, plugins=Plugins(objectives={"mine": mine}))
         ideal, reference = map(mine.minimised, inputs.cost_box(mine))
         assert all(ideal <= mine.minimised(value) < reference for value in costs)
         assert inputs.cost_box(FLOPS) == (0.0, 1.01 * FLOPS.cost(space.largest, None))  # as it ever was

@@ -15,7 +15,7 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.manifest import verify
 from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.base.progress import Reporter
-from autodistil_search.export.student_folder import ExportOptions, export
+from autodistil_search.export.student_folder import ExportOptions, export_student
 from autodistil_search.export.student_source import find_exportable
 from autodistil_search.nas.proxies import TaskBudget, sentence_vectors, task_proxy
 from autodistil_search.spaces.subnet import Subnet
@@ -125,7 +125,7 @@ def test_an_export_loads_with_the_teachers_pooling(modes, subnet, normalize, tea
     student = randomised(AutoDistilModel(teacher.student_config(subnet)))
     with quiet_transformers():
         student.save_pretrained(tmp_path / "student")
-    out = export(tmp_path / "student", tmp_path / "out", ExportOptions(teacher=name))
+    out = export_student(tmp_path / "student", tmp_path / "out", ExportOptions(teacher=name))
     with quiet_transformers():
         encoder = SentenceTransformer(str(out), device="cpu", trust_remote_code=subnet == UNLIKE_FFN)
         given = teacher.tokenizer(TEXTS, padding=True, return_tensors="pt")
@@ -136,7 +136,7 @@ def test_an_export_loads_with_the_teachers_pooling(modes, subnet, normalize, tea
     # Two layers of 48 units in float32: differences of the two formats stay below 1e-5 of values of some units.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert f"A vector is {Pooling(modes, normalize).words}." in (out / "README.md").read_text()
-    export(tmp_path / "student", out, ExportOptions(teacher=name))  # its folders are those of an earlier export
+    export_student(tmp_path / "student", out, ExportOptions(teacher=name))  # its folders are those of an earlier export
     assert verify(out)
     path = out / "1_Pooling" / "config.json"
     whole = path.read_text()

@@ -24,7 +24,7 @@ from autodistil_search.nas.proxies import HiddenProxy, ProxyKind, RelationProxy,
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.relation_loss import relation_loss, relation_scores, relation_target, split_heads
-from autodistil_search.tasks.fine_tuning import Prepared, finetune
+from autodistil_search.tasks.fine_tuning import Prepared, fine_tune
 from autodistil_search.tasks.labelled_data import load_task
 from autodistil_search.teachers.teacher import Teacher
 
@@ -209,7 +209,7 @@ def test_every_part_of_the_budget_changes_a_task_score(
     seen = []
 
     def record(classifier, prepared, options, *_, **__):
-        ended = finetune(classifier, prepared, options, cpu, report=False)
+        ended = fine_tune(classifier, prepared, options, cpu, report=False)
         seen.append(torch.cat([each.flatten() for each in classifier.parameters()]))
         return ended
 

@@ -9,7 +9,7 @@ import torch
 from autodistil_search import InputError, search
 from autodistil_search.base.device import Device
 from autodistil_search.base.resources import FreeMemory, cgroup_limits, free_memory
-from autodistil_search.runs.search_inputs import resolve
+from autodistil_search.runs.search_inputs import resolve_search
 from autodistil_search.spaces.cost import params
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.teachers.loading import load_teacher
@@ -121,10 +121,10 @@ def test_a_search_of_a_trained_superlm_needs_memory_to_score_it_only(toy_config,
     weights = 4 * params(debug.largest, teacher.vocabulary)
     monkeypatch.setattr(Device, "free_memory", free)
     with pytest.raises(InputError, match="for weights and optimizer; the test has"):
-        resolve(toy_config)
+        resolve_search(toy_config)
     for config, trains in ((replace(toy_config, superlm="trained"), True), (toy_config, False)):  # or of a worker
-        assert resolve(config, trains=trains).text is not None
+        assert resolve_search(config, trains=trains).text is not None
     weights /= 2
     with pytest.raises(InputError, match="for its weights and a student's; the test has"):
-        resolve(replace(toy_config, superlm="trained"))
+        resolve_search(replace(toy_config, superlm="trained"))
     assert len(asked) == 4

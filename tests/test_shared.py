@@ -39,7 +39,7 @@ from autodistil_search.nas.shared_archive import TRIES, SharedArchive, open_stor
 from autodistil_search.runs import worker
 from autodistil_search.runs.run_folder import check_folder
 from autodistil_search.runs.search import NOT_COMPARED
-from autodistil_search.runs.search_inputs import resolve
+from autodistil_search.runs.search_inputs import resolve_search
 from autodistil_search.runs.worker import work
 from autodistil_search.spaces.search_space import load_space
 
@@ -433,10 +433,10 @@ def test_a_worker_leaves_when_its_patience_ends_or_all_searches_have(toy_config,
 def test_reading_teacher_and_text_takes_no_patience_of_a_worker(toy_config, storage, monkeypatch, waited):
     def slow(*given, **named):
         waited.append(0.3)
-        return resolve(*given, **named)
+        return resolve_search(*given, **named)
 
     search(run_with(toy_config, storage))
-    monkeypatch.setattr(worker, "resolve", slow)
+    monkeypatch.setattr(worker, "resolve_search", slow)
     monkeypatch.setattr(worker, "_work", lambda inputs, archive, scorer, wait, ended, reporter: wait.goes_on())
     assert work(storage, "search", patience=0.2) is True
 

@@ -34,7 +34,7 @@ _OPSET = 17
 _SHAPES = ((1, 1.0), (3, 0.5), (8, 0.9), (2, 0.1))
 """Sequences, and the share of their length, of the batches that outputs are compared on."""
 
-Inputs = dict[str, Tensor]
+SearchInputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Tuples(nn.Module):
         return outputs
 
 
-def inputs_of(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Inputs:
+def inputs_of(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> SearchInputs:
     """What an ONNX file of `model` takes, by name; token types, all 0, where the model has more than one."""
     given = {"input_ids": ids, "attention_mask": mask}
     return given | (
@@ -117,11 +117,11 @@ def _session(path: Path) -> InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def runner(path: Path) -> Callable[[Inputs], list[Tensor]]:
+def runner(path: Path) -> Callable[[SearchInputs], list[Tensor]]:
     """What computes the outputs of an ONNX file in ONNX Runtime."""
     session = _session(path)
 
-    def run(inputs: Inputs) -> list[Tensor]:
+    def run(inputs: SearchInputs) -> list[Tensor]:
         arrays: list[Any] = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
         return [torch.from_numpy(array) for array in arrays]
 
@@ -141,7 +141,9 @@ def classifier(path: Path) -> Callable[..., SequenceClassifierOutput]:
 
 
 @torch.no_grad()
-def largest_difference(model: PreTrainedModel, other: Callable[[Inputs], Iterable[Tensor]], sample: Sample) -> float:
+def largest_difference(
+    model: PreTrainedModel, other: Callable[[SearchInputs], Iterable[Tensor]], sample: Sample
+) -> float:
     """The largest absolute difference between the outputs of `model` and of `other`, in several shapes; NaN if any is.
 
     Hidden states of padding tokens do not count: MPNet gives such a token no position.

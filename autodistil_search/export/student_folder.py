@@ -106,7 +106,7 @@ class _Measured:
     load: Load
 
 
-def export(source: Path, to: Path, options: ExportOptions, reporter: Reporter | None = None) -> Path:
+def export_student(source: Path, to: Path, options: ExportOptions, reporter: Reporter | None = None) -> Path:
     """Write the student of `source`, a run's folder or a saved student's, into the folder `to`, which is returned.
 
     Raises:

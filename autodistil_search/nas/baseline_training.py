@@ -59,7 +59,7 @@ class _Recipe:
     layer_by_layer: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bench:
     """What baselines are trained and measured with: all that the subnets of the search had.
 

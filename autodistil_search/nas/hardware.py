@@ -2,7 +2,7 @@
 
 The student is cast to the precision of the device once, before it is measured, as one that serves would be: autocast
 would cast every weight again at each pass. A measurement is taken while no other one is, whatever process of this
-machine takes it. Inputs are random token ids: neither time nor memory depends on which they are.
+machine takes it. SearchInputs are random token ids: neither time nor memory depends on which they are.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from autodistil_search.nas.objectives import COSINE, HIDDEN_LOSS, PROBE, Objecti
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilForSequenceClassification, AutoDistilModel
 from autodistil_search.superlm.relation_loss import DEFAULT_RELATIONS, relation_loss, relation_target, uniform_loss
-from autodistil_search.tasks.fine_tuning import Encoded, FinetuneOptions, Prepared, finetune
+from autodistil_search.tasks.fine_tuning import Encoded, FinetuneOptions, Prepared, fine_tune
 from autodistil_search.tasks.labelled_data import Rows, Task, load_task
 from autodistil_search.tasks.metrics import METRICS, Array
 from autodistil_search.teachers.pooling import Pooling
@@ -373,7 +373,7 @@ class TaskProxy(_OfTask):
         classifier.autodistil.load_state_dict(student.state_dict())
         budget = self._budget
         options = FinetuneOptions(budget.epochs, budget.batch_size, budget.lr, budget.seed)
-        return finetune(classifier, self._prepared, options, self._device, report=False).chosen_by
+        return fine_tune(classifier, self._prepared, options, self._device, report=False).chosen_by
 
     @property
     def description(self) -> str:

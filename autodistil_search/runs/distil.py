@@ -23,7 +23,7 @@ from autodistil_search.report.training_figure import write_training_figure
 from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.run_folder import STUDENT, check_folder, exclusive, open_folder
 from autodistil_search.runs.train import relation_proxy
-from autodistil_search.runs.training_inputs import Materials, resolve_training
+from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.distil import DistilConfig
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
@@ -88,7 +88,7 @@ class _Job:
     """A student, and all that its training needs."""
 
     def __init__(
-        self, materials: Materials, student: AutoDistilModel, eval_blocks: int, folder: Path, options: TrainOptions
+        self, materials: TrainingInputs, student: AutoDistilModel, eval_blocks: int, folder: Path, options: TrainOptions
     ) -> None:
         self._materials, self._student, self._eval_blocks, self._folder = materials, student, eval_blocks, folder
         self._options = options

@@ -45,7 +45,7 @@ from autodistil_search.base.seeding import seeded
 from autodistil_search.base.user_input import PACKAGED
 from autodistil_search.runs.run_folder import check_folder, exclusive, model_folder, open_folder, versions
 from autodistil_search.settings.finetune import FinetuneConfig
-from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, finetune
+from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, fine_tune
 from autodistil_search.tasks.labelled_data import Task, load_task
 from autodistil_search.teachers.families import FAMILIES, check_layers
 from autodistil_search.teachers.loading import packaged_folder
@@ -87,7 +87,7 @@ class FinetuneRun:
         return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
-def run_finetuning(config: FinetuneConfig, reporter: Reporter | None = None) -> FinetuneRun:
+def finetune(config: FinetuneConfig, reporter: Reporter | None = None) -> FinetuneRun:
     """Fine-tune `config.model` on `config.task` into `config.folder`, or go on where it was stopped.
 
     Raises:
@@ -199,7 +199,7 @@ class _Job:
         options = self._options(rate, seed)
         model = load_classifier(f"model {self._config.model!r}", self._source, self._task, seed)
         title = f"{self._task.name}, lr {rate:g}, seed {seed}"
-        ended = finetune(
+        ended = fine_tune(
             model, self._prepared, options, self._device, own / _TRAINING, self._reporter, title, self._teacher,
             self._identity,
         )  # fmt: skip

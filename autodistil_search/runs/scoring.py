@@ -12,7 +12,7 @@ from autodistil_search.nas import objectives
 from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.proxies import Proxy
 from autodistil_search.nas.shared_archive import SharedArchive
-from autodistil_search.runs.search_inputs import Inputs
+from autodistil_search.runs.search_inputs import SearchInputs
 from autodistil_search.runs.train import relation_proxy
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -32,7 +32,7 @@ _SUPERLM = "SuperLM "
 class Scorer:
     """Measures subnets; runs the teacher on the held-out text when first needed."""
 
-    def __init__(self, inputs: Inputs, superlms: Mapping[str, AutoDistilModel]) -> None:
+    def __init__(self, inputs: SearchInputs, superlms: Mapping[str, AutoDistilModel]) -> None:
         self._inputs, self._superlms = inputs, superlms
 
     @cached_property
@@ -64,7 +64,9 @@ class Scorer:
         return objectives.costs(self._inputs.columns, subnet, self._inputs.teacher.vocabulary, student)
 
 
-def agree(inputs: Inputs, superlms: Mapping[str, AutoDistilModel] | None, archive: SharedArchive, study: str) -> None:
+def check_scored_alike(
+    inputs: SearchInputs, superlms: Mapping[str, AutoDistilModel] | None, archive: SharedArchive, study: str
+) -> None:
     """Make sure that all who score subnets in `study` give the same subnet the same numbers.
 
     superlms: by space; None while they are not trained yet, to learn of other differences before.

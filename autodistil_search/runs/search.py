@@ -39,9 +39,9 @@ from autodistil_search.report.run_parts import run_part
 from autodistil_search.report.writing import write_report
 from autodistil_search.runs.finished_run import RUN_FILES, Run, is_finished, load_run, write_summary
 from autodistil_search.runs.run_folder import Stopwatch, check_folder, exclusive, open_folder, versions
-from autodistil_search.runs.scoring import Scorer, agree
+from autodistil_search.runs.scoring import Scorer, check_scored_alike
 from autodistil_search.runs.search_findings import conditions, cost_findings, learning_findings, trust_findings
-from autodistil_search.runs.search_inputs import Inputs, resolve
+from autodistil_search.runs.search_inputs import SearchInputs, resolve_search
 from autodistil_search.runs.train import take_superlm, train_superlm, trained_config
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace
@@ -139,7 +139,7 @@ class Subnets:
 @contextmanager
 def _opened(
     config: SearchConfig, reporter: Reporter, plugins: Plugins | None, clock: Stopwatch
-) -> Iterator[tuple[Inputs, Path]]:
+) -> Iterator[tuple[SearchInputs, Path]]:
     """All that `config` names, loaded and checked, and its folder, held by this process."""
     if launched() > 1:
         raise InputError(
@@ -152,7 +152,7 @@ def _opened(
     check_folder(folder, SEARCH_CONFIG, config.to_dict())
     with clock.phase("prepare"):
         reporter.say("loading the teacher and the text")
-        inputs = resolve(config, reporter, plugins, begun=(folder / SEARCH_CONFIG).is_file())
+        inputs = resolve_search(config, reporter, plugins, begun=(folder / SEARCH_CONFIG).is_file())
     for finding in cost_findings(inputs):
         reporter.say(str(finding))
     with exclusive(folder):
@@ -162,14 +162,14 @@ def _opened(
         yield inputs, folder
 
 
-def _settle(inputs: Inputs, folder: Path) -> None:
+def _settle(inputs: SearchInputs, folder: Path) -> None:
     """Make the folder this run's, or check that it is."""
     open_folder(folder, SEARCH_CONFIG, inputs.config.to_dict(), inputs.environment)
 
 
 @contextmanager
 def _prepared(
-    inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter
+    inputs: SearchInputs, folder: Path, clock: Stopwatch, reporter: Reporter
 ) -> Iterator[tuple[Archive, Scorer, list[Finding]]]:
     """Yield what was scored before, what scores the rest, and findings on how training began."""
     with _open_archive(inputs, folder) as archive:
@@ -180,14 +180,14 @@ def _prepared(
                 inputs.predictor.take(archive.fixed(PREDICTOR, inputs.fit_predictor))
         superlms, findings = _superlms(inputs, folder, clock, reporter)
         if isinstance(archive, SharedArchive):
-            agree(inputs, superlms, archive, inputs.config.study)
+            check_scored_alike(inputs, superlms, archive, inputs.config.study)
             archive.publish(*state_of(folder, "searching"))
             archive.publish(CONFIG, inputs.config.for_workers())
         yield archive, Scorer(inputs, superlms), findings
 
 
 @contextmanager
-def _open_archive(inputs: Inputs, folder: Path) -> Iterator[Archive]:
+def _open_archive(inputs: SearchInputs, folder: Path) -> Iterator[Archive]:
     """The archive in the run's folder, or the one that others share; one that is refused leaves the folder free."""
     config = inputs.config
     if config.storage is None:
@@ -196,13 +196,13 @@ def _open_archive(inputs: Inputs, folder: Path) -> Iterator[Archive]:
         return
     with open_storage(config.storage) as storage:
         archive = SharedArchive(storage, inputs.spaces, inputs.objectives, config.study, config.worker_timeout)
-        agree(inputs, None, archive, config.study)
+        check_scored_alike(inputs, None, archive, config.study)
         _settle(inputs, folder)
         yield archive
 
 
 def _superlms(
-    inputs: Inputs, folder: Path, clock: Stopwatch, reporter: Reporter
+    inputs: SearchInputs, folder: Path, clock: Stopwatch, reporter: Reporter
 ) -> tuple[dict[str, AutoDistilModel], list[Finding]]:
     """Return the SuperLM of each space by its name, if an objective needs them, and findings on how they started."""
     superlms, findings = {}, []
@@ -217,7 +217,7 @@ def _superlms(
 
 
 def _search_space(
-    space: SearchSpace, inputs: Inputs, scorer: Scorer, archive: Archive, clock: Stopwatch, reporter: Reporter
+    space: SearchSpace, inputs: SearchInputs, scorer: Scorer, archive: Archive, clock: Stopwatch, reporter: Reporter
 ) -> bool:
     """Search one space; whether all its admissible subnets were scored."""
     config = inputs.config
@@ -240,7 +240,7 @@ def _search_space(
     return scored == candidates.total
 
 
-def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporter: Reporter) -> pd.DataFrame:
+def _measure_baselines(inputs: SearchInputs, scorer: Scorer, clock: Stopwatch, reporter: Reporter) -> pd.DataFrame:
     proxy, text, config = inputs.proxy_objective, inputs.text, inputs.config
     if proxy is None or text is None or not config.baseline_names:
         return baseline_table([], inputs.columns)
@@ -249,27 +249,27 @@ def _measure_baselines(inputs: Inputs, scorer: Scorer, clock: Stopwatch, reporte
         identity.pop(name, None)
     with clock.phase("baselines"):
         bench = baseline_training.Bench(
-            inputs.teacher,
-            text.begin,
-            scorer.proxy,
-            inputs.columns,
-            inputs.options_of,
-            config.init,
-            inputs.sample_ids,
-            identity,
-            cache_folder(),
-            inputs.device,
-            reporter,
-            inputs.execution,
+            teacher=inputs.teacher,
+            begin_text=text.begin,
+            proxy=scorer.proxy,
+            columns=inputs.columns,
+            options_of=inputs.options_of,
+            init=config.init,
+            sample_ids=inputs.sample_ids,
+            identity=identity,
+            cache=cache_folder(),
+            device=inputs.device,
+            reporter=reporter,
+            execution=inputs.execution,
         )
         results = bench.measure(config.baseline_names, inputs.given_baselines, inputs.spaces)
     return baseline_table(results, inputs.columns)
 
 
-def _box(inputs: Inputs, scorer: Scorer) -> dict[str, list[float]]:
+def _box(inputs: SearchInputs, scorer: Scorer) -> dict[str, list[float]]:
     """Return by objective the ideal and the reference value between which the hypervolume is measured.
 
-    Costs have their exact ends (`Inputs.cost_box`). What is measured is measured on the smallest and the largest
+    Costs have their exact ends (`SearchInputs.cost_box`). What is measured is measured on the smallest and the largest
     subnet.
     """
     box: dict[str, list[float]] = {}
@@ -287,7 +287,7 @@ def _box(inputs: Inputs, scorer: Scorer) -> dict[str, list[float]]:
     return box
 
 
-def _compare_engines(inputs: Inputs, archive: Archive, scorer: Scorer, reporter: Reporter) -> pd.DataFrame:
+def _compare_engines(inputs: SearchInputs, archive: Archive, scorer: Scorer, reporter: Reporter) -> pd.DataFrame:
     """What each engine would have found in each space, all of whose admissible subnets were scored."""
     box = archive.fixed("box", lambda: _box(inputs, scorer))
     tables = []
@@ -315,7 +315,7 @@ def _compare_engines(inputs: Inputs, archive: Archive, scorer: Scorer, reporter:
 
 
 def _report(
-    inputs: Inputs,
+    inputs: SearchInputs,
     archive: Archive,
     scorer: Scorer,
     measured: pd.DataFrame,
@@ -345,7 +345,7 @@ def _report(
     )
 
 
-def _versus_baselines(inputs: Inputs, archive: Archive, measured: pd.DataFrame) -> list[Finding]:
+def _versus_baselines(inputs: SearchInputs, archive: Archive, measured: pd.DataFrame) -> list[Finding]:
     """Return how the baselines compare with what keeps the constraints."""
     proxy = inputs.proxy_objective
     if proxy is None or measured.empty:
@@ -355,7 +355,7 @@ def _versus_baselines(inputs: Inputs, archive: Archive, measured: pd.DataFrame) 
     return against_frontier(kept, measured, proxy) if len(kept) else []
 
 
-def _with_measured_latency(report: ParetoReport, inputs: Inputs, archive: Archive) -> ParetoReport:
+def _with_measured_latency(report: ParetoReport, inputs: SearchInputs, archive: Archive) -> ParetoReport:
     """The report with the latency of each subnet on its frontier as it is, and how far the predictions were off."""
     subnets = [
         Subnet.from_row({str(key): value for key, value in row.items()}) for _, row in report.frontier.iterrows()

@@ -22,12 +22,12 @@ from autodistil_search.report.findings import (
 )
 from autodistil_search.runs.run_folder import versions
 from autodistil_search.runs.scoring import Scorer
-from autodistil_search.runs.search_inputs import Inputs
+from autodistil_search.runs.search_inputs import SearchInputs
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.cost import flops
 
 
-def cost_findings(inputs: Inputs) -> list[Finding]:
+def cost_findings(inputs: SearchInputs) -> list[Finding]:
     """Return which subnets cost more than their teacher."""
     limit = flops(inputs.teacher.subnet)
     findings = []
@@ -40,7 +40,7 @@ def cost_findings(inputs: Inputs) -> list[Finding]:
     return findings
 
 
-def learning_findings(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[Finding]:
+def learning_findings(inputs: SearchInputs, archive: Archive, scorer: Scorer) -> list[Finding]:
     """Return which SuperLMs have hardly learnt anything by the median of what was scored.
 
     `train_superlm` tells of the subnets that it watches.
@@ -59,7 +59,7 @@ def learning_findings(inputs: Inputs, archive: Archive, scorer: Scorer) -> list[
     return findings
 
 
-def trust_findings(inputs: Inputs, archive: Archive, exact: bool) -> list[Finding]:
+def trust_findings(inputs: SearchInputs, archive: Archive, exact: bool) -> list[Finding]:
     """Return where a claim drawn from this run is weak."""
     findings = []
     if not exact:
@@ -88,7 +88,7 @@ def _sampling(config: SearchConfig) -> str:
     return ", ".join(words)
 
 
-def _rates(inputs: Inputs) -> str:
+def _rates(inputs: SearchInputs) -> str:
     """The peak learning rate of each space, or of all if it is one."""
     rates = {space.name: f"{inputs.options_of(space.largest).lr:g}" for space in inputs.spaces}
     if len(set(rates.values())) == 1:
@@ -96,7 +96,7 @@ def _rates(inputs: Inputs) -> str:
     return ", ".join(f"{rate} ({name})" for name, rate in rates.items())
 
 
-def conditions(inputs: Inputs, scorer: Scorer) -> dict[str, Any]:
+def conditions(inputs: SearchInputs, scorer: Scorer) -> dict[str, Any]:
     """How everything was measured, for the reader of the report."""
     config, teacher = inputs.config, inputs.teacher
     described: dict[str, Any] = {

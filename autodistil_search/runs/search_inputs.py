@@ -26,7 +26,7 @@ from autodistil_search.nas.objectives import COSINE, HIDDEN, PROBE, RELATION, TA
 from autodistil_search.nas.pareto import box_of
 from autodistil_search.nas.proxies import HIDDEN_KIND, ProxyKind, TaskBudget, task_proxy
 from autodistil_search.runs.named_parts import named_part, plugged
-from autodistil_search.runs.training_inputs import Materials, resolve_training
+from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.search import BASELINES, SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -48,8 +48,8 @@ _COLUMNS = frozenset(
 """Columns that are ours, which no plug-in can have."""
 
 
-@dataclass(frozen=True)
-class Inputs(Materials):
+@dataclass(frozen=True, kw_only=True)
+class SearchInputs(TrainingInputs):
     """What a `SearchConfig` stands for, loaded and checked."""
 
     config: SearchConfig
@@ -163,7 +163,7 @@ class Inputs(Materials):
         return AutoDistilModel(self.teacher.student_config(subnet))
 
 
-def _check_costs(inputs: Inputs, space: SearchSpace) -> None:
+def _check_costs(inputs: SearchInputs, space: SearchSpace) -> None:
     """Try every cost that is not ours before anything is trained: on all subnets of a space, or on a sample."""
     others = [
         objective
@@ -181,13 +181,13 @@ def _check_costs(inputs: Inputs, space: SearchSpace) -> None:
             inputs.check_within_box(space, subnet, known)
 
 
-def resolve(
+def resolve_search(
     config: SearchConfig,
     reporter: Reporter | None = None,
     plugins: Plugins | None = None,
     begun: bool = False,
     trains: bool = True,
-) -> Inputs:
+) -> SearchInputs:
     """Load and check all that `config` names, before anything is trained.
 
     begun: Whether the search began before. Bounds on what is measured are not tried out again then: the machine may be
@@ -214,18 +214,18 @@ def resolve(
     trains = trains and config.superlm is None
     found = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins, trains)
     given = {name: _given(name, found.teacher, kind) for name in config.baseline_names if name not in BASELINES}
-    inputs = Inputs(
-        config,
-        found.spaces,
-        found.device,
-        found.teacher,
-        found.text,
-        wanted,
-        constraints,
-        make_engine,
-        kind,
-        given,
-        predictor,
+    inputs = SearchInputs(
+        config=config,
+        spaces=found.spaces,
+        device=found.device,
+        teacher=found.teacher,
+        text=found.text,
+        objectives=wanted,
+        constraints=constraints,
+        make_engine=make_engine,
+        proxy_kind=kind,
+        given_baselines=given,
+        predictor=predictor,
     )
     if any(column.name in (*objectives.MEASURED, objectives.PREDICTED_LATENCY) for column in columns):
         check_measured_length(config.measured_seq_len, found.teacher)
@@ -296,7 +296,7 @@ def known_objectives(
     return {"acc": proxy, **named, **others}
 
 
-def _check_constraints(inputs: Inputs, space: SearchSpace, begun: bool) -> None:
+def _check_constraints(inputs: SearchInputs, space: SearchSpace, begun: bool) -> None:
     """Refuse constraints that no subnet of `space` keeps; what is measured is measured on its ends."""
     reached, bounded = {}, dict.fromkeys(constraint.objective for constraint in inputs.constraints)
     for objective in bounded:

@@ -35,7 +35,7 @@ from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.proxies import HARDLY_LEARNT, RelationProxy
 from autodistil_search.report.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
 from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder
-from autodistil_search.runs.training_inputs import Materials, resolve_training
+from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.train import TrainConfig
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -77,13 +77,13 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
     return folder
 
 
-def _train_all(materials: Materials, folder: Path, reporter: Reporter) -> None:
+def _train_all(materials: TrainingInputs, folder: Path, reporter: Reporter) -> None:
     for space in materials.spaces:
         train_superlm(materials, space, folder / "superlm" / space.name, reporter)
 
 
 def train_superlm(
-    materials: Materials, space: SearchSpace, folder: Path, reporter: Reporter
+    materials: TrainingInputs, space: SearchSpace, folder: Path, reporter: Reporter
 ) -> tuple[AutoDistilModel, list[Finding]]:
     """Return the SuperLM of `space`, trained now, continued or read from `folder`, and findings about it.
 
@@ -109,7 +109,12 @@ def train_superlm(
 
 
 def _trained(
-    materials: Materials, space: SearchSpace, folder: Path, reporter: Reporter, watch: _Watch, course: Course | None
+    materials: TrainingInputs,
+    space: SearchSpace,
+    folder: Path,
+    reporter: Reporter,
+    watch: _Watch,
+    course: Course | None,
 ) -> AutoDistilModel:
     """Return the SuperLM of `space`, trained to the end; one whose training has ended needs no start."""
     assert materials.text is not None
@@ -141,7 +146,7 @@ def _trained(
     return model
 
 
-def relation_proxy(materials: Materials, blocks: int) -> RelationProxy:
+def relation_proxy(materials: TrainingInputs, blocks: int) -> RelationProxy:
     """The relation loss on at most `blocks` held-out blocks, of the relations that are trained."""
     options = materials.options
     assert materials.text is not None
@@ -159,7 +164,7 @@ def relation_proxy(materials: Materials, blocks: int) -> RelationProxy:
 class _Watch:
     """Measures the ends of a space and two subnets between now and then, and draws how training goes."""
 
-    materials: Materials
+    materials: TrainingInputs
     space: SearchSpace
     folder: Path
     _drawn: float = field(default_factory=time.monotonic)
@@ -225,7 +230,7 @@ def trained_config(folder: Path) -> TrainConfig:
         return TrainConfig.from_dict(load_yaml(path))
 
 
-def take_superlm(materials: Materials, trained: Path, space: SearchSpace, folder: Path) -> None:
+def take_superlm(materials: TrainingInputs, trained: Path, space: SearchSpace, folder: Path) -> None:
     """Copy the finished SuperLM of `space` from the training in `trained` to `folder`, unless it is there.
 
     Raises:

@@ -48,7 +48,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Materials:
+class TrainingInputs:
     """What a `TrainConfig` stands for, loaded and checked."""
 
     config: TrainConfig
@@ -106,7 +106,7 @@ def resolve_training(
     needs_text: bool = True,
     plugins: Plugins | None = None,
     trains: bool = True,
-) -> Materials:
+) -> TrainingInputs:
     """Load and check all that training needs, or scoring with a trained SuperLM if not `trains`.
 
     Raises:
@@ -127,7 +127,7 @@ def resolve_training(
             f"--seq-len {config.seq_len}; the teacher has positions for 8 to {teacher.vocabulary.positions}"
         )
     text = open_text(config, teacher, device, reporter or Reporter()) if needs_text else None
-    return Materials(config, spaces, device, teacher, text)
+    return TrainingInputs(config, spaces, device, teacher, text)
 
 
 def find_teacher(config: TrainConfig, device: Device, plugins: Plugins) -> Teacher:

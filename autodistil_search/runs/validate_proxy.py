@@ -54,7 +54,7 @@ from autodistil_search.report.validation_figure import validation_figure
 from autodistil_search.runs.finished_run import Run, load_run
 from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder, versions
 from autodistil_search.runs.train import relation_proxy
-from autodistil_search.runs.training_inputs import Materials, resolve_training
+from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.validate_proxy import ValidateConfig
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.search_space import SearchSpace
@@ -179,7 +179,7 @@ class _Job:
         )
         steps = training.steps if config.alone_steps is None else config.alone_steps
         self._alone_steps = steps
-        self._materials: Materials = resolve_training(replace(training, steps=max(1, steps)), reporter)
+        self._materials: TrainingInputs = resolve_training(replace(training, steps=max(1, steps)), reporter)
         self._materials.device.place(self._superlm)
         self._relation = proxy_objective(training.loss, training.relations)
         self._eval_blocks = run.config.eval_blocks

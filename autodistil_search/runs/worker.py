@@ -15,8 +15,8 @@ from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.user_input import is_finite, quoted
 from autodistil_search.nas.shared_archive import CONFIG, PREDICTOR, SharedArchive, all_ended, open_storage
-from autodistil_search.runs.scoring import Scorer, agree
-from autodistil_search.runs.search_inputs import Inputs, resolve
+from autodistil_search.runs.scoring import Scorer, check_scored_alike
+from autodistil_search.runs.search_inputs import SearchInputs, resolve_search
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.model_folder import load_model
@@ -64,17 +64,17 @@ def work(
             if not wait.goes_on():
                 return 0
         config = SearchConfig.from_dict({**published()[CONFIG], "storage": storage, "study": study})
-        inputs = resolve(config, reporter, plugins, begun=True, trains=False)
+        inputs = resolve_search(config, reporter, plugins, begun=True, trains=False)
         superlms = _load_superlms(inputs, Path(superlm) if superlm is not None else config.folder)
         archive = SharedArchive(opened, inputs.spaces, inputs.objectives, study, config.worker_timeout)
         if inputs.predicts:
             inputs.predictor.take(archive.attribute(PREDICTOR))
-        agree(inputs, superlms, archive, study)
+        check_scored_alike(inputs, superlms, archive, study)
         ready = wait.again()  # loading teacher and text may have taken longer than patience lasts
         return _work(inputs, archive, Scorer(inputs, superlms), ready, lambda: all_ended(published()), reporter)
 
 
-def _load_superlms(inputs: Inputs, folder: Path) -> dict[str, AutoDistilModel]:
+def _load_superlms(inputs: SearchInputs, folder: Path) -> dict[str, AutoDistilModel]:
     """The SuperLM of each space from the `folder` of a search, if an objective needs them."""
     if inputs.proxy_objective is None:
         return {}
@@ -91,7 +91,7 @@ def _load_superlms(inputs: Inputs, folder: Path) -> dict[str, AutoDistilModel]:
 
 
 def _work(
-    inputs: Inputs,
+    inputs: SearchInputs,
     archive: SharedArchive,
     scorer: Scorer,
     wait: _Patience,

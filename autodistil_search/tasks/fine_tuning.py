@@ -93,7 +93,7 @@ class Encoded:
         return len(self._lengths)
 
     def batch(self, indices: Sequence[int], device: str) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs `(B, T)`, padded to the longest, and labels `(B,)`."""
+        """SearchInputs `(B, T)`, padded to the longest, and labels `(B,)`."""
         taken = {name: [column[i] for i in indices] for name, column in self._columns.items()}
         inputs = self._tokenizer.pad(taken, return_tensors="pt")
         tensors = {name: cast(Tensor, each).to(device) for name, each in inputs.items()}
@@ -185,7 +185,7 @@ def scores(task: Task, labels: Array, outputs: Array) -> dict[str, float]:
     return {name: METRICS[name].compute(labels, answers) for name in task.metrics}
 
 
-def finetune(
+def fine_tune(
     model: PreTrainedModel,
     prepared: Prepared,
     options: FinetuneOptions,

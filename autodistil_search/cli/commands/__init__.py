@@ -1,1 +1,1 @@
-"""The commands, a file each: flags, help, examples, and the printed result."""
+"""Internal: the commands, a file each, with flags, help, examples and the printed result."""

@@ -39,12 +39,12 @@ def _add_export(parser: CommandParser) -> None:
 
 def _export(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     from autodistil_search.base.files import EXPORT_RECORD, read_json
-    from autodistil_search.export.student_folder import ExportOptions, export
+    from autodistil_search.export.student_folder import ExportOptions, export_student
     from autodistil_search.report.escape import without_markdown
 
     own = ("model", "to")
     options = ExportOptions(**{name: value for name, value in settings.items() if name not in own})
-    folder = export(Path(settings["model"]), Path(settings["to"]), options, reporter)
+    folder = export_student(Path(settings["model"]), Path(settings["to"]), options, reporter)
     record = {"folder": str(folder), **read_json(folder / EXPORT_RECORD)}
     notes = [without_markdown(note) for note in record["notes"]]
     return Outcome(record, lines(*notes, f"exported to {folder}; its README.md says how to load it"))

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 def _finetune(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     config = FinetuneConfig(**settings)
 
-    from autodistil_search.runs.finetune import run_finetuning
+    from autodistil_search.runs.finetune import finetune
 
     reporter.say(f"fine-tuning {config.model} on {config.task}; results go to {config.folder}")
-    run = run_finetuning(config, reporter)
+    run = finetune(config, reporter)
     return Outcome(finetuning_record(run), partial(print_finetuning, run))
 
 

@@ -1,1 +1,1 @@
-"""Search engines: each asks for subnets and is told their values."""
+"""Internal: search engines, which ask for subnets and are told their values."""

@@ -19,7 +19,6 @@ from statistics import fmean
 
 from torch import Tensor
 
-from autodistil_search.base.distributed import processes
 from autodistil_search.base.seeding import seeded
 from autodistil_search.distillation.collapse import LossWatch
 from autodistil_search.distillation.layer_losses import LastHidden
@@ -75,7 +74,7 @@ class Learner:
         own = replace(options, lr=lr)
         self._training = ModelInTraining(
             self.model, teacher, materials.text.begin(), own, materials.execution, materials.device,
-            processes(materials.device.type == "cpu"), None, copy.deepcopy(hidden),
+            materials.device.processes, None, copy.deepcopy(hidden),
         )  # fmt: skip
         self._watch = LossWatch.of(options.steps)
         self._watch.nothing = nothing

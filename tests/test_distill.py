@@ -717,7 +717,7 @@ def test_gradients_are_reduced_once_a_step_however_many_subnets_and_parts_it_has
     teacher: Teacher, streams: tuple[Blocks, Blocks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = Counted()
-    monkeypatch.setattr("autodistil_search.distillation.training_loop.processes", lambda on_cpu: group)
+    monkeypatch.setattr("autodistil_search.base.device.processes", lambda on_cpu: group)
     distill(_superlm(teacher), teacher, streams[0], OPTIONS, tmp_path, CPU, execution=Execution(accumulate=2))
     assert group.reductions == OPTIONS.steps
 

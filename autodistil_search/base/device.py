@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from autodistil_search.base.distributed import Processes, processes
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.resources import FreeMemory, free_memory
 
@@ -29,6 +30,11 @@ class Device:
     def type(self) -> str:
         """The kind, whichever of several GPUs it is: cpu or cuda."""
         return self.name.partition(":")[0]
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that were launched together, connected as this kind of device needs."""
+        return processes(on_cpu=self.type == "cpu")
 
     def place(self, module: torch.nn.Module) -> None:
         """Move `module` there."""

@@ -19,7 +19,7 @@ from typing import Protocol, cast
 from torch import Tensor
 
 from autodistil_search.base.device import Device
-from autodistil_search.base.distributed import Processes, processes
+from autodistil_search.base.distributed import Processes
 from autodistil_search.base.errors import Terminated
 from autodistil_search.base.files import clear_leftovers, locked
 from autodistil_search.base.progress import Bar, Reporter
@@ -81,7 +81,7 @@ def distill(
         Terminated: after SIGTERM, when all is saved.
     """
     execution, reporter = execution or Execution(), reporter or Reporter()
-    group, settings = processes(device.type == "cpu"), asdict(options)
+    group, settings = device.processes, asdict(options)
     if transfer is not None:
         device.place(transfer)
         settings |= {"transfer": transfer.description}

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from autodistil_search.base.distributed import processes
 from autodistil_search.base.files import write_atomically
 from autodistil_search.base.manifest import DISTIL_CONFIG, DISTIL_SUMMARY, ENVIRONMENT, reopen, write_manifest
 from autodistil_search.base.pretrained import model_sha256
@@ -70,7 +69,7 @@ def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
     job = _Job(materials, student, run.config.eval_blocks, config.folder, options)
     settings = {**config.to_dict(), "run": str(run.folder.resolve())}
     check_folder(config.folder, DISTIL_CONFIG, settings)
-    group = processes(materials.device.type == "cpu")
+    group = materials.device.processes
     if not group.main:
         job.train(reporter)
         return Distilled(job.student_folder, row, job.before, job.after)
@@ -128,15 +127,12 @@ class _Job:
                 sample_ids=materials.sample_ids,
             )
         finally:
-            if processes(materials.device.type == "cpu").main:
+            if materials.device.processes.main:
                 write_training_figure(self.student_folder, f"Training of {self._student.config.subnet}")
 
     def due(self, step: int, steps: int) -> bool:
         """See `distill.HeldOut`."""
-        every = self._materials.config.held_out_every
-        if every is None:
-            every = max(1, steps // 10)
-        return every > 0 and (step % every == 0 or step == steps)
+        return self._materials.config.is_measured_after(step, steps)
 
     def measure(self, model: AutoDistilModel) -> Sequence[tuple[str, Subnet, float]]:
         """See `distill.HeldOut`."""

@@ -31,6 +31,7 @@ from autodistil_search.report.data import SUBNET_COLUMNS, ParetoReport
 from autodistil_search.report.file_names import REPORT_FILES
 from autodistil_search.report.picking import pick
 from autodistil_search.report.run_parts import read_table, run_part
+from autodistil_search.runs.run_folder import superlm_folder
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.subnet import Subnet
 
@@ -200,7 +201,7 @@ class Run:
         Raises:
             InputError: if the run trained none.
         """
-        folder = self.folder / "superlm" / space
+        folder = superlm_folder(self.folder, space)
         if kind_of(folder) is None and not (folder / "model.safetensors").is_file():
             raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
         from autodistil_search.superlm.model import AutoDistilModel

@@ -12,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from autodistil_search import __version__
@@ -43,6 +42,11 @@ from autodistil_search.base.user_input import load_yaml
 
 STUDENT = "student"
 """Folder of the model in that of a `distil`."""
+
+
+def superlm_folder(folder: Path, space: str) -> Path:
+    """Return where the SuperLM of a space lies in the folder of a run or a training."""
+    return folder / "superlm" / space
 
 
 def versions() -> dict[str, str]:
@@ -180,6 +184,8 @@ def open_folder(folder: Path, name: str, settings: Settings, environment: Mappin
 
     environment: goes to `environment.json`; its "inputs" are digests of what the settings only name.
     """
+    import torch  # which reading a run does without
+
     check_folder(folder, name, settings)  # once more: another process may have been here meanwhile
     path = folder / ENVIRONMENT
     if path.exists():

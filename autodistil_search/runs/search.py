@@ -38,7 +38,7 @@ from autodistil_search.report.findings import LATENCY_PREDICTED, Finding
 from autodistil_search.report.run_parts import run_part
 from autodistil_search.report.writing import write_report
 from autodistil_search.runs.finished_run import RUN_FILES, Run, is_finished, load_run, write_summary
-from autodistil_search.runs.run_folder import Stopwatch, check_folder, exclusive, open_folder, versions
+from autodistil_search.runs.run_folder import Stopwatch, check_folder, exclusive, open_folder, superlm_folder, versions
 from autodistil_search.runs.scoring import Scorer, check_scored_alike
 from autodistil_search.runs.search_findings import conditions, cost_findings, learning_findings, trust_findings
 from autodistil_search.runs.search_inputs import SearchInputs, resolve_search
@@ -207,7 +207,7 @@ def _superlms(
     """Return the SuperLM of each space by its name, if an objective needs them, and findings on how they started."""
     superlms, findings = {}, []
     for space in inputs.spaces if inputs.proxy_objective is not None else []:
-        own = folder / "superlm" / space.name
+        own = superlm_folder(folder, space.name)
         if inputs.config.superlm is not None:
             take_superlm(inputs, Path(inputs.config.superlm), space, own)
         with clock.phase(f"train {space.name}"):

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 
 from autodistil_search.base.device import choose_device
-from autodistil_search.base.distributed import processes
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import read_json, readable, refuse_other_settings, whole_folder
 from autodistil_search.base.manifest import (
@@ -34,7 +33,7 @@ from autodistil_search.distillation.checkpoints import Course, course_of
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.proxies import HARDLY_LEARNT, RelationProxy
 from autodistil_search.report.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
-from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder
+from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder, superlm_folder
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.train import TrainConfig
 from autodistil_search.spaces.search_space import SearchSpace
@@ -57,7 +56,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
     """
     config = config.absolute()
     folder, settings = config.folder, config.to_dict()
-    group = processes(choose_device(config.device, config.precision).type == "cpu")
+    group = choose_device(config.device, config.precision).processes
     reporter = reporter or Reporter()
     if group.main:
         check_folder(folder, TRAIN_CONFIG, settings)
@@ -79,7 +78,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
 
 def _train_all(materials: TrainingInputs, folder: Path, reporter: Reporter) -> None:
     for space in materials.spaces:
-        train_superlm(materials, space, folder / "superlm" / space.name, reporter)
+        train_superlm(materials, space, superlm_folder(folder, space.name), reporter)
 
 
 def train_superlm(
@@ -89,7 +88,7 @@ def train_superlm(
 
     One that an earlier training made is taken as it is: defaults may have changed since.
     """
-    config, group = materials.config, processes(materials.device.type == "cpu")
+    config, group = materials.config, materials.device.processes
     watch = _Watch(materials, space, folder)
     course = group.from_main(course_of(folder) if group.main else None)
     if course is not None and getattr(config, "superlm", None) is not None:
@@ -175,10 +174,7 @@ class _Watch:
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to measure after `step` of `steps` steps: every so often as the user said, and at the end."""
-        every = self.materials.config.held_out_every
-        if every is None:
-            every = max(1, steps // 10)
-        return every > 0 and (step % every == 0 or step == steps)
+        return self.materials.config.is_measured_after(step, steps)
 
     def measure(self, model: AutoDistilModel) -> Sequence[tuple[str, Subnet, float]]:
         """Role, sizes and held-out loss of four subnets, always the same."""
@@ -207,7 +203,7 @@ class _Watch:
 
     def draw(self) -> None:
         """Write `training.png` anew, on the process that writes."""
-        if processes(self.materials.device.type == "cpu").main:
+        if self.materials.device.processes.main:
             from autodistil_search.report.training_figure import write_training_figure  # matplotlib
 
             write_training_figure(self.folder, f"Training of SuperLM {self.space.name}")
@@ -236,7 +232,7 @@ def take_superlm(materials: TrainingInputs, trained: Path, space: SearchSpace, f
     Raises:
         InputError: if its training has not ended, or had another teacher, text or space behind the same names.
     """
-    source = trained / "superlm" / space.name
+    source = superlm_folder(trained, space.name)
     with readable(trained / ENVIRONMENT):
         before = dict(read_json(trained / ENVIRONMENT)["inputs"])
         spaces = {each["name"]: each for each in json.loads(before.get("spaces", "[]"))}

@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from autodistil_search.base.device import Device, choose_device
-from autodistil_search.base.distributed import processes
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import cache_folder
 from autodistil_search.base.plugins import Plugins, guarded
@@ -151,7 +150,7 @@ def open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: R
         InputError: if it cannot be read, or is too short.
     """
     if config.stream:
-        group = processes(device.type == "cpu")
+        group = device.processes
         stream, held_out = open_stream(
             config.texts, teacher.tokenizer, config.seq_len, rank=group.rank, world=group.count
         )

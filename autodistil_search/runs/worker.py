@@ -15,6 +15,7 @@ from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.user_input import is_finite, quoted
 from autodistil_search.nas.shared_archive import CONFIG, PREDICTOR, SharedArchive, all_ended, open_storage
+from autodistil_search.runs.run_folder import superlm_folder
 from autodistil_search.runs.scoring import Scorer, check_scored_alike
 from autodistil_search.runs.search_inputs import SearchInputs, resolve_search
 from autodistil_search.settings.search import SearchConfig
@@ -80,7 +81,7 @@ def _load_superlms(inputs: SearchInputs, folder: Path) -> dict[str, AutoDistilMo
         return {}
     superlms = {}
     for space in inputs.spaces:
-        path = folder / "superlm" / space.name
+        path = superlm_folder(folder, space.name)
         if kind_of(path) is None and not (path / "model.safetensors").is_file():
             raise InputError(
                 f"{path} holds no SuperLM; allowed: --superlm with the folder of the search, or a copy of it"

@@ -163,6 +163,11 @@ class TrainConfig:
         """The text asked for; the packaged one by default."""
         return self.text or [PACKAGED]
 
+    def is_measured_after(self, step: int, steps: int) -> bool:
+        """Return whether held-out text is measured after `step` of `steps` steps: every so often, and at the end."""
+        every = max(1, steps // 10) if self.held_out_every is None else self.held_out_every
+        return every > 0 and (step % every == 0 or step == steps)
+
     def to_dict(self) -> dict[str, Any]:
         """As `config.yaml` holds it: all that was chosen and can change a number."""
         return {key: value for key, value in asdict(self).items() if key not in CHANGES_NOTHING}

@@ -1,1 +1,1 @@
-"""Internal: the elastic encoder, which is SuperLM and student, and the relation loss."""
+"""Internal: the elastic encoder of SuperLMs and students, and the relation loss."""

@@ -1,10 +1,10 @@
-"""The encoder: one class is both the SuperLM and a student.
+"""The elastic encoder: one class for SuperLMs and students.
 
 A SuperLM is a BERT-like encoder at the largest sizes of a search space. Every subnet is a leading slice of its
-weights: the first rows and columns of each matrix, as many in each layer as that layer has (`Subnet.each_layer`), and
-some of its layers (`space.kept_layers`). `forward` takes
-the subnet as an argument; `extract` cuts it out as a model of the same class. Trailing comments give shapes:
-B sequences, T tokens, H hidden size, A heads, D head_dim, W = A * D, F FFN width.
+weights: the first rows and columns of each matrix. Each layer has sizes of its own (`Subnet.each_layer`), and a subnet
+keeps some of the layers (`subnet.kept_layers`). `forward` takes the subnet as an argument; `extract` copies it into a
+model of the same class. Trailing comments give shapes: B sequences, T tokens, H hidden size, A heads, D head_dim,
+W = A * D, F FFN width.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _REQUESTS = ("quantization_config", "transformers_weights", "fusion_config", "di
 
 
 class AutoDistilConfig(PreTrainedConfig):
-    """Sizes of an `AutoDistilModel`. Unlike BERT's, `head_dim` is free of the hidden size.
+    """Configuration of an `AutoDistilModel`. Unlike in BERT, `head_dim` is independent of the hidden size.
 
-    num_attention_heads, intermediate_size: a list with a number for each layer, if layers differ.
-    classifier_dropout: probability that a head drops a number of the pooled output while it is trained.
-    relative_attention_buckets: rows of a table of numbers that attention adds to its scores, by the distance between
-        two tokens, for each head; all layers share it. None for no such table.
-    relative_attention_max_distance: from this distance on, tokens share the last bucket of their side.
-    relation_heads: into how many relation heads the dimensions of the last layer's queries, keys and values go in
-        turns, as those of a SuperLM and its students do; None if relation heads are blocks of neighbouring dimensions.
-    search_space: the space (`SearchSpace.to_dict`) whose SuperLM this is; None for a student.
+    num_attention_heads, intermediate_size: one number for all layers, or a list with a number for each layer.
+    classifier_dropout: dropout probability of the pooled output, while a classification head is trained.
+    relative_attention_buckets: rows of the table of relative attention bias. Attention adds the bias to its scores, by
+        head and by the distance between two tokens; all layers share the table. None for no such table.
+    relative_attention_max_distance: distance from which on tokens share the last bucket of their side.
+    relation_heads: number of relation heads to which the dimensions of the last layer's queries, keys and values are
+        assigned in turns, as in a SuperLM and its students. None if relation heads are blocks of adjacent dimensions.
+    search_space: space of this SuperLM (`SearchSpace.to_dict`); None for a student.
     """
 
     model_type = MODEL_TYPE
@@ -81,14 +81,14 @@ class AutoDistilConfig(PreTrainedConfig):
     )
 
     def __post_init__(self, **undeclared: Any) -> None:
-        """Drop entries of a `config.json` that ask for kernels, quantization or other files."""
+        """Drop the entries of a `config.json` that request kernels, quantization or other files."""
         super().__post_init__(
             **{key: value for key, value in undeclared.items() if not key.startswith("_") and key not in _REQUESTS}
         )
 
     @property
     def subnet(self) -> Subnet:
-        """The sizes of the whole model."""
+        """Return the sizes of the whole model."""
         ffn_sizes, heads = (
             value if isinstance(value, list) else [value] * self.num_hidden_layers
             for value in (self.intermediate_size, self.num_attention_heads)
@@ -96,48 +96,50 @@ class AutoDistilConfig(PreTrainedConfig):
         return Subnet.of_layers(self.hidden_size, ffn_sizes, heads, self.head_dim)
 
     def resized(self, subnet: Subnet, search_space: SearchSpace | None = None) -> AutoDistilConfig:
-        """The same embeddings and activation with the sizes of `subnet`."""
+        """Return a configuration with the sizes of `subnet` and the same embeddings and activation."""
         values: dict[str, Any] = {key: getattr(self, key) for key in self._shared}
         values |= {
             "num_hidden_layers": subnet.layers,
             "hidden_size": subnet.hidden_size,
-            "intermediate_size": _one_or_each(subnet.ffn_size, [each.ffn_size for each in subnet.each_layer]),
-            "num_attention_heads": _one_or_each(subnet.heads, [each.heads for each in subnet.each_layer]),
+            "intermediate_size": _number_or_list(subnet.ffn_size, [layer.ffn_size for layer in subnet.each_layer]),
+            "num_attention_heads": _number_or_list(subnet.heads, [layer.heads for layer in subnet.each_layer]),
             "head_dim": subnet.head_dim,
             "search_space": search_space.to_dict() if search_space else None,
         }
         return AutoDistilConfig(**values)
 
 
-def _one_or_each(most: int, of_layers: list[int]) -> int | list[int]:
-    """One number if all layers have it, else that of each."""
-    return most if set(of_layers) == {most} else of_layers
+def _number_or_list(largest: int, of_layers: list[int]) -> int | list[int]:
+    """Return one number if all layers have it, else the list of the layers' numbers."""
+    return largest if set(of_layers) == {largest} else of_layers
 
 
 class ElasticLinear(nn.Linear):
-    """A linear layer of which the leading `n_out` rows and as many columns as the input has can be used."""
+    """Linear layer that applies the leading `n_out` rows and as many columns as the input has dimensions."""
 
     def forward(self, x: Tensor, n_out: int) -> Tensor:  # type: ignore[override]
-        """`(..., n_in)` to `(..., n_out)`."""
+        """Map `(..., n_in)` to `(..., n_out)`."""
         return F.linear(x, self.weight[:n_out, : x.shape[-1]], self.bias[:n_out])
 
 
 class ElasticLayerNorm(nn.LayerNorm):
-    """Layer norm over the leading dimensions that the input has."""
+    """Layer norm that applies as many of its leading weights as the input has dimensions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., n)` to the same shape."""
+        """Normalize `(..., n)`; the shape stays the same."""
         n = x.shape[-1]
         return F.layer_norm(x, (n,), self.weight[:n], self.bias[:n], self.eps)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of `(B, A, T, D)` tensors.
+    """Compute softmax attention of `(B, A, T, D)` tensors.
 
-    mask: broadcasts to `(B, A, T, T)`. Booleans are False where a key is padding; numbers are added to the scores.
+    mask: tensor that broadcasts to `(B, A, T, T)`. Booleans are False where a key is padding; numbers are added to the
+        scores.
 
-    The fused kernel where it measures faster (docs/benchmarks.md): on CUDA, and on a CPU in float32. Plain products in
-    bfloat16 on a CPU, and while being traced: FLOP counters that trace a model do not look into the kernel.
+    The fused kernel runs where it measures faster (docs/benchmarks.md): on CUDA, and on a CPU in float32. Plain matrix
+    products run in bfloat16 on a CPU. They also run while a model is traced, because FLOP counters that trace a model
+    do not see inside the kernel.
     """
     added = mask is not None and mask.is_floating_point()
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
@@ -146,7 +148,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, A, T, T)
     if added:
-        scores = scores + mask  # in bfloat16, the sum is in float32, as the softmax is
+        scores = scores + mask  # with bfloat16 scores, sum and softmax are in float32
     elif mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     context: Tensor = scores.softmax(dim=-1).to(value.dtype) @ value
@@ -154,17 +156,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
 
 
 @lru_cache(maxsize=8)
-def _kept_buckets(tokens: int, device: torch.device, buckets: int, max_distance: int) -> Tensor:
-    with torch.inference_mode(False):  # tensors that are made in inference mode cannot be used in training
+def _cached_buckets(tokens: int, device: torch.device, buckets: int, max_distance: int) -> Tensor:
+    with torch.inference_mode(False):  # tensors created in inference mode cannot be used in training
         return relative_buckets(tokens, device, buckets, max_distance)
 
 
 class ElasticLayer(nn.Module):
-    """A Transformer layer (post-norm, as BERT's) whose sizes are chosen at each call.
+    """Transformer layer (post-norm, as in BERT) whose sizes are an argument of each call.
 
     Args:
-        config: Of the model that it is a layer of.
-        sizes: The layer's own, at most (an item of `Subnet.each_layer`).
+        config: Configuration of the model.
+        sizes: Largest sizes of this layer (an item of `Subnet.each_layer`).
     """
 
     def __init__(self, config: AutoDistilConfig, sizes: Subnet) -> None:
@@ -181,19 +183,22 @@ class ElasticLayer(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
 
     def project(self, x: Tensor, sizes: Subnet) -> Projections:
-        """Queries, keys and values of `(B, T, H)` hidden states, each `(B, T, W)`."""
+        """Return queries, keys and values of `(B, T, H)` hidden states, each `(B, T, W)`."""
         width = sizes.attention_width
         return self.query(x, width), self.key(x, width), self.value(x, width)
 
     def forward(self, x: Tensor, sizes: Subnet, mask: Tensor | None) -> Tensor:
-        """Hidden states `(B, T, H)` to the next layer's; mask: as `attend` takes it, for these heads or more."""
+        """Map hidden states `(B, T, H)` to those of the next layer.
+
+        mask: mask of `attend`, for the heads of `sizes` or more.
+        """
         return self.complete(x, self.project(x, sizes), sizes, mask)
 
     def complete(self, x: Tensor, projections: Projections, sizes: Subnet, mask: Tensor | None) -> Tensor:
-        """The rest of `forward`, after `project`."""
+        """Compute the rest of `forward`, after `project`."""
         mask = None if mask is None else mask[:, : sizes.heads]
         query, key, value = (
-            each.unflatten(-1, (sizes.heads, sizes.head_dim)).transpose(1, 2) for each in projections
+            projection.unflatten(-1, (sizes.heads, sizes.head_dim)).transpose(1, 2) for projection in projections
         )  # (B, A, T, D)
         context = attend(query, key, value, mask).transpose(1, 2).flatten(2)  # (B, T, W)
         x = self.attention_norm(x + self.attention_output(context, sizes.hidden_size))  # (B, T, H)
@@ -202,7 +207,7 @@ class ElasticLayer(nn.Module):
 
 
 class _AutoDistil(PreTrainedModel):
-    """What all our Hugging Face models share."""
+    """Base class of the Hugging Face models of this package."""
 
     config_class = AutoDistilConfig
     base_model_prefix = "autodistil"
@@ -210,7 +215,7 @@ class _AutoDistil(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As `PreTrainedModel.from_pretrained`, but a folder's wish for a kernel of the hub is not fulfilled."""
+        """Load a model as `PreTrainedModel.from_pretrained` does; custom kernels are never downloaded."""
         return super().from_pretrained(*args, **{"attn_implementation": None, **kwargs})
 
     @torch.no_grad()
@@ -224,7 +229,7 @@ class _AutoDistil(PreTrainedModel):
 
 
 class AutoDistilModel(_AutoDistil):
-    """SuperLM or student, as a Hugging Face model: `save_pretrained`, `AutoModel` and `Trainer` work."""
+    """Hugging Face model of a SuperLM or a student; `save_pretrained`, `AutoModel` and `Trainer` work."""
 
     def __init__(self, config: AutoDistilConfig) -> None:
         super().__init__(config)
@@ -241,7 +246,7 @@ class AutoDistilModel(_AutoDistil):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The word embeddings."""
+        """Return the word embeddings."""
         return self.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]
@@ -250,16 +255,20 @@ class AutoDistilModel(_AutoDistil):
 
     @property
     def space(self) -> SearchSpace:
-        """Return the space of this SuperLM; it is made and checked again only after the configuration has changed."""
-        given = self.config.search_space
-        if given is None:
+        """Return the space of this SuperLM. It is cached until the configuration changes.
+
+        Raises:
+            ValueError: if the model is a student.
+        """
+        settings = self.config.search_space
+        if settings is None:
             raise ValueError("this model is a student: it has no search space")
-        if self._last_space is None or self._last_space[0] != given:
-            self._last_space = deepcopy(given), SearchSpace(**given)
+        if self._last_space is None or self._last_space[0] != settings:
+            self._last_space = deepcopy(settings), SearchSpace(**settings)
         return self._last_space[1]
 
     def _layers_of(self, subnet: Subnet) -> list[tuple[ElasticLayer, Subnet]]:
-        """The layers that `subnet` uses, each with the sizes it has there.
+        """Return the layers that `subnet` keeps, each with its sizes in the subnet.
 
         Raises:
             ValueError: if the subnet does not fit into the model.
@@ -268,9 +277,9 @@ class AutoDistilModel(_AutoDistil):
         rule = self.space.depth if self.config.search_space else "prefix"
         if subnet.layers <= whole.layers and subnet.head_dim == whole.head_dim:
             kept = kept_layers(subnet.layers, whole.layers, rule)
-            mine = zip(subnet.each_layer, (whole.each_layer[i] for i in kept), strict=True)
+            pairs = zip(subnet.each_layer, (whole.each_layer[i] for i in kept), strict=True)
             sizes = ("hidden_size", "ffn_size", "heads")
-            if all(getattr(each, key) <= getattr(most, key) for each, most in mine for key in sizes):
+            if all(getattr(layer, key) <= getattr(largest, key) for layer, largest in pairs for key in sizes):
                 layers = [cast(ElasticLayer, self.layers[i]) for i in kept]
                 return list(zip(layers, subnet.each_layer, strict=True))
         raise ValueError(f"subnet {subnet} does not fit into {whole}")
@@ -281,31 +290,31 @@ class AutoDistilModel(_AutoDistil):
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        # Look-up first, slice after: the other way round the backward pass pads every table twice.
+        # Rows are looked up before they are sliced: in the other order the backward pass pads every table twice.
         words = self.word_embeddings(input_ids) if words is None else words  # (B, T, largest H)
         x = words + self.token_type_embeddings(token_type_ids)
         x = self.embedding_norm((x + self.position_embeddings(positions))[..., :hidden])  # (B, T, H)
         return cast(Tensor, x)
 
     def _mask(self, input_ids: Tensor, attention_mask: Tensor | None, heads: int) -> Tensor | None:
-        """Return the mask of all layers, for so many heads, as `attend` takes it: of padding and relative bias."""
+        """Return the mask of `attend` for all layers and `heads` heads, made of padding and relative bias."""
         seen = None if attention_mask is None else (attention_mask != 0)[:, None, None, :]  # (B, 1, 1, T)
         if self.relative_attention_bias is None:
             return seen
         sizes = self.relative_attention_bias.num_embeddings, self.config.relative_attention_max_distance
         table = self.relative_attention_bias.weight[:, :heads]  # (buckets, A)
-        made_anew = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
-        make = relative_buckets if made_anew else _kept_buckets
+        not_cached = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
+        make = relative_buckets if not_cached else _cached_buckets
         buckets = make(input_ids.shape[1], input_ids.device, *sizes)  # (T, T)
         bias: Tensor = F.embedding(buckets, table).permute(2, 0, 1).contiguous()[None]  # (1, A, T, T)
         return bias if seen is None else bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
 
     @contextmanager
     def shared_words(self, input_ids: Tensor) -> Iterator[Tensor]:
-        """The word embeddings of a batch that several subnets train on, for `last_projections` and `last_layer`.
+        """Yield the word embeddings of a batch that several subnets train on, for `last_projections` and `last_layer`.
 
-        Each backward pass inside adds to their gradient, which is `(B, T, largest H)`; on leaving it goes on to the
-        table, whose own gradient has a row for every word: made once, not once for each subnet.
+        Each backward pass inside the context adds to their gradient, `(B, T, largest H)`. On exit, this gradient is
+        propagated to the embedding table. The table's gradient has a row for every word, and is computed only once.
         """
         words = self.word_embeddings(input_ids)
         shared = words.detach().requires_grad_()
@@ -319,11 +328,12 @@ class AutoDistilModel(_AutoDistil):
         subnet: Subnet | None = None,
         words: Tensor | None = None,
     ) -> Projections:
-        """Queries, keys and values of the last layer, each `(B, T, W)`: all that relation distillation needs.
+        """Return queries, keys and values of the last layer, each `(B, T, W)`, for relation distillation.
 
-        Their dimensions are ordered by relation heads, as `relations.split_heads` takes them. The rest of the last
-        layer is not computed. words: the word embeddings of `input_ids`, if they were looked up before
-        (`shared_words`).
+        Their dimensions are ordered by relation heads, as `relation_loss.split_heads` expects. The rest of the last
+        layer is not computed.
+
+        words: word embeddings of `input_ids`, if they were looked up before (`shared_words`).
         """
         x, last, sizes, _ = self._before_last(input_ids, attention_mask, subnet or self.config.subnet, words)
         return self._by_relation_heads(last.project(x, sizes))
@@ -331,7 +341,7 @@ class AutoDistilModel(_AutoDistil):
     def last_layer(
         self, input_ids: Tensor, subnet: Subnet | None = None, words: Tensor | None = None
     ) -> tuple[Projections, Tensor]:
-        """`last_projections`, and the last hidden states `(B, T, H)`."""
+        """Return `last_projections` and the last hidden states `(B, T, H)`."""
         x, last, sizes, mask = self._before_last(input_ids, None, subnet or self.config.subnet, words)
         projections = last.project(x, sizes)
         return self._by_relation_heads(projections), last.complete(x, projections, sizes, mask)
@@ -339,7 +349,7 @@ class AutoDistilModel(_AutoDistil):
     def _before_last(
         self, input_ids: Tensor, attention_mask: Tensor | None, subnet: Subnet, words: Tensor | None
     ) -> tuple[Tensor, ElasticLayer, Subnet, Tensor | None]:
-        """Return the input of the last layer of `subnet`, that layer, its sizes, and its mask."""
+        """Return the input of the last layer of `subnet`, the layer, its sizes and its mask."""
         *body, (last, last_sizes) = self._layers_of(subnet)
         x, mask = (
             self._embed(input_ids, None, subnet.hidden_size, words),
@@ -354,10 +364,11 @@ class AutoDistilModel(_AutoDistil):
         return self._by_relation_head(query), self._by_relation_head(key), self._by_relation_head(value)
 
     def _by_relation_head(self, x: Tensor) -> Tensor:
-        """Dimensions that go to the relation heads in turns, `(..., W)`, put into one block for each relation head.
+        """Reorder the dimensions of `(..., W)` so that each relation head is one block.
 
-        In turns, a weight belongs to the same relation head in every subnet, whatever number of heads it has: the
-        relation heads of a narrower subnet are the leading dimensions of a wider one's.
+        In the weights, consecutive dimensions belong to the relation heads in turns. So a weight belongs to the same
+        relation head in every subnet, independently of the number of attention heads: the relation heads of a narrow
+        subnet are leading dimensions of those of a wide subnet.
         """
         if self.config.relation_heads is None:
             return x
@@ -372,7 +383,7 @@ class AutoDistilModel(_AutoDistil):
         subnet: Subnet | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Tensor, Tensor]:
-        """Encode `(B, T)` token ids with `subnet`, or with the whole model.
+        """Encode `(B, T)` token ids with `subnet`, or with the whole model if `subnet` is None.
 
         attention_mask: `(B, T)`, 1 for tokens and 0 for padding. Returns `last_hidden_state` `(B, T, H)` and
         `pooler_output` `(B, H)`.
@@ -389,7 +400,7 @@ class AutoDistilModel(_AutoDistil):
 
     @torch.no_grad()
     def extract(self, subnet: Subnet) -> AutoDistilModel:
-        """The student `subnet`, with its own copy of the weights, in evaluation mode.
+        """Return `subnet` as a student with its own copy of the weights, in evaluation mode.
 
         Raises:
             InputError: if the subnet is not in the space of this SuperLM.
@@ -413,9 +424,10 @@ class AutoDistilModel(_AutoDistil):
 
 
 class AutoDistilForSequenceClassification(_AutoDistil):
-    """A student with a linear head on its pooled output, for `config.num_labels` classes, or for a number if that is 1.
+    """Student with a linear head on its pooled output.
 
-    A folder that holds an encoder alone loads as well: the head then starts at random.
+    The head classifies into `config.num_labels` classes, or predicts a number if `config.num_labels` is 1. The folder
+    of an encoder without a head loads as well; the head then starts at random.
     """
 
     def __init__(self, config: AutoDistilConfig) -> None:
@@ -426,7 +438,7 @@ class AutoDistilForSequenceClassification(_AutoDistil):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The word embeddings."""
+        """Return the word embeddings."""
         return self.autodistil.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]
@@ -441,10 +453,10 @@ class AutoDistilForSequenceClassification(_AutoDistil):
         labels: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Logits `(B, num_labels)` of `(B, T)` token ids.
+        """Compute logits `(B, num_labels)` of `(B, T)` token ids.
 
-        labels: `(B,)`; class numbers, for which the loss is cross-entropy, or, with one label, numbers, for which it is
-        the mean squared error. Without labels there is no loss.
+        labels: `(B,)`; class indices, for which the loss is the cross-entropy. If `config.num_labels` is 1, numbers,
+            for which the loss is the mean squared error. Without labels there is no loss.
         """
         pooled = self.autodistil(input_ids, attention_mask, token_type_ids).pooler_output
         logits = self.classifier(self.dropout(pooled))
@@ -455,7 +467,7 @@ class AutoDistilForSequenceClassification(_AutoDistil):
 
 
 def _copy_leading(source: nn.Module, target: nn.Module) -> None:
-    """Give each parameter of `target` the leading part of the same one of `source`."""
+    """Copy the leading part of each parameter of `source` into the same parameter of `target`."""
     for whole, part in zip(source.parameters(), target.parameters(), strict=True):
         part.copy_(whole[tuple(slice(n) for n in part.shape)])
 

@@ -1,4 +1,4 @@
-"""The one loader of SuperLMs and students: their files are verified before any weight is used."""
+"""The only loader of SuperLMs and students. Files are verified before any weight is used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LAST_OF_TOKENIZER = "tokenizer_config.json"
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise FloatingPointError, naming the first, if a weight of `model` is not finite."""
+    """Raise FloatingPointError if a weight of `model` is not finite, with the name of the first such parameter."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise FloatingPointError(f"weights of {name} are not finite")
@@ -31,21 +31,21 @@ _Model = TypeVar("_Model", AutoDistilModel, AutoDistilForSequenceClassification)
 
 
 def load_model(folder: Path, kind: type[_Model]) -> _Model:
-    """Return the SuperLM or student in `folder` in evaluation mode: every model of ours is read here.
+    """Return the SuperLM or student in `folder`, in evaluation mode.
 
-    Its files are checked against the manifest, or in a folder without one the weights against what training wrote
-    down. Weights are read from safetensors alone, in float32.
+    Files are verified against the manifest. In a folder without a manifest, the weights are verified against the
+    digest that training recorded. Weights are read only from safetensors, in float32.
 
-    kind: with or without a head. An encoder alone is read from the folder of a classifier, too.
+    kind: model class, with or without a head. An encoder can also be read from the folder of a classifier.
 
     Raises:
-        InputError: if a file is not as it was written, or the weights are not those of the configuration.
+        InputError: if a file has changed since it was written, or the weights do not match the configuration.
     """
     if not verify(folder, ("config.json", "*.safetensors")):
         verify_by_state(folder)
     path = folder / "config.json"
-    if (found := read_json(path).get("model_type")) != MODEL_TYPE:
-        raise InputError(f"{path} is of a model of type {found!r}; allowed: {MODEL_TYPE!r}, a student or a SuperLM")
+    if (model_type := read_json(path).get("model_type")) != MODEL_TYPE:
+        raise InputError(f"{path} has model type {model_type!r}; allowed: {MODEL_TYPE!r}, a student or a SuperLM")
     with quiet_transformers():
         with readable(path):
             config = AutoDistilConfig.from_pretrained(folder)
@@ -65,7 +65,7 @@ def load_model(folder: Path, kind: type[_Model]) -> _Model:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer beside the finished model in `folder`, and into its manifest, unless it is there."""
+    """Write the tokenizer beside the finished model in `folder` and into its manifest, unless it is there already."""
     if (folder / _LAST_OF_TOKENIZER).exists() and not lacking(folder):
         return
     names: list[str] = []
@@ -79,7 +79,11 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def verify_by_state(folder: Path) -> None:
-    """Check the weights of a folder without a manifest against what training wrote down, if it did."""
+    """Verify the weights of a folder without a manifest against the digest that training recorded, if it did.
+
+    Raises:
+        InputError: if the weights have another digest.
+    """
     state = folder / TRAINER_STATE
     if not state.is_file() or not (folder / WEIGHTS).is_file():
         return

@@ -1,9 +1,9 @@
-"""A student in one file that needs torch and transformers only: exported folders carry a copy of it.
+"""A student as one modelling file, which needs only torch and transformers. Exported folders contain a copy of it.
 
-The folder's `config.json` names this file in its `auto_map`, so that `AutoModel.from_pretrained(FOLDER,
-trust_remote_code=True)` loads the model where autodistil_search is not installed. Names of classes and weights are
-those of this package's own model, which loads the same folder where it is installed. Trailing comments give shapes:
-B sequences, T tokens, H hidden size, A heads, D head_dim, W = A * D, F FFN width.
+The `auto_map` in the folder's `config.json` names this file. So `AutoModel.from_pretrained(FOLDER,
+trust_remote_code=True)` loads the model without autodistil_search. Classes and weights have the same names as in
+autodistil_search, which loads the same folder where it is installed. Trailing comments give shapes: B sequences,
+T tokens, H hidden size, A heads, D head_dim, W = A * D, F FFN width.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 
 
 class AutoDistilConfig(PreTrainedConfig):
-    """Sizes of a student. Unlike BERT's, `head_dim` is free of the hidden size.
+    """Configuration of a student. Unlike in BERT, `head_dim` is independent of the hidden size.
 
-    num_attention_heads, intermediate_size: a list with a number for each layer, if layers differ.
-    classifier_dropout: probability that a head drops a number of the pooled output while it is trained.
-    relative_attention_buckets: rows of a table of numbers that attention adds to its scores, by the distance between
-        two tokens, for each head; all layers share it. None for no such table.
-    relative_attention_max_distance: from this distance on, tokens share the last bucket of their side.
-    relation_heads: how the last layer's queries, keys and values were distilled; nothing here depends on it.
+    num_attention_heads, intermediate_size: one number for all layers, or a list with a number for each layer.
+    classifier_dropout: dropout probability of the pooled output, while a classification head is trained.
+    relative_attention_buckets: rows of the table of relative attention bias. Attention adds the bias to its scores, by
+        head and by the distance between two tokens; all layers share the table. None for no such table.
+    relative_attention_max_distance: distance from which on tokens share the last bucket of their side.
+    relation_heads: number of relation heads in which the last layer's queries, keys and values were distilled. Nothing
+        in this file depends on it.
     """
 
     model_type = "autodistil"
@@ -48,11 +49,11 @@ class AutoDistilConfig(PreTrainedConfig):
 
 
 def relative_buckets(tokens: int, device: torch.device, buckets: int, max_distance: int) -> Tensor:
-    """Return the bucket of each query's distance to each key, `(T, T)`, numbered as MPNet's (and T5's encoder).
+    """Return the bucket of each query's distance to each key, `(T, T)`, numbered as in MPNet and in T5's encoder.
 
-    Half of the buckets are for keys that come after their query. Of each half, a first half has one bucket for each
-    distance, and the rest grow in powers up to `max_distance`. Their bounds are whole numbers, so that no runtime's
-    rounding of a logarithm can move a distance to the next bucket.
+    Half of the buckets are for keys after their query. In each half, the first half of the buckets stands for one
+    distance each. The other buckets grow geometrically up to `max_distance`. Their bounds are whole numbers, so that
+    the rounding of logarithms, which varies between runtimes, cannot move a distance to the next bucket.
     """
     per_side = buckets // 2
     exact = per_side // 2
@@ -66,7 +67,7 @@ def relative_buckets(tokens: int, device: torch.device, buckets: int, max_distan
 
 
 def _bucket_bounds(exact: int, grown: int, max_distance: int) -> list[int]:
-    """Return the least whole n >= exact (max_distance / exact)^(k / grown), for each k from 1 to `grown` - 1."""
+    """Return the smallest integers n >= exact (max_distance / exact)^(k / grown), for k from 1 to `grown` - 1."""
     bounds, distance = [], exact
     for k in range(1, grown):
         while distance**grown < exact ** (grown - k) * max_distance**k:
@@ -76,7 +77,7 @@ def _bucket_bounds(exact: int, grown: int, max_distance: int) -> list[int]:
 
 
 class StudentLayer(nn.Module):
-    """A Transformer layer (post-norm, as BERT's) with heads of any width."""
+    """Transformer layer (post-norm, as in BERT) with heads of any width."""
 
     def __init__(self, config: AutoDistilConfig, heads: int, ffn: int) -> None:
         super().__init__()
@@ -93,12 +94,12 @@ class StudentLayer(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Hidden states `(B, T, H)` to the next layer's.
+        """Map hidden states `(B, T, H)` to those of the next layer.
 
         mask: `(B, 1, 1, T)` booleans, False where a key is padding, or numbers to add to the scores, `(B, A, T, T)`.
         """
         split = (*x.shape[:2], self.heads, self.head_dim)
-        query, key, value = (each(x).view(split).transpose(1, 2) for each in (self.query, self.key, self.value))
+        query, key, value = (linear(x).view(split).transpose(1, 2) for linear in (self.query, self.key, self.value))
         mask = None if mask is None else mask[:, : self.heads]
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, A, T, D)
         context = context.transpose(1, 2).reshape(*x.shape[:2], self.heads * self.head_dim)  # (B, T, W)
@@ -123,7 +124,7 @@ class _Student(PreTrainedModel):
 
 
 class AutoDistilModel(_Student):
-    """The encoder."""
+    """Encoder of a student."""
 
     def __init__(self, config: AutoDistilConfig) -> None:
         super().__init__(config)
@@ -143,7 +144,7 @@ class AutoDistilModel(_Student):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The word embeddings."""
+        """Return the word embeddings."""
         return self.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]
@@ -163,8 +164,8 @@ class AutoDistilModel(_Student):
         `pooler_output` `(B, H)`.
         """
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        kinds = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        x = self.word_embeddings(input_ids) + self.token_type_embeddings(kinds) + self.position_embeddings(positions)
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        x = self.word_embeddings(input_ids) + self.token_type_embeddings(types) + self.position_embeddings(positions)
         x = self.embedding_norm(x)  # (B, T, H)
         mask = self._mask(input_ids, attention_mask)
         for layer in self.layers:
@@ -185,7 +186,7 @@ class AutoDistilModel(_Student):
 
 
 class AutoDistilForSequenceClassification(_Student):
-    """The encoder with a linear head on its pooled output: for classes, or for a number if `config.num_labels` is 1."""
+    """Encoder with a linear head on its pooled output: classes, or one number if `config.num_labels` is 1."""
 
     def __init__(self, config: AutoDistilConfig) -> None:
         super().__init__(config)
@@ -195,7 +196,7 @@ class AutoDistilForSequenceClassification(_Student):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The word embeddings."""
+        """Return the word embeddings."""
         return self.autodistil.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]
@@ -210,7 +211,10 @@ class AutoDistilForSequenceClassification(_Student):
         labels: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Logits `(B, num_labels)` of `(B, T)` token ids; with `labels` `(B,)`, the loss that transformers computes."""
+        """Compute logits `(B, num_labels)` of `(B, T)` token ids, and the loss if `labels` `(B,)` are given.
+
+        The loss is the one that transformers computes for `config.num_labels` labels.
+        """
         pooled = self.autodistil(input_ids, attention_mask, token_type_ids).pooler_output
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)

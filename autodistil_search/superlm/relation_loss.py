@@ -1,10 +1,13 @@
-"""Self-attention relation losses: how far a student's Q, K and V relate tokens unlike the teacher's.
+"""Self-attention relation losses: the difference between the token relations of a student and of its teacher.
 
-Q, K and V of one layer are each split into `relation_heads` heads, whatever heads attention itself has, and
-their scaled dot products are the relation scores: X Xᵀ / √d of each of the three (MiniLMv2, arXiv 2012.15828), or
-Q Kᵀ / √d, attention's own (the first MiniLM, arXiv 2002.10957). Two losses: `kl`, the divergence
-KL(teacher ‖ student) of the softmaxed scores (MiniLMv2), and `mse` on the raw scores (what the released AutoDistil
-code does). Shapes: B sequences, R relation heads, T tokens, d = width / R.
+Q, K and V of one layer are each split into `relation_heads` heads, independently of the attention heads. Their scaled
+dot products are the relation scores: X Xᵀ / √d of each of the three (MiniLMv2, arXiv 2012.15828), or the attention
+scores Q Kᵀ / √d (the first MiniLM, arXiv 2002.10957). There are two losses:
+
+- `kl`: the divergence KL(teacher ‖ student) of the softmaxed scores, as in MiniLMv2;
+- `mse`: the mean squared error of the raw scores, as in the released AutoDistil code.
+
+Shapes: B sequences, R relation heads, T tokens, d = width / R.
 """
 
 from __future__ import annotations
@@ -18,25 +21,28 @@ from torch import Tensor
 from torch.autograd import Function
 
 _SIDES = {"qq": (0, 0), "kk": (1, 1), "vv": (2, 2), "qk": (0, 1)}
-"""Which of queries, keys and values gives the rows of a relation, and which the columns."""
+"""Indices into (queries, keys, values): the rows and the columns of each relation."""
 
 DEFAULT_RELATIONS = (("qq", 1.0), ("kk", 1.0), ("vv", 1.0))
-"""Relations and their weights in the loss: MiniLMv2's."""
+"""Relations and their weights in the loss, as in MiniLMv2."""
 
 
 _SCORES_AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
-"""Relation scores in work at a time: on a CPU what stays in its cache, elsewhere what keeps the buffer small."""
+"""Relation scores computed at a time: on a CPU few enough for its cache, on CUDA few enough for a small buffer."""
 
 
 @dataclass(frozen=True)
 class RelationTarget:
-    """What the student must match, computed once from the teacher and used for any number of students.
+    """Target of the relation loss, computed once from the teacher and used for any number of students.
 
+    loss: name of the loss, one of `LOSSES`.
     relations: names and weights in the loss.
-    tables: for each relation a `(B, R, T, T)` float32 tensor, what `Loss.table` makes of the teacher's scores.
-    offset: what the tables alone add to the loss.
-    row_weight: `(B, 1, T, 1)`, zero for padding; sums to 1 / R over all rows, for `mse` divided by the columns.
+    tables: a `(B, R, T, T)` float32 tensor for each relation, computed by `Loss.table` from the teacher's scores.
+    offset: part of the loss that depends on the tables alone.
+    row_weight: `(B, 1, T, 1)`, zero for padding; sums to 1 / R over all rows. For `mse` it is also divided by the
+        number of columns.
     padding: `(B, 1, 1, T)`, True for padding; None if there is none.
+    relation_heads: number R of relation heads.
     """
 
     loss: str
@@ -49,10 +55,10 @@ class RelationTarget:
 
 
 def split_heads(x: Tensor, relation_heads: int) -> Tensor:
-    """`(B, T, width)` to `(B, R, T, d)` in float32.
+    """Split `(B, T, width)` into relation heads, `(B, R, T, d)` in float32.
 
-    A width that R does not divide is first padded with zeros, which leaves every dot product as it is: the last
-    head is then narrower, and nothing is cut off. Search spaces are checked so that this is never needed for them.
+    A width that R does not divide is first padded with zeros, which changes no dot product. The last head is then
+    narrower, and no dimension is lost. Search spaces are checked, so that their subnets never need padding.
     """
     if missing := -x.shape[-1] % relation_heads:
         x = torch.nn.functional.pad(x, (0, missing))
@@ -61,9 +67,11 @@ def split_heads(x: Tensor, relation_heads: int) -> Tensor:
 
 
 def relation_scores(x: Tensor, columns: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
-    """X Yᵀ / √d of `(B, R, T, d)`, as `(B, R, T, T)`; padded columns get the lowest finite number.
+    """Return X Yᵀ / √d of `(B, R, T, d)` as `(B, R, T, T)`; padded columns get the lowest finite number.
 
-    columns: Y; X itself if not given.
+    x: X, the rows.
+    columns: Y; X if not given.
+    padding: `(B, 1, 1, T)`, True for padding.
     """
     columns = x if columns is None else columns
     scores: Tensor = (x * x.shape[-1] ** -0.5) @ columns.transpose(-1, -2)
@@ -73,10 +81,12 @@ def relation_scores(x: Tensor, columns: Tensor | None = None, padding: Tensor | 
 
 
 class Loss(NamedTuple):
-    """A way to compare scores, in two steps on parts `(n, T, T)` with row weights `(n, T, 1)`. Both work in place.
+    """Comparison of scores in two steps, on parts `(n, T, T)` with row weights `(n, T, 1)`. Both steps work in place.
 
-    table: of the teacher's scores, what a student's are compared with; and what that alone adds to the loss.
-    compare: of a student's scores and the table, the rest of the loss; the scores become its gradient in them.
+    table: function of the teacher's scores. Returns the table for the comparison, and the part of the loss that depends
+        on the table alone.
+    compare: function of a student's scores and the table. Returns the rest of the loss; the scores are overwritten by
+        its gradient with respect to them.
     """
 
     table: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -84,7 +94,7 @@ class Loss(NamedTuple):
 
 
 def _kl_table(scores: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The softmax p times the row's weight, and minus its weighted entropy."""
+    """Return the softmax p times the row's weight, and the negative weighted entropy of p."""
     scores.sub_(scores.amax(dim=-1, keepdim=True))
     table = scores.exp()
     total = table.sum(dim=-1, keepdim=True)
@@ -93,9 +103,9 @@ def _kl_table(scores: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kl(scores: Tensor, table: Tensor, row_weight: Tensor) -> Tensor:
-    """Σ w (logsumexp(s) - Σ p s), all that KL needs beside p's entropy; the gradient in s is w (softmax(s) - p).
+    """Return Σ w (logsumexp(s) - Σ p s), the KL divergence without the entropy of p.
 
-    One exponential serves both, and no second buffer is needed.
+    The gradient with respect to s is w (softmax(s) - p). Value and gradient share one exponential and one buffer.
     """
     value = -torch.dot(table.flatten(), scores.flatten())
     highest = scores.amax(dim=-1, keepdim=True)
@@ -106,12 +116,12 @@ def _kl(scores: Tensor, table: Tensor, row_weight: Tensor) -> Tensor:
 
 
 def _mse_table(scores: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores as they are."""
+    """Return the scores unchanged, and 0."""
     return scores, row_weight.new_zeros(())
 
 
 def _mse(scores: Tensor, table: Tensor, row_weight: Tensor) -> Tensor:
-    """Σ w (s - t)² with the gradient 2 w (s - t); padded columns hold the same number in both."""
+    """Return Σ w (s - t)², with the gradient 2 w (s - t). Padded columns have the same number in s and t."""
     value = (scores.sub_(table).square().sum(dim=-1, keepdim=True) * row_weight).sum()
     scores.mul_(2 * row_weight)
     return value
@@ -121,10 +131,10 @@ LOSSES = {"kl": Loss(_kl_table, _kl), "mse": Loss(_mse_table, _mse)}
 
 
 class _Parts:
-    """Rows, columns, row weights and padding of a relation, in parts of few enough scores.
+    """Rows, columns, row weights and padding of a relation, in parts of at most `_SCORES_AT_ONCE` scores.
 
-    Heads are held as `(B R, d, T)`: with so few dimensions a head the matrix products run 2 to 4 times faster on a CPU
-    when tokens lie side by side.
+    Heads are stored as `(B R, d, T)`. Relation heads have few dimensions: matrix products then run 2 to 4 times faster
+    on a CPU if tokens are adjacent in memory.
     """
 
     def __init__(self, x: Tensor, columns: Tensor | None, row_weight: Tensor, padding: Tensor | None) -> None:
@@ -135,7 +145,7 @@ class _Parts:
         self._padding = None if padding is None else padding.expand(-1, heads, -1, -1).flatten(0, 1)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Each part and its scores `(n, T, T)`."""
+        """Yield each part as a slice, and its scores `(n, T, T)`."""
         matrices, _, tokens = self.rows.shape
         size = max(1, _SCORES_AT_ONCE.get(self.rows.device.type, 2**26) // tokens**2)
         for start in range(0, matrices, size):
@@ -146,10 +156,10 @@ class _Parts:
 
 
 class _FusedLoss(Function):
-    """The loss of one relation, part by part, but for what the table alone adds.
+    """Loss of one relation, computed part by part, without the part that depends on the table alone.
 
-    The gradient G in the scores is taken on to the projections at once, G y and Gᵀ x for X Yᵀ, so that a part's scores
-    are the only `(T, T)` buffer and only `(B, R, T, d)` tensors wait for the backward pass.
+    The gradient G with respect to the scores of X Yᵀ is propagated to the projections at once, as G y and Gᵀ x. So the
+    scores of one part are the only `(T, T)` buffer, and only `(B, R, T, d)` tensors are kept for the backward pass.
     """
 
     @staticmethod
@@ -165,10 +175,10 @@ class _FusedLoss(Function):
                 in_rows.append(parts.columns[part] @ scores.transpose(-1, -2))
                 in_columns.append(parts.rows[part] @ scores)
         if needs_gradient:
-            gradients = [torch.cat(each).mul_(x.shape[-1] ** -0.5) for each in (in_rows, in_columns)]
+            gradients = [torch.cat(of_parts).mul_(x.shape[-1] ** -0.5) for of_parts in (in_rows, in_columns)]
             if columns is None:
                 gradients = [gradients[0].add_(gradients[1])]
-            ctx.save_for_backward(*(each.unflatten(0, x.shape[:2]).transpose(-1, -2) for each in gradients))
+            ctx.save_for_backward(*(gradient.unflatten(0, x.shape[:2]).transpose(-1, -2) for gradient in gradients))
         return value
 
     @staticmethod
@@ -180,7 +190,7 @@ class _FusedLoss(Function):
 def _sides(
     projections: Sequence[Tensor], relations: Sequence[tuple[str, float]], relation_heads: int
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """The split rows and columns of each relation; None for columns that are the rows themselves."""
+    """Return the split rows and columns of each relation; None for columns that are equal to the rows."""
     used = {side for name, _ in relations for side in _SIDES[name]}
     heads = {side: split_heads(projections[side], relation_heads) for side in used}
     sides = [_SIDES[name] for name, _ in relations]
@@ -195,15 +205,15 @@ def relation_target(
     loss: str = "kl",
     relations: Sequence[tuple[str, float]] = DEFAULT_RELATIONS,
 ) -> RelationTarget:
-    """The target made from a teacher's queries, keys and values.
+    """Return the target of the relation loss for a teacher's queries, keys and values.
 
     Args:
-        projections: three `(B, T, width)` tensors.
+        projections: Queries, keys and values, three `(B, T, width)` tensors.
         attention_mask: `(B, T)`, 0 for padding, or None if there is none. Padding counts in neither rows nor columns.
-        relation_heads: R; see `split_heads` for widths that it does not divide. QK is the teacher's attention where R
-            is the number of its heads.
-        loss: one of `LOSSES`.
-        relations: names from `RELATIONS`, each once, and their weights (`parse_relations`).
+        relation_heads: Number R of relation heads; see `split_heads` for widths that it does not divide. The relation
+            QK is the teacher's attention if R is the number of its attention heads.
+        loss: Name of the loss, one of `LOSSES`.
+        relations: Names of relations, each at most once, and their weights (`parse_relations`).
     """
     batch, tokens, _ = projections[0].shape
     device = projections[0].device
@@ -229,26 +239,26 @@ def relation_target(
 
 
 def relation_loss(projections: Sequence[Tensor], target: RelationTarget) -> Tensor:
-    """The loss of a student's queries, keys and values, each `(B, T, width)`; lower is better.
+    """Return the loss of a student's queries, keys and values, each `(B, T, width)`; lower is better.
 
-    `kl`: nats, the mean over tokens and relation heads, summed over the relations by their weights. `mse`: the mean
-    squared difference of scores, averaged and summed alike. Computed in float32 whatever the projections are in. A
-    projection that no relation uses gets no gradient.
+    `kl` is a divergence in nats, `mse` a mean squared difference of scores. Both are averaged over tokens and relation
+    heads, and summed over the relations by their weights. The loss is computed in float32 for projections of any
+    precision. A projection that no relation uses gets no gradient.
     """
     with torch.autocast(projections[0].device.type, enabled=False):
         sides = _sides(projections, target.relations, target.relation_heads)
         parts = [
-            weight * _FusedLoss.apply(*each, table, target)
-            for each, table, (_, weight) in zip(sides, target.tables, target.relations, strict=True)
+            weight * _FusedLoss.apply(*rows_and_columns, table, target)
+            for rows_and_columns, table, (_, weight) in zip(sides, target.tables, target.relations, strict=True)
         ]
         return torch.stack(parts).sum() + target.offset
 
 
 def uniform_loss(target: RelationTarget) -> float:
-    """The `kl` loss of a student that relates every token to all alike: what knowing nothing costs.
+    """Return the loss of an uninformed student, which relates every token to all others alike.
 
-    For `mse`, the loss of scores that are all zero.
+    All of its scores are zero, for `kl` and for `mse`.
     """
     batch, _, tokens, _ = target.row_weight.shape
-    nothing = torch.zeros(batch, tokens, target.relation_heads, device=target.row_weight.device)
-    return float(relation_loss([nothing] * 3, target))
+    zeros = torch.zeros(batch, tokens, target.relation_heads, device=target.row_weight.device)
+    return float(relation_loss([zeros] * 3, target))

@@ -35,7 +35,7 @@ def test_all_is_looked_at_without_a_network_and_nothing_is_left(monkeypatch, tmp
         assert (told[name]["value"], told[name]["state"]) == (metadata.version(name), "ok")
     assert told["packaged text"]["value"] == 249
     assert told["memory"]["value"] > 0.1
-    assert told["cache"]["remark"] == "can be made"
+    assert told["cache"]["remark"] == "can be created"
     assert list(tmp_path.iterdir()) == []
     assert all(each["remark"] for each in told.values() if each["state"] != "ok")
     assert main(["doctor"]) == 0

@@ -397,7 +397,7 @@ def test_a_model_without_all_weights_of_its_encoder_is_refused(teacher_folder):
     for changed, said in (
         (
             {name: each for name, each in weights.items() if name != layer},
-            f"lacks 1 weights of its encoder, '.*{layer}",
+            f"lacks 1 weights of its encoder, such as '.*{layer}",
         ),
         ({f"module.{name}": each for name, each in weights.items()}, "weights of its encoder"),
         (weights | {layer: weights[layer][:, :5].contiguous()}, rf"has '.*{layer}' of shape \(48, 5\); allowed"),

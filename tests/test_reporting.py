@@ -35,7 +35,7 @@ def test_a_run_is_reported_again_alone_and_with_others(run, tmp_path, capsys, re
     assert capsys.readouterr().out.split() == [str(together / "report.html"), str(together / "figures")]
     assert {*REPORT_FILES, "figures"} <= {path.name for path in together.iterdir()}
 
-    assert "holds something else" in refusal(["report", str(run.folder), "--to", str(other)])
+    assert "holds other files" in refusal(["report", str(run.folder), "--to", str(other)])
     assert "holds no finished run" in refusal(["report", str(tmp_path / "nothing")])
     reopen(other)  # as of an earlier version: nothing tells that it is not what was written
     (other / "environment.json").write_text((other / "environment.json").read_text().replace('"text": "', '"text": "0'))

@@ -188,4 +188,4 @@ def test_what_has_not_ended_is_not_taken_for_a_model(config, refusal, tmp_path):
     for name in ("distil.yaml", "finetune.yaml"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text("")
-        assert "has not ended" in refusal(["export", str(tmp_path / name), "--to", str(tmp_path / "x")])
+        assert "is not finished" in refusal(["export", str(tmp_path / name), "--to", str(tmp_path / "x")])

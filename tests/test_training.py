@@ -205,7 +205,7 @@ def test_an_unfinished_superlm_is_not_searched(toy_config, toy_training):
     trained = train(toy_training)
     for name in ("trainer_state.json", "manifest.json"):
         (trained / "superlm" / "debug" / name).unlink()
-    with pytest.raises(InputError, match="is not finished; the train that began it goes on"):
+    with pytest.raises(InputError, match="is not finished; the same train command continues it"):
         search(replace(toy_config, steps=200, batch_size=4, superlm=str(trained)))
 
 

@@ -1,1 +1,1 @@
-"""Internal: what each command does, and the folder that it leaves."""
+"""Internal: the work of each command, and the folder that it writes."""

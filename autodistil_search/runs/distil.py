@@ -1,4 +1,4 @@
-"""`distil`: the last step of the method, a chosen student trained further, from the weights its SuperLM has for it."""
+"""`distil`: the last step of the method, which trains a selected student further from its SuperLM weights."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.model_folder import save_tokenizer
 
 _SHARE_OF_RATE = 0.25
-"""Share of the peak learning rate of the SuperLM: at half of it, a student lost what the end of the SuperLM's schedule
-had gained (docs/results.md)."""
+"""Share of the SuperLM's peak learning rate. At half of that rate, a student lost the gains from the end of the
+SuperLM's schedule (docs/results.md)."""
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """A student that was trained further.
+    """Result of training a student further.
 
     Args:
-        folder: Of the model and its tokenizer.
-        row: Of the run's frontier that it was.
-        before: Its held-out relation loss as a subnet of the SuperLM, on as many blocks as the run took.
-        after: The same after training.
+        folder: Folder of the model and its tokenizer.
+        row: Row of the student in the frontier of the run.
+        before: Held-out relation loss of the student as a subnet of its SuperLM, on as many blocks as in the run.
+        after: Held-out relation loss after training, on the same blocks.
     """
 
     folder: Path
@@ -51,11 +51,11 @@ class Distilled:
 
 
 def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
-    """Train the student `config.pick` of `config.run` into `config.folder`, or go on where that was stopped.
+    """Train the student `config.pick` of `config.run` into `config.folder`, or continue a stopped training.
 
     Raises:
-        InputError: for input that cannot be used, or a folder that holds another training.
-        Terminated: after SIGTERM, when all is saved.
+        InputError: if an input cannot be used, or the folder holds another training.
+        Terminated: after SIGTERM, once the state is saved.
     """
     reporter = reporter or Reporter()
     run = load_run(config.run)
@@ -64,7 +64,7 @@ def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
     materials = resolve_training(config.training(run.config), reporter)
     share = 1.0 if config.lr else _SHARE_OF_RATE
     own_space = next(space for space in materials.spaces if space.name == row["space"])
-    options = materials.options_of(own_space.largest)  # as its SuperLM was trained
+    options = materials.options_of(own_space.largest)  # the options of its SuperLM
     options = replace(options, in_place=0.0, lr=share * options.lr)
     job = _Job(materials, student, run.config.eval_blocks, config.folder, options)
     settings = {**config.to_dict(), "run": str(run.folder.resolve())}
@@ -78,13 +78,13 @@ def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
         open_folder(config.folder, DISTIL_CONFIG, settings, {**materials.environment, "inputs": identity})
         reopen(config.folder)
         job.train(reporter)
-        found = Distilled(job.student_folder, row, job.before, job.after)
-        job.finish(found, run.folder)
-    return found
+        distilled = Distilled(job.student_folder, row, job.before, job.after)
+        job.finish(distilled, run.folder)
+    return distilled
 
 
 class _Job:
-    """A student, and all that its training needs."""
+    """Training of one student, with all inputs loaded."""
 
     def __init__(
         self, materials: TrainingInputs, student: AutoDistilModel, eval_blocks: int, folder: Path, options: TrainOptions
@@ -96,7 +96,7 @@ class _Job:
 
     @property
     def student_folder(self) -> Path:
-        """Where the model goes."""
+        """Return the folder of the model."""
         return self._folder / STUDENT
 
     @cached_property
@@ -105,11 +105,11 @@ class _Job:
 
     @property
     def after(self) -> float:
-        """The student's held-out loss as it is now."""
+        """Return the current held-out loss of the student."""
         return self._proxy.score(self._student)
 
     def train(self, reporter: Reporter) -> None:
-        """All steps."""
+        """Train all steps, and draw the training figure."""
         materials = self._materials
         assert materials.text is not None
         try:
@@ -131,23 +131,23 @@ class _Job:
                 write_training_figure(self.student_folder, f"Training of {self._student.config.subnet}")
 
     def due(self, step: int, steps: int) -> bool:
-        """See `distill.HeldOut`."""
+        """Return True if the loss is due after `step` of `steps`; see `HeldOut`."""
         return self._materials.config.is_measured_after(step, steps)
 
     def measure(self, model: AutoDistilModel) -> Sequence[tuple[str, Subnet, float]]:
-        """See `distill.HeldOut`."""
+        """Return role, sizes and held-out loss of the student; see `HeldOut`."""
         model.eval()
         loss = self._proxy.score(model)
         model.train()
         return [("student", model.config.subnet, loss)]
 
-    def finish(self, found: Distilled, run: Path) -> None:
-        """The tokenizer, and what was gained."""
-        save_tokenizer(self._materials.teacher.tokenizer, found.folder)
+    def finish(self, distilled: Distilled, run: Path) -> None:
+        """Write the tokenizer, the losses before and after, and the manifest."""
+        save_tokenizer(self._materials.teacher.tokenizer, distilled.folder)
         summary = {
             "run": str(run),
-            "row": json.loads(found.row.to_json(double_precision=15)),
-            "relation_loss": {"before": found.before, "after": found.after},
+            "row": json.loads(distilled.row.to_json(double_precision=15)),
+            "relation_loss": {"before": distilled.before, "after": distilled.after},
             "measured": self._proxy.description,
         }
         text = json.dumps(summary, indent=2)

@@ -1,6 +1,7 @@
-"""`doctor`: what this machine offers, what is missing or broken, and what would be slow. It looks; it changes nothing.
+"""`doctor`: an inspection of this machine for missing, broken or slow parts. It changes nothing.
 
-What is broken must not keep it from telling so: all but the standard library is imported when it is looked at.
+A broken package must not prevent the report. Therefore everything but the standard library is imported only when it is
+examined.
 """
 
 from __future__ import annotations
@@ -29,37 +30,37 @@ if TYPE_CHECKING:
 
 _PACKAGE = "autodistil_search"
 _SHOWN = ("torch", "transformers", "pymoo", "optuna")
-"""Requirements with a line of their own, which are imported, too; the others are counted."""
+"""Requirements that are imported and have a line of their own. The others are only counted."""
 
 PURPOSES = {
     "quickstart": "the packaged teacher and text",
     "wiki": "the task topic",
     "tracking": "--tensorboard",
-    "numba": "--engine age-moea2, which is refused without it",
+    "numba": "--engine age-moea2",
     "postgres": "--storage postgresql://...",
-    "dashboard": "looking at a search in a browser",
+    "dashboard": "viewing a search in a browser",
     "onnx": "export --onnx and --int8",
     "notebooks": "notebooks/, and exploring a run in Jupyter",
-    "docs": "this documentation as a site",
+    "docs": "building the documentation site",
     "test": "the tests",
 }
-"""What each extra is for."""
+"""Purpose of each extra."""
 
 State = Literal["ok", "slow", "missing", "broken"]
-_TITLES: Mapping[str, str] = {"broken": "broken", "missing": "not here", "slow": "what would be slow, and why"}
+_TITLES: Mapping[str, str] = {"broken": "broken", "missing": "not installed or not found", "slow": "slow, and why"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Args:
-        name: What it is.
-        value: What was found.
-        unit: Of a number.
-        state: ok; slow, if something will take longer than it could; missing, if something optional is not here; or
-            broken, if something required is.
-        remark: What follows from it, and what to do.
+        name: Name of the examined part.
+        value: Version, number or other value of the part; None if there is none.
+        unit: Unit of a number.
+        state: "ok"; "slow" if work will take longer than necessary; "missing" if an optional part is absent; or
+            "broken" if a required part is absent or does not work.
+        remark: Consequence, and the remedy.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Finding:
 
     @property
     def words(self) -> str:
-        """Value and unit."""
+        """Return value and unit as text."""
         if self.value is None:
             return "-"
         value = f"{self.value:,.4g}" if isinstance(self.value, float) else str(self.value)
@@ -78,53 +79,61 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything, without a network."""
-    found = list(_versions())
-    if not any(each.state == "broken" and each.name in ("torch", "transformers") for each in found):
-        found += [*_device(), *_threads(), *_packaged(), _hub()]
-    return [*found, _memory(), *_cache(), *_extras()]
+    """Run all checks, without network access."""
+    findings = list(_versions())
+    if not any(finding.state == "broken" and finding.name in ("torch", "transformers") for finding in findings):
+        findings += [*_device(), *_threads(), *_packaged(), _hub()]
+    return [*findings, _memory(), *_cache(), *_extras()]
 
 
 def is_usable(findings: Sequence[Finding]) -> bool:
-    """Whether nothing that is required is broken."""
-    return all(each.state != "broken" for each in findings)
+    """Return True if no required part is broken."""
+    return all(finding.state != "broken" for finding in findings)
 
 
 def findings_record(findings: Sequence[Finding]) -> dict[str, Any]:
-    """All that was found, as JSON can hold it."""
-    return {"usable": is_usable(findings), "findings": [asdict(each) for each in findings]}
+    """Return all findings as a JSON object."""
+    return {"usable": is_usable(findings), "findings": [asdict(finding) for finding in findings]}
 
 
 def print_findings(findings: Sequence[Finding], console: Console) -> None:
-    """A table of all that was found; then what is broken, what is not here, and what would be slow and why."""
+    """Print a table of all findings, then the broken, missing and slow ones with their remarks."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
-    for each in findings:
-        style = {"broken": "bold red", "slow": "yellow", "missing": "dim"}.get(each.state, "")
-        remark = each.remark if each.state == "ok" else each.state
-        table.add_row(Text(each.name), Text(each.words), Text(remark), style=style)
+    for finding in findings:
+        style = {"broken": "bold red", "slow": "yellow", "missing": "dim"}.get(finding.state, "")
+        remark = finding.remark if finding.state == "ok" else finding.state
+        table.add_row(Text(finding.name), Text(finding.words), Text(remark), style=style)
     console.print(table)
     for state, title in _TITLES.items():
-        if lines := [f"  {each.name}: {each.remark}" for each in findings if each.state == state]:
+        if lines := [f"  {finding.name}: {finding.remark}" for finding in findings if finding.state == state]:
             for line in ("", f"{title}:", *lines):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _requirements(extra: str = "") -> list[Requirement]:
-    """What the installed package requires; with an extra, what that adds."""
+    """Return the requirements of the installed package, or those that `extra` adds."""
     from packaging.requirements import Requirement
 
-    found = [Requirement(text) for text in metadata.requires(_PACKAGE) or ()]
-    always = [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
+    requirements = [Requirement(text) for text in metadata.requires(_PACKAGE) or ()]
+    always = [
+        requirement
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ]
     if not extra:
         return always
-    return [each for each in found if each not in always and each.marker and each.marker.evaluate({"extra": extra})]
+    return [
+        requirement
+        for requirement in requirements
+        if requirement not in always and requirement.marker and requirement.marker.evaluate({"extra": extra})
+    ]
 
 
-def _lack(requirement: Requirement) -> str | None:
-    """What is wrong with what is installed of it, in words; None if nothing is."""
+def _problem_with(requirement: Requirement) -> str | None:
+    """Return the problem with an installed requirement in words, or None."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -141,27 +150,27 @@ def _versions() -> Iterator[Finding]:
         required = _requirements()
     except metadata.PackageNotFoundError:
         yield Finding(
-            "requirements", "unknown", state="missing", remark="run from a folder: pip install it to have them"
+            "requirements", "unknown", state="missing", remark="run from a source folder: pip install the package"
         )
         return
-    lacks = {each.name: _lack(each) for each in required}
+    problems = {requirement.name: _problem_with(requirement) for requirement in required}
     for name in _SHOWN:
-        yield _imported(name, lacks.pop(name, None))
-    for name, lack in lacks.items():
-        if lack:
-            yield Finding(name, None, state="broken", remark=f"{lack}; pip install '{_PACKAGE}' again")
-    kept = sum(not lack for lack in lacks.values())
-    yield Finding("other requirements", kept, f"of {len(lacks)}", remark="as required")
+        yield _check_import(name, problems.pop(name, None))
+    for name, problem in problems.items():
+        if problem:
+            yield Finding(name, None, state="broken", remark=f"{problem}; pip install '{_PACKAGE}' again")
+    kept = sum(not problem for problem in problems.values())
+    yield Finding("other requirements", kept, f"of {len(problems)}", remark="as required")
 
 
-def _imported(name: str, lack: str | None) -> Finding:
+def _check_import(name: str, problem: str | None) -> Finding:
     try:
         version = metadata.version(name)
         importlib.import_module(name)
-    except Exception as error:  # whatever someone else's package raises
+    except Exception as error:  # a third-party package may raise anything
         words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return Finding(name, None, state="broken", remark=lack or f"cannot be imported: {words}")
-    return Finding(name, version, state="broken" if lack else "ok", remark=lack or "")
+        return Finding(name, None, state="broken", remark=problem or f"cannot be imported: {words}")
+    return Finding(name, version, state="broken" if problem else "ok", remark=problem or "")
 
 
 def _device() -> Iterator[Finding]:
@@ -172,7 +181,7 @@ def _device() -> Iterator[Finding]:
     try:
         chosen = choose_device()
         gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    except RuntimeError as error:  # a driver that does not fit, say
+    except RuntimeError as error:  # such as a driver of the wrong version
         yield Finding("device", None, state="broken", remark=" ".join(str(error).split())[:300])
         return
     if chosen.type == "cuda":
@@ -180,11 +189,11 @@ def _device() -> Iterator[Finding]:
             yield Finding(f"cuda:{index}", properties.name, remark=f"{properties.total_memory / 1e9:.1f} GB")
     else:
         built = torch.version.cuda or torch.version.hip
-        why = f"torch, built for {built}, sees none" if built else "this torch is built without CUDA"
+        why = f"torch is built for {built} and sees none" if built else "torch is built without CUDA"
         if not built and Path("/dev/nvidia0").exists():
-            why += ", though there is /dev/nvidia0"
+            why += ", although /dev/nvidia0 exists"
         remark = (
-            f"no GPU ({why}), so all is computed here; how long a training takes is not known before it is measured: "
+            f"no GPU ({why}), so everything runs on the CPU; to measure the time that a training takes: "
             "autodistil-search plan --space tiny --tokens 100M"
         )
         yield Finding("device", f"cpu: {machine()}", state="slow", remark=remark)
@@ -193,9 +202,9 @@ def _device() -> Iterator[Finding]:
     why = "bfloat16 instructions found" if hardware else "no bfloat16 instructions found"
     if launched in ("bf16", "fp16"):
         why = "ACCELERATE_MIXED_PRECISION"
-    yield Finding("precision", chosen.precision, remark=f"what auto takes: {why}")
+    yield Finding("precision", chosen.precision, remark=f"selected by auto: {why}")
     if not hardware:
-        remark = f"--precision bf16 would be emulated: no bfloat16 instructions found; auto takes {chosen.precision}"
+        remark = f"--precision bf16 would be emulated: no bfloat16 instructions found; auto selects {chosen.precision}"
         yield Finding("bf16", "emulated", state="slow", remark=remark)
 
 
@@ -209,16 +218,16 @@ def _threads() -> Iterator[Finding]:
     limits = [f"{allowed} by affinity"] if allowed < cores else []
     limits += [f"{quota:g} by the quota of a control group"] if quota and quota < cores else []
     yield Finding("CPUs", usable, f"of {cores}", remark=", ".join(limits))
-    threads, given = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    told = f"OMP_NUM_THREADS={given}" if given else "OMP_NUM_THREADS not set"
+    threads, omp_threads = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    setting = f"OMP_NUM_THREADS={omp_threads}" if omp_threads else "OMP_NUM_THREADS not set"
     if threads > usable:
-        remark = f"{threads} threads on {usable} CPUs wait for each other ({told}): set OMP_NUM_THREADS={usable}"
-    elif 2 * threads < usable or (threads == 1 < usable):  # half of them is a thread for each core, torch's own choice
-        remark = f"torch uses {threads} of {usable} CPUs ({told}): set OMP_NUM_THREADS={usable}"
+        remark = f"{threads} threads on {usable} CPUs wait for each other ({setting}): set OMP_NUM_THREADS={usable}"
+    elif 2 * threads < usable or (threads == 1 < usable):  # half of them is a thread per core, the default of torch
+        remark = f"torch uses {threads} of {usable} CPUs ({setting}): set OMP_NUM_THREADS={usable}"
     elif usable == 1:
-        remark = "one CPU: nothing is computed side by side"
+        remark = "one CPU: nothing runs in parallel"
     else:
-        yield Finding("threads", threads, remark=told)
+        yield Finding("threads", threads, remark=setting)
         return
     yield Finding("threads", threads, state="slow", remark=remark)
 
@@ -242,8 +251,8 @@ def _hub() -> Finding:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
-        return Finding("model hub", "offline", remark="HF_HUB_OFFLINE: only what was downloaded before is found")
-    return Finding("model hub", "allowed", remark="HF_HUB_OFFLINE is not set; whether it can be reached was not tried")
+        return Finding("model hub", "offline", remark="HF_HUB_OFFLINE is set: only downloaded models are found")
+    return Finding("model hub", "allowed", remark="HF_HUB_OFFLINE is not set; the connection was not tested")
 
 
 def _memory() -> Finding:
@@ -256,9 +265,12 @@ def _memory() -> Finding:
 
 
 def _cache() -> Iterator[Finding]:
-    """The folder for tokenized text and baselines, or the one that would hold it; the trial leaves nothing there."""
+    """Check that the folder for tokenized text and baselines, or its nearest existing parent, can be written.
+
+    The trial file is removed.
+    """
     folder = cache_folder().absolute()
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -266,7 +278,7 @@ def _cache() -> Iterator[Finding]:
         remark = f"cannot be written ({error.strerror}); name another with AUTODISTIL_SEARCH_CACHE"
         yield Finding("cache", str(folder), state="broken", remark=remark)
         return
-    yield Finding("cache", str(folder), remark="can be written" if existing == folder else "can be made")
+    yield Finding("cache", str(folder), remark="can be written" if existing == folder else "can be created")
     yield Finding("free disk there", shutil.disk_usage(existing).free / 1e9, "GB")
 
 
@@ -277,8 +289,8 @@ def _extras() -> Iterator[Finding]:
         return
     for extra in extras:
         name, purpose = f"extra {extra}", PURPOSES.get(extra, "")
-        if lacks := [lack for each in _requirements(extra) if (lack := _lack(each))]:
-            remark = f"{'; '.join(lacks)}: pip install '{_PACKAGE}[{extra}]', for {purpose}"
+        if problems := [problem for requirement in _requirements(extra) if (problem := _problem_with(requirement))]:
+            remark = f"{'; '.join(problems)}: pip install '{_PACKAGE}[{extra}]', for {purpose}"
             yield Finding(name, "not installed", state="missing", remark=remark)
         else:
             yield Finding(name, "installed", remark=purpose)

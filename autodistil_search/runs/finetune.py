@@ -1,4 +1,4 @@
-"""`finetune`: a model on a task, several times over, into a folder that can be stopped and continued."""
+"""`finetune`: the fine-tuning of a model on a task with several seeds, in a folder that can be resumed."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ _RESULTS, _DIVERGED, _TRAINING = "results.csv", "diverged.json", "training"
 
 @dataclass(frozen=True)
 class FinetuneRun:
-    """What a fine-tuning left.
+    """Result of a fine-tuning.
 
     Args:
-        folder: Where it lies.
-        task: What it was on.
-        results: A row for each learning rate and seed: the metric it was chosen by, and all metrics on `dev`. A rate
-            that diverged has none of them.
-        lr: The learning rate that was chosen.
+        folder: Folder of the fine-tuning.
+        task: Labelled task.
+        results: Table with a row for each learning rate and seed: the metric on the rows to choose by, and all metrics
+            on `dev`. A rate that diverged has no metrics.
+        lr: Selected learning rate.
     """
 
     folder: Path
@@ -72,26 +72,26 @@ class FinetuneRun:
 
     @property
     def chosen(self) -> pd.DataFrame:
-        """The rows of the chosen learning rate, one for each seed."""
+        """Return the rows of the selected learning rate, one for each seed."""
         return self.results[self.results["lr"] == self.lr].reset_index(drop=True)
 
     @property
     def model_folder(self) -> Path:
-        """The model of the seed that did best on the rows to choose by."""
+        """Return the folder of the model whose seed has the best metric on the rows to choose by."""
         chosen = self.chosen
         return self.folder / f"seed-{chosen['seed'].to_list()[int(chosen['chosen_by'].argmax())]:.0f}"
 
     def mean_and_spread(self, metric: str) -> tuple[float, float]:
-        """Mean and standard deviation (n - 1) of a metric on `dev` over the seeds; no spread of one seed."""
+        """Return mean and standard deviation (n - 1) of a metric on `dev` over the seeds; 0 for one seed."""
         values = self.chosen[metric]
         return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def finetune(config: FinetuneConfig, reporter: Reporter | None = None) -> FinetuneRun:
-    """Fine-tune `config.model` on `config.task` into `config.folder`, or go on where it was stopped.
+    """Fine-tune `config.model` on `config.task` into `config.folder`, or continue a stopped fine-tuning.
 
     Raises:
-        InputError: for input that cannot be used, or a folder that holds another fine-tuning.
+        InputError: if an input cannot be used, or the folder holds another fine-tuning.
     """
     reporter = reporter or Reporter()
     config = config.absolute()
@@ -104,7 +104,7 @@ def finetune(config: FinetuneConfig, reporter: Reporter | None = None) -> Finetu
 
 
 class _Job:
-    """All that a fine-tuning needs, loaded and checked."""
+    """A fine-tuning, with all inputs loaded and checked."""
 
     def __init__(self, config: FinetuneConfig, reporter: Reporter) -> None:
         self._config, self._reporter = config, reporter
@@ -125,11 +125,14 @@ class _Job:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What `environment.json` says."""
+        """Return the entries of `environment.json`."""
         return {"inputs": self._identity, "device": self._device.name, "precision": self._device.precision}
 
     def _load(self, role: str, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The classifier of that name and its tokenizer, checked; role: "model" or "teacher"."""
+        """Load and check a classifier and its tokenizer.
+
+        role: "model" or "teacher". name: folder, or id of the model hub.
+        """
         what, source = f"{role} {name!r}", model_source(name)
         with quiet_transformers():
             tokenizer = load_tokenizer(what, source)
@@ -144,43 +147,43 @@ class _Job:
 
     def _load_teacher(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         name = str(self._config.teacher)
-        teacher, own = self._load("teacher", name)
-        if own.get_vocab() != tokenizer.get_vocab():
-            raise InputError(f"teacher {name!r} has another vocabulary than the model; allowed: the same tokens")
+        teacher, teacher_tokenizer = self._load("teacher", name)
+        if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise InputError(f"teacher {name!r} has a different vocabulary from the model; allowed: the same tokens")
         return teacher
 
     def run(self, folder: Path) -> FinetuneRun:
-        """Each learning rate with the first seed, then the best one with the others.
+        """Train each learning rate with the first seed, then the best rate with the other seeds.
 
-        Of several learning rates one that diverges is recorded without figures, and never chosen.
+        If there are several learning rates, a rate that diverges is recorded without metrics and never selected.
         """
         reopen(folder)
-        rows = [self._first(folder, rate) for rate in self._config.rates]
+        rows = [self._result_of_first_seed(folder, rate) for rate in self._config.rates]
         learnt = [row for row in rows if "chosen_by" in row]
         if not learnt:
             raise FloatingPointError(f"every learning rate of --lr {self._config.lr} diverged; try lower ones")
         best = max(learnt, key=lambda row: row["chosen_by"])["lr"]
-        rows += [self._one(folder, best, seed) for seed in range(1, self._config.seeds)]
+        rows += [self._result_of(folder, best, seed) for seed in range(1, self._config.seeds)]
         results = pd.DataFrame(rows)
-        found = FinetuneRun(folder, self._task, results, best)
+        run = FinetuneRun(folder, self._task, results, best)
         self._take_models(folder, best)
         write_atomically(folder / _RESULTS, lambda path: results.to_csv(path, index=False))
-        self._summarise(found)
+        self._summarise(run)
         write_manifest(folder, "finetune", (FINETUNE_CONFIG, ENVIRONMENT, _RESULTS, SUMMARY))
-        return found
+        return run
 
     def _options(self, rate: float, seed: int) -> FinetuneOptions:
         kept = {key: getattr(self._config, key) for key in ("epochs", "batch_size", "losses", "temperature")}
         return FinetuneOptions(**kept, lr=rate, seed=seed)
 
-    def _first(self, folder: Path, rate: float) -> dict[str, float]:
-        """The result of one of the learning rates with the first seed: both alone, if it diverged."""
+    def _result_of_first_seed(self, folder: Path, rate: float) -> dict[str, float]:
+        """Return the result of a learning rate with the first seed: only rate and seed if it diverged."""
         record = folder / f"lr-{rate:g}-seed-0" / _DIVERGED
         row = {"lr": rate, "seed": 0.0}
         if _recorded_rate(record) == rate:
             return row
         try:
-            return self._one(folder, rate, 0)
+            return self._result_of(folder, rate, 0)
         except FloatingPointError as error:
             if len(self._config.rates) == 1:
                 raise
@@ -189,26 +192,26 @@ class _Job:
             shutil.rmtree(record.with_name(_TRAINING), ignore_errors=True)
             return row
 
-    def _one(self, folder: Path, rate: float, seed: int) -> dict[str, float]:
-        """The result of one learning rate and seed: made now, or read from its folder."""
-        own = folder / f"lr-{rate:g}-seed-{seed}"
-        for done in (folder / f"seed-{seed}", own):
+    def _result_of(self, folder: Path, rate: float, seed: int) -> dict[str, float]:
+        """Return the result of a learning rate and seed, trained now or read from its folder."""
+        rate_folder = folder / f"lr-{rate:g}-seed-{seed}"
+        for done in (folder / f"seed-{seed}", rate_folder):
             clear_leftovers(done)
-            if (found := _finished(done)) is not None and found["lr"] == rate:
-                return found
+            if (result := _finished_result(done)) is not None and result["lr"] == rate:
+                return result
         options = self._options(rate, seed)
         model = load_classifier(f"model {self._config.model!r}", self._source, self._task, seed)
         title = f"{self._task.name}, lr {rate:g}, seed {seed}"
         ended = fine_tune(
-            model, self._prepared, options, self._device, own / _TRAINING, self._reporter, title, self._teacher,
+            model, self._prepared, options, self._device, rate_folder / _TRAINING, self._reporter, title, self._teacher,
             self._identity,
         )  # fmt: skip
         row = {"lr": rate, "seed": seed, "chosen_by": ended.chosen_by, "epoch": ended.epoch, **ended.dev}
-        self._save(own, model, row)
+        self._save(rate_folder, model, row)
         return {key: float(value) for key, value in row.items()}
 
     def _save(self, folder: Path, model: PreTrainedModel, row: Mapping[str, float]) -> None:
-        """The model and its tokenizer, then its result, by which it is known to be whole."""
+        """Write the model and its tokenizer, then its result, which marks the folder as complete."""
         model.config.label2id = {str(label): int(index) for index, label in (model.config.id2label or {}).items()}
 
         def save(new: Path) -> None:
@@ -222,35 +225,35 @@ class _Job:
         shutil.rmtree(folder / _TRAINING, ignore_errors=True)
 
     def _take_models(self, folder: Path, best: float) -> None:
-        """Keep the models of the chosen learning rate, by their seeds."""
-        for own in folder.glob("lr-*-seed-*"):
-            rate, _, seed = own.name.removeprefix("lr-").partition("-seed-")
+        """Rename the model folders of the selected learning rate by their seeds."""
+        for rate_folder in folder.glob("lr-*-seed-*"):
+            rate, _, seed = rate_folder.name.removeprefix("lr-").partition("-seed-")
             if float(rate) == float(f"{best:g}") and not (folder / f"seed-{seed}").exists():
-                own.rename(folder / f"seed-{seed}")
+                rate_folder.rename(folder / f"seed-{seed}")
 
-    def _summarise(self, found: FinetuneRun) -> None:
+    def _summarise(self, run: FinetuneRun) -> None:
         task, prepared = self._task, self._prepared
-        means = {metric: found.mean_and_spread(metric) for metric in task.metrics}
+        means = {metric: run.mean_and_spread(metric) for metric in task.metrics}
         summary = {
             "task": task.name,
             "source": task.source,
             "metrics": {name: {"mean": mean, "standard_deviation": spread} for name, (mean, spread) in means.items()},
             "rows": {"train": len(prepared.train), "choose": len(prepared.choose), "dev": len(prepared.dev)},
-            "lr": found.lr,
-            "diverged": found.results.loc[found.results["chosen_by"].isna(), "lr"].to_list(),
+            "lr": run.lr,
+            "diverged": run.results.loc[run.results["chosen_by"].isna(), "lr"].to_list(),
             "seeds": self._config.seeds,
-            "options": asdict(self._options(found.lr, 0)),
-            "model": found.model_folder.name,
+            "options": asdict(self._options(run.lr, 0)),
+            "model": run.model_folder.name,
             "versions": versions(),
         }
-        write_atomically(found.folder / SUMMARY, lambda path: path.write_text(json.dumps(summary, indent=2)))
+        write_atomically(run.folder / SUMMARY, lambda path: path.write_text(json.dumps(summary, indent=2)))
 
 
 def _recorded_rate(record: Path) -> float | None:
-    """Return the learning rate of which a file says that it diverged; None if there is no such file.
+    """Return the learning rate that `record` marks as diverged, or None if the file does not exist.
 
     Raises:
-        InputError: if it is not as it was written.
+        InputError: if the file is damaged.
     """
     if not record.exists():
         return None
@@ -259,31 +262,31 @@ def _recorded_rate(record: Path) -> float | None:
         return float(read_sealed(record, remedy)["lr"])
 
 
-def _finished(folder: Path) -> dict[str, float] | None:
-    """The result of a fine-tuned model; None if `folder` holds none that is finished.
+def _finished_result(folder: Path) -> dict[str, float] | None:
+    """Return the result of the fine-tuned model in `folder`, or None if it is not finished.
 
     Raises:
-        InputError: if a file of it is not as it was written.
+        InputError: if a file of the model is damaged or missing.
     """
     if lacking(folder) == [MANIFEST] and (folder / _TRAINING).is_dir():
-        return None  # killed before its manifest was written: training goes on from its end
+        return None  # killed before its manifest was written: training continues from its last checkpoint
     checked, path = verify(folder), folder / RESULT
     if not path.is_file():
         return None
     if not checked and not (folder / "model.safetensors").is_file():
         raise InputError(
-            f"{folder / 'model.safetensors'} is missing; delete its folder and repeat the finetune, which trains it "
-            "again"
+            f"{folder / 'model.safetensors'} is missing; delete its folder and repeat the finetune, which trains the "
+            "model again"
         )
     with readable(path):
         return {key: float(value) for key, value in read_json(path).items() if key != NAMES_MANIFEST}
 
 
 def model_source(name: str) -> str:
-    """Return where the model of that name lies: a folder (see `model_folder`), or a hub id as it is.
+    """Return the location of a model: a folder (see `model_folder`), or the name itself if it is a hub id.
 
     Raises:
-        InputError: if a file of a folder of ours is not as it was written.
+        InputError: if a file of the folder differs from its manifest.
     """
     if name == PACKAGED:
         return str(packaged_folder())
@@ -297,17 +300,17 @@ def model_source(name: str) -> str:
 def load_classifier(what: str, source: str, task: Task, seed: int, must_fit: bool = False) -> PreTrainedModel:
     """Return the encoder of a folder or hub id with a head for `task`.
 
-    A head of the folder is kept if it has the task's labels, in whichever order; without one it starts at random.
+    An existing head is kept if it has the labels of the task, in any order. Without a head, a random one is added.
 
     Args:
-        what: The model in words, such as "model 'name'".
+        what: Model in words, such as "model 'name'".
         source: Folder or hub id.
-        task: Its labels become the model's.
-        seed: Of a head that starts at random.
-        must_fit: Refuse a model without a head for the task.
+        task: Labelled task, whose labels the model gets.
+        seed: Seed of a random head.
+        must_fit: If True, refuse a model without a head for the task.
 
     Raises:
-        InputError: if it cannot be loaded, lacks weights of the encoder, or its head is of other labels.
+        InputError: if the model cannot be loaded, lacks weights of the encoder, or has a head with other labels.
     """
     with quiet_transformers(), seeded(seed):
         config = load_config(what, source)
@@ -315,17 +318,17 @@ def load_classifier(what: str, source: str, task: Task, seed: int, must_fit: boo
         config.num_labels = task.outputs
         if task.labels:
             config.id2label = dict(enumerate(task.labels))
-        model, told = load_pretrained(what, AutoModelForSequenceClassification, source, config)
-    lacking = {*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}
+        model, loading_info = load_pretrained(what, AutoModelForSequenceClassification, source, config)
+    lacking = {*loading_info["missing_keys"], *(key for key, *_ in loading_info["mismatched_keys"])}
     encoder = f"{model.base_model_prefix}."
     untrained = sorted(key for key in lacking if key.startswith(encoder) and not key.startswith(f"{encoder}pooler."))
     if untrained:
         raise InputError(
-            f"{what} lacks {len(untrained)} weights of its encoder, {untrained[0]!r} first; allowed: folders with all "
-            "of them"
+            f"{what} lacks {len(untrained)} weights of its encoder, such as {untrained[0]!r}; allowed: folders with "
+            "all of them"
         )
     if config.model_type in FAMILIES:
-        check_layers(what, config, told["unexpected_keys"])
+        check_layers(what, config, loading_info["unexpected_keys"])
     has_head = not any(not key.startswith(encoder) for key in lacking)
     if must_fit and not has_head:
         raise InputError(f"{what} has no head for task {task.name!r}; allowed: a model fine-tuned on it")
@@ -335,7 +338,7 @@ def load_classifier(what: str, source: str, task: Task, seed: int, must_fit: boo
 
 
 def _reorder_head(model: PreTrainedModel, order: Sequence[int]) -> None:
-    """Let output i of a classifier be the one that was output `order[i]`."""
+    """Permute the outputs of a classifier: output i becomes the former output `order[i]`."""
     if list(order) == sorted(order):
         return
     encoder = f"{model.base_model_prefix}."
@@ -351,7 +354,7 @@ def _reorder_head(model: PreTrainedModel, order: Sequence[int]) -> None:
 
 
 def _positions(model: PreTrainedModel) -> int:
-    """How many tokens a model has positions for."""
+    """Return the number of tokens for which a model has positions."""
     config: PreTrainedConfig = model.config
     most = int(config.max_position_embeddings)
     family = FAMILIES.get(config.model_type)

@@ -1,4 +1,4 @@
-"""What a finished run left in its folder: written at its end, read back for pandas and notebooks."""
+"""The results of a finished run, written at its end and read back for pandas and notebooks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 RUN_FILES = (SEARCH_CONFIG, ENVIRONMENT, SUMMARY, *(name for name in REPORT_FILES if name.endswith(".csv")))
-"""The files of a run that are read back."""
+"""Files of a run that are read back."""
 
 _SUMMARY_TYPES = {
     "title": str,
@@ -65,7 +65,7 @@ _ENGINES = ("space", "engine", "evaluations", "share", "spread")
 
 
 def is_finished(folder: Path) -> bool:
-    """Say whether all that a run writes at its end is there."""
+    """Return True if all files that a run writes at its end exist."""
     return all((folder / name).exists() for name in (*REPORT_FILES, SUMMARY)) and not lacking(folder)
 
 
@@ -75,13 +75,14 @@ def write_summary(
     """Write `summary.json`, the last file of a run."""
     summary = {
         "title": report.title,
-        "objectives": [each.name for each in report.objectives],
+        "objectives": [objective.name for objective in report.objectives],
         "columns": [
-            {key: getattr(each, key) for key in ("name", "label", "unit", "direction", "is_proxy")}
-            for each in report.columns
+            {key: getattr(column, key) for key in ("name", "label", "unit", "direction", "is_proxy")}
+            for column in report.columns
         ],
         "constraints": [
-            {"objective": each.objective.name, "bound": each.bound, "upper": each.upper} for each in report.constraints
+            {"objective": constraint.objective.name, "bound": constraint.bound, "upper": constraint.upper}
+            for constraint in report.constraints
         ],
         "evaluations": {
             str(space): int(n) for space, n in report.evaluations["space"].value_counts(sort=False).items()
@@ -109,64 +110,68 @@ class Run:
 
     @property
     def config(self) -> SearchConfig:
-        """All that was chosen.
+        """Return the settings of the run.
 
         Raises:
-            InputError: if it cannot be read.
+            InputError: if they cannot be read.
         """
         path = self.folder / SEARCH_CONFIG
         with readable(path):
             return SearchConfig.from_dict(load_yaml(path))
 
     def _repr_html_(self) -> str:
-        """Title, knee and frontier, for notebooks."""
+        """Return title, knee and frontier as HTML for notebooks."""
         from autodistil_search.report.html import frontier_html
 
         return frontier_html(self.report)
 
     @property
     def evaluations(self) -> pd.DataFrame:
-        """All scored subnets; `attrs["units"]` has the unit of each measured column."""
+        """Return all scored subnets; `attrs["units"]` has the unit of each measured column."""
         return self.report.evaluations
 
     @property
     def frontier(self) -> pd.DataFrame:
-        """The subnets that no other dominates, cheapest first; `attrs["units"]` as of `evaluations`."""
+        """Return the subnets that no other subnet dominates, cheapest first; `attrs["units"]` as in `evaluations`."""
         return self.report.frontier
 
     @property
     def baselines(self) -> pd.DataFrame:
-        """The hand-designed shapes measured in this run."""
+        """Return the baselines that were measured in this run."""
         return self.report.baselines
 
     @property
     def knee(self) -> pd.Series[Any]:
-        """The frontier's balanced choice."""
+        """Return the row of the frontier that is nearest to the ideal point."""
         return self.pick("knee")
 
     def pick(self, which: str = "knee") -> pd.Series[Any]:
-        """A row of the frontier.
+        """Return a row of the frontier.
 
         Args:
-            which: "knee"; a whole number, the row counted from 1, cheapest first; or bounds separated by commas, such
-                as "flops<=200M": of the rows that keep them all, the best in the run's first objective.
+            which: "knee"; the number of a row, counted from 1, cheapest first; or bounds separated by commas, such as
+                "flops<=200M". Bounds select the row within them that is best in the first objective of the run.
 
         Raises:
-            InputError: for anything else, and for bounds that no row keeps; it says what the frontier reaches.
+            InputError: if `which` is anything else, or no row keeps the bounds. The message gives the values that the
+                frontier reaches.
         """
         return pick(self.report, which)
 
     def plot(self) -> Figure:
-        """The figure `frontier.png`."""
+        """Return the figure of `frontier.png`."""
         from autodistil_search.report.figures import frontier_figure
 
         return frontier_figure(self.report)
 
     def explore(self, budget: str | None = None) -> Explorer:
-        """The frontier to explore in Jupyter: move a budget and see the best student within it, click any subnet.
+        """Return a widget for Jupyter that shows the best student within a budget, or any subnet that is clicked.
 
-        budget: the cost to begin with, such as "flops"; the first of the run's objectives if none is given. The `row`
-        of what it gives is the one shown, for `student`. Without a kernel it is a picture.
+        The attribute `row` of the widget is the row on display, an argument for `student`. Without a kernel, the widget
+        is a picture.
+
+        Args:
+            budget: Cost of the first budget, such as "flops"; by default the first cost of the run's objectives.
 
         Raises:
             InputError: if the run has no such cost, or the extra `notebooks` is not installed.
@@ -176,18 +181,21 @@ class Run:
         return Explorer(self.report, budget)
 
     def explore_engines(self) -> EngineExplorer:
-        """What each engine finds of the exact frontier for the same number of evaluations, to choose in Jupyter.
+        """Return a widget for Jupyter that compares engines on the exact frontier at equal numbers of evaluations.
 
         Raises:
-            InputError: if not every subnet of a space of more than 20 was scored, or the extra `notebooks` is not
-                installed.
+            InputError: if the run has no comparison of engines, or the extra `notebooks` is not installed. A comparison
+                needs a space of more than 20 subnets that were all scored.
         """
         from autodistil_search.report.widgets import EngineExplorer
 
         return EngineExplorer(self.report)
 
     def student(self, row: pd.Series[Any] | None = None) -> AutoDistilModel:
-        """The model of a row of `frontier` or `evaluations`; of the knee if none is given.
+        """Return the student of a row, extracted from its SuperLM.
+
+        Args:
+            row: Row of `frontier` or `evaluations`; by default the knee.
 
         Raises:
             InputError: if the run trained no SuperLM.
@@ -196,10 +204,10 @@ class Run:
         return self.superlm(str(row["space"])).extract(Subnet.from_row({str(key): value for key, value in row.items()}))
 
     def superlm(self, space: str) -> AutoDistilModel:
-        """The trained SuperLM of a space.
+        """Return the trained SuperLM of a space.
 
         Raises:
-            InputError: if the run trained none.
+            InputError: if the run trained no SuperLM for the space.
         """
         folder = superlm_folder(self.folder, space)
         if kind_of(folder) is None and not (folder / "model.safetensors").is_file():
@@ -211,10 +219,10 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """The finished run in `folder`.
+    """Return the finished run in `folder`.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the folder holds no finished run, or a file of the run is damaged.
     """
     folder = Path(folder)
     if kind_of(folder) not in (None, "search"):
@@ -230,7 +238,7 @@ def load_run(folder: str | Path) -> Run:
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    """The content of a `summary.json`, each entry of the type that it is written with."""
+    """Return the content of a `summary.json`, once the type of each entry is checked."""
     summary = read_json(path)
     with readable(path):
         for key, kind in _SUMMARY_TYPES.items():
@@ -242,17 +250,18 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
     with readable(folder / SUMMARY):
-        columns = {each["name"]: Objective(**each) for each in summary["columns"]}
+        columns = {column["name"]: Objective(**column) for column in summary["columns"]}
         objectives = [columns[name] for name in summary["objectives"]]
         constraints = [
-            Constraint(columns[each["objective"]], each["bound"], each["upper"]) for each in summary["constraints"]
+            Constraint(columns[constraint["objective"]], constraint["bound"], constraint["upper"])
+            for constraint in summary["constraints"]
         ]
-        box = {each.name: [float(end) for end in summary["box"][each.name]] for each in objectives}
+        box = {objective.name: [float(end) for end in summary["box"][objective.name]] for objective in objectives}
         conditions = tuple((str(key), str(value)) for key, value in summary["conditions"].items())
         scored = sum(map(int, summary["evaluations"].values()))
-        found = tuple(findings.read(summary))
+        run_findings = tuple(findings.read(summary))
     measured = [*SUBNET_COLUMNS, *columns]
-    finite = [each.name for each in objectives]
+    finite = [objective.name for objective in objectives]
     evaluations = read_table(folder / "evaluations.csv", measured, finite, rows=scored)
     frontier = read_table(folder / "frontier.csv", [*measured, "knee"], finite, rows=summary["frontier"])
     with readable(folder / "frontier.csv"):
@@ -261,7 +270,7 @@ def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
         for row in frontier.to_dict("records"):
             Subnet.from_row({str(key): value for key, value in row.items()})
     for table in (evaluations, frontier):
-        table.attrs["units"] = {name: each.unit for name, each in columns.items() if name in table}
+        table.attrs["units"] = {name: column.unit for name, column in columns.items() if name in table}
     report = ParetoReport(
         title=summary["title"],
         objectives=objectives,
@@ -278,7 +287,7 @@ def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
         engines=read_table(folder / "engines.csv", _ENGINES),
         exact=summary["exact"],
         conditions=conditions,
-        findings=found,
+        findings=run_findings,
         runs=(run_part(folder, conditions, summary["exact"]),),
     )
     return Run(folder, report, summary)

@@ -1,4 +1,4 @@
-"""Parts by name: what is built in, and plug-ins."""
+"""Named parts of a search: built-in ones and plug-ins."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from autodistil_search.teachers.families import FAMILIES
 
 
 def built_in(group: str) -> list[str]:
-    """Return the names of one of `plugins.GROUPS` that are ours, which no plug-in can have."""
+    """Return the built-in names of one of `plugins.GROUPS`, which no plug-in can have."""
     if group == "engines":
-        from autodistil_search.nas.engines.registry import ENGINES  # pymoo and optuna, which training does without
+        from autodistil_search.nas.engines.registry import ENGINES  # pymoo and optuna, which training does not need
 
         return list(ENGINES)
     return {
@@ -29,10 +29,11 @@ def built_in(group: str) -> list[str]:
 
 
 def plugged(plugins: Plugins, group: str, name: str) -> Any:
-    """Return the plug-in of that name, None if there is none.
+    """Return the plug-in of that name, or None if no plug-in has the name.
 
     Raises:
-        InputError: if the name is a built-in one or another package's, too; if it is not allowed, or loading fails.
+        InputError: if the name is also built in or defined by another package, if the plug-in is not allowed, or if
+            loading it fails.
     """
     return plugins.find(group, name, built_in(group))
 
@@ -40,14 +41,22 @@ def plugged(plugins: Plugins, group: str, name: str) -> Any:
 def named_part(
     plugins: Plugins, group: str, flag: str, name: str, own: Mapping[str, Any], others: Sequence[str] = ()
 ) -> Any:
-    """Return what is ours or a plug-in by that name. others: what is allowed, too, in words.
+    """Return the built-in part or plug-in of that name.
+
+    Args:
+        plugins: Plug-ins that may define the name.
+        group: Group of the part, from `plugins.GROUPS`.
+        flag: Option that gave the name, for messages.
+        name: Name of the part.
+        own: Built-in parts by name.
+        others: Further allowed values in words, for messages.
 
     Raises:
-        InputError: if there is none; it lists what there is.
+        InputError: if no part has the name; the message lists the allowed names.
     """
-    found = plugged(plugins, group, name)
+    plugin = plugged(plugins, group, name)
     if name in own:
         return own[name]
-    if found is None:
+    if plugin is None:
         raise InputError(f"{flag} {name!r}; allowed: {', '.join([*own, *others, *plugins.names(group)])}")
-    return found
+    return plugin

@@ -1,4 +1,4 @@
-"""What the subnets of a space cost: what a constraint can ask for, before anything is trained."""
+"""The costs of a space's subnets before any training, as a guide for constraints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _SAMPLE = 10_001
 
 @dataclass(frozen=True)
 class Profile:
-    """A subnet and what it costs, by objective name. role: smallest, median (in FLOPs) or largest."""
+    """A subnet and its costs by objective name.
+
+    role: "smallest", "median" (in FLOPs) or "largest".
+    """
 
     role: str
     subnet: Subnet
@@ -27,9 +30,9 @@ class Profile:
 
 
 def profile_space(space: SearchSpace, teacher: Teacher, columns: Sequence[Objective]) -> list[Profile]:
-    """The smallest, the median and the largest subnet of `space`, with all `columns` of each.
+    """Return the smallest, the median and the largest subnet of `space` with their `columns`.
 
-    The median is that of all FLOPs; of a space with more than `ENUMERABLE` subnets that of a random sample.
+    The median is taken over the FLOPs of all subnets, or of a random sample if there are more than `ENUMERABLE`.
     """
     if space.size <= ENUMERABLE:
         subnets = [space.decode(genome) for genome in space.genomes()]

@@ -1,4 +1,4 @@
-"""`report`: the page of a finished run with what was found out since, or of several together; figures for papers."""
+"""`report`: the page of one or several finished runs, with later validations and results, and figures for papers."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from autodistil_search.runs.run_folder import exclusive
 
 
 def report_runs(folders: Sequence[Path], to: Path | None = None, figure: bool = False) -> list[Path]:
-    """Write the report of finished runs, all on the same axes.
+    """Write the report of finished runs on shared axes.
 
     Args:
-        folders: Of the runs.
-        to: Where it goes; if not given, to the run's own folder, or of several to one beside the first.
-        figure: Whether to write what is for papers into its folder `figures`, too.
+        folders: Folders of the runs.
+        to: Folder of the report. The default is the folder of a single run, or a new folder beside the first of
+            several.
+        figure: If True, also write figures and tables for papers into its folder `figures`.
 
     Returns:
-        The page, and the folder of the figures.
+        The page, and the folder of the figures if they were written.
 
     Raises:
-        InputError: if a folder holds no finished run, the runs cannot share axes, or `to` holds something else.
+        InputError: if a folder holds no finished run, the runs cannot share axes, or `to` holds other files.
     """
     report = overlay([load_run(folder).report for folder in folders])
-    own = len(folders) == 1 and (to is None or to.resolve() == folders[0].resolve())
-    folder = folders[0] if own else to or _beside(folders)
-    if not own:
-        _refuse_strangers(folder)
-    with exclusive(folder, "--out" if own else "--to"):
-        if own:
-            write_page(report, folder)  # its tables are as the search left them
+    is_own_folder = len(folders) == 1 and (to is None or to.resolve() == folders[0].resolve())
+    folder = folders[0] if is_own_folder else to or _beside(folders)
+    if not is_own_folder:
+        _refuse_other_content(folder)
+    with exclusive(folder, "--out" if is_own_folder else "--to"):
+        if is_own_folder:
+            write_page(report, folder)  # the search has already written its tables
         else:
             write_report(report, folder)
         if figure:
@@ -49,10 +50,12 @@ def _beside(folders: Sequence[Path]) -> Path:
     return folders[0].resolve().parent / f"report-{'-'.join(shown)}"
 
 
-def _refuse_strangers(folder: Path) -> None:
-    """Raises InputError if a report in `folder` would mix with something else."""
+def _refuse_other_content(folder: Path) -> None:
+    """Raise InputError if `folder` holds anything but a report."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--to {str(folder)!r} is a file; allowed: a folder")
     names = {item.name for item in folder.iterdir() if not item.name.startswith(".")} if folder.is_dir() else set()
     if names and (PAGE not in names or "summary.json" in names or "config.yaml" in names):
-        raise InputError(f"--to {str(folder)!r} holds something else; allowed: a new or empty folder, or a report's")
+        raise InputError(
+            f"--to {str(folder)!r} holds other files; allowed: a new or empty folder, or the folder of a report"
+        )

@@ -1,4 +1,4 @@
-"""The folder of a run: held by one process, checked before anything is written, continued but never mixed."""
+"""The folder of a run: locked by one process, checked before any write, and never shared by different runs."""
 
 from __future__ import annotations
 
@@ -41,39 +41,39 @@ from autodistil_search.base.passwords import without_password
 from autodistil_search.base.user_input import load_yaml
 
 STUDENT = "student"
-"""Folder of the model in that of a `distil`."""
+"""Folder of the model within the folder of a `distil`."""
 
 
 def superlm_folder(folder: Path, space: str) -> Path:
-    """Return where the SuperLM of a space lies in the folder of a run or a training."""
+    """Return the folder of a space's SuperLM within the folder of a run or a training."""
     return folder / "superlm" / space
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of what computes its numbers."""
+    """Return the versions of this package, of Python and of the packages that compute the numbers."""
     packages = ("torch", "transformers", "tokenizers", "numpy", "optuna", "pymoo", "moocore")
-    found = {package: metadata.version(package) for package in packages}
-    return {"autodistil_search": __version__, "python": platform.python_version(), **found}
+    package_versions = {package: metadata.version(package) for package in packages}
+    return {"autodistil_search": __version__, "python": platform.python_version(), **package_versions}
 
 
 class Stopwatch:
-    """Seconds spent in each phase of a run, added up over all its sessions once there is a file for them."""
+    """Seconds spent in each phase of a run, added up over all its sessions once `go_on_from` names a file."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
         self.seconds: dict[str, float] = {}
 
     def go_on_from(self, path: Path) -> None:
-        """Add what earlier sessions took, and keep the sums in `path` from now on."""
+        """Add the seconds of earlier sessions from `path`, and write the sums there from now on."""
         self._path = path
-        before = read_sealed(path, "delete it: seconds then start at zero") if path.exists() else {}
+        before = read_sealed(path, "delete it; the timings then restart at zero") if path.exists() else {}
         with readable(path):
             for name, seconds in before.items():
                 self.seconds[name] = round(self.seconds.get(name, 0.0) + float(seconds), 2)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside towards `name`, also if it is interrupted."""
+        """Add the time spent inside to the phase `name`, even after an interruption."""
         start = time.monotonic()
         try:
             yield
@@ -84,12 +84,12 @@ class Stopwatch:
 
 
 def model_folder(folder: Path) -> Path:
-    """Return where the model lies of a folder that `distil` or `finetune` made; the folder of a model as it is.
+    """Return the folder of the model that `distil` or `finetune` wrote; any other model folder is returned unchanged.
 
-    Of a fine-tuning it is the seed that did best on the rows to choose by.
+    For a fine-tuning, this is the model of the seed with the best metric on the rows to choose by.
 
     Raises:
-        InputError: if it has not ended, is damaged, or is the folder of a command that leaves no model.
+        InputError: if the command has not finished, a file is damaged, or the command writes no model.
     """
     kind = kind_of(folder)
     if kind not in OF_RUNS:
@@ -99,38 +99,38 @@ def model_folder(folder: Path) -> Path:
     ended = verify(folder)
     summary = folder / SUMMARY
     if kind == "distil":
-        found = folder / STUDENT
+        model = folder / STUDENT
     else:
         with readable(summary):
-            found = folder / (read_json(summary)["model"] if summary.is_file() else "none yet")
-    if ended and not found.is_dir():
-        raise InputError(f"{str(found)!r} is missing; repeat the {kind}, which makes it again")
-    if not ended and not (found / "model.safetensors").is_file():
-        raise InputError(f"what was begun in {str(folder)!r} has not ended; the same command goes on with it")
-    return found
+            model = folder / (read_json(summary)["model"] if summary.is_file() else "none yet")
+    if ended and not model.is_dir():
+        raise InputError(f"{str(model)!r} is missing; repeat the {kind}, which makes it again")
+    if not ended and not (model / "model.safetensors").is_file():
+        raise InputError(f"the {kind} in {str(folder)!r} is not finished; the same command continues it")
+    return model
 
 
 @contextmanager
 def exclusive(folder: Path, flag: str = "--out") -> Iterator[None]:
-    """Hold `folder` for this process, and remove what a killed one left half-written in it.
+    """Lock `folder` for this process, and remove the incomplete files of a killed process.
 
     The operating system frees the lock of a killed process.
 
     Raises:
-        InputError: if another process holds it, or if it cannot be a folder.
+        InputError: if another process holds the lock, or the path cannot be a folder.
     """
     with ExitStack() as held:
         with usable(folder, flag):
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder / ".lock", folder, flag))
-        if any((folder / name).is_file() for name in CONFIGS):  # any other folder may have such files of the user
+        if any((folder / name).is_file() for name in CONFIGS):  # in any other folder such files may be the user's
             clear_leftovers(folder)
         yield
 
 
 @contextmanager
 def usable(folder: Path, flag: str = "--out") -> Iterator[None]:
-    """Raise InputError, naming the flag, if `folder` cannot be made or looked into."""
+    """Raise InputError with the name of the flag if `folder` cannot be created or listed."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -141,34 +141,34 @@ def usable(folder: Path, flag: str = "--out") -> Iterator[None]:
 
 
 def check_folder(folder: Path, name: str, settings: Settings) -> None:
-    """Refuse a folder with another run or with other files; changes nothing.
+    """Refuse a folder with another run or with other files. Nothing is changed.
 
     Args:
-        folder: The run's.
-        name: Of the file in it that holds a run's settings.
-        settings: This run's.
+        folder: Folder of the run.
+        name: Name of the file that holds the settings of such a run.
+        settings: Settings of this run.
 
     Raises:
-        InputError: if the folder cannot be this run's.
+        InputError: if the folder cannot be used for this run.
     """
     path = folder / name
     with usable(folder):
         names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
-    own = next(kind for kind, facts in KINDS.items() if facts.marker == name)
-    if names and kind_of(folder) == own:
+    expected_kind = next(kind for kind, facts in KINDS.items() if facts.marker == name)
+    if names and kind_of(folder) == expected_kind:
         verify(folder, (name, ENVIRONMENT), own=True)
     if path.name in names:
         with readable(path):
             refuse_other_settings(_settings(path), settings, folder)
-    elif strangers := [name for name in names if not name.startswith(".")]:
+    elif other_files := [name for name in names if not name.startswith(".")]:
         raise InputError(
-            f"--out {str(folder)!r} holds {strangers[0]!r} but no such run{_kind_in_words(folder)}; allowed: a new or "
-            "empty folder, or the same run's"
+            f"--out {str(folder)!r} holds {other_files[0]!r} but no such run{_kind_in_words(folder)}; allowed: a new "
+            "or empty folder, or the folder of the same run"
         )
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """Return the settings that a run left, without a password that an earlier version left in."""
+    """Return the settings of a run, without the password that an earlier version may have written."""
     content = dict(load_yaml(path))
     storage = content.get("storage")
     return content | ({"storage": without_password(storage)} if isinstance(storage, str) else {})
@@ -180,19 +180,26 @@ def _kind_in_words(folder: Path) -> str:
 
 
 def open_folder(folder: Path, name: str, settings: Settings, environment: Mapping[str, Any]) -> None:
-    """Write what was chosen and found, or check that the folder's run had the same.
+    """Write settings and environment of a run, or check that the run in the folder has the same.
 
-    environment: goes to `environment.json`; its "inputs" are digests of what the settings only name.
+    Args:
+        folder: Folder of the run.
+        name: Name of the file that holds the settings.
+        settings: Settings of this run.
+        environment: Entries of `environment.json`; its "inputs" are digests of the contents behind the settings.
+
+    Raises:
+        InputError: if the folder holds a run with other settings or inputs.
     """
-    import torch  # which reading a run does without
+    import torch  # not needed to read a run
 
-    check_folder(folder, name, settings)  # once more: another process may have been here meanwhile
+    check_folder(folder, name, settings)  # again: another process may have written since
     path = folder / ENVIRONMENT
     if path.exists():
         with readable(path):
             refuse_other_settings(read_json(path)["inputs"], environment["inputs"], folder)
         return
-    found = {
+    record = {
         **environment,
         "versions": versions(),
         "platform": platform.platform(),
@@ -201,4 +208,4 @@ def open_folder(folder: Path, name: str, settings: Settings, environment: Mappin
     }
     text = yaml.safe_dump(dict(settings), sort_keys=False)
     write_atomically(folder / name, lambda file: file.write_text(text, encoding="utf-8"))
-    write_atomically(path, lambda file: file.write_text(json.dumps(found, indent=2)))
+    write_atomically(path, lambda file: file.write_text(json.dumps(record, indent=2)))

@@ -1,4 +1,4 @@
-"""What is measured of a subnet in a run, wherever it is scored, and what makes two processes score it alike."""
+"""The scoring of subnets by searches and workers, and the conditions under which their scores are equal."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _SCORED_WITH = (
     *("proxy", "proxy_rows", "proxy_epochs", "proxy_lr"),
     *("latency_batch", "throughput_batch", "measured_seq_len"),
 )
-"""Settings on which a subnet's numbers depend."""
+"""Settings on which the scores of a subnet depend."""
 
 _AGREED = "scored with"
 _SUPERLM = "SuperLM "
 
 
 class Scorer:
-    """Measures subnets; runs the teacher on the held-out text when first needed."""
+    """Scorer of subnets. The teacher runs on the held-out text when the proxy is first needed."""
 
     def __init__(self, inputs: SearchInputs, superlms: Mapping[str, AutoDistilModel]) -> None:
         self._inputs, self._superlms = inputs, superlms
 
     @cached_property
     def proxy(self) -> Proxy:
-        """The proxy of this run; only for runs with an objective that needs it."""
+        """Return the proxy of this run, which must have an objective that needs it."""
         inputs, blocks = self._inputs, self._inputs.config.eval_blocks
         if inputs.proxy_kind is None:
             return relation_proxy(inputs, blocks)
@@ -45,7 +45,7 @@ class Scorer:
         return inputs.proxy_kind.open(inputs.teacher, inputs.text.held_out.spread(blocks), inputs.device)
 
     def evaluate(self, space: SearchSpace, subnet: Subnet) -> Evaluation:
-        """Every column of the run."""
+        """Return the evaluation of a subnet with every column of the run."""
         if (superlm := self._superlms.get(space.name)) is None:
             measured = self.costs(subnet)
             self._inputs.check_within_box(space, subnet, measured)
@@ -57,7 +57,7 @@ class Scorer:
         return Evaluation(space.name, subnet, measured)
 
     def costs(self, subnet: Subnet) -> dict[str, float]:
-        """Every column but the proxy, on a student with random weights."""
+        """Return every column except the proxy, measured on a student with random weights."""
         return self._costs(subnet, lambda: self._inputs.student(subnet))
 
     def _costs(self, subnet: Subnet, student: Callable[[], AutoDistilModel]) -> dict[str, float]:
@@ -67,27 +67,41 @@ class Scorer:
 def check_scored_alike(
     inputs: SearchInputs, superlms: Mapping[str, AutoDistilModel] | None, archive: SharedArchive, study: str
 ) -> None:
-    """Make sure that all who score subnets in `study` give the same subnet the same numbers.
+    """Check that all processes that score subnets in `study` give the same subnet the same scores.
 
-    superlms: by space; None while they are not trained yet, to learn of other differences before.
+    Args:
+        inputs: Inputs of this process.
+        superlms: SuperLMs by space; None before their training, to find all other differences first.
+        archive: Archive of the study.
+        study: Name of the study, for messages.
 
     Raises:
-        InputError: if others have another teacher, text, SuperLM or setting; or another machine, where time or memory
-            is measured.
+        InputError: if the study has another teacher, text, SuperLM or setting. Another machine is an error only if
+            time or memory is measured.
     """
-    mine = {
+    conditions_here = {
         **inputs.identity,
         **{name: str(getattr(inputs.config, name)) for name in _SCORED_WITH},
         "columns": ", ".join(sorted(column.name for column in inputs.columns)),
         **{f"{_SUPERLM}{name}": model_sha256(superlm) for name, superlm in (superlms or {}).items()},
     }
     if inputs.predicts or any(column.measure is not None for column in inputs.columns):
-        mine["machine"] = machine()
-    theirs = archive.fixed(_AGREED, lambda: mine) if superlms is not None else archive.attribute(_AGREED) or mine
+        conditions_here["machine"] = machine()
+    conditions_there = (
+        archive.fixed(_AGREED, lambda: conditions_here)
+        if superlms is not None
+        else archive.attribute(_AGREED) or conditions_here
+    )
     if superlms is None:
-        theirs = {key: value for key, value in theirs.items() if not key.startswith(_SUPERLM)}
-    if unlike := [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]:
-        details = "; ".join(f"{key} is {theirs.get(key)!r:.80} there and {mine.get(key)!r:.80} here" for key in unlike)
+        conditions_there = {key: value for key, value in conditions_there.items() if not key.startswith(_SUPERLM)}
+    if unlike := [
+        key for key in {**conditions_there, **conditions_here} if conditions_there.get(key) != conditions_here.get(key)
+    ]:
+        details = "; ".join(
+            f"{key} is {conditions_there.get(key)!r:.80} there and {conditions_here.get(key)!r:.80} here"
+            for key in unlike
+        )
         raise InputError(
-            f"study {study!r} holds what was scored otherwise: {details}. Use the same, or another --study"
+            f"study {study!r} holds subnets that were scored differently: {details}; allowed: the same values, or "
+            "another --study"
         )

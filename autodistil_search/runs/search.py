@@ -1,4 +1,4 @@
-"""A whole run: from a `SearchConfig` to the frontier and its report, in a folder that can be stopped and continued."""
+"""A complete run, from a `SearchConfig` to the frontier and its report, in a folder that can be resumed."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 
 _MARGIN_OF_MEASURED = 1.1
-"""As `inputs.MARGIN`, of what is measured, and never twice the same."""
+"""Counterpart of `search_inputs.MARGIN` for measured quantities, which vary between measurements."""
 NOT_COMPARED = pd.DataFrame(columns=engine_comparison.COLUMNS)
-"""Where not every subnet was scored, no one knows what there was to find."""
+"""Empty table of the engines' comparison. The exact frontier is unknown unless every subnet was scored."""
 
 
 def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None) -> Run:
     """Train the SuperLM of each space, search it, measure the baselines and write the report into `config.folder`.
 
-    A folder that holds part of the same run is continued; nothing finished is done again.
+    A stopped run in the folder is continued. Finished steps are not repeated.
 
     Args:
-        config: What to search, and how.
-        reporter: Told of what happens.
-        plugins: Objectives, engines and so on that the names in `config` may mean, beside what is installed.
+        config: Settings of the search.
+        reporter: Receiver of progress and messages; by default nothing is shown.
+        plugins: Objectives, engines and other parts that `config` may name, in addition to installed ones.
 
     Raises:
-        InputError: for input that cannot be used, or a folder that holds another run.
+        InputError: if an input cannot be used, or the folder holds another run.
     """
     reporter = reporter or Reporter()
     clock = Stopwatch()
@@ -79,7 +79,7 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
             complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
             if isinstance(archive, SharedArchive):
                 archive.publish(*state_of(folder, "ended"))
-            scored = evaluation_table(archive.evaluations, [each.name for each in inputs.columns])
+            scored = evaluation_table(archive.evaluations, [column.name for column in inputs.columns])
             check_kept(scored, inputs.constraints)
             measured = _measure_baselines(inputs, scorer, clock, reporter)
             with clock.phase("report"):
@@ -98,26 +98,26 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
 def open_subnets(
     config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None
 ) -> Iterator[Subnets]:
-    """The subnets of the only space of `config`, scored when they are asked for: for searches of your own.
+    """Yield the subnets of the only space of `config` for a custom search; each is scored on request.
 
-    The SuperLM is trained first, or continued, as `search` does; what is scored is kept in the same archive. The engine
-    and the budget of `config` mean nothing here.
+    The SuperLM is trained first, or its training is continued, as in `search`. Scores are kept in the archive that
+    `search` would use. The engine and the budget of `config` are ignored.
 
     Raises:
-        InputError: for input that cannot be used, several spaces, or a folder that holds another run.
+        InputError: if an input cannot be used, `config` has several spaces, or the folder holds another run.
     """
     reporter = reporter or Reporter()
     clock = Stopwatch()
     with _opened(config, reporter, plugins, clock) as (inputs, folder):
         if len(inputs.spaces) > 1:
-            raise InputError(f"--space {config.space!r}; allowed: one space, where subnets are asked for by hand")
+            raise InputError(f"--space {config.space!r}; allowed: one space for a custom search")
         with _prepared(inputs, folder, clock, reporter) as (archive, scorer, _):
             yield Subnets(inputs.spaces[0], inputs.objectives, inputs.constraints, archive, scorer)
 
 
 @dataclass(frozen=True)
 class Subnets:
-    """The subnets of one space; see `open_subnets` and `adapters`."""
+    """Subnets of one space, scored on request; see `open_subnets` and `adapters`."""
 
     space: SearchSpace
     objectives: Sequence[Objective]
@@ -126,21 +126,21 @@ class Subnets:
     _scorer: Scorer = field(repr=False)
 
     def evaluate(self, subnet: Subnet) -> Mapping[str, float]:
-        """What is measured of `subnet`, by objective name; measured once, whoever asks how often.
+        """Return the scores of `subnet` by objective name. Scores are cached in the archive.
 
         Raises:
-            InputError: if it is not in the space.
+            InputError: if the subnet is not in the space.
         """
         self.space.encode(subnet)
-        (known,) = self._archive.answer(self.space, [subnet], self._scorer.evaluate, lambda: None)
-        return known.measured
+        (evaluation,) = self._archive.answer(self.space, [subnet], self._scorer.evaluate, lambda: None)
+        return evaluation.measured
 
 
 @contextmanager
 def _opened(
     config: SearchConfig, reporter: Reporter, plugins: Plugins | None, clock: Stopwatch
 ) -> Iterator[tuple[SearchInputs, Path]]:
-    """All that `config` names, loaded and checked, and its folder, held by this process."""
+    """Yield the inputs of `config`, loaded and checked, and its folder, locked by this process."""
     if launched() > 1:
         raise InputError(
             f"search was started as {launched()} processes; allowed: one. Train with several, then search --superlm"
@@ -156,14 +156,14 @@ def _opened(
     for finding in cost_findings(inputs):
         reporter.say(str(finding))
     with exclusive(folder):
-        check_folder(folder, SEARCH_CONFIG, config.to_dict())  # once more: another process may have been here meanwhile
+        check_folder(folder, SEARCH_CONFIG, config.to_dict())  # again: another process may have written since
         if (folder / SEARCH_CONFIG).is_file():
             _settle(inputs, folder)
         yield inputs, folder
 
 
 def _settle(inputs: SearchInputs, folder: Path) -> None:
-    """Make the folder this run's, or check that it is."""
+    """Write settings and environment into the folder, or check that they are equal."""
     open_folder(folder, SEARCH_CONFIG, inputs.config.to_dict(), inputs.environment)
 
 
@@ -171,7 +171,7 @@ def _settle(inputs: SearchInputs, folder: Path) -> None:
 def _prepared(
     inputs: SearchInputs, folder: Path, clock: Stopwatch, reporter: Reporter
 ) -> Iterator[tuple[Archive, Scorer, list[Finding]]]:
-    """Yield what was scored before, what scores the rest, and findings on how training began."""
+    """Yield the archive, the scorer of further subnets, and findings about the training."""
     with _open_archive(inputs, folder) as archive:
         clock.go_on_from(folder / "seconds.json")
         if inputs.predicts:
@@ -188,7 +188,10 @@ def _prepared(
 
 @contextmanager
 def _open_archive(inputs: SearchInputs, folder: Path) -> Iterator[Archive]:
-    """The archive in the run's folder, or the one that others share; one that is refused leaves the folder free."""
+    """Yield the archive of the run's folder, or the shared one.
+
+    A shared archive is checked before anything is written to the folder.
+    """
     config = inputs.config
     if config.storage is None:
         _settle(inputs, folder)
@@ -204,14 +207,14 @@ def _open_archive(inputs: SearchInputs, folder: Path) -> Iterator[Archive]:
 def _superlms(
     inputs: SearchInputs, folder: Path, clock: Stopwatch, reporter: Reporter
 ) -> tuple[dict[str, AutoDistilModel], list[Finding]]:
-    """Return the SuperLM of each space by its name, if an objective needs them, and findings on how they started."""
+    """Return the SuperLM of each space by its name, if an objective needs them, and findings about their training."""
     superlms, findings = {}, []
     for space in inputs.spaces if inputs.proxy_objective is not None else []:
-        own = superlm_folder(folder, space.name)
+        space_folder = superlm_folder(folder, space.name)
         if inputs.config.superlm is not None:
-            take_superlm(inputs, Path(inputs.config.superlm), space, own)
+            take_superlm(inputs, Path(inputs.config.superlm), space, space_folder)
         with clock.phase(f"train {space.name}"):
-            superlms[space.name], new = train_superlm(inputs, space, own, reporter)
+            superlms[space.name], new = train_superlm(inputs, space, space_folder, reporter)
         findings += new
     return superlms, findings
 
@@ -219,7 +222,7 @@ def _superlms(
 def _search_space(
     space: SearchSpace, inputs: SearchInputs, scorer: Scorer, archive: Archive, clock: Stopwatch, reporter: Reporter
 ) -> bool:
-    """Search one space; whether all its admissible subnets were scored."""
+    """Search one space, and return True if all its admissible subnets were scored."""
     config = inputs.config
     candidates = Candidates(space, inputs.admits, config.engine_seed)
     goal = Goal(inputs.free_objectives, len(inputs.measured_constraints))
@@ -269,8 +272,8 @@ def _measure_baselines(inputs: SearchInputs, scorer: Scorer, clock: Stopwatch, r
 def _box(inputs: SearchInputs, scorer: Scorer) -> dict[str, list[float]]:
     """Return by objective the ideal and the reference value between which the hypervolume is measured.
 
-    Costs have their exact ends (`SearchInputs.cost_box`). What is measured is measured on the smallest and the largest
-    subnet.
+    Costs have their exact ends (`SearchInputs.cost_box`). Measured quantities are measured on the smallest and the
+    largest subnet.
     """
     box: dict[str, list[float]] = {}
     for objective in inputs.objectives:
@@ -288,27 +291,29 @@ def _box(inputs: SearchInputs, scorer: Scorer) -> dict[str, list[float]]:
 
 
 def _compare_engines(inputs: SearchInputs, archive: Archive, scorer: Scorer, reporter: Reporter) -> pd.DataFrame:
-    """What each engine would have found in each space, all of whose admissible subnets were scored."""
+    """Return the result that each engine would reach in each space, whose admissible subnets must all be scored."""
     box = archive.fixed("box", lambda: _box(inputs, scorer))
     tables = []
     for space in inputs.spaces:
-        answers = {  # a study may hold another search's, too
-            space.encode(each.subnet): each.measured
-            for each in archive.evaluations
-            if each.space == space.name and inputs.admits(each.subnet)
+        scores = {  # a study may also hold subnets of another search
+            space.encode(evaluation.subnet): evaluation.measured
+            for evaluation in archive.evaluations
+            if evaluation.space == space.name and inputs.admits(evaluation.subnet)
         }
         scored = engine_comparison.Scored(
             space,
             {
-                genome: [each.minimised(found[each.name]) for each in inputs.objectives]
-                for genome, found in answers.items()
+                genome: [objective.minimised(measured[objective.name]) for objective in inputs.objectives]
+                for genome, measured in scores.items()
             },
             {
-                genome: [each.excess(found[each.objective.name]) for each in inputs.measured_constraints]
-                for genome, found in answers.items()
+                genome: [
+                    constraint.excess(measured[constraint.objective.name]) for constraint in inputs.measured_constraints
+                ]
+                for genome, measured in scores.items()
             },
             inputs.free_objectives,
-            np.array([each.minimised(box[each.name][1]) for each in inputs.objectives]),
+            np.array([objective.minimised(box[objective.name][1]) for objective in inputs.objectives]),
         )
         tables.append(engine_comparison.compare(scored, inputs.config.population, reporter))
     return pd.concat(tables, ignore_index=True)
@@ -346,7 +351,7 @@ def _report(
 
 
 def _versus_baselines(inputs: SearchInputs, archive: Archive, measured: pd.DataFrame) -> list[Finding]:
-    """Return how the baselines compare with what keeps the constraints."""
+    """Return findings that compare the baselines with the subnets within the constraints."""
     proxy = inputs.proxy_objective
     if proxy is None or measured.empty:
         return []
@@ -356,23 +361,28 @@ def _versus_baselines(inputs: SearchInputs, archive: Archive, measured: pd.DataF
 
 
 def _with_measured_latency(report: ParetoReport, inputs: SearchInputs, archive: Archive) -> ParetoReport:
-    """The report with the latency of each subnet on its frontier as it is, and how far the predictions were off."""
+    """Return the report with the measured latency of its frontier and the error of the predictions."""
     subnets = [
         Subnet.from_row({str(key): value for key, value in row.items()}) for _, row in report.frontier.iterrows()
     ]
-    which = hashlib.sha256("; ".join(map(str, subnets)).encode()).hexdigest()[:16]
-    found = archive.fixed(  # measured once, and kept: another search at the study may have another frontier
-        f"latency of frontier {which}",
+    digest = hashlib.sha256("; ".join(map(str, subnets)).encode()).hexdigest()[:16]
+    latencies = archive.fixed(  # the digest is part of the key: another search of the study may have another frontier
+        f"latency of frontier {digest}",
         lambda: latency_predictor.in_rounds(
-            subnets, lambda each: inputs.measured_latency(inputs.student(each))["latency"]
+            subnets, lambda subnet: inputs.measured_latency(inputs.student(subnet))["latency"]
         ),
     )
-    frontier = report.frontier.assign(latency=found)
-    truly = [replace(each, name="latency") if each.name == PREDICTED_LATENCY else each for each in report.objectives]
-    kept = int(is_on_frontier(minimised(frontier, truly)).sum())
+    frontier = report.frontier.assign(latency=latencies)
+    objectives = [
+        replace(objective, name="latency") if objective.name == PREDICTED_LATENCY else objective
+        for objective in report.objectives
+    ]
+    kept = int(is_on_frontier(minimised(frontier, objectives)).sum())
     values = {
         **inputs.predictor.quality,
-        "error_on_frontier": latency_predictor.error([inputs.predictor.predict(subnet) for subnet in subnets], found),
+        "error_on_frontier": latency_predictor.error(
+            [inputs.predictor.predict(subnet) for subnet in subnets], latencies
+        ),
         "kept": kept,
         "subnets": len(subnets),
     }

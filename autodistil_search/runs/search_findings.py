@@ -1,4 +1,4 @@
-"""What the report of a search should tell of its conditions, and what weakens its numbers."""
+"""The conditions of a search for its report, and findings that limit the meaning of its numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from autodistil_search.spaces.cost import flops
 
 
 def cost_findings(inputs: SearchInputs) -> list[Finding]:
-    """Return which subnets cost more than their teacher."""
+    """Return a finding for each space with subnets that cost more than their teacher."""
     limit = flops(inputs.teacher.subnet)
     findings = []
     for space in inputs.spaces:
@@ -41,16 +41,18 @@ def cost_findings(inputs: SearchInputs) -> list[Finding]:
 
 
 def learning_findings(inputs: SearchInputs, archive: Archive, scorer: Scorer) -> list[Finding]:
-    """Return which SuperLMs have hardly learnt anything by the median of what was scored.
+    """Return a finding for each SuperLM whose median scored subnet has hardly learnt anything.
 
-    `train_superlm` tells of the subnets that it watches.
+    `train_superlm` reports on the subnets that it watches during training.
     """
     proxy = inputs.proxy_objective
     if proxy is None or proxy.direction == "maximize":
         return []
     findings = []
     for space in inputs.spaces:
-        scores = [each.measured[proxy.name] for each in archive.evaluations if each.space == space.name]
+        scores = [
+            evaluation.measured[proxy.name] for evaluation in archive.evaluations if evaluation.space == space.name
+        ]
         if scores and median(scores) > HARDLY_LEARNT * scorer.proxy.reference:
             values = {"space": space.name, "median": median(scores), "best": min(scores)}
             values |= {"reference": scorer.proxy.reference}
@@ -60,7 +62,7 @@ def learning_findings(inputs: SearchInputs, archive: Archive, scorer: Scorer) ->
 
 
 def trust_findings(inputs: SearchInputs, archive: Archive, exact: bool) -> list[Finding]:
-    """Return where a claim drawn from this run is weak."""
+    """Return findings that limit the conclusions from this run."""
     findings = []
     if not exact:
         scored = Counter(evaluation.space for evaluation in archive.evaluations)
@@ -77,7 +79,7 @@ def trust_findings(inputs: SearchInputs, archive: Archive, exact: bool) -> list[
 
 
 def _sampling(config: SearchConfig) -> str:
-    """How the subnets of a step were chosen and weighed, in words."""
+    """Return the selection and weights of the subnets of a step in words."""
     words: list[str] = [config.sampling]
     if config.random_subnets is not None:
         words.append(f"{config.random_subnets} random")
@@ -89,7 +91,7 @@ def _sampling(config: SearchConfig) -> str:
 
 
 def _rates(inputs: SearchInputs) -> str:
-    """The peak learning rate of each space, or of all if it is one."""
+    """Return the peak learning rate of each space in words, or a single one if all are equal."""
     rates = {space.name: f"{inputs.options_of(space.largest).lr:g}" for space in inputs.spaces}
     if len(set(rates.values())) == 1:
         return next(iter(rates.values()))
@@ -97,7 +99,7 @@ def _rates(inputs: SearchInputs) -> str:
 
 
 def conditions(inputs: SearchInputs, scorer: Scorer) -> dict[str, Any]:
-    """How everything was measured, for the reader of the report."""
+    """Return the conditions of all measurements in words, for the report."""
     config, teacher = inputs.config, inputs.teacher
     described: dict[str, Any] = {
         objective.name: f"{objective.label}, {objective.unit}; {objective.direction}" for objective in inputs.columns

@@ -1,4 +1,4 @@
-"""What a configuration stands for: spaces, objectives, teacher and text, loaded and checked before any training."""
+"""The inputs of a search: spaces, objectives, teacher and text, loaded and checked before any training."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from autodistil_search.teachers.loading import load_as_student
 from autodistil_search.teachers.teacher import Teacher
 
 MARGIN = 1.01
-"""A cost's box ends this factor above the greatest cost, so that the subnet of that cost counts too."""
+"""Reference value of a cost divided by its greatest value. Above 1, so that the most expensive subnet counts too."""
 _TRIED = 1_000
-"""Random subnets of a space too large to list on which costs are tried before training."""
+"""Number of random subnets on which the costs of a space too large to list are tried before training."""
 _COLUMNS = frozenset(
     {
         *objectives.RESERVED,
@@ -45,41 +45,43 @@ _COLUMNS = frozenset(
         *(objective.name for objective in (objectives.RELATION_LOSS, objectives.RELATION_MSE, objectives.HIDDEN_LOSS)),
     }
 )
-"""Columns that are ours, which no plug-in can have."""
+"""Built-in columns, which no plug-in can define."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchInputs(TrainingInputs):
-    """What a `SearchConfig` stands for, loaded and checked."""
+    """Inputs of a search that a `SearchConfig` names, loaded and checked."""
 
     config: SearchConfig
     objectives: Sequence[Objective]
     constraints: Sequence[Constraint]
     make_engine: MakeEngine
     proxy_kind: ProxyKind | None
-    """None for the relation loss."""
+    """Kind of the proxy; None for the relation loss."""
     given_baselines: Mapping[str, AutoDistilModel]
     """Models that `--baselines` names."""
     predictor: Predictor
-    """Of latency; fitted before the search, if an objective or a bound asks for it."""
+    """Predictor of latency, fitted before the search if an objective or a bound needs it."""
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """Digests of what the flags only name, that of a proxy's labelled rows among them."""
-        known = {**super().identity}
-        return known | {"proxy_task": self.proxy_kind.digest} if self.proxy_kind and self.proxy_kind.digest else known
+        """Return digests of the contents behind the settings, including the labelled rows of a proxy."""
+        digests = {**super().identity}
+        return (
+            digests | {"proxy_task": self.proxy_kind.digest} if self.proxy_kind and self.proxy_kind.digest else digests
+        )
 
     @property
     def predicts(self) -> bool:
-        """Whether anything asks for the predictor."""
+        """Return True if an objective or a bound needs the predictor."""
         return any(column.name == objectives.PREDICTED_LATENCY for column in self.columns)
 
     def measured_latency(self, student: nn.Module) -> dict[str, float]:
-        """Latency as it is, of what may be predicted: median and distance of the quartiles, in milliseconds."""
+        """Return the measured latency of a student: median and interquartile range, in milliseconds."""
         return hardware.latency(student, Load(self.config.latency_batch, self.config.measured_seq_len, self.device))
 
     def fit_predictor(self) -> dict[str, Any]:
-        """What `Predictor.take` needs: both ends and random subnets of each space are measured."""
+        """Measure the two ends and random subnets of each space, and return the argument of `Predictor.take`."""
         rng = random.Random(self.config.seed)
         subnets: list[Subnet] = []
         for space in self.spaces:
@@ -93,27 +95,27 @@ class SearchInputs(TrainingInputs):
 
     @property
     def columns(self) -> list[Objective]:
-        """All that is measured on a subnet: objectives, what is bounded, and the costs that every run states."""
+        """Return all columns of a subnet: objectives, bounded quantities, and the costs that every run states."""
         bounded = (constraint.objective for constraint in self.constraints)
         return list(dict.fromkeys((*self.objectives, *bounded, objectives.FLOPS, objectives.PARAMS)))
 
     @property
     def proxy_objective(self) -> Objective | None:
-        """The column that must be measured on a trained SuperLM."""
+        """Return the column that must be measured on a trained SuperLM, or None."""
         return next((column for column in self.columns if column.is_proxy), None)
 
     @property
     def free_objectives(self) -> list[Callable[[Subnet], float] | None]:
-        """Each objective as a minimised function of the sizes; None where it must be measured."""
+        """Return each objective as a minimised function of the sizes, or None if it must be measured."""
         return [objective.free(self.teacher.vocabulary) for objective in self.objectives]
 
     @property
     def measured_constraints(self) -> list[Constraint]:
-        """The constraints that no one can check before a subnet is scored."""
+        """Return the constraints that can be checked only after a subnet is scored."""
         return [constraint for constraint in self.constraints if constraint.objective.cost is None]
 
     def admits(self, subnet: Subnet) -> bool:
-        """Whether `subnet` keeps the constraints on what follows from its sizes."""
+        """Return True if `subnet` keeps the constraints on quantities that follow from its sizes."""
         vocabulary = self.teacher.vocabulary
         return all(
             constraint.excess(constraint.objective.cost_of(subnet, vocabulary)) <= 0
@@ -124,8 +126,8 @@ class SearchInputs(TrainingInputs):
     def cost_range(self, objective: Objective, space: SearchSpace) -> tuple[float, float]:
         """Return the least and the greatest cost of a space's subnets.
 
-        Exact for spaces that can be listed and for costs that grow with every size, as our own do. In larger spaces it
-        is that of the smallest and the largest subnet; see `check_within_box`.
+        The range is exact for spaces that can be listed, and for costs that grow with every size, as the built-in costs
+        do. Otherwise it is the range between the smallest and the largest subnet; see `check_within_box`.
         """
         grows = objective in objectives.COSTS or objective.name == objectives.PREDICTED_LATENCY
         listed = not grows and space.size <= ENUMERABLE
@@ -134,15 +136,15 @@ class SearchInputs(TrainingInputs):
         return min(values), max(values)
 
     def cost_box(self, objective: Objective) -> tuple[float, float]:
-        """Return the ideal and the reference value of a cost over all spaces."""
+        """Return the ideal and the reference value of a cost over all spaces, in this order."""
         lows, highs = zip(*(self.cost_range(objective, space) for space in self.spaces), strict=True)
         return box_of(min(lows), max(highs), objective.direction == "maximize", MARGIN)
 
     def check_within_box(self, space: SearchSpace, subnet: Subnet, measured: Mapping[str, float]) -> None:
-        """Refuse a cost that is not between those of the smallest and the largest subnet of a space too large to list.
+        """Refuse a cost outside the range between the smallest and the largest subnet of a space too large to list.
 
         Raises:
-            InputError: naming the objective, the subnet and the range.
+            InputError: if a cost is outside; the message names the objective, the subnet and the range.
         """
         if space.size <= ENUMERABLE:
             return
@@ -154,17 +156,17 @@ class SearchInputs(TrainingInputs):
                 low, high = self.cost_range(objective, space)
                 raise InputError(
                     f"objective {objective.name!r} is {measured[objective.name]:g} for subnet {subnet} of space "
-                    f"{space.name!r}, and {low:g} to {high:g} for its smallest and largest; allowed: costs between "
-                    f"these, or spaces of at most {ENUMERABLE:,} subnets, whose costs are all computed"
+                    f"{space.name!r}, and {low:g} to {high:g} for its smallest and largest; allowed: costs in this "
+                    f"range, or spaces of at most {ENUMERABLE:,} subnets, whose costs are all computed"
                 )
 
     def student(self, subnet: Subnet) -> AutoDistilModel:
-        """A student of those sizes with random weights, for what does not depend on them."""
+        """Return a student with random weights, for measurements that do not depend on weights."""
         return AutoDistilModel(self.teacher.student_config(subnet))
 
 
 def _check_costs(inputs: SearchInputs, space: SearchSpace) -> None:
-    """Try every cost that is not ours before anything is trained: on all subnets of a space, or on a sample."""
+    """Try the costs of plug-ins before any training, on all subnets of a space or on a sample."""
     others = [
         objective
         for objective in inputs.columns
@@ -177,8 +179,8 @@ def _check_costs(inputs: SearchInputs, space: SearchSpace) -> None:
     if space.size > ENUMERABLE and others:
         rng, vocabulary = random.Random(0), inputs.teacher.vocabulary
         for subnet in (space.sample(rng) for _ in range(_TRIED)):
-            known = {objective.name: objective.cost_of(subnet, vocabulary) for objective in others}
-            inputs.check_within_box(space, subnet, known)
+            costs = {objective.name: objective.cost_of(subnet, vocabulary) for objective in others}
+            inputs.check_within_box(space, subnet, costs)
 
 
 def resolve_search(
@@ -188,14 +190,18 @@ def resolve_search(
     begun: bool = False,
     trains: bool = True,
 ) -> SearchInputs:
-    """Load and check all that `config` names, before anything is trained.
+    """Load and check the inputs of a search before any training.
 
-    begun: Whether the search began before. Bounds on what is measured are not tried out again then: the machine may be
-        busier now.
-    trains: Whether SuperLMs may have to be trained here; those that `--superlm` names never have.
+    Args:
+        config: Settings of the search.
+        reporter: Receiver of progress and messages; by default nothing is shown.
+        plugins: Parts that `config` may name, in addition to installed ones.
+        begun: If True, the search is continued. Bounds on measured quantities are then not tried again, because the
+            machine may be busier than before.
+        trains: If True, this process may have to train SuperLMs. With `--superlm` it never has to.
 
     Raises:
-        InputError: for whatever cannot be used.
+        InputError: if an input cannot be used.
     """
     plugins = plugins or Plugins()
     make_engine: MakeEngine = named_part(plugins, "engines", "--engine", config.engine, ENGINES)
@@ -212,60 +218,62 @@ def resolve_search(
     constraints = [objectives.parse_constraint(text, known, others=installed) for text in config.constraints]
     columns = [*wanted, *(constraint.objective for constraint in constraints)]
     trains = trains and config.superlm is None
-    found = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins, trains)
-    given = {name: _given(name, found.teacher, kind) for name in config.baseline_names if name not in BASELINES}
+    training = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins, trains)
+    loaded_baselines = {
+        name: _load_baseline(name, training.teacher, kind) for name in config.baseline_names if name not in BASELINES
+    }
     inputs = SearchInputs(
         config=config,
-        spaces=found.spaces,
-        device=found.device,
-        teacher=found.teacher,
-        text=found.text,
+        spaces=training.spaces,
+        device=training.device,
+        teacher=training.teacher,
+        text=training.text,
         objectives=wanted,
         constraints=constraints,
         make_engine=make_engine,
         proxy_kind=kind,
-        given_baselines=given,
+        given_baselines=loaded_baselines,
         predictor=predictor,
     )
     if any(column.name in (*objectives.MEASURED, objectives.PREDICTED_LATENCY) for column in columns):
-        check_measured_length(config.measured_seq_len, found.teacher)
-    for space in found.spaces:
+        check_measured_length(config.measured_seq_len, training.teacher)
+    for space in training.spaces:
         _check_costs(inputs, space)
         _check_constraints(inputs, space, begun)
     return inputs
 
 
-def _given(name: str, teacher: Teacher, kind: ProxyKind | None) -> AutoDistilModel:
-    """A model that is to be scored as it is."""
+def _load_baseline(name: str, teacher: Teacher, kind: ProxyKind | None) -> AutoDistilModel:
+    """Return the model of a given baseline, which is scored without training."""
     if kind is None and Path(name, EXPORT_RECORD).is_file():
         config = read_json(Path(name, "config.json"))
         if config.get("model_type") != AutoDistilConfig.model_type:
             raise InputError(
-                f"baseline {name!r} is a student exported as stock BERT or MPNet, whose padded heads give other "
+                f"baseline {name!r} is a student exported as standard BERT or MPNet, whose padded heads give other "
                 "relations; allowed: an export with --format own, or --proxy probe:TASK or task:TASK"
             )
     return load_as_student(name, teacher)
 
 
 def _proxy_kind(config: SearchConfig, plugins: Plugins) -> ProxyKind | None:
-    """What `--proxy` names; None for the relation loss."""
+    """Return the proxy that `--proxy` names, or None for the relation loss."""
     if config.proxy.startswith((COSINE, PROBE, TASK)):
         budget = TaskBudget(config.proxy_rows, config.proxy_epochs, config.proxy_lr, config.seed)
         return task_proxy(config.proxy, budget, config.proxy_columns, config.proxy_label_column)
-    own = {RELATION: None, HIDDEN: HIDDEN_KIND}
-    found = named_part(
-        plugins, "proxies", "--proxy", config.proxy, own, [f"{kind}NAME" for kind in (COSINE, PROBE, TASK)]
+    built_in_kinds = {RELATION: None, HIDDEN: HIDDEN_KIND}
+    plugin = named_part(
+        plugins, "proxies", "--proxy", config.proxy, built_in_kinds, [f"{kind}NAME" for kind in (COSINE, PROBE, TASK)]
     )
-    if config.proxy in own:
-        return own[config.proxy]
-    if not isinstance(found, ProxyKind):
-        raise InputError(f"--proxy {config.proxy!r} is {shown(found)}; allowed: a ProxyKind")
-    objectives.checked_objective(found.objective, config.proxy, _COLUMNS, is_proxy=True)
-    return found
+    if config.proxy in built_in_kinds:
+        return built_in_kinds[config.proxy]
+    if not isinstance(plugin, ProxyKind):
+        raise InputError(f"--proxy {config.proxy!r} is {shown(plugin)}; allowed: a ProxyKind")
+    objectives.checked_objective(plugin.objective, config.proxy, _COLUMNS, is_proxy=True)
+    return plugin
 
 
 def check_measured_length(seq_len: int, teacher: Teacher) -> None:
-    """Refuse to measure students with more tokens than they have positions for."""
+    """Refuse a measured sequence length greater than the number of positions of a student."""
     if seq_len > teacher.vocabulary.positions:
         raise InputError(
             f"--measured-seq-len {seq_len}; the teacher has positions for 1 to {teacher.vocabulary.positions}"
@@ -279,25 +287,27 @@ def known_objectives(
     kind: ProxyKind | None = None,
     predictor: Predictor | None = None,
 ) -> dict[str, Objective]:
-    """Every objective by the name that asks for it; of what others offer, only what `config` asks for is loaded."""
+    """Return the objectives by name; a plug-in is loaded only if `config` names it."""
     single, many = (
         Load(batch, config.measured_seq_len, device) for batch in (config.latency_batch, config.throughput_batch)
     )
     proxy = kind.objective if kind else objectives.proxy_objective(config.loss, config.relations)
-    named = {each.name: each for each in (*objectives.COSTS, *objectives.measured_costs(single, many))}
+    named = {objective.name: objective for objective in (*objectives.COSTS, *objectives.measured_costs(single, many))}
     if predictor is not None:
         named[objectives.PREDICTED_LATENCY] = objectives.predicted_latency(predictor, single)
-    asked = {word for text in (config.objectives, *config.constraints) for word in re.split(r"[\s,<>=]+", text)}
+    requested_names = {
+        word for text in (config.objectives, *config.constraints) for word in re.split(r"[\s,<>=]+", text)
+    }
     others: dict[str, Objective] = {}
     for name in plugins.all_names("objectives"):
-        if name in asked:
+        if name in requested_names:
             taken = {*_COLUMNS, proxy.name, *(objective.name for objective in others.values())}
             others[name] = objectives.checked_objective(plugged(plugins, "objectives", name), name, taken)
     return {"acc": proxy, **named, **others}
 
 
 def _check_constraints(inputs: SearchInputs, space: SearchSpace, begun: bool) -> None:
-    """Refuse constraints that no subnet of `space` keeps; what is measured is measured on its ends."""
+    """Refuse constraints that no subnet of `space` keeps. Measured quantities are measured on its two ends."""
     reached, bounded = {}, dict.fromkeys(constraint.objective for constraint in inputs.constraints)
     for objective in bounded:
         if begun and (objective.name == objectives.PREDICTED_LATENCY or objective.measure is not None):

@@ -1,4 +1,4 @@
-"""The SuperLMs of a run: trained now, continued, or taken from an earlier training."""
+"""The SuperLMs of a run: newly trained, continued, or copied from an earlier training."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ from autodistil_search.superlm.model_folder import load_model
 from autodistil_search.teachers.initial_weights import start_from
 
 WATCHED_BLOCKS = 8
-"""Held-out blocks measured while training: enough to see a trend, little enough to cost a percent of the time."""
+"""Number of held-out blocks measured during training: enough for a trend, at about 1 % of the training time."""
 _SECONDS_BETWEEN_FIGURES = 60.0
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
-    """Train the SuperLM of each space into `config.folder`, which is returned, or go on where it was stopped.
+    """Train the SuperLM of each space, or continue a stopped training, and return `config.folder`.
 
     Raises:
-        InputError: for input that cannot be used, or a folder that holds another training.
-        Terminated: after SIGTERM, when all is saved.
+        InputError: if an input cannot be used, or the folder holds another training.
+        Terminated: after SIGTERM, once the state is saved.
     """
     config = config.absolute()
     folder, settings = config.folder, config.to_dict()
@@ -84,9 +84,9 @@ def _train_all(materials: TrainingInputs, folder: Path, reporter: Reporter) -> N
 def train_superlm(
     materials: TrainingInputs, space: SearchSpace, folder: Path, reporter: Reporter
 ) -> tuple[AutoDistilModel, list[Finding]]:
-    """Return the SuperLM of `space`, trained now, continued or read from `folder`, and findings about it.
+    """Return the SuperLM of `space`, trained, continued or read from `folder`, and findings about it.
 
-    One that an earlier training made is taken as it is: defaults may have changed since.
+    A SuperLM of an earlier training (`--superlm`) is loaded unchanged, because defaults may have changed since.
     """
     config, group = materials.config, materials.device.processes
     watch = _Watch(materials, space, folder)
@@ -115,7 +115,10 @@ def _trained(
     watch: _Watch,
     course: Course | None,
 ) -> AutoDistilModel:
-    """Return the SuperLM of `space`, trained to the end; one whose training has ended needs no start."""
+    """Return the SuperLM of `space`, trained to the end.
+
+    Initial weights are computed only for a new training.
+    """
     assert materials.text is not None
     with seeded(materials.config.seed):
         model = AutoDistilModel(materials.teacher.student_config(space.largest, space))
@@ -146,7 +149,7 @@ def _trained(
 
 
 def relation_proxy(materials: TrainingInputs, blocks: int) -> RelationProxy:
-    """The relation loss on at most `blocks` held-out blocks, of the relations that are trained."""
+    """Return the proxy of the trained relations' loss on at most `blocks` held-out blocks."""
     options = materials.options
     assert materials.text is not None
     return RelationProxy(
@@ -161,7 +164,7 @@ def relation_proxy(materials: TrainingInputs, blocks: int) -> RelationProxy:
 
 @dataclass
 class _Watch:
-    """Measures the ends of a space and two subnets between now and then, and draws how training goes."""
+    """Observer of a training, which measures four subnets at intervals and draws the training figure."""
 
     materials: TrainingInputs
     space: SearchSpace
@@ -173,11 +176,11 @@ class _Watch:
         return relation_proxy(self.materials, WATCHED_BLOCKS)
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether to measure after `step` of `steps` steps: every so often as the user said, and at the end."""
+        """Return True if the losses are due after `step` of `steps`: at the interval of the settings and at the end."""
         return self.materials.config.is_measured_after(step, steps)
 
     def measure(self, model: AutoDistilModel) -> Sequence[tuple[str, Subnet, float]]:
-        """Role, sizes and held-out loss of four subnets, always the same."""
+        """Return role, sizes and held-out loss of the two ends of the space and of two fixed random subnets."""
         rng = random.Random(0)
         watched = [("largest", self.space.largest), ("smallest", self.space.smallest)]
         watched += [("random", self.space.sample(rng)) for _ in range(2)]
@@ -189,7 +192,7 @@ class _Watch:
         return losses
 
     def findings(self, model: AutoDistilModel) -> list[Finding]:
-        """Return which of the watched subnets have learnt next to nothing, as a finding if there is one."""
+        """Return a finding that lists the watched subnets that have learnt next to nothing, if there are any."""
         losses, reference = self.measure(model), self._proxy.reference
         model.eval()
         poor = [
@@ -202,7 +205,7 @@ class _Watch:
         return [Finding(WATCHED_LITTLE, values)] if poor else []
 
     def draw(self) -> None:
-        """Write `training.png` anew, on the process that writes."""
+        """Write `training.png` again, on the main process only."""
         if self.materials.device.processes.main:
             from autodistil_search.report.training_figure import write_training_figure  # matplotlib
 
@@ -211,10 +214,10 @@ class _Watch:
 
 
 def trained_config(folder: Path) -> TrainConfig:
-    """The settings of the training in `folder`.
+    """Return the settings of the training in `folder`.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the folder holds no training, or a file of it is damaged.
     """
     path = folder / TRAIN_CONFIG
     if kind_of(folder) not in (None, "train"):
@@ -227,29 +230,29 @@ def trained_config(folder: Path) -> TrainConfig:
 
 
 def take_superlm(materials: TrainingInputs, trained: Path, space: SearchSpace, folder: Path) -> None:
-    """Copy the finished SuperLM of `space` from the training in `trained` to `folder`, unless it is there.
+    """Copy the finished SuperLM of `space` from the training in `trained` to `folder`, unless the folder exists.
 
     Raises:
-        InputError: if its training has not ended, or had another teacher, text or space behind the same names.
+        InputError: if the training is not finished, or if its teacher, text or space of the same name differs.
     """
     source = superlm_folder(trained, space.name)
     with readable(trained / ENVIRONMENT):
         before = dict(read_json(trained / ENVIRONMENT)["inputs"])
-        spaces = {each["name"]: each for each in json.loads(before.get("spaces", "[]"))}
+        spaces = {entry["name"]: entry for entry in json.loads(before.get("spaces", "[]"))}
     learnt_from = ("teacher_model", "teacher_layer", "text")
-    then, now = ({key: each.get(key) for key in learnt_from} for each in (before, materials.identity))
+    then, now = ({key: identity.get(key) for key in learnt_from} for identity in (before, materials.identity))
     refuse_other_settings(then, now, trained)
     if spaces.get(space.name) != json.loads(json.dumps(space.to_dict())):
         raise InputError(
-            f"space {space.name!r} has changed since {str(trained)!r} was trained; allowed: the sizes and the depth it "
-            "had then"
+            f"space {space.name!r} has changed since {str(trained)!r} was trained; allowed: its sizes and depth "
+            "at that time"
         )
     if not (source / TRAINER_STATE).is_file() and not (source / MANIFEST).is_file():
         raise InputError(
-            f"the SuperLM in {source} is not finished; the train that began it goes on from its checkpoint"
+            f"the SuperLM in {source} is not finished; the same train command continues it from its checkpoint"
         )
     if folder.exists():
         return
     with whole_folder(folder) as new:
         shutil.copytree(source, new, ignore=shutil.ignore_patterns(".*", "tensorboard"), dirs_exist_ok=True)
-        verify(new, shown=source)  # of the copy, whose digests are then known: each file is read once
+        verify(new, shown=source)  # verifying the copy reads each file only once

@@ -1,4 +1,4 @@
-"""What the settings of a training stand for: spaces, teacher and text, loaded and checked."""
+"""The inputs of a training: spaces, teacher and text, loaded and checked."""
 
 from __future__ import annotations
 
@@ -34,10 +34,13 @@ from autodistil_search.text.token_stream import open_stream
 
 @dataclass(frozen=True)
 class Text:
-    """What is trained on and what is held out of it.
+    """Text of a training and its held-out split.
 
-    begin: gives the training text from its start; held_out: blocks that are not in it; digest: of all they follow
-    from; description: how much there is, in words.
+    Args:
+        begin: Function that returns the training text from its start.
+        held_out: Blocks of the held-out split.
+        digest: Digest of everything that determines both.
+        description: Amount of text in words.
     """
 
     begin: Callable[[], TrainingText]
@@ -48,22 +51,22 @@ class Text:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What a `TrainConfig` stands for, loaded and checked."""
+    """Inputs of a training that a `TrainConfig` names, loaded and checked."""
 
     config: TrainConfig
     spaces: Sequence[SearchSpace]
     device: Device
     teacher: Teacher
     text: Text | None
-    """None if nothing is trained."""
+    """Text of the training; None if no model is trained or compared on text."""
 
     @property
     def options(self) -> TrainOptions:
-        """The options of training the first space's SuperLM."""
+        """Return the training options of the SuperLM of the first space."""
         return self.options_of(self.spaces[0].largest)
 
     def options_of(self, subnet: Subnet) -> TrainOptions:
-        """Return the options of training a student of this size, or a SuperLM with this largest subnet."""
+        """Return the training options of a student of this size, or of a SuperLM with this largest subnet."""
         chosen = {field.name: getattr(self.config, field.name) for field in fields(TrainOptions)}
         if self.config.lr is None:
             chosen["lr"] = default_learning_rate(subnet)
@@ -71,12 +74,12 @@ class TrainingInputs:
 
     @property
     def execution(self) -> Execution:
-        """How their training runs here."""
+        """Return the execution settings of the training on this machine."""
         return Execution(**{field.name: getattr(self.config, field.name) for field in fields(Execution)})
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """Digests of what the flags only name: the teacher's weights, the text, the spaces' content."""
+        """Return digests of the contents behind the settings: weights of the teacher, text, content of the spaces."""
         identity = {
             "teacher_model": model_sha256(self.teacher.model),
             "teacher_layer": str(self.teacher.layer),
@@ -89,13 +92,13 @@ class TrainingInputs:
 
     @cached_property
     def sample_ids(self) -> Tensor:
-        """The first blocks of the training text, to start from."""
+        """Return the token ids of the first blocks of the training text, from which initial weights are computed."""
         assert self.text is not None
         return self.text.begin().rows(0, SAMPLE_BLOCKS, self.config.seed, slice(None))
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What `environment.json` says of them."""
+        """Return the entries of `environment.json` about the inputs."""
         return {"inputs": self.identity, "device": self.device.name, "precision": self.device.precision}
 
 
@@ -106,10 +109,17 @@ def resolve_training(
     plugins: Plugins | None = None,
     trains: bool = True,
 ) -> TrainingInputs:
-    """Load and check all that training needs, or scoring with a trained SuperLM if not `trains`.
+    """Load and check the inputs of a training, or of scoring with a trained SuperLM.
+
+    Args:
+        config: Settings of the training.
+        reporter: Receiver of progress and messages; by default nothing is shown.
+        needs_text: If False, no text is loaded and no SuperLM is used.
+        plugins: Parts that `config` may name, in addition to installed ones.
+        trains: If False, SuperLMs are only read, which needs less memory.
 
     Raises:
-        InputError: for whatever cannot be used.
+        InputError: if an input cannot be used.
     """
     parse_relations(config.relations)
     parse_subnet_weights(config.subnet_weights)
@@ -119,7 +129,7 @@ def resolve_training(
     teacher = find_teacher(config, device, plugins)
     for note in teacher.notes:
         (reporter or Reporter()).say(note)
-    for space in spaces if needs_text else []:  # without text nothing is trained
+    for space in spaces if needs_text else []:  # without text, no SuperLM is used
         _check_memory(space, teacher, device, trains)
     if config.seq_len > teacher.vocabulary.positions:
         raise InputError(
@@ -130,10 +140,10 @@ def resolve_training(
 
 
 def find_teacher(config: TrainConfig, device: Device, plugins: Plugins) -> Teacher:
-    """The teacher that `config` names, in place on `device`.
+    """Return the teacher that `config` names, placed on `device`.
 
     Raises:
-        InputError: if there is none, or it cannot teach.
+        InputError: if the teacher is unknown, or the model cannot be used as a teacher.
     """
     if (load := plugged(plugins, "teachers", config.teacher)) is None:
         return load_teacher(config.teacher, config.teacher_layer, device.name)
@@ -144,10 +154,10 @@ def find_teacher(config: TrainConfig, device: Device, plugins: Plugins) -> Teach
 
 
 def open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: Reporter) -> Text:
-    """The text that `config` names, as `teacher` reads it.
+    """Return the text that `config` names, tokenized for `teacher`.
 
     Raises:
-        InputError: if it cannot be read, or is too short.
+        InputError: if the text cannot be read, or is too short.
     """
     if config.stream:
         group = device.processes
@@ -158,16 +168,16 @@ def open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: R
         return Text(stream.begin, held_out, stream.digest, about)
     with reporter.bar("tokenizing", "documents", None) as bar:
         corpus = load_corpus(config.texts, teacher.tokenizer, cache_folder(), progress=bar.advance_by)
-    train, held_out = corpus.blocks(config.seq_len)  # too short a text is refused here
+    train, held_out = corpus.blocks(config.seq_len)  # refuses a text that is too short
     about = f"{len(corpus.train):,} tokens to train on, {len(corpus.held_out):,} held out by document"
     return Text(lambda: train, held_out, corpus.digest, about)
 
 
 def _check_memory(space: SearchSpace, teacher: Teacher, device: Device, trains: bool) -> None:
-    """Refuse a SuperLM whose float32 numbers are more than the memory that is free.
+    """Refuse a SuperLM whose float32 numbers do not fit into the free memory.
 
-    In training these are weights, gradients and AdamW's two moments. A trained one has its weights, and once more as
-    many while they are read or a student is cut out of it.
+    A training holds weights, gradients and the two moments of AdamW. A trained SuperLM holds its weights, and as many
+    numbers again while it is read or a student is extracted.
     """
     numbers, what = (4, "weights and optimizer") if trains else (2, "its weights and a student's")
     needed, free = 4 * numbers * params(space.largest, teacher.vocabulary), device.free_memory()
@@ -184,18 +194,24 @@ def load_spaces(
     relation_heads: int | None = None,
     plugins: Plugins | None = None,
 ) -> list[SearchSpace]:
-    """The spaces of those names or paths, which must be comparable with each other.
+    """Return the spaces of the given names or paths.
 
-    depth, relation_heads: instead of the spaces' own, if given.
+    Args:
+        names: Names of shipped spaces or plug-ins, or paths of YAML files.
+        depth: Depth rule in place of that of the spaces.
+        relation_heads: Number of relation heads in place of that of the spaces.
+        plugins: Plug-ins that may define a space.
 
     Raises:
-        InputError: if two have one name, or other relation heads: their losses would be unlike things.
+        InputError: if two spaces have the same name, or different relation heads, whose losses cannot be compared.
     """
     changes = {"depth": depth, "relation_heads": relation_heads}
-    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    overrides: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     plugins = plugins or Plugins()
-    found = [plugged(plugins, "search_spaces", name) or name for name in names]
-    spaces = [replace(each if isinstance(each, SearchSpace) else load_space(each), **given) for each in found]
+    sources = [plugged(plugins, "search_spaces", name) or name for name in names]
+    spaces = [
+        replace(source if isinstance(source, SearchSpace) else load_space(source), **overrides) for source in sources
+    ]
     if len({space.name for space in spaces}) < len(spaces):
         raise InputError(f"--space names {', '.join(space.name for space in spaces)}; allowed: each space once")
     if len({space.relation_heads for space in spaces}) > 1:

@@ -1,7 +1,7 @@
-"""`validate-proxy`: how well cheap measures of a subnet rank what they stand for, in narrow cost bands above all.
+"""`validate-proxy`: a test of how well proxies rank subnets, mainly within narrow bands of cost.
 
-Anyone can tell a small subnet from one of six times its cost. A proxy is worth what it tells between subnets of equal
-cost, and must there beat FLOPs, which cost nothing.
+Subnets of very different cost are easy to rank. A proxy must rank subnets of similar cost, and must do so better than
+FLOPs, which are computed without measuring.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ from autodistil_search.superlm.model import AutoDistilModel
 _DRAWN_OF_LARGE_SPACES = 20_000
 _SUBNETS, _RANKING = "subnets.csv", "ranking.csv"
 _STATE = "subnets.json"
-"""The rows of `subnets.csv` with a digest, while more are measured."""
+"""File with the rows of `subnets.csv` and a digest, until all subnets are measured."""
 ALONE = "alone_"
-"""What the proxy's column is called where it is of the subnet that was trained alone."""
+"""Prefix of a proxy's column for the subnet that was trained alone."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One way to judge a subnet: a column of the results, what it is in words, and which way is better."""
+    """Measure of a subnet: its column in the results, its label and its direction."""
 
     column: str
     label: str
@@ -80,14 +80,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Validation:
-    """What was found out about a proxy.
+    """Result of validating a proxy.
 
     Args:
-        folder: Where it lies.
-        measured: A row for each subnet: its sizes, `band`, `flops` and a column for each measure.
-        measures: Of the columns.
-        ranking: A row for each pair of measure and target: the rank correlations over all subnets and within bands.
-        findings: Conclusions, and how things were measured.
+        folder: Folder of the validation.
+        measured: Table with a row for each subnet: its sizes, `band`, `flops` and a column for each measure.
+        measures: Measures of the columns.
+        ranking: Table of the rank correlations of each measure with each target, over all subnets and within bands.
+        findings: Conclusions and the conditions of the measurements.
     """
 
     folder: Path
@@ -103,12 +103,12 @@ class Validation:
 
 
 def validate_proxy(config: ValidateConfig, reporter: Reporter | None = None) -> Validation:
-    """Measure subnets of the SuperLM of `config.run` in several ways, and compare how they rank them.
+    """Rank subnets of the SuperLM of `config.run` by several measures, and compare the rankings.
 
-    Each subnet is recorded when it is measured; the same command goes on.
+    Each subnet is recorded once it is measured. A stopped validation is continued.
 
     Raises:
-        InputError: for input that cannot be used, or a folder that holds another validation.
+        InputError: if an input cannot be used, or the folder holds another validation.
     """
     reporter = reporter or Reporter()
     config = config.absolute()
@@ -122,10 +122,18 @@ def validate_proxy(config: ValidateConfig, reporter: Reporter | None = None) -> 
 
 
 def draw_in_bands(space: SearchSpace, subnets: int, bands: int, width: float, seed: int) -> list[tuple[int, Subnet]]:
-    """Subnets for `bands` narrow bands of cost over the whole range, each with its band, the cheapest first.
+    """Return random subnets in narrow bands of FLOPs over the whole range, as pairs of band and subnet.
 
-    The bands' middles lie evenly, on a logarithmic scale, between the smallest and the largest FLOPs. Of the subnets
-    within `width` (a share) of a middle as many are drawn as for each other band; if there are too few, the nearest.
+    The pairs are ordered by band and FLOPs, the cheapest first. The middles of the bands are evenly spaced on a
+    logarithmic scale between the smallest and the largest FLOPs.
+
+    Args:
+        space: Space of the subnets.
+        subnets: Total number of subnets, spread evenly over the bands.
+        bands: Number of bands.
+        width: Greatest distance from the middle of a band, as a share of its FLOPs. If too few subnets are within it,
+            the nearest ones are taken.
+        seed: Seed of the draw.
     """
     rng = random.Random(seed)
     if space.size <= ENUMERABLE:
@@ -134,7 +142,7 @@ def draw_in_bands(space: SearchSpace, subnets: int, bands: int, width: float, se
         everything = list(dict.fromkeys(space.sample(rng) for _ in range(_DRAWN_OF_LARGE_SPACES)))
     costs = np.log([flops(subnet) for subnet in everything])
     low, high = (np.log(flops(end)) for end in space.ends)
-    found: list[tuple[int, Subnet]] = []
+    drawn: list[tuple[int, Subnet]] = []
     taken: set[int] = set()
     for band in range(bands):
         middle = low + (high - low) * (band + 0.5) / bands
@@ -143,14 +151,14 @@ def draw_in_bands(space: SearchSpace, subnets: int, bands: int, width: float, se
         inside = [i for i in nearest if abs(costs[i] - middle) <= np.log1p(width)]
         chosen = rng.sample(inside, share) if len(inside) >= share else nearest[:share]
         taken.update(chosen)
-        found += [(band, everything[i]) for i in sorted(chosen, key=costs.__getitem__)]
-    return found
+        drawn += [(band, everything[i]) for i in sorted(chosen, key=costs.__getitem__)]
+    return drawn
 
 
 def _space_of(config: ValidateConfig, run: Run) -> str:
     names = sorted(set(run.evaluations["space"]))
     if config.space is None and len(names) > 1:
-        raise InputError(f"run {config.run!r} has spaces {', '.join(names)}; name one with --space")
+        raise InputError(f"run {config.run!r} has spaces {', '.join(names)}; select one with --space")
     name = config.space or names[0]
     if name not in names:
         raise InputError(f"--space {name!r}; run {config.run!r} has {', '.join(names)}")
@@ -158,7 +166,7 @@ def _space_of(config: ValidateConfig, run: Run) -> str:
 
 
 class _Job:
-    """All that is measured of the subnets of one space."""
+    """A validation of proxies on the subnets of one space, with all inputs loaded."""
 
     def __init__(self, config: ValidateConfig, run: Run, space: str, reporter: Reporter) -> None:
         self._config, self._reporter = config, reporter
@@ -172,7 +180,9 @@ class _Job:
             for kind, name in ((PROBE, config.probe), (COSINE, config.cosine), (TASK, config.task))
         )
         kinds = filter(None, (self._probe, self._cosine, self._task))
-        for note in dict.fromkeys(note for kind in kinds for note in kind.notes):  # one table may serve for several
+        for note in dict.fromkeys(
+            note for kind in kinds for note in kind.notes
+        ):  # several measures may use the same table
             reporter.say(note)
         training = run.config.training(
             device=config.device, precision=config.precision, seed=config.seed, accumulate=config.accumulate
@@ -186,7 +196,7 @@ class _Job:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What `environment.json` says."""
+        """Return the entries of `environment.json`."""
         kinds = {"probe": self._probe, "cosine": self._cosine, "task": self._task}
         tasks = {f"{name}_task": kind.digest for name, kind in kinds.items() if kind is not None}
         inputs = {**self._materials.identity, **tasks, "superlm": model_sha256(self._superlm)}
@@ -194,58 +204,60 @@ class _Job:
 
     @cached_property
     def _proxies(self) -> dict[str, Proxy]:
-        """By column, what is measured on the SuperLM's weights."""
+        """Return the proxies that are measured on the SuperLM's weights, by column."""
         assert self._materials.text is not None
-        held_out = self._materials.text.held_out.spread(max(2, self._eval_blocks))  # hidden states need two
-        found: dict[str, Proxy] = {
+        held_out = self._materials.text.held_out.spread(
+            max(2, self._eval_blocks)
+        )  # the hidden-state proxy needs two blocks
+        proxies: dict[str, Proxy] = {
             self._relation.name: relation_proxy(self._materials, self._eval_blocks),
             HIDDEN_LOSS.name: HIDDEN_KIND.open(self._materials.teacher, held_out, self._materials.device),
         }
         if self._probe is not None:
-            found[self._probe.objective.name] = self._made(self._probe)
-        return found
+            proxies[self._probe.objective.name] = self._open(self._probe)
+        return proxies
 
     @cached_property
     def _scores(self) -> dict[str, Proxy]:
-        """By column, what is measured of each subnet on its own."""
-        return {kind.objective.name: self._made(kind) for kind in (self._cosine, self._task) if kind is not None}
+        """Return the proxies that are measured on extracted students, by column."""
+        return {kind.objective.name: self._open(kind) for kind in (self._cosine, self._task) if kind is not None}
 
-    def _made(self, kind: ProxyKind) -> Proxy:
+    def _open(self, kind: ProxyKind) -> Proxy:
         return kind.open(self._materials.teacher, torch.empty(0), self._materials.device)
 
     @property
     def measures(self) -> list[Measure]:
-        """The columns, what predicts before what is predicted."""
+        """Return the measures of all columns, predictors before targets."""
         proxies = [*self._losses, *([self._probe.objective] if self._probe else [])]
-        shared = [_measure_of(each.name, each, "shared") for each in proxies]
+        shared = [_measure_of(objective.name, objective, "shared") for objective in proxies]
         return [Measure("flops", "FLOPs", True), *shared, *self._predicted]
 
     @property
     def targets(self) -> list[str]:
-        """The columns that should be predicted."""
-        return [each.column for each in self._predicted]
+        """Return the columns that the other measures should predict."""
+        return [measure.column for measure in self._predicted]
 
     @property
     def _losses(self) -> list[Objective]:
-        """What text alone tells of a subnet."""
+        """Return the objectives that need no labels."""
         return [self._relation, HIDDEN_LOSS]
 
     @property
     def _predicted(self) -> list[Measure]:
         alone = self._losses if self._alone_steps else []
-        found = [_measure_of(f"{ALONE}{each.name}", each, "trained alone") for each in alone]
+        measures = [_measure_of(f"{ALONE}{objective.name}", objective, "trained alone") for objective in alone]
         if self._cosine:
-            found.append(_measure_of(self._cosine.objective.name, self._cosine.objective, self._of_which_weights))
+            measures.append(_measure_of(self._cosine.objective.name, self._cosine.objective, self._weights_in_words))
         if self._task:
-            found.append(_measure_of(self._task.objective.name, self._task.objective, "fine-tuned"))
-        return found
+            measures.append(_measure_of(self._task.objective.name, self._task.objective, "fine-tuned"))
+        return measures
 
     @property
-    def _of_which_weights(self) -> str:
+    def _weights_in_words(self) -> str:
         return "trained alone" if self._alone_steps else "shared"
 
     def run(self) -> Validation:
-        """Measure what has not been measured yet, and compare."""
+        """Measure the remaining subnets, and compare the measures."""
         config, path = self._config, self._config.folder / _SUBNETS
         drawn = draw_in_bands(self._space, config.subnets, config.bands, config.band_width, config.seed)
         reopen(config.folder)
@@ -257,13 +269,13 @@ class _Job:
                 write_sealed(config.folder / _STATE, {"rows": rows})
                 frame = pd.DataFrame(rows)
                 write_atomically(path, lambda file, frame=frame: frame.to_csv(file, index=False))  # type: ignore[misc]
-                shutil.rmtree(config.folder / "alone", ignore_errors=True)  # large, and measured
+                shutil.rmtree(config.folder / "alone", ignore_errors=True)  # large, and no longer needed
                 bar.advance()
         return self._finish(pd.DataFrame(rows))
 
     def _measured_before(self, path: Path, drawn: Sequence[tuple[int, Subnet]]) -> list[dict[str, Any]]:
-        """The rows that earlier sessions measured: those of the state, or of the table if there is nothing else."""
-        columns, state = [each.column for each in self.measures], self._config.folder / _STATE
+        """Return the rows that earlier sessions measured, from the state file or else from the table."""
+        columns, state = [measure.column for measure in self.measures], self._config.folder / _STATE
         if state.exists():
             content, path = read_sealed(state, f"delete it and {path.name} to measure all subnets again"), state
             with readable(state):
@@ -276,9 +288,9 @@ class _Job:
             rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
             for row, (band, subnet) in zip(rows, drawn, strict=False):
                 if (row["band"], Subnet.from_row(row)) != (band, subnet) or not all(name in row for name in columns):
-                    raise ValueError(f"it has {Subnet.from_row(row)} in place of {subnet}")
+                    raise ValueError(f"it has subnet {Subnet.from_row(row)} in place of {subnet}")
                 if any(not isinstance(row[name], int | float) for name in columns):
-                    raise ValueError(f"a measure of {subnet} is no number")
+                    raise ValueError(f"a measure of {subnet} is not a number")
         return rows
 
     def _row(self, number: int, band: int, subnet: Subnet) -> dict[str, Any]:
@@ -287,17 +299,17 @@ class _Job:
         student = self._superlm.extract(subnet)
         if self._alone_steps:
             student = self._trained_alone(subnet, self._config.folder / "alone" / str(number))
-            row |= {f"{ALONE}{each.name}": self._proxies[each.name].score(student) for each in self._losses}
+            row |= {f"{ALONE}{loss.name}": self._proxies[loss.name].score(student) for loss in self._losses}
         return row | {column: score.score(student) for column, score in self._scores.items()}
 
     def _options_alone(self, subnet: Subnet) -> TrainOptions:
-        """Return the SuperLM's options, at the learning rate of this subnet's size or at the one asked for."""
+        """Return the training options of the SuperLM, with `--alone-lr` or the learning rate of this subnet's size."""
         options = options_alone(self._materials.options_of(subnet))
         return options if self._config.alone_lr is None else replace(options, lr=self._config.alone_lr)
 
     @property
     def _rates_alone(self) -> list[float]:
-        """Return the least and the greatest learning rate of subnets trained alone."""
+        """Return the lowest and the highest learning rate of subnets trained alone."""
         return [self._options_alone(end).lr for end in reversed(self._space.ends)]
 
     def _trained_alone(self, subnet: Subnet, folder: Path) -> AutoDistilModel:
@@ -317,17 +329,20 @@ class _Job:
         conditions = remark(self._conditions)
         findings = [*conclusions(measured, measures, self.targets), *self._broken(measured), conditions]
         write_atomically(folder / _RANKING, lambda path: ranking.to_csv(path, index=False))
-        found = Validation(folder, measured, measures, ranking, findings)
-        draw(found, self.targets)
+        validation = Validation(folder, measured, measures, ranking, findings)
+        draw(validation, self.targets)
         labels = {measure.column: measure.label for measure in measures}
         summary = {**records(findings), "columns": labels, "versions": versions()}
         write_atomically(folder / SUMMARY, lambda path: path.write_text(json.dumps(summary, indent=2)))
         write_manifest(folder, "validate-proxy", (VALIDATE_CONFIG, ENVIRONMENT, _SUBNETS, _RANKING, SUMMARY))
         (folder / _STATE).unlink(missing_ok=True)
-        return found
+        return validation
 
     def _broken(self, measured: pd.DataFrame) -> list[Finding]:
-        """Return whether training alone broke some subnets, which then say nothing about their sizes."""
+        """Return a finding on subnets that training alone has broken, if there are any.
+
+        The scores of such a subnet do not depend on its sizes.
+        """
         column, reference = f"{ALONE}{self._relation.name}", self._proxies[self._relation.name].reference
         if column not in measured:
             return []
@@ -337,19 +352,19 @@ class _Job:
 
     @property
     def _conditions(self) -> str:
-        words = [f"{each.name}: {self._proxies[each.name].description}" for each in self._losses]
+        words = [f"{objective.name}: {self._proxies[objective.name].description}" for objective in self._losses]
         if self._probe is not None:
             words.append(f"probe: {self._proxies[self._probe.objective.name].description}")
         if self._alone_steps:
             words.append(
-                f"alone: {self._alone_steps} steps from the same start, same text and batch, learning rate "
+                f"alone: {self._alone_steps} steps with --init, text and batch of the SuperLM, learning rate "
                 f"{rates_in_words(*self._rates_alone)}"
             )
-        start = "trained alone" if self._alone_steps else "cut out of the SuperLM"
+        start = "trained alone" if self._alone_steps else "extracted from the SuperLM"
         if self._cosine is not None:
-            words.append(f"cosine, as it was {start}: {self._scores[self._cosine.objective.name].description}")
+            words.append(f"cosine, {start}: {self._scores[self._cosine.objective.name].description}")
         if self._task is not None:
-            words.append(f"fine-tuned, as it was {start}: {self._scores[self._task.objective.name].description}")
+            words.append(f"fine-tuned, {start} before: {self._scores[self._task.objective.name].description}")
         return "; ".join(words)
 
 
@@ -358,54 +373,58 @@ def _measure_of(column: str, objective: Objective, how: str) -> Measure:
 
 
 def _sides(measured: pd.DataFrame, measures: Sequence[Measure]) -> dict[str, Array]:
-    """Each column, turned so that higher is better."""
+    """Return the values of each column, with signs such that higher is better."""
     return {
-        each.column: (1 if each.higher_is_better else -1) * measured[each.column].to_numpy(float) for each in measures
+        measure.column: (1 if measure.higher_is_better else -1) * measured[measure.column].to_numpy(float)
+        for measure in measures
     }
 
 
 def rank(measured: pd.DataFrame, measures: Sequence[Measure], targets: Sequence[str]) -> pd.DataFrame:
-    """Rank correlations of each measure with each target, over all subnets and within bands, with their intervals."""
+    """Return the rank correlations of each measure with each target, over all subnets and within bands.
+
+    Each correlation has the ends of its 95 % interval.
+    """
     sides, rows = _sides(measured, measures), []
     scopes = {"all": np.zeros(len(measured), dtype=np.int64), "within bands": measured["band"].to_numpy(np.int64)}
     for column, target in _pairs(measures, targets):
         for scope, groups in scopes.items():
             row: dict[str, Any] = {"measure": column, "target": target, "scope": scope, "subnets": len(measured)}
             for name, statistic in STATISTICS.items():
-                found = agreement(statistic, sides[column], sides[target], groups)
-                row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+                correlation = agreement(statistic, sides[column], sides[target], groups)
+                row |= {name: correlation.value, f"{name}_low": correlation.low, f"{name}_high": correlation.high}
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _pairs(measures: Sequence[Measure], targets: Sequence[str]) -> list[tuple[str, str]]:
-    """Each measure with each target that comes after it."""
-    columns = [each.column for each in measures]
+    """Return pairs of a measure and a target that comes after it."""
+    columns = [measure.column for measure in measures]
     return [(a, b) for b in targets for a in columns[: columns.index(b)]]
 
 
 def conclusions(measured: pd.DataFrame, measures: Sequence[Measure], targets: Sequence[str]) -> list[Finding]:
-    """Return for each measure and target whether it ranks subnets of like cost better than FLOPs do."""
-    sides, labels = _sides(measured, measures), {each.column: each.label for each in measures}
+    """Return a finding for each measure and target that compares the measure with FLOPs within bands of cost."""
+    sides, labels = _sides(measured, measures), {measure.column: measure.label for measure in measures}
     groups = measured["band"].to_numpy(np.int64)
-    alike = [each for each in targets if measured.groupby("band")[each].nunique().max() == 1]
+    alike = [target for target in targets if measured.groupby("band")[target].nunique().max() == 1]
     findings = [Finding(NOTHING_TO_RANK, {"target": labels[target]}) for target in alike]
-    for column, target in _pairs(measures, [each for each in targets if each not in alike]):
+    for column, target in _pairs(measures, [target for target in targets if target not in alike]):
         if column == "flops":
             continue
-        own = agreement(kendall, sides[column], sides[target], groups)
-        free = agreement(kendall, sides["flops"], sides[target], groups)
-        gained = gain(kendall, sides[column], sides["flops"], sides[target], groups)
-        findings.append(comparison(labels[column], labels[target], own, free, gained, len(measured)))
+        tau = agreement(kendall, sides[column], sides[target], groups)
+        tau_of_flops = agreement(kendall, sides["flops"], sides[target], groups)
+        difference = gain(kendall, sides[column], sides["flops"], sides[target], groups)
+        findings.append(comparison(labels[column], labels[target], tau, tau_of_flops, difference, len(measured)))
     return findings
 
 
-def draw(found: Validation, targets: Sequence[str]) -> None:
-    """Write `ranking.png`: each measure against each target."""
-    pairs = _pairs(found.measures, targets)
-    within = found.ranking[found.ranking["scope"] == "within bands"].set_index(["measure", "target"])
+def draw(validation: Validation, targets: Sequence[str]) -> None:
+    """Write `ranking.png`, which plots each measure against each target."""
+    pairs = _pairs(validation.measures, targets)
+    within = validation.ranking[validation.ranking["scope"] == "within bands"].set_index(["measure", "target"])
     taus = [float(within["kendall"].loc[pair]) for pair in pairs]  # type: ignore[arg-type]
     titles = [f"tau within bands {tau:.2f}" if np.isfinite(tau) else "alike within bands" for tau in taus]
-    labels = {each.column: each.label for each in found.measures}
-    figure = validation_figure(found.measured, pairs, labels, titles)
-    write_atomically(found.folder / "ranking.png", lambda path: save_figure(figure, path))
+    labels = {measure.column: measure.label for measure in validation.measures}
+    figure = validation_figure(validation.measured, pairs, labels, titles)
+    write_atomically(validation.folder / "ranking.png", lambda path: save_figure(figure, path))

@@ -1,4 +1,4 @@
-"""A worker: scores the subnets that searches at a study ask for, on whatever machine it runs."""
+"""A worker, which scores the subnets that the searches of a study request, on the same or another machine."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.model_folder import load_model
 
 _POLL = 0.1
-"""Seconds between looks at a study that has no work, at first; they double up to `_LONGEST_POLL`."""
+"""First interval in seconds between queries of a study without work. It doubles up to `_LONGEST_POLL`."""
 _LONGEST_POLL = 2.0
+"""Longest interval in seconds between queries of a study without work."""
 
 
 def work(
@@ -35,20 +36,21 @@ def work(
     reporter: Reporter | None = None,
     plugins: Plugins | None = None,
 ) -> int:
-    """Score subnets for the searches at `study` until they have ended; returns how many.
+    """Score subnets for the searches of `study` until they have ended, and return the number of scored subnets.
 
-    Settings, teacher and text are those of the search, whose names must mean the same here; that they do is checked.
+    Settings, teacher and text are those of the search. The contents behind their names are checked to be the same on
+    this machine.
 
     Args:
-        storage: As given to the search: a database's URL, or the path of a journal file.
-        study: Name of the study there. If it is not there yet, or not ready, the worker waits.
-        superlm: Folder of the search, or a copy of it, with the SuperLMs; the path that it has there if not given.
-        patience: Seconds without work after which to leave; else the worker waits for as long as a search may go on.
-        reporter: Told of what happens.
-        plugins: As of the search.
+        storage: Storage of the search: the URL of a database, or the path of a journal file.
+        study: Name of the study in the storage. The worker waits until the study exists and is ready.
+        superlm: Folder of the search, or a copy of it, with the SuperLMs; by default the path that the search used.
+        patience: Seconds without work after which the worker ends; by default it waits until the searches have ended.
+        reporter: Receiver of progress and messages; by default nothing is shown.
+        plugins: Plug-ins of the search.
 
     Raises:
-        InputError: if something is not what the search has.
+        InputError: if an input differs from that of the search.
     """
     if patience is not None and not (is_finite(patience) and patience >= 0):
         raise InputError(f"--patience {quoted(patience)}; allowed: 0 or numbers above")
@@ -58,7 +60,7 @@ def work(
 
         def published() -> dict[str, Any]:
             studies = optuna.get_all_study_summaries(opened, include_best_trial=False)
-            return next((each.user_attrs for each in studies if each.study_name == study), {})
+            return next((summary.user_attrs for summary in studies if summary.study_name == study), {})
 
         reporter.say(f"waiting for study {study}")
         while CONFIG not in published():
@@ -71,12 +73,12 @@ def work(
         if inputs.predicts:
             inputs.predictor.take(archive.attribute(PREDICTOR))
         check_scored_alike(inputs, superlms, archive, study)
-        ready = wait.again()  # loading teacher and text may have taken longer than patience lasts
+        ready = wait.again()  # loading teacher and text may have taken longer than `patience`
         return _work(inputs, archive, Scorer(inputs, superlms), ready, lambda: all_ended(published()), reporter)
 
 
 def _load_superlms(inputs: SearchInputs, folder: Path) -> dict[str, AutoDistilModel]:
-    """The SuperLM of each space from the `folder` of a search, if an objective needs them."""
+    """Return the SuperLM of each space from the `folder` of a search, if an objective needs it."""
     if inputs.proxy_objective is None:
         return {}
     superlms = {}
@@ -114,17 +116,17 @@ def _work(
 
 
 class _Patience:
-    """Waits a little longer each time, as long as there is patience left."""
+    """Timer of a wait for work, with growing intervals and an optional limit."""
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds, self._since, self._poll = seconds, time.monotonic(), _POLL
 
     def again(self) -> _Patience:
-        """All patience from now on."""
+        """Return a timer that starts now with the same limit."""
         return _Patience(self._seconds)
 
     def goes_on(self) -> bool:
-        """Wait; False if patience has run out."""
+        """Wait for one interval and return True, or return False if the limit is reached."""
         if self._seconds is not None and time.monotonic() - self._since >= self._seconds:
             return False
         time.sleep(self._poll)

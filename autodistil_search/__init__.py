@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from autodistil_search.base.errors import InputError
     from autodistil_search.base.plugins import Plugins
-    from autodistil_search.export.student_folder import ExportOptions, export_student
+    from autodistil_search.export.student_folder import export_student
     from autodistil_search.nas.adapters import SubnetObjective, SubnetProblem
     from autodistil_search.nas.objectives import Objective
     from autodistil_search.nas.proxies import ProxyKind
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from autodistil_search.runs.train import train
     from autodistil_search.runs.validate_proxy import validate_proxy
     from autodistil_search.settings.distil import DistilConfig
+    from autodistil_search.settings.export import ExportOptions
     from autodistil_search.settings.finetune import FinetuneConfig
     from autodistil_search.settings.search import SearchConfig
     from autodistil_search.settings.train import TrainConfig
@@ -43,7 +44,7 @@ _HOMES = {
     "AutoDistilForSequenceClassification": "superlm.model",
     "AutoDistilModel": "superlm.model",
     "DistilConfig": "settings.distil",
-    "ExportOptions": "export.student_folder",
+    "ExportOptions": "settings.export",
     "FinetuneConfig": "settings.finetune",
     "InputError": "base.errors",
     "Objective": "nas.objectives",

@@ -17,13 +17,14 @@ from autodistil_search.base.files import cache_folder, read_json
 from autodistil_search.base.progress import Reporter
 from autodistil_search.distillation import training_loop
 from autodistil_search.distillation.layer_losses import LayerTransfer
-from autodistil_search.export.student_folder import ExportOptions, export_student
+from autodistil_search.export.student_folder import export_student
 from autodistil_search.nas import baseline_training
 from autodistil_search.nas.baseline_training import SHAPES
 from autodistil_search.nas.baselines import COPY, DISTILLED, DRAWN, MINILM, TINYBERT
 from autodistil_search.runs.scoring import Scorer
 from autodistil_search.runs.search_inputs import resolve_search
 from autodistil_search.runs.validate_proxy import validate_proxy
+from autodistil_search.settings.export import ExportOptions
 from autodistil_search.settings.validate_proxy import ValidateConfig
 from autodistil_search.spaces.cost import flops, params
 from autodistil_search.spaces.search_space import load_space

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_type_hints
 from unittest.mock import Mock
 
 import pytest
@@ -210,9 +211,10 @@ def test_every_number_of_every_command_is_plain_digits(refusal):
     )
     settings = {"search": SearchConfig, "train": TrainConfig, "finetune": FinetuneConfig, "distil": DistilConfig}
     for name, config in {**settings, "validate-proxy": ValidateConfig}.items():
-        for field in fields(config):
-            assert (f"{name} {field.name}" in whole) == ("int" in str(field.type))
-            assert (f"{name} {field.name}" in numbers) == ("float" in str(field.type))
+        for setting, hint in get_type_hints(config).items():
+            if setting in {field.name for field in fields(config)}:
+                assert (f"{name} {setting}" in whole) == ("int" in str(hint))
+                assert (f"{name} {setting}" in numbers) == ("float" in str(hint))
     assert {"plan devices", "plan batch_size", "partition k", "profile latency_batch"} < whole
     assert "worker patience" in numbers
     for text in ("1_0", "\uff13", "nan", "1e400", "&a [*a]", "9" * 5000):

@@ -19,11 +19,12 @@ from autodistil_search.base.manifest import KINDS, LOGS, MANIFEST, NAMES_MANIFES
 from autodistil_search.base.progress import Reporter
 from autodistil_search.cli.main import main
 from autodistil_search.distillation.checkpoints import load_finished
-from autodistil_search.export.student_folder import ExportOptions, export_student
+from autodistil_search.export.student_folder import export_student
 from autodistil_search.export.student_source import find_exportable
 from autodistil_search.runs.distil import distil
 from autodistil_search.runs.finetune import finetune, model_source
 from autodistil_search.settings.distil import DistilConfig
+from autodistil_search.settings.export import ExportOptions
 from autodistil_search.settings.finetune import FinetuneConfig
 from autodistil_search.teachers.loading import load_as_student, load_teacher
 

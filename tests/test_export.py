@@ -34,8 +34,9 @@ from autodistil_search.base.errors import ExportError, InputError
 from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.cli.main import main
 from autodistil_search.export import onnx_files
-from autodistil_search.export.student_folder import ExportOptions, export_student
+from autodistil_search.export.student_folder import export_student
 from autodistil_search.runs.finished_run import Run
+from autodistil_search.settings.export import ExportOptions
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm import modeling_student

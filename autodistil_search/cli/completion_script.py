@@ -10,7 +10,7 @@ from autodistil_search.base.plugins import Plugins
 from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.objectives import NAMES
 from autodistil_search.settings.common import choices
-from autodistil_search.settings.later_steps import Format
+from autodistil_search.settings.export import ExportOptions
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import shipped_spaces
 
@@ -53,7 +53,7 @@ def completion_script(parser: ArgumentParser, shell: Shell) -> str:
 
     plugins = Plugins()
     lists = {name: [*own, *plugins.names(group)] for name, group, own in _lists()}
-    words = choices(SearchConfig) | {"format": get_args(Format), "shell": get_args(Shell)}
+    words = choices(SearchConfig) | choices(ExportOptions) | {"shell": get_args(Shell)}
     words["engine"] = (*ENGINES, *plugins.names("engines"))
     for command in _commands(parser):
         for action in command._actions:

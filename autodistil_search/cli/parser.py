@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from argparse import Action, ArgumentTypeError
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -16,7 +16,6 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.passwords import HIDDEN, names_database, without_password
 from autodistil_search.base.user_input import (
-    is_finite,
     meant,
     parse_number,
     parse_whole_number,
@@ -24,7 +23,7 @@ from autodistil_search.base.user_input import (
     quoted,
     read_yaml,
 )
-from autodistil_search.settings.common import flag
+from autodistil_search.settings.common import GROUPS, flag, groups_of
 
 _LONGEST = 2000
 """Characters of an error."""
@@ -88,25 +87,34 @@ class _RefusedError(ArgumentTypeError, ValueError):
     """A value that a flag does not take, on the command line or in a YAML file."""
 
 
-def as_text(value: Any) -> Any:
-    """Return text that a file can hold; what else a YAML file gives is left to the settings' class."""
-    if isinstance(value, str) and ("\0" in value or value != value.encode(errors="ignore").decode()):
-        raise _RefusedError(f"{quoted(value)}; allowed: text in UTF-8")
-    return value
+class _ValueType:
+    """The type of a flag's value: reads it, and is named in the help.
+
+    It reads text; other values of a YAML file pass, for the settings' class to check.
+    """
+
+    def __init__(self, name: str, read: Callable[[str], Any], allowed: str) -> None:
+        self._name, self._read, self._allowed = name, read, allowed
+
+    def __str__(self) -> str:
+        return self._name
+
+    def __call__(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if (read := self._read(value)) is None:
+            raise _RefusedError(f"{quoted(value)}; allowed: {self._allowed}")
+        return read
 
 
-def as_whole_number(value: Any) -> Any:
-    """Return the whole number that text is, likewise."""
-    if isinstance(value, str) and (value := parse_whole_number(text := value)) is None:
-        raise _RefusedError(f"{quoted(text)}; allowed: whole numbers (int) of at most 18 digits")
-    return value
+def _storable(text: str) -> str | None:
+    """Return text that a file can hold; None for other text."""
+    return text if "\0" not in text and text == text.encode(errors="ignore").decode() else None
 
 
-def as_number(value: Any) -> Any:
-    """Return the finite number that text is, likewise."""
-    if isinstance(value, str) and (value := parse_number(text := value)) is None:
-        raise _RefusedError(f"{quoted(text)}; allowed: finite numbers (float)")
-    return float(value) if isinstance(value, int) and is_finite(value) else value
+as_text = _ValueType("text", _storable, "text in UTF-8")
+as_whole_number = _ValueType("whole number", parse_whole_number, "whole numbers (int) of at most 18 digits")
+as_number = _ValueType("number", parse_number, "finite numbers (float)")
 
 
 class _ConfigFile(ActionConfigFile):  # type: ignore[misc]
@@ -160,27 +168,32 @@ def add_positional_and_settings(parser: CommandParser, config: type[Any], positi
 
 def helps(config: type[Any]) -> dict[str, str | None]:
     """Return the description of each setting, from the docstrings of its class."""
-    documented = [entry for each in config.__mro__ for entry in docstring_parser.parse(each.__doc__ or "").params]
+    documented = [entry for base in config.__mro__ for entry in docstring_parser.parse(base.__doc__ or "").params]
     return {entry.arg_name: entry.description for entry in documented}
 
 
 def add_settings(parser: CommandParser, config: type[Any], names: Container[str] | None = None) -> None:
-    """Add a flag for each field of `config`, or those of `names`, with its type, default and description."""
+    """Add a flag for each field of `config`, or those of `names`, with its type, default, group and description."""
     parser.add_argument("--config", action=_ConfigFile, help="A YAML file with any of these settings.")
-    types = get_type_hints(config)
-    descriptions = helps(config)
-    for setting in fields(config):
-        if names is not None and setting.name not in names:
-            continue
-        parser.late.add(setting.name)
-        kinds = {get_origin(kind) or kind for kind in (types[setting.name], *get_args(types[setting.name]))}
-        name, about = flag(setting.name), descriptions[setting.name]
-        if setting.name == "text":  # several files behind one flag, as a shell's *.txt gives them
-            parser.add_argument(name, type=as_text, nargs="+", help=about)
-        elif setting.name == "constraint":
-            parser.add_argument(name, type=as_text, action="append", help=about)
-        elif bool in kinds:
-            parser.add_argument(name, action="store_true", help=about)
-        else:
-            kind = as_whole_number if int in kinds else as_number if float in kinds else as_text
-            parser.add_argument(name, type=kind, default=setting.default, help=about)
+    chosen = [setting for setting in fields(config) if names is None or setting.name in names]
+    types, descriptions, groups = get_type_hints(config), helps(config), groups_of(config)
+    for group in GROUPS:
+        members = [setting for setting in chosen if groups[setting.name] == group]
+        arguments = parser.add_argument_group(group.title) if members else parser
+        for setting in members:
+            parser.late.add(setting.name)
+            _add_setting(arguments, setting.name, types[setting.name], setting.default, descriptions[setting.name])
+
+
+def _add_setting(arguments: Any, name: str, hint: Any, default: Any, description: str | None) -> None:
+    """Add the flag of one setting to a group of arguments."""
+    kinds = {get_origin(kind) or kind for kind in (hint, *get_args(hint))}
+    if name == "text":  # several files behind one flag, as a shell's *.txt gives them
+        arguments.add_argument(flag(name), type=as_text, nargs="+", help=description)
+    elif name == "constraint":
+        arguments.add_argument(flag(name), type=as_text, action="append", help=description)
+    elif bool in kinds:
+        arguments.add_argument(flag(name), action="store_true", help=description)
+    else:
+        kind = as_whole_number if int in kinds else as_number if float in kinds else as_text
+        arguments.add_argument(flag(name), type=kind, default=default, help=description)

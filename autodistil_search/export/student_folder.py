@@ -14,12 +14,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
 from transformers import PreTrainedModel
 
 from autodistil_search.base.errors import ExportError, InputError
@@ -36,7 +34,7 @@ from autodistil_search.nas import hardware
 from autodistil_search.nas.hardware import Load
 from autodistil_search.report.escape import markdown
 from autodistil_search.runs.run_folder import usable, versions
-from autodistil_search.settings.later_steps import Format
+from autodistil_search.settings.export import ExportOptions, Format
 from autodistil_search.spaces.cost import FLOPS_SEQ_LEN, flops
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm import modeling_student
@@ -47,54 +45,6 @@ from autodistil_search.tasks.metrics import METRICS
 
 WEIGHTS = "model.safetensors"
 _OWN_FILE = "modeling_student.py"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """What to export, and how.
-
-    Attributes:
-        pick: Row of a run's frontier (`Run.pick`); the knee if not given.
-        format: bert, mpnet, own, or auto: the stock model that computes the same, if there is one, else own.
-        onnx: Whether to write `model.onnx`.
-        int8: Whether to write `model_int8.onnx`, too; takes `onnx` along.
-        teacher: In place of the run's; for a saved student, the one it is compared with.
-        task: Labelled task, as finetune names it, on whose dev rows a student with a head is measured in every runtime.
-        license: Of the weights, as the hub names it.
-        push_to_hub: Repository to upload the folder to: NAME, of the user's own, or OWNER/NAME.
-        public: Whether everyone may see the repository, if it is new.
-
-    Raises:
-        InputError: for a value that is not allowed, or what needs an extra that is not installed.
-    """
-
-    pick: str | None = None
-    format: Format = "auto"
-    onnx: bool = False
-    int8: bool = False
-    teacher: str | None = None
-    task: str | None = None
-    license: str | None = None
-    push_to_hub: str | None = None
-    public: bool = False
-
-    def __post_init__(self) -> None:
-        if self.format not in get_args(Format):
-            raise InputError(f"--format {self.format!r}; allowed: {', '.join(get_args(Format))}")
-        if self.writes_onnx:
-            onnx_files.require_onnx()
-        if self.public and self.push_to_hub is None:
-            raise InputError("--public without --push-to-hub; allowed: both, or neither")
-        if self.push_to_hub is not None:
-            try:
-                validate_repo_id(self.push_to_hub)
-            except HFValidationError:
-                raise InputError(f"--push-to-hub {self.push_to_hub!r}; allowed: NAME or OWNER/NAME") from None
-
-    @property
-    def writes_onnx(self) -> bool:
-        """Whether there will be ONNX files."""
-        return self.onnx or self.int8
 
 
 @dataclass(frozen=True)
@@ -113,6 +63,8 @@ def export_student(source: Path, to: Path, options: ExportOptions, reporter: Rep
         InputError: for input that cannot be used, before anything is written.
         ExportError: if the exported model or its ONNX file computes something else than the student.
     """
+    if options.writes_onnx:
+        onnx_files.require_onnx()
     reporter, to = reporter or Reporter(), to.absolute()
     _refuse_places(to, source)
     with ExitStack() as held:

@@ -75,7 +75,7 @@ def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
         return Distilled(job.student_folder, row, job.before, job.after)
     with exclusive(config.folder):
         identity = {**materials.identity, "student": model_sha256(student)}
-        open_folder(config.folder, DISTIL_CONFIG, settings, {**materials.environment, "inputs": identity})
+        open_folder(config.folder, DISTIL_CONFIG, DistilConfig, settings, {**materials.environment, "inputs": identity})
         reopen(config.folder)
         job.train(reporter)
         distilled = Distilled(job.student_folder, row, job.before, job.after)

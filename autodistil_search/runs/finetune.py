@@ -99,7 +99,7 @@ def finetune(config: FinetuneConfig, reporter: Reporter | None = None) -> Finetu
     check_folder(folder, FINETUNE_CONFIG, config.to_dict())
     job = _Job(config, reporter)
     with exclusive(folder):
-        open_folder(folder, FINETUNE_CONFIG, config.to_dict(), job.environment)
+        open_folder(folder, FINETUNE_CONFIG, FinetuneConfig, config.to_dict(), job.environment)
         return job.run(folder)
 
 

@@ -12,8 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autodistil_search import __version__
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import (
@@ -39,6 +37,7 @@ from autodistil_search.base.manifest import (
 )
 from autodistil_search.base.passwords import without_password
 from autodistil_search.base.user_input import load_yaml
+from autodistil_search.settings.common import grouped_yaml
 
 STUDENT = "student"
 """Folder of the model within the folder of a `distil`."""
@@ -179,12 +178,13 @@ def _kind_in_words(folder: Path) -> str:
     return "" if kind is None else f", as it is {KINDS[kind].title}"
 
 
-def open_folder(folder: Path, name: str, settings: Settings, environment: Mapping[str, Any]) -> None:
+def open_folder(folder: Path, name: str, config: type[Any], settings: Settings, environment: Mapping[str, Any]) -> None:
     """Write settings and environment of a run, or check that the run in the folder has the same.
 
     Args:
         folder: Folder of the run.
         name: Name of the file that holds the settings.
+        config: Class of the settings.
         settings: Settings of this run.
         environment: Entries of `environment.json`; its "inputs" are digests of the contents behind the settings.
 
@@ -206,6 +206,6 @@ def open_folder(folder: Path, name: str, settings: Settings, environment: Mappin
         "threads": torch.get_num_threads(),
         "command": [Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])],
     }
-    text = yaml.safe_dump(dict(settings), sort_keys=False)
+    text = grouped_yaml(config, settings)
     write_atomically(folder / name, lambda file: file.write_text(text, encoding="utf-8"))
     write_atomically(path, lambda file: file.write_text(json.dumps(record, indent=2)))

@@ -164,7 +164,7 @@ def _opened(
 
 def _settle(inputs: SearchInputs, folder: Path) -> None:
     """Write settings and environment into the folder, or check that they are equal."""
-    open_folder(folder, SEARCH_CONFIG, inputs.config.to_dict(), inputs.environment)
+    open_folder(folder, SEARCH_CONFIG, SearchConfig, inputs.config.to_dict(), inputs.environment)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
         _train_all(materials, folder, reporter)
         return folder
     with exclusive(folder):
-        open_folder(folder, TRAIN_CONFIG, settings, materials.environment)
+        open_folder(folder, TRAIN_CONFIG, TrainConfig, settings, materials.environment)
         _train_all(materials, folder, reporter)
         if not verify(folder, own=True):
             warn_of_lacking(folder)

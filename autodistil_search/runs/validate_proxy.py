@@ -117,7 +117,7 @@ def validate_proxy(config: ValidateConfig, reporter: Reporter | None = None) -> 
     check_folder(config.folder, VALIDATE_CONFIG, config.to_dict())
     job = _Job(config, run, space, reporter)
     with exclusive(config.folder):
-        open_folder(config.folder, VALIDATE_CONFIG, config.to_dict(), job.environment)
+        open_folder(config.folder, VALIDATE_CONFIG, ValidateConfig, config.to_dict(), job.environment)
         return job.run()
 
 

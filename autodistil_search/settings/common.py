@@ -1,131 +1,196 @@
-"""What all settings share: their flags, their checks, and the words they allow."""
+"""The common part of all settings: groups, constraints, and one check that reads them from the annotations.
+
+A setting declares all that is known of it where it is declared: its kind and range (`annotated_types`), its group, and
+its meaning in the docstring of its class. Flags, help, YAML files and checks follow from there.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from annotated_types import Ge, Gt, Le
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.user_input import LARGEST, is_finite, meant, quoted
+from autodistil_search.base.user_input import LARGEST, meant, quoted
 
-_LARGEST_SEED = 2**32 - 1
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
-_MANY = 10**6
-"""More of what is in memory at once, no machine has room for."""
-_RANGES = {
-    "evaluations": (1, LARGEST),
-    "population": (2, _MANY),
-    "seq_len": (8, _MANY),
-    "latency_batch": (1, _MANY),
-    "throughput_batch": (1, _MANY),
-    "measured_seq_len": (1, _MANY),
-    "latency_samples": (2, _MANY),
-    "eval_blocks": (1, _MANY),
-    "relation_heads": (1, _MANY),
-    "random_subnets": (0, _MANY),
-    "teacher_layer": (-_MANY, _MANY),
-    "steps": (1, LARGEST),
-    "batch_size": (1, _MANY),
-    "accumulate": (1, _MANY),
-    "worker_timeout": (1, _MANY),
-    "held_out_every": (0, LARGEST),
-    "keep": (1, _MANY),
-    "seed": (0, _LARGEST_SEED),
-    "search_seed": (0, _LARGEST_SEED),
-    "epochs": (1, _MANY),
-    "seeds": (1, _MANY),
-    "train_rows": (2, LARGEST),
-    "proxy_rows": (2, LARGEST),
-    "proxy_epochs": (1, _MANY),
-    "subnets": (2, _MANY),
-    "bands": (1, _MANY),
-    "alone_steps": (0, LARGEST),
-    "max_length": (4, _MANY),
-}
-"""Least and most of each whole number."""
+
+@dataclass(frozen=True)
+class Group:
+    """Settings that belong together in help, docs and YAML files."""
+
+    title: str
+
+
+SPACE = Group("space")
+DATA = Group("data and teacher")
+TRAINING = Group("training")
+SEARCH = Group("objectives and engine")
+MEASUREMENT = Group("measurement")
+OUTPUT = Group("machine and output")
+GROUPS = (SPACE, DATA, TRAINING, SEARCH, MEASUREMENT, OUTPUT)
+"""In the order in which they are shown."""
+
+MANY = 10**6
+"""Upper limit of what a machine holds in memory at once."""
+
+Count = Annotated[int, Ge(1), Le(MANY)]
+Steps = Annotated[int, Ge(1), Le(LARGEST)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+Rows = Annotated[int, Ge(2), Le(LARGEST)]
+Rate = Annotated[float, Gt(0)]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "worker_timeout")
 """Settings that leave every number as it is, but for rounding: a run may be continued with others."""
 
 
-def column_names(text: str | None) -> list[str] | None:
-    """Names of a table's columns, separated by commas; None if none are given."""
-    return None if text is None else [name.strip() for name in text.split(",")]
-
-
-def is_positive(value: Any) -> bool:
-    """Whether `value` is a finite number above 0."""
-    return is_finite(value) and value > 0
-
-
 def check_settings(config: Any) -> None:
-    """Refuse settings of another kind than their field has, outside its closed list or its range of whole numbers.
+    """Refuse settings that their annotations do not allow.
 
     One text in place of a list of texts is taken for the only one, and a path for its text.
 
     Raises:
         InputError: naming the flag and what is allowed.
     """
-    words, hints = choices(type(config)), get_type_hints(type(config))
+    hints = get_type_hints(type(config), include_extras=True)
     for setting in fields(config):
-        name, value = setting.name, getattr(config, setting.name)
-        if value is None and setting.default is None:
-            continue
-        kinds = {get_origin(kind) or kind for kind in (hints[name], *get_args(hints[name]))}
-        if name in words:
-            if value not in words[name]:
-                allowed = ", ".join(words[name])
-                raise InputError(f"{flag(name)} {quoted(value)}{meant(value, words[name])}; allowed: {allowed}")
-        elif list in kinds:
-            texts = list(value) if isinstance(value, list | tuple) else [value]
-            if not all(_is_text(text) for text in texts):
-                raise InputError(f"{flag(name)} {quoted(value)}; allowed: one or more texts")
-            object.__setattr__(config, name, [os.fspath(text) for text in texts])
-        elif str in kinds:
-            if not _is_text(value):
-                such = "" if setting.default is None else f", such as {setting.default!r}"
-                raise InputError(f"{flag(name)} {quoted(value)}; allowed: text{such}")
-            object.__setattr__(config, name, os.fspath(value))
-        elif bool in kinds:
-            if not isinstance(value, bool):
-                raise InputError(f"{flag(name)} {quoted(value)}; allowed: true or false")
-        elif int in kinds:
-            check_whole_number(flag(name), value, *_RANGES[name])
+        value = getattr(config, setting.name)
+        if value is not None or setting.default is not None:
+            checked = check_value(flag(setting.name), value, hints[setting.name], setting.default)
+            object.__setattr__(config, setting.name, checked)
 
 
-def _is_text(value: object) -> bool:
-    """Return whether `value` is text that a file can hold, or a path."""
+def check_value(name: str, value: Any, hint: Any, example: Any = None) -> Any:
+    """Return `value` as the annotation `hint` has it; paths become text.
+
+    Args:
+        name: The flag that an error begins with.
+        value: What was given.
+        hint: A type, `Annotated` with constraints where it has some.
+        example: A text that is allowed, for the error.
+
+    Raises:
+        InputError: if the annotation does not allow it.
+    """
+    from pydantic import ValidationError
+
+    try:
+        if list in _kinds(hint):
+            value = [_text(text) for text in (value if isinstance(value, list | tuple) else [value])]
+        elif str in _kinds(hint):
+            value = _text(value)
+        return _adapter(hint).validate_python(value)
+    except (ValidationError, ValueError):
+        words = _words(hint)
+        near = meant(value, words) if words else ""
+        raise InputError(f"{name} {quoted(value)}{near}; allowed: {_allowed(hint, value, example)}") from None
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def _text(value: object) -> str:
+    """Return text that a file can hold, or the text of a path."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    return isinstance(text, str) and "\0" not in text and text == text.encode(errors="ignore").decode()
+    if not isinstance(text, str) or "\0" in text or text != text.encode(errors="ignore").decode():
+        raise ValueError("no text that a file can hold")
+    return text
 
 
-def check_whole_number(name: str, value: object, least: int, most: int = LARGEST) -> None:
-    """Refuse what is no whole number from `least` to `most`; the error begins with `name`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        to = f" to {most}" if isinstance(value, int) and value > most else ""
-        raise InputError(f"{name} {quoted(value)}; allowed: whole numbers from {least}{to}")
+def _parts(hint: Any) -> Iterator[Any]:
+    """Yield a type and what it is made of, metadata included."""
+    yield hint
+    if get_origin(hint) is not Literal:
+        for part in get_args(hint):
+            yield from _parts(part)
+
+
+def _kinds(hint: Any) -> set[Any]:
+    return {get_origin(part) or part for part in _parts(hint)}
+
+
+def _words(hint: Any) -> tuple[str, ...]:
+    """Return the words of a closed list; none for other types."""
+    return next((get_args(part) for part in _parts(hint) if get_origin(part) is Literal), ())
+
+
+def _allowed(hint: Any, value: Any, example: Any) -> str:
+    """Return in words what an annotation allows."""
+    kinds = _kinds(hint)
+    limits = {type(part): part for part in _parts(hint) if isinstance(part, Ge | Gt | Le)}
+    least, above, most = (getattr(limits.get(kind), name, None) for kind, name in ((Ge, "ge"), (Gt, "gt"), (Le, "le")))
+    if words := _words(hint):
+        return ", ".join(words)
+    if list in kinds:
+        return "one or more texts"
+    if str in kinds:
+        return "text" if example is None else f"text, such as {example!r}"
+    if bool in kinds:
+        return "true or false"
+    if int in kinds:
+        to = f" to {most}" if isinstance(value, int) and most is not None and value > most else ""
+        return f"whole numbers from {least}{to}"
+    if above is not None:
+        return f"numbers above {above}"
+    return f"{least} or numbers above" if most is None else f"numbers from {least} to {most}"
+
+
+def groups_of(config: type[Any]) -> dict[str, Group]:
+    """Return the group that each setting of a class declares."""
+    hints = get_type_hints(config, include_extras=True)
+    return {
+        setting.name: next(part for part in _parts(hints[setting.name]) if isinstance(part, Group))
+        for setting in fields(config)
+    }
+
+
+def grouped_yaml(config: type[Any], settings: Mapping[str, Any]) -> str:
+    """Return settings as YAML, group by group under a comment with the group's title.
+
+    Args:
+        config: Their class.
+        settings: Values by name, as the class's `to_dict` gives them.
+    """
+    parts, groups = [], groups_of(config)
+    for group in GROUPS:
+        members = {name: value for name, value in settings.items() if groups[name] == group}
+        if members:
+            parts.append(f"# {group.title}\n{yaml.safe_dump(members, sort_keys=False)}")
+    return "\n".join(parts)
 
 
 def choices(config: type[Any]) -> dict[str, tuple[str, ...]]:
-    """The allowed words of each setting that has a closed list."""
-    found = {}
-    for name, hint in get_type_hints(config).items():
-        for part in (hint, *get_args(hint)):
-            if get_origin(part) is Literal:
-                found[name] = get_args(part)
-    return found
+    """Return the allowed words of each setting that has a closed list."""
+    return {name: words for name, hint in get_type_hints(config).items() if (words := _words(hint))}
+
+
+def column_names(text: str | None) -> list[str] | None:
+    """Return names of a table's columns, separated by commas; None if none are given."""
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def resolved(path: str) -> str:
-    """Return the absolute path, of what is not there, too."""
+    """Return the absolute path, also of what is not there."""
     try:
         return str(Path(path).resolve())
-    except (OSError, ValueError, RuntimeError):  # a name no file can have; who opens it says so
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have; opening it tells
         return path
 
 
 def flag(name: str) -> str:
-    """The command-line flag of a setting."""
+    """Return the command-line flag of a setting."""
     return "--" + name.replace("_", "-")

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from autodistil_search.base.errors import InputError
-from autodistil_search.base.user_input import quoted
-from autodistil_search.settings.common import CHANGES_NOTHING, check_settings, is_positive
+from annotated_types import Ge, Le
+
+from autodistil_search.base.user_input import LARGEST
+from autodistil_search.settings.common import (
+    CHANGES_NOTHING,
+    DATA,
+    OUTPUT,
+    TRAINING,
+    Count,
+    Device,
+    Precision,
+    Rate,
+    Seed,
+    Steps,
+    check_settings,
+)
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.settings.train import TrainConfig
 
@@ -33,24 +46,22 @@ class DistilConfig:
         out: Folder of the result; if not given, students/<run>-<pick>.
     """
 
-    run: str = "runs/tiny"
-    pick: str = "knee"
-    steps: int = 1000
-    batch_size: int | None = None
-    lr: float | None = None
-    text: list[str] | None = None
-    accumulate: int = 1
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    held_out_every: int | None = None
-    keep: int = 2
-    out: str | None = None
+    run: Annotated[str, DATA] = "runs/tiny"
+    pick: Annotated[str, DATA] = "knee"
+    steps: Annotated[Steps, TRAINING] = 1000
+    batch_size: Annotated[Count | None, TRAINING] = None
+    lr: Annotated[Rate | None, TRAINING] = None
+    text: Annotated[list[str] | None, DATA] = None
+    accumulate: Annotated[Count, TRAINING] = 1
+    seed: Annotated[Seed, TRAINING] = 0
+    device: Annotated[Device, OUTPUT] = "auto"
+    precision: Annotated[Precision, OUTPUT] = "auto"
+    held_out_every: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, OUTPUT] = None
+    keep: Annotated[Count, OUTPUT] = 2
+    out: Annotated[str | None, OUTPUT] = None
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.lr is not None and not is_positive(self.lr):
-            raise InputError(f"--lr {quoted(self.lr)}; allowed: numbers above 0")
 
     @property
     def folder(self) -> Path:

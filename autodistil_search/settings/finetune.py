@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.user_input import PACKAGED, TASKS, absolute_path, parse_number, quoted
+from autodistil_search.base.user_input import PACKAGED, TASKS, absolute_path, is_finite, parse_number, quoted
 from autodistil_search.base.weighted_names import parse_terms
-from autodistil_search.settings.common import check_settings, column_names, is_positive
+from autodistil_search.settings.common import (
+    DATA,
+    MANY,
+    OUTPUT,
+    TRAINING,
+    Count,
+    Device,
+    Precision,
+    Rate,
+    Rows,
+    check_settings,
+    column_names,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +53,25 @@ class FinetuneConfig:
         out: Folder of the result; if not given, finetuned/<model>-<task>.
     """
 
-    model: str = "packaged"
-    task: str = "topic"
-    text_columns: str | None = None
-    label_column: str | None = None
-    losses: str = "labels"
-    teacher: str | None = None
-    temperature: float = 1.0
-    epochs: int = 3
-    batch_size: int = 32
-    lr: str = "1e-4"
-    seeds: int = 3
-    max_length: int = 128
-    train_rows: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    out: str | None = None
+    model: Annotated[str, DATA] = "packaged"
+    task: Annotated[str, DATA] = "topic"
+    text_columns: Annotated[str | None, DATA] = None
+    label_column: Annotated[str | None, DATA] = None
+    losses: Annotated[str, TRAINING] = "labels"
+    teacher: Annotated[str | None, DATA] = None
+    temperature: Annotated[Rate, TRAINING] = 1.0
+    epochs: Annotated[Count, TRAINING] = 3
+    batch_size: Annotated[Count, TRAINING] = 32
+    lr: Annotated[str, TRAINING] = "1e-4"
+    seeds: Annotated[Count, TRAINING] = 3
+    max_length: Annotated[Annotated[int, Ge(4), Le(MANY)], DATA] = 128
+    train_rows: Annotated[Rows | None, DATA] = None
+    device: Annotated[Device, OUTPUT] = "auto"
+    precision: Annotated[Precision, OUTPUT] = "auto"
+    out: Annotated[str | None, OUTPUT] = None
 
     def __post_init__(self) -> None:
-        if is_positive(self.lr):  # one rate, as YAML and Python may give it
+        if is_finite(self.lr):  # one rate, as YAML and Python may give it
             object.__setattr__(self, "lr", str(self.lr))
         check_settings(self)
         terms = parse_terms(self.losses)
@@ -66,8 +80,6 @@ class FinetuneConfig:
                 f"--losses {self.losses!r} with --teacher {self.teacher!r}; allowed: labels alone without a teacher, "
                 "and with one whatever is learnt from it, too"
             )
-        if not is_positive(self.temperature):
-            raise InputError(f"--temperature {quoted(self.temperature)}; allowed: numbers above 0")
         _ = self.rates
 
     @property

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
+
+from annotated_types import Ge, Le
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.passwords import names_database, without_password
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.user_input import TASKS, absolute_path, quoted
-from autodistil_search.settings.common import CHANGES_NOTHING, column_names, flag, resolved
+from autodistil_search.settings.common import (
+    CHANGES_NOTHING,
+    MANY,
+    MEASUREMENT,
+    OUTPUT,
+    SEARCH,
+    Count,
+    Rate,
+    Rows,
+    Seed,
+    Steps,
+    column_names,
+    flag,
+    resolved,
+)
 from autodistil_search.settings.train import TrainConfig
 
 _PARTS = 2
@@ -60,28 +76,28 @@ class SearchConfig(TrainConfig):
             of encoders with the teacher's tokens, scored as they are; or none.
     """
 
-    objectives: str = "acc,flops"
-    superlm: str | None = None
-    proxy: str = "relation"
-    proxy_text_columns: str | None = None
-    proxy_label_column: str | None = None
-    proxy_rows: int = 2000
-    proxy_epochs: int = 2
-    proxy_lr: float = 2e-4
-    search_seed: int | None = None
-    engine: str = "nsga2"
-    evaluations: int = 128
-    population: int = 8
-    constraint: list[str] | None = None
-    latency_batch: int = 1
-    throughput_batch: int = 32
-    measured_seq_len: int = 128
-    latency_samples: int = 32
-    eval_blocks: int = 32
-    storage: str | None = field(default=None, repr=False)
-    study: str = "search"
-    worker_timeout: int = 60
-    baselines: str = "shapes"
+    objectives: Annotated[str, SEARCH] = "acc,flops"
+    superlm: Annotated[str | None, SEARCH] = None
+    proxy: Annotated[str, SEARCH] = "relation"
+    proxy_text_columns: Annotated[str | None, SEARCH] = None
+    proxy_label_column: Annotated[str | None, SEARCH] = None
+    proxy_rows: Annotated[Rows, SEARCH] = 2000
+    proxy_epochs: Annotated[Count, SEARCH] = 2
+    proxy_lr: Annotated[Rate, SEARCH] = 2e-4
+    search_seed: Annotated[Seed | None, SEARCH] = None
+    engine: Annotated[str, SEARCH] = "nsga2"
+    evaluations: Annotated[Steps, SEARCH] = 128
+    population: Annotated[Annotated[int, Ge(2), Le(MANY)], SEARCH] = 8
+    constraint: Annotated[list[str] | None, SEARCH] = None
+    latency_batch: Annotated[Count, MEASUREMENT] = 1
+    throughput_batch: Annotated[Count, MEASUREMENT] = 32
+    measured_seq_len: Annotated[Count, MEASUREMENT] = 128
+    latency_samples: Annotated[Annotated[int, Ge(2), Le(MANY)], MEASUREMENT] = 32
+    eval_blocks: Annotated[Count, MEASUREMENT] = 32
+    storage: Annotated[str | None, OUTPUT] = field(default=None, repr=False)
+    study: Annotated[str, OUTPUT] = "search"
+    worker_timeout: Annotated[Count, OUTPUT] = 60
+    baselines: Annotated[str, SEARCH] = "shapes"
 
     _parent: ClassVar[str] = "runs"
 

@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from annotated_types import Ge, Le
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import Plugins
-from autodistil_search.base.user_input import PACKAGED, absolute_path, is_finite, quoted
-from autodistil_search.settings.common import CHANGES_NOTHING, check_settings, flag, is_positive
+from autodistil_search.base.user_input import LARGEST, PACKAGED, absolute_path
+from autodistil_search.settings.common import (
+    CHANGES_NOTHING,
+    DATA,
+    MANY,
+    OUTPUT,
+    SPACE,
+    TRAINING,
+    Count,
+    Device,
+    Precision,
+    Rate,
+    Seed,
+    Steps,
+    check_settings,
+)
 from autodistil_search.spaces.search_space import shipped_spaces
 
 
@@ -55,34 +71,34 @@ class TrainConfig:
         out: Folder of the result; if not given, superlms/<space names> of train and runs/<space names> of search.
     """
 
-    space: str = "tiny"
-    depth: Literal["first_last", "uniform", "prefix"] | None = None
-    teacher: str = "packaged"
-    teacher_layer: int = -1
-    text: list[str] | None = None
-    stream: bool = False
-    seq_len: int = 128
-    init: Literal["auto", "pca", "slices", "embeddings", "random"] = "auto"
-    loss: Literal["kl", "mse"] = "kl"
-    relations: str = "qq,kk,vv"
-    relation_heads: int | None = None
-    sampling: Literal["largest-random", "sandwich", "random", "largest"] = "largest-random"
-    random_subnets: int | None = None
-    subnet_weights: str = ""
-    in_place: float = 0.0
-    hidden: float = 1.0
-    steps: int = 200
-    batch_size: int = 4
-    accumulate: int = 1
-    lr: float | None = None
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: bool = False
-    held_out_every: int | None = None
-    keep: int = 2
-    tensorboard: bool = False
-    out: str | None = None
+    space: Annotated[str, SPACE] = "tiny"
+    depth: Annotated[Literal["first_last", "uniform", "prefix"] | None, SPACE] = None
+    teacher: Annotated[str, DATA] = "packaged"
+    teacher_layer: Annotated[Annotated[int, Ge(-MANY), Le(MANY)], DATA] = -1
+    text: Annotated[list[str] | None, DATA] = None
+    stream: Annotated[bool, DATA] = False
+    seq_len: Annotated[Annotated[int, Ge(8), Le(MANY)], DATA] = 128
+    init: Annotated[Literal["auto", "pca", "slices", "embeddings", "random"], TRAINING] = "auto"
+    loss: Annotated[Literal["kl", "mse"], TRAINING] = "kl"
+    relations: Annotated[str, TRAINING] = "qq,kk,vv"
+    relation_heads: Annotated[Count | None, TRAINING] = None
+    sampling: Annotated[Literal["largest-random", "sandwich", "random", "largest"], TRAINING] = "largest-random"
+    random_subnets: Annotated[Annotated[int, Ge(0), Le(MANY)] | None, TRAINING] = None
+    subnet_weights: Annotated[str, TRAINING] = ""
+    in_place: Annotated[Annotated[float, Ge(0), Le(1)], TRAINING] = 0.0
+    hidden: Annotated[Annotated[float, Ge(0)], TRAINING] = 1.0
+    steps: Annotated[Steps, TRAINING] = 200
+    batch_size: Annotated[Count, TRAINING] = 4
+    accumulate: Annotated[Count, TRAINING] = 1
+    lr: Annotated[Rate | None, TRAINING] = None
+    seed: Annotated[Seed, TRAINING] = 0
+    device: Annotated[Device, OUTPUT] = "auto"
+    precision: Annotated[Precision, OUTPUT] = "auto"
+    compile: Annotated[bool, OUTPUT] = False
+    held_out_every: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, OUTPUT] = None
+    keep: Annotated[Count, OUTPUT] = 2
+    tensorboard: Annotated[bool, OUTPUT] = False
+    out: Annotated[str | None, OUTPUT] = None
     given: InitVar[Mapping[str, Any] | None] = None
     """The settings that were chosen; those named when this was made, if not told. `replace` hands it on."""
 
@@ -98,10 +114,6 @@ class TrainConfig:
         if given is not None:
             object.__setattr__(self, "given", given)
         check_settings(self)
-        for name in ("lr", "proxy_lr"):
-            rate = getattr(self, name, None)
-            if rate is not None and not is_positive(rate):
-                raise InputError(f"{flag(name)} {quoted(rate)}; allowed: numbers above 0")
         if not self.space_names:
             raise InputError(f"--space {self.space!r}; allowed: one or more spaces, separated by commas")
         if self.batch_size < self.accumulate:
@@ -111,13 +123,7 @@ class TrainConfig:
         self._check_subnets()
 
     def _check_subnets(self) -> None:
-        share = self.in_place
-        if not is_finite(share) or not 0 <= share <= 1:
-            raise InputError(f"--in-place {quoted(share)}; allowed: numbers from 0 to 1")
-        weight = self.hidden
-        if not is_finite(weight) or weight < 0:
-            raise InputError(f"--hidden {quoted(weight)}; allowed: 0 or numbers above")
-        if share and self.sampling == "random":
+        if self.in_place and self.sampling == "random":
             raise InputError("--in-place with --sampling random; allowed: a sampling that trains the largest subnet")
         if self.sampling == "largest" and self.random_subnets:
             raise InputError(

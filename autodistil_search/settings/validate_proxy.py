@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.user_input import TASKS, absolute_path, quoted
-from autodistil_search.settings.common import CHANGES_NOTHING, check_settings, column_names, flag, is_positive, resolved
+from autodistil_search.base.user_input import LARGEST, TASKS, absolute_path
+from autodistil_search.settings.common import (
+    CHANGES_NOTHING,
+    DATA,
+    MANY,
+    OUTPUT,
+    SPACE,
+    TRAINING,
+    Count,
+    Device,
+    Precision,
+    Rate,
+    Rows,
+    Seed,
+    check_settings,
+    column_names,
+    resolved,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,33 +57,29 @@ class ValidateConfig:
         out: Folder of the result; if not given, validation-<space> in that of the run.
     """
 
-    run: str = "runs/tiny"
-    space: str | None = None
-    subnets: int = 24
-    bands: int = 4
-    band_width: float = 0.1
-    alone_steps: int | None = None
-    alone_lr: float | None = None
-    probe: str | None = None
-    cosine: str | None = None
-    task: str | None = None
-    text_columns: str | None = None
-    label_column: str | None = None
-    train_rows: int = 2000
-    epochs: int = 2
-    lr: float = 2e-4
-    accumulate: int = 1
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    out: str | None = None
+    run: Annotated[str, SPACE] = "runs/tiny"
+    space: Annotated[str | None, SPACE] = None
+    subnets: Annotated[Annotated[int, Ge(2), Le(MANY)], SPACE] = 24
+    bands: Annotated[Count, SPACE] = 4
+    band_width: Annotated[Rate, SPACE] = 0.1
+    alone_steps: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, TRAINING] = None
+    alone_lr: Annotated[Rate | None, TRAINING] = None
+    probe: Annotated[str | None, DATA] = None
+    cosine: Annotated[str | None, DATA] = None
+    task: Annotated[str | None, DATA] = None
+    text_columns: Annotated[str | None, DATA] = None
+    label_column: Annotated[str | None, DATA] = None
+    train_rows: Annotated[Rows, DATA] = 2000
+    epochs: Annotated[Count, TRAINING] = 2
+    lr: Annotated[Rate, TRAINING] = 2e-4
+    accumulate: Annotated[Count, TRAINING] = 1
+    seed: Annotated[Seed, TRAINING] = 0
+    device: Annotated[Device, OUTPUT] = "auto"
+    precision: Annotated[Precision, OUTPUT] = "auto"
+    out: Annotated[str | None, OUTPUT] = None
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for name in ("lr", "band_width", "alone_lr"):
-            value = getattr(self, name)
-            if not is_positive(value) and not (name == "alone_lr" and value is None):
-                raise InputError(f"{flag(name)} {quoted(value)}; allowed: numbers above 0")
         if self.subnets < 2 * self.bands:
             raise InputError(f"--subnets {self.subnets} with --bands {self.bands}; allowed: two or more in each band")
         if self.alone_steps == 0 and self.task is None and self.cosine is None:

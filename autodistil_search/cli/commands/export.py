@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autodistil_search.cli.command import Command, Outcome, lines
-from autodistil_search.cli.parser import CommandParser, as_text
+from autodistil_search.cli.parser import CommandParser, add_settings, as_text
+from autodistil_search.settings.export import ExportOptions
 
 if TYPE_CHECKING:
     from autodistil_search.base.progress import Reporter
@@ -16,30 +17,12 @@ if TYPE_CHECKING:
 def _add_export(parser: CommandParser) -> None:
     parser.add_argument("model", type=as_text, help="Folder of a finished search, distil or finetune, or a student's.")
     parser.add_argument("--to", type=as_text, required=True, help="Folder to write: new, empty, or an earlier export.")
-    parser.add_argument(
-        "--pick",
-        type=as_text,
-        help="Row of the frontier: knee (the default), a number from 1, cheapest first, or bounds such as flops<=200M: "
-        "of the rows that keep them, the best in the search's first objective.",
-    )
-    parser.add_argument(
-        "--format",
-        type=as_text,
-        default="auto",
-        help="Stock BERT (bert) or MPNet (mpnet), with its own modelling file (own), or the first that can be (auto).",
-    )
-    parser.add_argument("--onnx", action="store_true", help="Write model.onnx, checked against PyTorch (extra onnx).")
-    parser.add_argument("--int8", action="store_true", help="Write model_int8.onnx, too, and say what it costs.")
-    parser.add_argument("--teacher", type=as_text, help="Teacher to compare with, if not the search's.")
-    parser.add_argument("--task", type=as_text, help="Task to measure a fine-tuned student on, in every runtime.")
-    parser.add_argument("--license", type=as_text, help="Licence of the weights, for the card, such as apache-2.0.")
-    parser.add_argument("--push-to-hub", type=as_text, metavar="REPO_ID", help="Upload the folder to the hub.")
-    parser.add_argument("--public", action="store_true", help="Let everyone see the repository; else it is private.")
+    add_settings(parser, ExportOptions)
 
 
 def _export(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     from autodistil_search.base.files import EXPORT_RECORD, read_json
-    from autodistil_search.export.student_folder import ExportOptions, export_student
+    from autodistil_search.export.student_folder import export_student
     from autodistil_search.report.escape import without_markdown
 
     own = ("model", "to")

@@ -11,7 +11,7 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.cli.command import Command, Outcome, json_record
 from autodistil_search.cli.parser import CommandParser, add_settings, as_text, as_whole_number
 from autodistil_search.nas.objectives import parse_amount
-from autodistil_search.settings.common import check_whole_number
+from autodistil_search.settings.common import Count, check_value
 from autodistil_search.settings.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def _plan(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     tokens_text, devices, batch_size, speed_text = (settings[name] for name in own)
     tokens = parse_amount(tokens_text, "--tokens")
     speed = parse_amount(speed_text, "--flops-per-second")
-    check_whole_number("--devices", devices, 1)
+    check_value("--devices", devices, Count)
     others = {name: value for name, value in settings.items() if name not in own}
     if batch_size is not None:
-        check_whole_number("--batch-size", batch_size, 1)
+        check_value("--batch-size", batch_size, Count)
     else:
         batch_size = TrainConfig.batch_size * devices
     config = TrainConfig.from_dict({**others, "batch_size": batch_size})

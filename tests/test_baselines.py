@@ -15,7 +15,7 @@ from rounding import loss_rounding
 from autodistil_search import InputError, search
 from autodistil_search.base.files import cache_folder, read_json
 from autodistil_search.base.progress import Reporter
-from autodistil_search.distillation import training_loop
+from autodistil_search.distillation import training_step
 from autodistil_search.distillation.layer_losses import LayerTransfer
 from autodistil_search.export.student_folder import export_student
 from autodistil_search.nas import baseline_training
@@ -172,7 +172,7 @@ def test_tinybert_and_minilm_are_trained_by_their_own_objectives(toy_config, tea
 def test_accumulate_and_compile_reach_all_that_a_search_and_its_validation_train(toy_config, monkeypatch, tmp_path):
     monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(baseline_training, "SHAPES", {"TinyBERT toy": Subnet(2, 24, 64, 6, 4)})
-    step, layer_step = training_loop.train_step, training_loop.ModelInTraining._layer_step
+    step, layer_step = training_step.train_step, training_step.ModelInTraining._layer_step
     parts, compiled = [], []
 
     def count_rows(model, teacher, input_ids, *arguments):
@@ -183,8 +183,8 @@ def test_accumulate_and_compile_reach_all_that_a_search_and_its_validation_train
         parts.append((len(input_ids), len(self.model.layers)))
         return layer_step(self, transfer, input_ids, share)
 
-    monkeypatch.setattr(training_loop, "train_step", count_rows)
-    monkeypatch.setattr(training_loop.ModelInTraining, "_layer_step", count_rows_of_layers)
+    monkeypatch.setattr(training_step, "train_step", count_rows)
+    monkeypatch.setattr(training_step.ModelInTraining, "_layer_step", count_rows_of_layers)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, **_: compiled.append(layer))
     run = search(replace(toy_config, baselines="shapes,tinybert", steps=1, batch_size=4, accumulate=2, compile=True))
     assert parts == [(2, 3)] * 2 + [(2, 2)] * 4  # SuperLM, two baselines: two parts of one step

@@ -27,6 +27,7 @@ from autodistil_search.tasks.labelled_data import load_task
 from autodistil_search.text import sources as sources_module
 from autodistil_search.text import token_store as corpus_module
 from autodistil_search.text import token_stream as stream_module
+from autodistil_search.text import tokenization
 from autodistil_search.text.blocks import Blocks, shuffled
 from autodistil_search.text.sources import documents, find_sources
 from autodistil_search.text.token_store import Corpus, load_corpus
@@ -666,8 +667,8 @@ def test_long_paragraphs_give_the_same_tokens_piece_by_piece(
     for each in (tokenizer, bytewise):
         whole = Encoder(each)(paragraphs)
         with monkeypatch.context() as patch:
-            patch.setattr(corpus_module, "LONGEST_PIECE", 50)
-            patch.setattr(corpus_module, "CHARACTERS_AT_ONCE", 120)
+            patch.setattr(tokenization, "LONGEST_PIECE", 50)
+            patch.setattr(tokenization, "CHARACTERS_AT_ONCE", 120)
             assert Encoder(each)(paragraphs).tolist() == whole.tolist()
 
 

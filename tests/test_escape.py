@@ -197,7 +197,7 @@ def test_figures_and_tables_for_papers_are_written_whatever_names_hold(text, tmp
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_tables_come_back_from_csv_as_they_are_shown(text, tmp_path, monkeypatch):
-    monkeypatch.setattr("autodistil_search.report.write_page", lambda *_: None)
+    monkeypatch.setattr("autodistil_search.report.writing.write_page", lambda *_: None)
     report = hostile_report(text)
     write_report(report, tmp_path)
     back = pd.read_csv(tmp_path / "baselines.csv")

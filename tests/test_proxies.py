@@ -213,7 +213,7 @@ def test_every_part_of_the_budget_changes_a_task_score(
         seen.append(torch.cat([each.flatten() for each in classifier.parameters()]))
         return ended
 
-    monkeypatch.setattr(proxies, "finetune", record)
+    monkeypatch.setattr(proxies, "fine_tune", record)
     for budget in (BUDGET, replace(BUDGET, **change)):
         proxy = task_proxy(f"task:{toy_task}", budget).make(toy_teacher(), torch.empty(0), cpu)
         proxy.score(debug_superlm(), debug_space.smallest)

@@ -277,7 +277,7 @@ def test_a_finished_superlm_is_taken_as_it_is_though_defaults_have_changed_and_n
 
     monkeypatch.setattr("autodistil_search.runs.train.start_from", none)
     train(replace(toy_training, lr=None))
-    monkeypatch.setattr("autodistil_search.runs.search_inputs.default_learning_rate", lambda _: 1e-5)
+    monkeypatch.setattr("autodistil_search.runs.training_inputs.default_learning_rate", lambda _: 1e-5)
     run = search(replace(toy_config, steps=200, batch_size=4, superlm=toy_training.out))
     taken = load_file(run.folder / "superlm" / "debug" / "model.safetensors")
     assert taken.keys() == again.keys()

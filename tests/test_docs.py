@@ -1,5 +1,6 @@
 """README and docs say what is so: their code runs as written."""
 
+import importlib
 import os
 import re
 import shlex
@@ -27,7 +28,7 @@ FIGURES = ("docs/benchmarks.md", "docs/results.md")  # of the benchmarks' own co
 @pytest.fixture(autouse=True)
 def a_start_from_less_text(monkeypatch):
     """With the real teacher the averages that a PCA start takes are most of the time of so short a run."""
-    monkeypatch.setattr("autodistil_search.runs.search_inputs.SAMPLE_BLOCKS", 4)
+    monkeypatch.setattr("autodistil_search.runs.training_inputs.SAMPLE_BLOCKS", 4)
 
 
 @pytest.fixture
@@ -150,6 +151,23 @@ def test_help_and_the_page_on_the_command_line_tell_the_same_exit_codes():
 def test_the_page_on_the_command_line_tells_what_each_command_prints_as_json():
     told = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs/cli.md").read_text(), flags=re.MULTILINE)
     assert sorted(told) == sorted({*NAMES} - {"completion"})
+
+
+def test_every_function_and_file_that_design_and_contributing_name_is_there():
+    package = ROOT / "autodistil_search"
+    named = re.findall(r"`((?:[a-z_]+\.)+[A-Za-z_]+)`", (ROOT / "docs/design.md").read_text())
+    dotted = [name for name in named if (package / name.partition(".")[0]).is_dir()]
+    assert len(dotted) > 25
+    for name in dotted:
+        target = autodistil_search
+        for part in name.split("."):
+            if not hasattr(target, part):
+                importlib.import_module(f"{target.__name__}.{part}")
+            target = getattr(target, part)
+    paths = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(paths) > 15
+    for path in paths:
+        assert (ROOT / path).exists() or (package / path).exists(), path
 
 
 def test_links_of_readme_lead_somewhere():

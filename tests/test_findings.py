@@ -46,7 +46,7 @@ OF_EACH_KIND = [
         {"check": "v", "subnets": 8, "fine_tuned": True, "comparisons": 3, "better": 1},
     ),
     remark("as it is"),
-    Finding(findings.START, {"space": "tiny", "words": "starts wholly at random"}),
+    Finding(findings.START, {"space": "tiny", "words": "all weights start at random"}),
     Finding(findings.UNCHECKED, {"folder": "tiny"}),
     Finding(findings.TRAINING, {"steps": 5, "tokens": 1000}),
     Finding(findings.VERSUS_BASELINE, AGAINST),

@@ -102,7 +102,7 @@ def test_what_cannot_be_followed_is_told_and_leaves_the_mean(modules, config, wo
     assert teacher.pooling.modes == ("mean",)
     assert not teacher.pooling.stated
     (note,) = [note for note in teacher.notes if "embed sentences" in note]
-    assert "the mean of the tokens' states; the teacher's own cannot be followed: " in note
+    assert "the mean of the tokens' states; the teacher's own pooling is not supported: " in note
     assert words in note
 
 

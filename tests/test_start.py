@@ -162,7 +162,7 @@ def test_a_family_that_cannot_be_turned_starts_from_slices_and_says_so(
     monkeypatch.setattr(initial_weights, "_KNOWN_FAMILIES", ("roberta",))
     teacher = toy_teacher()
     model, notes = initial_weights.superlm(teacher, SPACE, "pca", sample)
-    assert notes == ["init pca does not know teachers of type 'bert': slices instead"]
+    assert notes == ["init pca does not support teachers of type 'bert'; slices are copied instead"]
     assert model.layers[0].query.weight.equal(
         initial_weights.superlm(teacher, SPACE, "slices", sample)[0].layers[0].query.weight
     )
@@ -173,7 +173,7 @@ def test_a_random_start_takes_nothing_and_an_unknown_one_is_refused(
 ) -> None:
     torch.manual_seed(3)
     model, notes = initial_weights.superlm(toy_teacher(), SPACE, "random", sample)
-    assert notes == ["starts wholly at random"]
+    assert notes == ["all weights start at random"]
     torch.manual_seed(3)
     untouched = AutoDistilModel(toy_teacher().student_config(SPACE.largest, SPACE))
     assert model_sha256(model) == model_sha256(untouched)

@@ -284,7 +284,7 @@ def test_heads_of_a_student_take_the_bias_of_the_heads_they_come_from(toy_teache
         ("deberta-v2-narrow", ["by 1.73 more", "projection is folded in"]),
         ("deberta-v2-conv", ["by 1.41 more", "attention to relative positions", "convolution after its first layer"]),
         ("deberta-v3", ["by 1.73 more", "attention to relative positions", "no position embeddings"]),
-        ("modernbert", ["no position embeddings", "only the embeddings start as the teacher's"]),
+        ("modernbert", ["no position embeddings", "only the embeddings are copied"]),
     ],
 )
 def test_what_has_no_place_in_a_student_is_noted(
@@ -441,7 +441,7 @@ def test_a_random_start_takes_nothing_from_the_teacher(
 ) -> None:
     teacher = toy_teacher()
     superlm, notes = initial_weights.superlm(teacher, debug_space, "random")
-    assert notes == ["starts wholly at random"]
+    assert notes == ["all weights start at random"]
     assert superlm.config.vocab_size == teacher.vocabulary.tokens
     started, _ = initial_weights.superlm(teacher, debug_space, "slices")
     for name, weight in superlm.state_dict().items():

@@ -1,1 +1,1 @@
-"""Internal: teachers of every family, how they are loaded, and weights to start from."""
+"""Internal: teachers of all supported families, their loading, and initial weights of students."""

@@ -1,4 +1,4 @@
-"""Where each family of encoders keeps its parts: the table that `Teacher` reads a model by."""
+"""Families of encoders: the table of the parts of their layers, by which `Teacher` reads a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Block:
-    """The `index`th of `of` equal blocks of a linear layer's rows, as where one product gives Q, K and V."""
+    """Block number `index` of `of` equal blocks of a linear layer's rows, such as Q, K or V of a fused product."""
 
     path: str
     index: int = 0
@@ -24,13 +24,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Family:
-    """Attribute paths: those of `layers` and the embeddings' parts in the model, the others in one of its layers.
+    """Attribute paths of a family. `layers` and the embeddings' parts are in the model, the others in each layer.
 
-    attention_norm, ffn_norm: the norms after attention and FFN; None where norms come before them.
-    embedding_projection: from embeddings of another width than the layers.
-    relative_bias: table of numbers for each bucket of distances and head, which all layers add to their scores.
-    skips_padding: positions are numbered from `pad_token_id + 1`: the rows before that stand for no position.
-    unlike: why a layer cannot start a student's; empty if it can.
+    attention_norm, ffn_norm: norms after attention and FFN; None if norms come before them.
+    embedding_projection: linear map of embeddings whose width differs from that of the layers.
+    relative_bias: table of relative attention bias by bucket of distances and head, which all layers add to their
+        scores.
+    skips_padding: True if positions are numbered from `pad_token_id + 1`; the rows before stand for no position.
+    unlike: reason why a layer cannot start a student's layer; empty if it can.
     """
 
     layers: str
@@ -50,7 +51,7 @@ class Family:
 
     @property
     def parts(self) -> dict[str, Block]:
-        """Where the linear layers and norms of one layer are; norms that come before are left out."""
+        """Return the places of the linear layers and norms in one layer, without norms before attention and FFN."""
         places = {part: getattr(self, part) for part in (*_LINEAR, *_NORMS)}
         return {
             part: place if isinstance(place, Block) else Block(place)
@@ -112,13 +113,13 @@ _MODERNBERT = Family(
     value=Block("attn.Wqkv", 2, 3),
     attention_output="attn.Wo",
     attention_norm=None,
-    ffn_in=Block("mlp.Wi", 0, 2),  # the half that is activated; the other is its gate
+    ffn_in=Block("mlp.Wi", 0, 2),  # the activated half; the other half is the gate
     ffn_out="mlp.Wo",
     ffn_norm=None,
     embedding_norm="embeddings.norm",
-    # Its weights would fit by shape, but compute something else: a student norms the sum after each part where this
-    # stream of hidden states grows unnormed, scores take no rotation, and half a gated FFN is not one without a gate.
-    unlike="they are normed before each part, not after it, rotate queries and keys, and gate their FFN",
+    # The weights would fit by shape, but a student computes something else. It normalizes the sum after each part,
+    # where ModernBERT does not; it rotates no queries and keys; and half a gated FFN differs from an FFN without gate.
+    unlike="norms come before attention and FFN, not after; queries and keys are rotated; the FFN is gated",
 )
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
@@ -131,34 +132,38 @@ FAMILIES: dict[str, Family] = {
     "deberta-v2": _DEBERTA,
     "modernbert": _MODERNBERT,
 }
-"""By `model_type`; one of these is what a teacher must be. DeBERTa-v3 is of type deberta-v2."""
+"""Families of teachers by `model_type`; other types are refused. DeBERTa-v3 has type deberta-v2."""
 
 RELATIVE_BUCKETS = 32
-"""Buckets that MPNet's encoder numbers, whatever its configuration says."""
+"""Number of buckets of MPNet's encoder, which its configuration does not change."""
 
 WITHOUT_PLACE = {
     "encoder.rel_embeddings": "attention to relative positions",  # DeBERTa
     "encoder.conv": "convolution after its first layer",  # DeBERTa-v2-xlarge
 }
-"""Parts of a model, by path, that no student has."""
+"""Parts of a model that no student has: paths and names."""
 
 
 def find(module: Any, path: str | None) -> Any:
-    """What is at a dotted path below a module; None if there is nothing."""
+    """Return the attribute at a dotted path below a module; None if there is none, or if `path` is None."""
     for name in path.split(".") if path else ():
         module = getattr(module, name, None)
     return module if path else None
 
 
 def check_family(name: str, config: Any) -> None:
-    """Refuse a configuration of no family, saying what it is of."""
+    """Refuse a configuration of an unsupported model type, and decoders.
+
+    Raises:
+        InputError: naming the type and those allowed.
+    """
     if config.model_type not in FAMILIES:
         raise InputError(
             f"teacher {name!r} is {_kind(config)} of type {config.model_type!r}; "
             f"allowed: encoders of type {', '.join(sorted(FAMILIES))}"
         )
     if getattr(config, "is_decoder", False):
-        raise InputError(f"teacher {name!r} is a decoder: it sees earlier tokens only; allowed: encoders")
+        raise InputError(f"teacher {name!r} is a decoder: it attends to earlier tokens only; allowed: encoders")
 
 
 def _kind(config: Any) -> str:
@@ -178,23 +183,23 @@ def _kind(config: Any) -> str:
 
 
 def check_layers(what: str, config: Any, unexpected: Iterable[str]) -> None:
-    """Refuse weights for layers, or for parts of them, that the model would do without.
+    """Refuse weights of layers, or of parts of layers, that the loaded model does not have.
 
     Args:
-        what: The model in words.
-        config: Of a family.
-        unexpected: Names of the weights that the model has no place for.
+        what: Name of the model in messages.
+        config: Configuration of a model of one of `FAMILIES`.
+        unexpected: Names of the weights that were not loaded.
 
     Raises:
-        InputError: naming them.
+        InputError: naming the layers or parts.
     """
     layers = re.escape(FAMILIES[config.model_type].layers)
-    found = (re.search(rf"(?:^|\.){layers}\.(\d+)\.(.+)\.\w+$", key) for key in unexpected)
-    places = [(int(match[1]), match[2]) for match in found if match]
-    most = max((index for index, _ in places), default=0)
-    if most >= config.num_hidden_layers:
+    matches = (re.search(rf"(?:^|\.){layers}\.(\d+)\.(.+)\.\w+$", key) for key in unexpected)
+    places = [(int(match[1]), match[2]) for match in matches if match]
+    last = max((index for index, _ in places), default=0)
+    if last >= config.num_hidden_layers:
         raise InputError(
-            f"{what} has weights of {most + 1} layers; allowed: {config.num_hidden_layers}, as its config.json says"
+            f"{what} has weights of {last + 1} layers; allowed: {config.num_hidden_layers}, as its config.json says"
         )
     if stray := sorted({part for _, part in places}):
         raise InputError(
@@ -204,10 +209,10 @@ def check_layers(what: str, config: Any, unexpected: Iterable[str]) -> None:
 
 
 def find_layers(name: str, model: nn.Module, family: Family, heads: int) -> list[nn.Module]:
-    """The layers of a model of that family.
+    """Return the layers of a model of that family.
 
     Raises:
-        InputError: for layers without the family's parts, or of unlike sizes; names what was found.
+        InputError: if layers lack parts of the family or differ in size; names the parts or sizes found.
     """
     from torch import nn
 
@@ -218,7 +223,7 @@ def find_layers(name: str, model: nn.Module, family: Family, heads: int) -> list
         for part, place in family.parts.items():
             kind = nn.Linear if part in _LINEAR else nn.LayerNorm
             if not isinstance(find(layer, place.path), kind):
-                leaves = ((path, each) for path, each in layer.named_modules() if not list(each.children()))
+                leaves = ((path, module) for path, module in layer.named_modules() if not list(module.children()))
                 raise InputError(
                     f"layer {i} of teacher {name!r} has no {kind.__name__} {place.path!r}; found: {_listed(leaves)}"
                 )

@@ -1,9 +1,10 @@
-"""How a SuperLM or a student starts: from slices of its teacher, which may first be turned so that what matters leads.
+"""Initial weights of SuperLMs and students: slices of the teacher, which may first be rotated.
 
-A slice takes the first hidden dimensions, heads, dimensions of each head and FFN neurons, and a subnet's slice is the
-first part of that slice again: the order decides what is kept. So a copy of the teacher is rewritten before it is
-sliced, by averages over a sample of training text; the teacher itself, which gives the targets, stays as it is.
-Letters: H hidden size, A heads, D head_dim, W = A D, F FFN width, R relation heads, G groups of dimensions.
+A slice takes the first hidden dimensions, heads, dimensions of each head and FFN neurons. The slice of a subnet is in
+turn the first part of that slice, so the order of dimensions decides which of them are kept. The rotation puts the
+most important dimensions first, by averages over a sample of training text. It is applied to a copy of the teacher;
+the teacher that gives the targets does not change. Letters: H hidden size, A heads, D head_dim, W = A D, F FFN width,
+R relation heads, G groups of dimensions.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ from autodistil_search.superlm.relation_loss import relation_loss, relation_targ
 from autodistil_search.teachers.teacher import Teacher
 
 STARTS = ("auto", "pca", "slices", "embeddings", "random")
-"""Every way to start a model: see `start_from`."""
+"""Names of the initial weights that `start_from` gives a model."""
 
 COPYING_STARTS = ("auto", "pca", "slices")
-"""Starts that make a student of the teacher's own shape its copy, where students have all the parts of its layers."""
+"""Starts that make a student of the teacher's own shape its copy, if students have all parts of its layers."""
 
 _LEAST_GAIN = 0.01
-"""Share by which copying more must lower the relation loss: layers that gain less were mangled by the copy, and a
-SuperLM of MPNet's trained more slowly from such layers than from embeddings alone."""
+"""Share by which a start that copies more must lower the relation loss. A smaller gain shows that the copy destroyed
+the layers: from such layers, a SuperLM of MPNet trained more slowly than from embeddings alone."""
 
 _JUDGED_BLOCKS = 8
-"""Blocks of the sample on which the starts that "auto" chooses from are compared."""
+"""Blocks of the sample on which "auto" compares the starts."""
 
 SAMPLE_BLOCKS = 64
-"""How many blocks of training text to take the averages over: 8,192 tokens at 128 a block."""
+"""Blocks of training text for the averages: 8,192 tokens with 128 tokens a block."""
 
 _BLOCKS_AT_ONCE = 16
 _KNOWN_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet")
-"""Post-norm families whose layers have the parts that are rewritten here."""
+"""Post-norm families whose layers have all the parts that the rotation rewrites."""
 
 _SMALLEST_VARIANCE = 1e-6
-"""Share of the largest variance that every direction is taken to have at least: its inverse stays finite."""
+"""Lower bound of the variance in any direction, as a share of the largest; it keeps the inverse finite."""
 
 _Watched = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]
 
@@ -54,7 +55,7 @@ _Watched = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]
 def superlm(
     teacher: Teacher, space: SearchSpace, init: str, sample_ids: Tensor | None = None
 ) -> tuple[AutoDistilModel, list[str]]:
-    """A SuperLM for `space` with the teacher's vocabulary, and notes on its start; see `start_from`."""
+    """Return a SuperLM for `space` with the teacher's vocabulary, and notes on its start; see `start_from`."""
     model = AutoDistilModel(teacher.student_config(space.largest, space))
     return model, start_from(model, teacher, init, sample_ids, space.relation_heads)
 
@@ -63,22 +64,26 @@ def superlm(
 def start_from(
     model: AutoDistilModel, teacher: Teacher, init: str, sample_ids: Tensor | None, relation_heads: int
 ) -> list[str]:
-    """Give `model`, a SuperLM or a student, its first weights; returns notes on what did not come from the teacher.
+    """Set the initial weights of `model`, a SuperLM or a student; returns notes on parts not copied from the teacher.
 
     Args:
-        model: Model that starts, with random weights.
-        teacher: Teacher that gives the weights.
-        init: One of `STARTS`. "random" leaves the model as it is; "embeddings" copies slices of the teacher's
-            embeddings; "slices" copies slices of its layers, too; "pca" does so after turning hidden dimensions, heads
-            and relation heads, so that the first dimensions carry most. Dimensions that are not cut off are not turned:
-            a student of the teacher's own shape is its copy either way. "auto" tries all of them that the teacher
-            allows and keeps the one with the lowest relation loss on the sample, so it never starts worse than random;
-            a start that copies more must be better by a hundredth.
-        sample_ids: `(N, T)` token ids of training text; only "pca" and "auto" look at them.
+        model: Model with random weights.
+        teacher: Source of the weights.
+        init: One of `STARTS`:
+
+            - "random" leaves the model unchanged.
+            - "embeddings" copies slices of the teacher's embeddings.
+            - "slices" also copies slices of its layers.
+            - "pca" does so after a rotation of hidden dimensions, heads and relation heads, which puts the dimensions
+              of largest variance first. Nothing is rotated where no dimension is cut off: a student of the teacher's
+              own shape is its copy with "slices" and with "pca".
+            - "auto" tries all of these that the teacher allows, and keeps the start with the lowest relation loss on
+              the sample. It is never worse than "random". A start that copies more must be better by 1 %.
+        sample_ids: `(N, T)` token ids of training text, used only by "pca" and "auto".
         relation_heads: Number of heads into which the loss splits Q, K and V.
 
     Raises:
-        InputError: for another `init`.
+        InputError: for any other `init`.
     """
     if init not in STARTS:
         raise InputError(f"init {init!r}; allowed: {', '.join(STARTS)}")
@@ -86,12 +91,16 @@ def start_from(
         assert sample_ids is not None
         return _best_start(model, teacher, sample_ids, relation_heads)
     if init == "random":
-        return ["starts wholly at random"]
+        return ["all weights start at random"]
     if init == "embeddings":
         return teacher.copy_into(model, layers=False)
     family = teacher.model.config.model_type
     if init == "slices" or family not in _KNOWN_FAMILIES:
-        other = [] if init == "slices" else [f"init {init} does not know teachers of type {family!r}: slices instead"]
+        other = (
+            []
+            if init == "slices"
+            else [f"init {init} does not support teachers of type {family!r}; slices are copied instead"]
+        )
         return [*other, *_slices(model, teacher, relation_heads)]
     assert sample_ids is not None
     turned = Teacher(copy.deepcopy(teacher.model), teacher.tokenizer, teacher.name, teacher.layer)
@@ -106,7 +115,7 @@ def start_from(
 def _best_start(model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor, relation_heads: int) -> list[str]:
     """Start `model` in each way that the teacher allows, and keep the start with the lowest relation loss.
 
-    Every start draws the same random numbers, so that the result is that of naming the start that is kept.
+    Every start draws the same random numbers, so the result equals that of an explicit `init` of the kept start.
     """
     blocks = sample_ids[:_JUDGED_BLOCKS].to(teacher.model.device)
     projections = [part.to(model.device) for part in teacher.projections(blocks)]
@@ -137,7 +146,7 @@ def _weights_of(model: AutoDistilModel) -> dict[str, Tensor]:
 
 
 def _starts_for(teacher: Teacher) -> list[str]:
-    """Return the ways to start that differ for this teacher, from what copies least to what copies most."""
+    """Return the starts that differ for this teacher, in ascending order of the parts that they copy."""
     if not teacher.copies_layers:
         return ["random", "embeddings"]
     turned = ["pca"] if teacher.model.config.model_type in _KNOWN_FAMILIES else []
@@ -145,7 +154,10 @@ def _starts_for(teacher: Teacher) -> list[str]:
 
 
 def _slices(model: AutoDistilModel, teacher: Teacher, relation_heads: int) -> list[str]:
-    """Slices of the teacher as it is; a SuperLM's relation heads get the leading dimensions of the teacher's."""
+    """Copy slices of the unrotated teacher into `model`; returns notes as `Teacher.copy_into` does.
+
+    The relation heads of a SuperLM get the leading dimensions of the teacher's relation heads.
+    """
     notes = teacher.copy_into(model)
     if teacher.copies_layers and model.config.relation_heads is not None:
         unturned = torch.eye(teacher.subnet.hidden_size, dtype=torch.double, device=teacher.model.device)
@@ -153,46 +165,56 @@ def _slices(model: AutoDistilModel, teacher: Teacher, relation_heads: int) -> li
     return notes
 
 
-def _turn_heads(turned: Teacher, teacher: Teacher, sample_ids: Tensor, mine: Subnet) -> None:
-    """Inside each head, dimensions that carry Q Kᵀ and W_o V best come first.
+def _turn_heads(turned: Teacher, teacher: Teacher, sample_ids: Tensor, student_sizes: Subnet) -> None:
+    """Rotate the dimensions of each head so that the first ones approximate Q Kᵀ and W_o V best.
 
-    Exact but for a factor: Q and K are scaled so that scores, divided by √D, keep their size when D changes. With the
-    square roots of the second moments, S_q and S_k, and S_q S_k = U s Vᵀ, the turned q is √s Uᵀ S_q⁻¹ q and k alike:
-    their product is unchanged, and its first terms are the best approximation by so few. V and W_o likewise.
+    The rotation is exact up to a factor: Q and K are scaled so that scores, divided by √D, keep their size when D
+    changes. S_q and S_k are the square roots of the second moments, and S_q S_k = U s Vᵀ. The rotated q is
+    √s Uᵀ S_q⁻¹ q, and k alike. Their product is unchanged, and its first terms are the best approximation of that
+    rank. V and W_o are treated alike.
     """
-    theirs = teacher.subnet
-    if mine.head_dim >= theirs.head_dim or mine.attention_width >= theirs.attention_width:
+    teacher_sizes = teacher.subnet
+    if (
+        student_sizes.head_dim >= teacher_sizes.head_dim
+        or student_sizes.attention_width >= teacher_sizes.attention_width
+    ):
         return
     watched: list[_Watched] = []
-    for layer in range(theirs.layers):
+    for layer in range(teacher_sizes.layers):
         watched += [
-            (_linear(teacher, layer, "query"), lambda _, y: _moments(y, theirs.heads)),
-            (_linear(teacher, layer, "key"), lambda _, y: _moments(y, theirs.heads)),
-            (_linear(teacher, layer, "attention_output"), lambda x, _: _moments(x, theirs.heads)),
+            (_linear(teacher, layer, "query"), lambda _, y: _moments(y, teacher_sizes.heads)),
+            (_linear(teacher, layer, "key"), lambda _, y: _moments(y, teacher_sizes.heads)),
+            (_linear(teacher, layer, "attention_output"), lambda x, _: _moments(x, teacher_sizes.heads)),
         ]
     moments = iter(_averages(teacher, sample_ids, watched))
-    scale = (mine.head_dim / theirs.head_dim) ** 0.25
-    for layer, *of_layer in zip(range(theirs.layers), moments, moments, moments, strict=True):
+    scale = (student_sizes.head_dim / teacher_sizes.head_dim) ** 0.25
+    for layer, *of_layer in zip(range(teacher_sizes.layers), moments, moments, moments, strict=True):
         (root_q, inverse_q), (root_k, inverse_k), (root_v, inverse_v) = (_roots(moment) for moment in of_layer)
         u, s, vh = torch.linalg.svd(root_q @ root_k)  # (A, D, D), (A, D), (A, D, D)
         _mix_rows(_linear(turned, layer, "query"), scale * s.sqrt()[..., None] * u.mT @ inverse_q)
         _mix_rows(_linear(turned, layer, "key"), scale * s.sqrt()[..., None] * vh @ inverse_k)
         output = _linear(teacher, layer, "attention_output").weight.double()
-        output = output.unflatten(1, (theirs.heads, -1)).transpose(0, 1) @ root_v  # (A, H, D)
-        components = torch.stack([_principal(each) for each in output.mT @ output])  # (A, D, D)
+        output = output.unflatten(1, (teacher_sizes.heads, -1)).transpose(0, 1) @ root_v  # (A, H, D)
+        components = torch.stack([_principal(moment) for moment in output.mT @ output])  # (A, D, D)
         size = (output @ components).norm(dim=1).clamp(min=_SMALLEST_VARIANCE).sqrt()[:, None]  # (A, 1, D)
         _mix_rows(_linear(turned, layer, "value"), (components * size).mT @ inverse_v)
         _mix_columns(_linear(turned, layer, "attention_output"), root_v @ (components / size))
 
 
 def _turn_hidden(turned: Teacher, teacher: Teacher, sample_ids: Tensor, widths: Sequence[int]) -> Tensor:
-    """Hidden dimensions become the principal components of the hidden states, averaged over all layers.
+    """Rotate hidden dimensions to the principal components of the hidden states, averaged over all layers.
 
-    As SliceGPT (arXiv 2401.15024), but with one rotation for all layers, as a student has no place for one in between.
-    Not exact: a layer norm subtracts the mean of, and weighs, the dimensions that it finds. Its weights are fitted by
-    least squares to the turned hidden states, over the widths that the student may have.
+    The method is that of SliceGPT (arXiv 2401.15024), with one rotation for all layers: a student has no place for a
+    rotation between layers. The result is approximate, because a layer norm subtracts the mean of its dimensions and
+    weighs them. Its weights are fitted to the rotated hidden states by least squares, over the student's widths.
 
-    Returns the rotation, `(H, H)`: the identity if none of the widths is less than the teacher's.
+    Args:
+        turned: Copy of the teacher that is rotated in place.
+        teacher: Teacher whose hidden states are averaged.
+        sample_ids: `(N, T)` token ids of training text.
+        widths: Hidden sizes that the student can have.
+
+    Returns the rotation, `(H, H)`; the identity if no width is below the teacher's.
     """
     hidden = teacher.subnet.hidden_size
     norms = _norms(teacher)
@@ -206,7 +228,7 @@ def _turn_hidden(turned: Teacher, teacher: Teacher, sample_ids: Tensor, widths: 
 
     fits = _averages(teacher, sample_ids, [(norm, sums) for norm in norms])
     for norm, fit in zip(_norms(turned), fits, strict=True):
-        n, n_n, y, n_y = fit[1:] / fit[0].clamp(min=1)  # beyond all widths there is nothing to fit
+        n, n_n, y, n_y = fit[1:] / fit[0].clamp(min=1)  # dimensions beyond all widths have a count of 0
         weight = (n_y - n * y) / (n_n - n.square()).clamp(min=_SMALLEST_VARIANCE)
         norm.weight.copy_(weight)
         norm.bias.copy_(y - weight * n)
@@ -225,28 +247,31 @@ def _turn_hidden(turned: Teacher, teacher: Teacher, sample_ids: Tensor, widths: 
 def _align_relations(
     model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor | None, turn: Tensor, relation_heads: int
 ) -> None:
-    """In the last layer, relation head by relation head, the whole model gets the teacher's leading dimensions.
+    """Copy the teacher's leading dimensions of each relation head into the last layer of `model`.
 
-    Of a sample of text, their principal components: orthogonal, so all of them together have the teacher's relations;
-    Q and K share theirs. Their scale keeps the scores' size when the width changes. Without a sample, the dimensions as
-    they are. Attention's own heads are not kept apart: the loss sees the relation heads only. What is wider than the
-    teacher starts at random.
+    With a sample of text, the dimensions are first rotated to their principal components; Q and K share one rotation.
+    It is orthogonal, so that all components together have the teacher's relations. Their scale keeps the size of the
+    scores when the width changes. Without a sample, the dimensions are copied unrotated. Attention heads are not kept
+    apart, because the loss depends on relation heads only. Dimensions beyond the teacher's start at random.
 
-    turn: What the hidden states were turned by, `(H, H)`.
+    turn: rotation of the hidden states, `(H, H)`.
     """
-    mine, theirs = model.config.subnet, teacher.subnet
-    width, hidden = mine.each_layer[-1].attention_width, min(mine.hidden_size, theirs.hidden_size)
-    if width >= theirs.attention_width and model.config.relation_heads is None:
+    student_sizes, teacher_sizes = model.config.subnet, teacher.subnet
+    width, hidden = (
+        student_sizes.each_layer[-1].attention_width,
+        min(student_sizes.hidden_size, teacher_sizes.hidden_size),
+    )
+    if width >= teacher_sizes.attention_width and model.config.relation_heads is None:
         return
     source = cast(int, teacher.sources(model)[-1])
-    mine_each, theirs_each = (-(-each // relation_heads) for each in (width, theirs.attention_width))
-    groups = torch.arange(theirs.attention_width, device=turn.device).split(theirs_each)
-    rows, order = _places(groups, relation_heads, mine_each, model.config.relation_heads is not None)
+    per_head, teacher_per_head = (-(-w // relation_heads) for w in (width, teacher_sizes.attention_width))
+    groups = torch.arange(teacher_sizes.attention_width, device=turn.device).split(teacher_per_head)
+    rows, order = _places(groups, relation_heads, per_head, model.config.relation_heads is not None)
     rows, order = rows[:width], order[:width]
     last, parts = cast(ElasticLayer, model.layers[-1]), teacher.layer_parts(source)
     components, scale = _relation_components(teacher, source, sample_ids, groups), 1.0
     if sample_ids is not None:
-        scale = (mine_each / theirs_each) ** 0.25
+        scale = (per_head / teacher_per_head) ** 0.25
     for name in ("query", "key", "value"):
         target, chosen = getattr(last, name), scale * components[name][order]  # (rows, W)
         if len(rows) < width:
@@ -258,27 +283,31 @@ def _align_relations(
     last.attention_output.weight[:hidden, rows] = output[:hidden].to(last.attention_output.weight)
 
 
-def _places(groups: Sequence[Tensor], relation_heads: int, each: int, in_turns: bool) -> tuple[Tensor, Tensor]:
-    """Which of a model's rows get which of the teacher's components, at most `each` of every relation head's group.
+def _places(groups: Sequence[Tensor], relation_heads: int, per_head: int, in_turns: bool) -> tuple[Tensor, Tensor]:
+    """Return rows of a model, and for each row the index of the teacher's component that it gets.
 
-    In blocks, the components that are left follow: they complete a width that the relation heads do not divide.
+    Each relation head gets at most `per_head` components of its group. If relation heads are blocks, the remaining
+    components follow: they complete a width that the relation heads do not divide.
     """
-    leading = [group[:each] for group in groups]
+    leading = [group[:per_head] for group in groups]
     order = torch.cat(leading)
     if in_turns:
-        turns = torch.arange(relation_heads * each, device=order.device).unflatten(0, (each, relation_heads)).T
+        turns = torch.arange(relation_heads * per_head, device=order.device).unflatten(0, (per_head, relation_heads)).T
         return torch.cat([turn[: len(group)] for turn, group in zip(turns, leading, strict=False)]), order
-    order = torch.cat([order, *(group[each:] for group in groups)])
+    order = torch.cat([order, *(group[per_head:] for group in groups)])
     return torch.arange(len(order), device=order.device), order
 
 
 def _relation_components(
     teacher: Teacher, layer: int, sample_ids: Tensor | None, groups: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """What each relation head's dimensions are turned by, `(W, W)` in blocks, for query, key and value."""
+    """Return the block-diagonal rotations `(W, W)` of the relation heads' dimensions, for query, key and value.
+
+    They are identities without a sample.
+    """
     if sample_ids is None:
-        same = torch.eye(teacher.subnet.attention_width, dtype=torch.double, device=teacher.model.device)
-        return dict.fromkeys(("query", "key", "value"), same)
+        identity = torch.eye(teacher.subnet.attention_width, dtype=torch.double, device=teacher.model.device)
+        return dict.fromkeys(("query", "key", "value"), identity)
     watched = [(_linear(teacher, layer, part), lambda _, y: y.mT @ y) for part in ("query", "key", "value")]
     q, k, v = _averages(teacher, sample_ids, watched)
     both, value = (
@@ -289,9 +318,9 @@ def _relation_components(
 
 
 def _norm_sums(x: Tensor, y: Tensor, widths: Sequence[int]) -> Tensor:
-    """What least squares needs to fit y ≈ weight n + bias with n the norm of x's leading dimensions: `(5, H)` sums.
+    """Return the sums for a least-squares fit of y ≈ weight n + bias, where n is the norm of x's leading dimensions.
 
-    Of 1, n, n², y and n y; each dimension over the widths that have it.
+    The sums of 1, n, n², y and n y are `(5, H)`, for each dimension over the widths that include it.
     """
     sums = x.new_zeros(5, x.shape[-1])
     for width in widths:
@@ -309,7 +338,10 @@ def _linear(teacher: Teacher, layer: int, part: str) -> nn.Linear:
 
 
 def _norms(teacher: Teacher) -> list[Any]:
-    """The layer norms that write hidden states, in order; that of narrow embeddings (ELECTRA) is before projection."""
+    """Return the layer norms whose outputs are hidden states, in order.
+
+    The norm of narrow embeddings (ELECTRA) is left out, because it precedes their projection.
+    """
     narrow = getattr(teacher.model, "embeddings_project", None) is not None
     embeddings: Any = teacher.model.embeddings
     norms = [
@@ -331,7 +363,11 @@ def _turn_embeddings(turned: Teacher, turn: Tensor) -> None:
 
 
 def _averages(teacher: Teacher, sample_ids: Tensor, watched: Sequence[_Watched]) -> list[Tensor]:
-    """Averages over the sample's tokens of what is summed of watched modules' inputs and outputs, `(tokens, n)`."""
+    """Return averages over the sample's tokens, one for each pair in `watched`.
+
+    Each pair is a module and a function, which returns sums over tokens of the module's inputs and outputs
+    `(tokens, n)`.
+    """
     sums: list[Tensor | float] = [0.0] * len(watched)
 
     def add(index: int, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -344,24 +380,27 @@ def _averages(teacher: Teacher, sample_ids: Tensor, watched: Sequence[_Watched])
     finally:
         for handle in handles:
             handle.remove()
-    return [each / sample_ids.numel() for each in sums]  # type: ignore[misc]
+    return [total / sample_ids.numel() for total in sums]  # type: ignore[misc]
 
 
 def _moments(x: Tensor, groups: int) -> Tensor:
-    """Sums of x xᵀ inside each of so many groups of dimensions: `(tokens, n)` to `(G, n / G, n / G)`."""
+    """Return the sums over tokens of x xᵀ in each of `groups` groups of dimensions.
+
+    x: `(tokens, n)`; the sums are `(G, n / G, n / G)`.
+    """
     grouped = x.unflatten(-1, (groups, -1)).transpose(0, 1)  # (G, tokens, n / G)
     moments: Tensor = grouped.mT @ grouped
     return moments
 
 
 def _principal(moment: Tensor) -> Tensor:
-    """Principal components as columns, the largest first; `(n, n)`, in double precision."""
+    """Return the principal components of a second moment `(n, n)` as columns, the largest first, in float64."""
     components: Tensor = torch.linalg.eigh(moment.double())[1].flip(-1)
     return components
 
 
 def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric square roots of second moments `(G, n, n)`, and their inverses."""
+    """Return the symmetric square roots of second moments `(G, n, n)`, and the inverses of the roots."""
     values, vectors = torch.linalg.eigh(moment.double())
     values = values.clamp(min=_SMALLEST_VARIANCE * float(values.max()))
     roots = values.sqrt()[:, None]  # (G, 1, n)
@@ -369,7 +408,7 @@ def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mix_rows(linear: nn.Linear, blocks: Tensor) -> None:
-    """Let the outputs of each group be its block `(n, n)` of `blocks` `(G, n, n)` times what they were."""
+    """Multiply the outputs of each group by its block of `blocks` `(G, n, n)`, from the left."""
     weight = linear.weight.double().unflatten(0, (len(blocks), -1))  # (G, n, in)
     bias = linear.bias.double().unflatten(0, (len(blocks), -1, 1))  # (G, n, 1)
     linear.weight.copy_((blocks @ weight).flatten(0, 1))
@@ -377,6 +416,9 @@ def _mix_rows(linear: nn.Linear, blocks: Tensor) -> None:
 
 
 def _mix_columns(linear: nn.Linear, blocks: Tensor) -> None:
-    """Let inputs x of each group do what its block of `blocks` `(G, n, n)` times x did."""
+    """Multiply the weights of each group of inputs by its block of `blocks` `(G, n, n)`, from the right.
+
+    An input x then has the effect that the block times x had before.
+    """
     weight = linear.weight.double().unflatten(1, (len(blocks), -1)).transpose(0, 1)  # (G, out, n)
     linear.weight.copy_((weight @ blocks).transpose(0, 1).flatten(1))

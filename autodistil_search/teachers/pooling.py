@@ -1,7 +1,7 @@
-"""Vectors of sentences from last hidden states: what a sentence-transformers folder says, followed and written.
+"""Sentence vectors from last hidden states: pooling settings of sentence-transformers folders, read and written.
 
-A folder of sentence-transformers lists its modules in `modules.json`: the encoder, how its states are pooled, and what
-comes after that. Students of such a teacher are pooled alike, when they are measured and when they are exported.
+A folder of sentence-transformers lists its modules in `modules.json`: the encoder, the pooling of its states, and
+later modules. Students of such a teacher use its pooling, in measurements and in exports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FLAGS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
-"""Modes, in the order in which their vectors are joined, and their keys in a `config.json`."""
+"""Pooling modes, in the order in which their vectors are joined, and their keys in a `config.json`."""
 _WORDS = {
     "cls": "the first token's state",
     "max": "the maxima over the tokens' states",
@@ -41,14 +41,15 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Pooling:
-    """How states become a vector.
+    """Pooling of last hidden states into a sentence vector.
 
     Args:
-        modes: Keys of `_FLAGS`; the vectors of several are joined.
-        normalize: Whether vectors have length 1.
-        include_prompt: Whether the tokens of a prompt count.
-        stated: Whether the teacher's folder says so; otherwise it is the usual mean, of which an export says nothing.
-        note: What of the folder cannot be followed, in words; empty if all can.
+        modes: Keys of `_FLAGS`; the vectors of several modes are joined.
+        normalize: True if vectors are scaled to length 1.
+        include_prompt: True if the tokens of a prompt count.
+        stated: True if the teacher's folder states its pooling. Otherwise the usual mean is used, and an export states
+            no pooling.
+        note: Reason why the folder's own pooling is not supported; empty if it is.
     """
 
     modes: tuple[str, ...] = ("mean",)
@@ -59,15 +60,15 @@ class Pooling:
 
     @property
     def words(self) -> str:
-        """Return what a vector is, with what cannot be followed."""
+        """Return a description of the vectors, with the note."""
         joined = " and ".join(_WORDS[mode] for mode in self.modes)
         return f"{joined}{', scaled to length 1' if self.normalize else ''}{f'; {self.note}' if self.note else ''}"
 
     def vectors(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Return a vector for each row, `(n, H)` for each of the modes, joined.
+        """Return a vector for each row, `(n, H)` with one mode; the vectors of several modes are joined.
 
         Args:
-            states: `(n, T, H)` last hidden states.
+            states: Last hidden states, `(n, T, H)`.
             mask: `(n, T)`, 1 for tokens and 0 for padding, which comes last.
         """
         real = mask[..., None].to(states.dtype)
@@ -75,9 +76,9 @@ class Pooling:
         return functional.normalize(joined, dim=-1) if self.normalize else joined
 
     def write(self, folder: Path, hidden_size: int, max_length: int) -> None:
-        """Write it into an encoder's folder, as sentence-transformers of all versions read it.
+        """Write the pooling into an encoder's folder, in a form that all versions of sentence-transformers read.
 
-        hidden_size: of the encoder; max_length: tokens of a text at most.
+        hidden_size: hidden size of the encoder. max_length: largest number of tokens of a text.
         """
         modules = [("", "Transformer"), (_POOLING, "Pooling"), *([(_NORMALIZE, "Normalize")] * self.normalize)]
         listed = [
@@ -96,32 +97,32 @@ class Pooling:
 
 
 def read_pooling(name: str) -> Pooling:
-    """Return what the folder or hub id of a teacher says of its sentence vectors; the usual mean if it says nothing."""
+    """Return the pooling that a teacher's folder or hub id states; the usual mean if it states none."""
     modules = _read(name, MODULES)
     if modules is None:
         return Pooling()
     try:
         listed = [(str(module["type"]), str(module["path"])) for module in modules]
     except (TypeError, LookupError):
-        return _unfollowed(f"its {MODULES} is damaged")
-    found, others = Pooling(stated=True), []
+        return _not_supported(f"its {MODULES} is damaged")
+    pooling, others = Pooling(stated=True), []
     pooled = False
     for kind, path in listed[1:]:
         module = kind.rpartition(".")[2] if kind.startswith("sentence_transformers.") else kind
         if module == "Pooling" and not pooled and ".." not in Path(path).parts and not Path(path).is_absolute():
-            found, pooled = _of_config(_read(name, f"{path}/config.json")), True
+            pooling, pooled = _pooling_of_config(_read(name, f"{path}/config.json")), True
         elif module == "Normalize" and pooled:
-            found = Pooling(found.modes, True, found.include_prompt, True, found.note)
+            pooling = Pooling(pooling.modes, True, pooling.include_prompt, True, pooling.note)
         else:
             others.append(kind)
     if others:
-        return _unfollowed(f"its {MODULES} lists {', '.join(others)}")
-    return found if pooled else _unfollowed(f"its {MODULES} lists no Pooling")
+        return _not_supported(f"its {MODULES} lists {', '.join(others)}")
+    return pooling if pooled else _not_supported(f"its {MODULES} lists no Pooling")
 
 
-def _of_config(config: Any) -> Pooling:
+def _pooling_of_config(config: Any) -> Pooling:
     if not isinstance(config, Mapping):
-        return _unfollowed("its Pooling has no settings")
+        return _not_supported("its Pooling has no settings")
     stated = config.get("pooling_mode")
     if stated is None:
         modes = tuple(mode for mode, flag in _FLAGS.items() if config.get(flag)) or ("mean",)
@@ -132,33 +133,36 @@ def _of_config(config: Any) -> Pooling:
         key for key, value in config.items() if key.startswith("pooling_mode_") and value and key not in _FLAGS.values()
     ]
     if unknown or not modes:
-        return _unfollowed(f"its Pooling has mode {', '.join(unknown) or 'none'}")
+        return _not_supported(f"its Pooling has mode {', '.join(unknown) or 'none'}")
     return Pooling(modes, include_prompt=bool(config.get("include_prompt", True)), stated=True)
 
 
-def _unfollowed(why: str) -> Pooling:
-    return Pooling(note=f"the teacher's own cannot be followed: {why}")
+def _not_supported(why: str) -> Pooling:
+    return Pooling(note=f"the teacher's own pooling is not supported: {why}")
 
 
 def _read(name: str, path: str) -> Any:
-    """Return the content of a JSON file of a folder or hub id; None if there is none, or it is damaged."""
+    """Return the content of a JSON file of a folder or hub id; None if the file is missing or damaged.
+
+    A damaged `modules.json` of a folder is returned as an empty dictionary.
+    """
     try:
         local = Path(name, path)
-        found = local if Path(name).is_dir() else _of_hub(name, path)
-        return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+        file = local if Path(name).is_dir() else _cached_from_hub(name, path)
+        return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {} if path == MODULES and Path(name, path).is_file() else None
 
 
-def _of_hub(name: str, path: str) -> str | None:
-    found: str | None = cached_file(
+def _cached_from_hub(name: str, path: str) -> str | None:
+    file: str | None = cached_file(
         name,
         path,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return found
+    return file
 
 
 def _write(path: Path, content: object) -> None:

@@ -1,4 +1,4 @@
-"""Any Hugging Face encoder as a teacher: what one layer computes, and weights for a SuperLM to start from."""
+"""Teachers: Hugging Face encoders that give the outputs of one layer as targets, and initial weights of students."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from autodistil_search.teachers.families import (
 from autodistil_search.teachers.pooling import Pooling
 
 
-class _Captured(Exception):  # noqa: N818 - not an error: it ends a forward pass that has nothing left to give
+class _Captured(Exception):  # noqa: N818 - not an error: it ends a forward pass as soon as all outputs are captured
     pass
 
 
@@ -41,13 +41,14 @@ class Weights(NamedTuple):
 
 
 class Teacher:
-    """A frozen encoder of which the Q, K and V of one layer are read.
+    """Frozen encoder that gives Q, K and V of one layer as targets.
 
-    layer: index of that layer, counted from 0; negative from the end, -1 is the last.
-    notes: lines on what was mended when it was loaded. pooling: how it embeds sentences.
+    layer: index of that layer, counted from 0; negative values count from the end, -1 is the last.
+    notes: lines on repairs during loading. pooling: pooling of sentence vectors.
 
     Raises:
-        InputError: for a family that is not in `FAMILIES`, layers without its parts, or a layer that does not exist.
+        InputError: if the model's family is not in `FAMILIES`, its layers lack parts of the family, or it has no such
+            layer.
     """
 
     def __init__(
@@ -69,51 +70,54 @@ class Teacher:
         if self._relative_bias is not None and len(self._relative_bias) < RELATIVE_BUCKETS:
             raise InputError(
                 f"teacher {name!r} has {len(self._relative_bias)} buckets of relative attention bias; allowed: "
-                f"{RELATIVE_BUCKETS} or more, as its encoder numbers so many"
+                f"{RELATIVE_BUCKETS} or more, as its encoder uses that many"
             )
 
     @property
     def subnet(self) -> Subnet:
-        """The teacher's own sizes; the FFN's after its gate, if it has one."""
+        """Return the teacher's own sizes; a gated FFN has its width after the gate."""
         parts, heads = self.layer_parts(0), int(self.model.config.num_attention_heads)
         width, hidden = parts["query"].weight.shape
         return Subnet(len(self._layers), hidden, len(parts["ffn_in"].weight), heads, width // heads)
 
     def layer_parts(self, layer: int) -> dict[str, Weights]:
-        """Weights of a layer's parts: query, key, value, attention_output, ffn_in, ffn_out, attention_norm, ffn_norm.
+        """Return the weights of a layer's parts by name.
 
-        Weights are the teacher's own, so that what is written to them changes it; of a fused product they are the
-        rows of that part. A family whose norms come before attention and FFN gives no norms, and of a gated FFN
-        `ffn_in` is the half that is activated.
+        Parts are query, key, value, attention_output, ffn_in, ffn_out, attention_norm and ffn_norm. Weights are views
+        of the teacher's own: writing to them changes the teacher. A part of a fused product has its rows. Families with
+        norms before attention and FFN have no norms here. Of a gated FFN, `ffn_in` is the activated half.
         """
         parts = {}
         for part, place in self.family.parts.items():
             whole = _weights(find(self._layers[layer], place.path))
-            parts[part] = Weights(*(each.chunk(place.of)[place.index] for each in whole))
+            parts[part] = Weights(*(tensor.chunk(place.of)[place.index] for tensor in whole))
         return parts
 
     def module(self, layer: int, part: str) -> nn.Module:
-        """The module of a layer that computes `part`, by the names of `layer_parts`; of several if it is fused."""
+        """Return the module of a layer that computes `part`, one of the names of `layer_parts`.
+
+        A fused module computes several parts.
+        """
         return cast(nn.Module, find(self._layers[layer], self.family.parts[part].path))
 
     @property
     def copies_layers(self) -> bool:
-        """Whether students start from slices of the layers; else from the embeddings alone."""
+        """Return True if students start from slices of the layers, False if from the embeddings alone."""
         return not self.family.unlike
 
     @property
     def copies_exactly(self) -> bool:
-        """Whether a student of the teacher's own sizes that starts from it computes what the teacher does.
+        """Return True if the start of a student of the teacher's own sizes is equivalent to the teacher.
 
-        That is its hidden states, and its queries, keys and values: both losses start at 0.
+        Then hidden states, queries, keys and values are equal, and both losses start at 0.
         """
         return not self._without_place() and self._score_divisor == 1
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Sizes of the embeddings that a student of this teacher has.
+        """Return the sizes of the embeddings of this teacher's students.
 
-        A teacher without position embeddings gives as many positions as its configuration says that it takes.
+        If the teacher has no position embeddings, the number of positions comes from its configuration.
         """
         positions, types = self._position_rows, find(self.model, "embeddings.token_type_embeddings")
         return Vocabulary(
@@ -129,23 +133,23 @@ class Teacher:
 
     @property
     def _position_rows(self) -> Tensor | None:
-        """Position embeddings from the first position on; None if there are none."""
+        """Return the position embeddings from the first position on; None if there are none."""
         table = find(self.model, "embeddings.position_embeddings")
         padding: int | None = find(self.model, "embeddings.padding_idx") if self.family.skips_padding else None
         return None if table is None else table.weight[0 if padding is None else padding + 1 :]
 
     @property
     def _relative_bias(self) -> Tensor | None:
-        """Return the numbers that attention adds to its scores, `(buckets, A)`; None if it adds none."""
+        """Return the relative attention bias, `(buckets, A)`; None if there is none."""
         table = find(self.model, self.family.relative_bias)
         return None if table is None else table.weight[:RELATIVE_BUCKETS]
 
     @torch.no_grad()
     def projections(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Projections:
-        """Queries, keys and values of the chosen layer, each `(B, T, width)`; nothing after them is computed.
+        """Return queries, keys and values of the distilled layer, each `(B, T, width)`.
 
-        They are what the model's own linear layers give: before RoPE (ModernBERT) and whatever else attention does
-        with positions, as a student has its positions in the hidden states alone.
+        They are the outputs of the model's linear layers, before RoPE (ModernBERT) or any other use of positions in
+        attention: a student has positions only in its hidden states. Later layers are not computed.
         """
         with self._watching(stop=True) as projections, suppress(_Captured):
             self.model(input_ids=input_ids, attention_mask=attention_mask)
@@ -153,9 +157,10 @@ class Teacher:
 
     @torch.no_grad()
     def last_layer(self, input_ids: Tensor) -> tuple[Projections, Tensor]:
-        """`projections`, and the hidden states `(B, T, H)` that follow from them; nothing after those is computed.
+        """Return `projections` and the hidden states `(B, T, H)` after the distilled layer.
 
-        They are what the next layer is given; if the chosen layer is the last, what the model gives in the end.
+        The hidden states are the input of the next layer, or the model's output if the distilled layer is the last.
+        Later layers are not computed.
         """
         after = self.layer + 1
         following = self._layers[after] if after < len(self._layers) else getattr(self.model, "pooler", None)
@@ -163,15 +168,15 @@ class Teacher:
             if following is None:
                 hidden = self.model(input_ids=input_ids).last_hidden_state
             else:
-                hidden = self._given_to(following, input_ids)
+                hidden = self._input_of(following, input_ids)
         return projections(), hidden
 
-    def _given_to(self, module: nn.Module, input_ids: Tensor) -> Tensor:
-        """The hidden states that go into `module`; from it on, nothing is computed."""
-        given: list[Tensor] = []
+    def _input_of(self, module: nn.Module, input_ids: Tensor) -> Tensor:
+        """Return the hidden states that are the input of `module`; the forward pass stops before it."""
+        inputs: list[Tensor] = []
 
         def capture(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            given.append(arguments[0] if arguments else named["hidden_states"])
+            inputs.append(arguments[0] if arguments else named["hidden_states"])
             raise _Captured
 
         handle = module.register_forward_pre_hook(capture, with_kwargs=True)
@@ -181,17 +186,21 @@ class Teacher:
             pass
         finally:
             handle.remove()
-        return given[0]
+        return inputs[0]
 
     @contextmanager
     def _watching(self, stop: bool) -> Iterator[Callable[[], Projections]]:
-        """Gives what tells the chosen layer's projections once the model has run inside; stop: not beyond them."""
+        """Yield a function that returns the distilled layer's projections, once the model has run inside the context.
+
+        stop: True to end the forward pass as soon as the projections are computed.
+        """
         places = [self.family.parts[part] for part in ("query", "key", "value")]
         paths = {place.path for place in places}
         outputs: dict[str, Tensor] = {}
 
         def capture(path: str, *hook_arguments: Any) -> None:
-            # Module, inputs, output. The first: DeBERTa gives the same linear layers its positions, too.
+            # Arguments are module, inputs and output. Only the first call counts: DeBERTa then applies the same linear
+            # layers to its positions.
             outputs.setdefault(path, hook_arguments[-1])
             if stop and len(outputs) == len(paths):
                 raise _Captured
@@ -209,7 +218,7 @@ class Teacher:
                 handle.remove()
 
     def student_config(self, subnet: Subnet, space: SearchSpace | None = None) -> AutoDistilConfig:
-        """The configuration of a model of those sizes with this teacher's vocabulary and activation."""
+        """Return the configuration of a model of those sizes, with this teacher's vocabulary and activation."""
         config = self.model.config
         vocabulary = self.vocabulary
         activations = (getattr(config, key, None) for key in ("hidden_act", "activation", "hidden_activation"))
@@ -226,10 +235,10 @@ class Teacher:
 
     @torch.no_grad()
     def copy_into(self, model: AutoDistilModel, layers: bool = True) -> list[str]:
-        """Start `model` from slices of this teacher; with `layers` false, of its embeddings alone.
+        """Copy slices of this teacher into `model`; with `layers` False, of its embeddings alone.
 
-        Layers come from those that `sources` names, and of each head the first rows. Parts that the teacher does not
-        have keep their random start. Returns notes on that, one line each.
+        Layers are copied from those in `sources`, and of each head the first rows. Parts that the teacher does not have
+        keep their random weights. Returns notes on such parts, one line each.
         """
         self._copy_embeddings(model)
         if not layers:
@@ -237,8 +246,8 @@ class Teacher:
         if self.copies_layers:
             self._copy_layers(model)
         if self._relative_bias is not None:
-            # Of the first heads, as the slices of each layer. Scores keep their size however queries and keys are
-            # turned and scaled (`start`), so what is added to them is not scaled.
+            # The bias of the first heads, as in the slices of each layer. It is not scaled: scores keep their size when
+            # queries and keys are rotated and scaled (`initial_weights`).
             _copy_leading(self._relative_bias, cast(nn.Embedding, model.relative_attention_bias).weight)
         pooler: Any = getattr(self.model, "pooler", None)
         if pooler is not None:
@@ -251,9 +260,9 @@ class Teacher:
         return [*self._start_notes(model.config.subnet, pooler is not None), *lost]
 
     def _copy_layers(self, model: AutoDistilModel) -> None:
-        mine, theirs = model.config.subnet, self.subnet
+        student_sizes, teacher_sizes = model.config.subnet, self.subnet
         layers = cast(list[ElasticLayer], model.layers)
-        for layer, sizes, source in zip(layers, mine.each_layer, self.sources(model), strict=True):
+        for layer, sizes, source in zip(layers, student_sizes.each_layer, self.sources(model), strict=True):
             if source is None:
                 continue
             parts = self.layer_parts(source)
@@ -261,37 +270,38 @@ class Teacher:
                 target: ElasticLinear = getattr(layer, part)
                 scale = 1.0 if part == "value" else self._score_divisor**-0.5
                 for rows, own in zip(parts[part], (target.weight, target.bias), strict=True):
-                    _copy_leading(scale * _by_head(rows, theirs), _by_head(own, sizes))
+                    _copy_leading(scale * _by_head(rows, teacher_sizes), _by_head(own, sizes))
             output = layer.attention_output
-            _copy_leading(_by_head(parts["attention_output"].weight.T, theirs), _by_head(output.weight.T, sizes))
+            _copy_leading(_by_head(parts["attention_output"].weight.T, teacher_sizes), _by_head(output.weight.T, sizes))
             _copy_leading(parts["attention_output"].bias, output.bias)
             for part in ("attention_norm", "ffn_in", "ffn_out", "ffn_norm"):
                 _copy_part(parts[part], getattr(layer, part))
         self._pass_through(model)
 
     def sources(self, model: AutoDistilModel) -> list[int | None]:
-        """Return for each layer of `model` the layer of this teacher that it starts from, None for a pass-through.
+        """Return the index of the teacher's layer that starts each layer of `model`; None for a pass-through.
 
-        At most as many layers as the teacher's: evenly spaced ones, from the first to the one that is distilled. More:
-        each layer of the teacher starts one layer of the model, chosen among those that most depths of its space keep,
-        and the last layer starts the last one. Copies of one layer in a row would compute something else.
+        A model with at most as many layers as the teacher starts from evenly spaced layers, from the first to the
+        distilled layer. In a deeper model, each layer of the teacher starts one layer, and the last starts the last.
+        The other copies are at layers that most depths of the model's space keep. Consecutive copies of one layer would
+        compute something else, so no layer is copied twice.
         """
-        mine, theirs = model.config.subnet.layers, self.subnet.layers
-        if mine <= theirs:
-            return [*kept_layers(mine, self.layer + 1 if mine <= self.layer else theirs, "first_last")]
-        kept: Counter[int] = Counter(range(mine))
+        depth, teacher_depth = model.config.subnet.layers, self.subnet.layers
+        if depth <= teacher_depth:
+            return [*kept_layers(depth, self.layer + 1 if depth <= self.layer else teacher_depth, "first_last")]
+        kept: Counter[int] = Counter(range(depth))
         if model.config.search_space is not None:
-            kept.update(i for depth in model.space.layers for i in kept_layers(depth, mine, model.space.depth))
-        *first, _ = range(mine)
-        copies = sorted(sorted(first, key=lambda i: (-kept[i], i))[: theirs - 1])
-        return [copies.index(i) if i in copies else theirs - 1 if i == mine - 1 else None for i in range(mine)]
+            kept.update(i for layers in model.space.layers for i in kept_layers(layers, depth, model.space.depth))
+        *first, _ = range(depth)
+        copies = sorted(sorted(first, key=lambda i: (-kept[i], i))[: teacher_depth - 1])
+        return [copies.index(i) if i in copies else teacher_depth - 1 if i == depth - 1 else None for i in range(depth)]
 
     def _pass_through(self, model: AutoDistilModel) -> None:
-        """Let the layers without a source give what they are given, up to the scale of each token.
+        """Let the layers without a source return their input, up to the scale of each token.
 
-        Attention and FFN add nothing at first, and their norms restore mean and scale that the norm before them gives:
-        its output x = w n + b, with n of mean 0 and variance 1, has mean(b) and mean(w^2) + var(b), averaged over the
-        widths that the model's subnets have.
+        Attention and FFN add 0 at first. Their norms restore the mean and the variance of the preceding norm's output
+        x = w n + b, where n has mean 0 and variance 1: mean(b) and mean(w^2) + var(b). Both are averaged over the
+        hidden sizes of the model's subnets.
         """
         widths = model.space.hidden_size if model.config.search_space else (model.config.hidden_size,)
         norm = model.embedding_norm
@@ -302,9 +312,9 @@ class Teacher:
                     for n in widths
                 ]
                 scale = torch.stack([(square + variance).sqrt() for square, _, variance in moments]).mean()
-                for own in (layer.attention_norm, layer.ffn_norm):
-                    own.weight.fill_(scale)
-                    own.bias.fill_(torch.stack([mean for _, mean, _ in moments]).mean())
+                for layer_norm in (layer.attention_norm, layer.ffn_norm):
+                    layer_norm.weight.fill_(scale)
+                    layer_norm.bias.fill_(torch.stack([mean for _, mean, _ in moments]).mean())
                 for output in (layer.attention_output, layer.ffn_out):
                     output.weight.zero_()
                     output.bias.zero_()
@@ -312,14 +322,14 @@ class Teacher:
 
     @property
     def _score_divisor(self) -> float:
-        """What attention divides its scores by, besides the root of `head_dim`: DeBERTa makes room for positions."""
+        """Return the divisor of attention scores besides the root of `head_dim`: above 1 for DeBERTa's positions."""
         kinds = getattr(self.model.config, "pos_att_type", None) or ()
         return math.sqrt(1 + sum(kind in kinds for kind in ("c2p", "p2c")))
 
     def _copy_embeddings(self, model: AutoDistilModel) -> None:
         words = self._words.weight
         types = find(self.model, "embeddings.token_type_embeddings")
-        # A teacher without token types adds nothing there: so does the one row of its student.
+        # A teacher without token types adds nothing to its embeddings; a row of zeros has the same effect.
         kinds = torch.zeros_like(words[:1]) if types is None else types.weight
         sources = {"word_embeddings": words, "token_type_embeddings": kinds}
         if (positions := self._position_rows) is not None:
@@ -336,22 +346,22 @@ class Teacher:
 
     @property
     def _norm_is_projected(self) -> bool:
-        """Whether the embeddings' norm comes before their projection, as ELECTRA's: a student's comes last."""
+        """Return True if the embeddings' norm precedes their projection, as in ELECTRA; a student's norm comes last."""
         return bool(find(self.model, self.family.embedding_norm).weight.shape[0] != self.subnet.hidden_size)
 
-    def _start_notes(self, mine: Subnet, pooler: bool) -> list[str]:
-        """What does not come from the teacher, or not as it is there."""
-        theirs = self.subnet
+    def _start_notes(self, student: Subnet, pooler: bool) -> list[str]:
+        """Return notes on weights that are not copied from the teacher, or are changed by the copy."""
+        teacher = self.subnet
         sizes = ("hidden_size", "ffn_size", "heads", "head_dim") if self.copies_layers else ("hidden_size",)
         notes = [
-            f"{key} is {getattr(mine, key)} and the teacher's {getattr(theirs, key)}: the rest starts at random"
+            f"{key} is {getattr(student, key)} and the teacher's {getattr(teacher, key)}: the rest starts at random"
             for key in sizes
-            if getattr(mine, key) > getattr(theirs, key)
+            if getattr(student, key) > getattr(teacher, key)
         ]
-        if self.copies_layers and mine.layers > theirs.layers:
+        if self.copies_layers and student.layers > teacher.layers:
             notes.append(
-                f"the student has {mine.layers} layers and the teacher {theirs.layers}; layers that start as "
-                f"pass-throughs, which change nothing at first: {mine.layers - theirs.layers}"
+                f"the student has {student.layers} layers and the teacher {teacher.layers}; layers that start as "
+                f"pass-throughs, which change nothing at first: {student.layers - teacher.layers}"
             )
         if not pooler:
             notes.append("the teacher has no pooler: it starts at random")
@@ -365,7 +375,7 @@ class Teacher:
         return notes
 
     def _without_place(self) -> list[str]:
-        """What of the teacher no student has, a note each."""
+        """Return notes on the teacher's parts that no student has."""
         missing = [what for path, what in WITHOUT_PLACE.items() if find(self.model, path) is not None]
         if self._norm_is_projected:
             missing.append("norm before its embeddings' projection")
@@ -373,7 +383,7 @@ class Teacher:
         if self._position_rows is None:
             notes.append("the teacher has no position embeddings: a student's start at random")
         if self.family.unlike:
-            notes.append(f"only the embeddings start as the teacher's, its layers are too unlike: {self.family.unlike}")
+            notes.append(f"only the embeddings are copied; the teacher's layers differ too much: {self.family.unlike}")
         return notes
 
 

@@ -440,7 +440,7 @@ def test_a_saved_data_set_is_read_whatever_format_it_was_left_in_and_refused_wit
     [
         ("a.jsonl", b'{"body": "w1"}\n{"body": "w2"}', "columns body; needed: 'text'"),
         ("a.jsonl", b'{"text": 3}\n{"text": 4}', "int in column 'text'; allowed: text"),
-        ("a.jsonl", b"no json\n", "is no JSON"),
+        ("a.jsonl", b"no json\n", "is not JSON"),
         ("a.jsonl", b"", "has no rows"),
         ("a.csv", b"body\nw1\n", "columns body; needed: 'text'"),
         ("a.csv", b"text\nw1\nw2, w3\n", "has 2 cells, its header 1; allowed: as many"),

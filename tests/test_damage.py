@@ -133,7 +133,7 @@ def test_a_damaged_log_is_told_and_stops_nothing(made: Path, name: str) -> None:
     path = made / "search" / "superlm" / "debug" / name
     with (
         damaged(path, lambda path: path.write_text(path.read_text().replace("0.", "1.", 1))),
-        pytest.warns(UserWarning, match=f"{name} is not as training wrote it"),
+        pytest.warns(UserWarning, match=f"{name} changed after training wrote it"),
     ):
         load_run(made / "search")
 
@@ -247,7 +247,7 @@ def test_a_deleted_file_is_written_again_by_its_command(made: Path, toy_config: 
         path = made / "search" / name
         before = path.read_bytes()
         path.unlink()
-        with pytest.warns(UserWarning, match=f"{name} is missing, and is written again"):
+        with pytest.warns(UserWarning, match=f"{name} is missing and will be written again"):
             search(replace(toy_config, out=str(made / "search"), held_out_every=1))
         assert path.read_bytes() == before or name in ("summary.json", MANIFEST)  # the one has the seconds, too
         load_run(made / "search")
@@ -302,7 +302,7 @@ def test_a_model_whose_manifest_is_missing_gets_one_after_a_check_of_its_weights
         pytest.raises(InputError, match="is not the file that train"),
     ):
         load_finished(folder, model, settings)
-    with pytest.warns(UserWarning, match=rf"{MANIFEST} is missing, and is written again"):
+    with pytest.warns(UserWarning, match=rf"{MANIFEST} is missing and will be written again"):
         assert load_finished(folder, model, settings)
     assert (folder / MANIFEST).read_bytes() == before
 

@@ -563,7 +563,7 @@ def test_two_exports_to_one_folder_do_not_mix_and_a_killed_one_is_no_obstacle(
     process.start()
     begun.wait()
     told = refusal(["export", str(other), "--to", str(to)])
-    assert f"another process is at work in {to} (process {process.pid} on " in told
+    assert f"another process is using {to} (process {process.pid} on " in told
     goes_on.set()
     process.join()
     assert process.exitcode == 0

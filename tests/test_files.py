@@ -204,7 +204,7 @@ def test_one_process_holds_a_folder_and_the_other_is_told_which(tmp_path):
     lock = tmp_path / ".lock"
     with locked(lock, tmp_path, "--out"):
         with (
-            pytest.raises(InputError, match=rf"^another process is at work in .* \(process {os.getpid()} on .*--out$"),
+            pytest.raises(InputError, match=rf"^another process is using .* \(process {os.getpid()} on .*--out$"),
             locked(lock, tmp_path, "--out"),
         ):
             pass
@@ -219,7 +219,7 @@ def test_one_process_holds_a_folder_and_the_other_is_told_which(tmp_path):
 def test_a_file_of_the_user_that_has_a_locks_name_is_left_as_it_is(tmp_path):
     lock = tmp_path / ".lock"
     lock.write_text("mine")
-    with pytest.raises(InputError, match=r"\.lock is no lock of this package; move it away"):
+    with pytest.raises(InputError, match=r"\.lock is not a lock of this package; move it elsewhere"):
         files.locked(lock, tmp_path, "--out").__enter__()
     assert lock.read_text() == "mine"
     for left in ("", "process 7 on another machine"):  # by processes that were killed

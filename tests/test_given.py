@@ -104,9 +104,9 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("- " * 100_000 + "a", "nested deeper than 32 levels"),
         ("a: &a [*a]", "alias 'a'"),
         ("a: *b", "alias 'b'"),
-        ("a: 1\na: 2", "line 2: key 'a' again"),
+        ("a: 1\na: 2", "line 2: repeated key 'a'"),
         ("[a]: 2", "a key is not text"),
-        ("1: 2\n'1': 3", "line 2: key '1' again"),
+        ("1: 2\n'1': 3", "line 2: repeated key '1'"),
         ("a: 2020-13-45", "month must be"),
         ("a: !!python/object/apply:os.system ['true']", "tag"),
         ("a: !!binary aGVsbG8=", "tag"),
@@ -173,7 +173,7 @@ def test_yaml_may_come_through_a_pipe_and_has_the_same_bounds_there(tmp_path):
     ):
         with piped(content) as path, pytest.raises(InputError, match=said):
             read_yaml(path)
-    with piped(b"steps: 3") as path, pytest.raises(ValueError, match="it is no file"):
+    with piped(b"steps: 3") as path, pytest.raises(ValueError, match="it is not a file"):
         load_yaml(path)  # of a run's own files none is a pipe
 
 

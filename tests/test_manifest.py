@@ -79,7 +79,7 @@ def test_a_missing_file_is_named_unless_the_command_at_work_writes_it(folder: Pa
         verify(folder, own=True)
     write_manifest(folder, "search", ("summary.json",))
     (folder / "summary.json").unlink()
-    with pytest.warns(UserWarning, match=r"summary\.json is missing, and is written again"):
+    with pytest.warns(UserWarning, match=r"summary\.json is missing and will be written again"):
         reopen(folder)
 
 

@@ -234,7 +234,7 @@ def test_a_space_with_choices_per_layer_is_refused(refusal):
 def test_a_folder_in_use_is_refused_and_what_is_there_needs_none(tmp_path, refusal, capsys):
     arguments = ["partition", "debug", "--k", "2", "--to", str(tmp_path)]
     with locked(tmp_path / ".lock", tmp_path, "--to"):
-        assert "another process is at work in" in refusal(arguments)
+        assert "another process is using" in refusal(arguments)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert main(arguments) == 0
     assert [path.suffix for path in tmp_path.iterdir()] == [".yaml", ".yaml"]

@@ -289,7 +289,12 @@ def test_list_shows_clashes_and_odd_names_without_failing(monkeypatch, capsys):
     offers(monkeypatch, [*odd, ("proxies", "two", "math:pi"), ("proxies", "two", "math:tau")])
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    for words in ("has a built-in name", "has a name that is not allowed", "are two of one name", "cannot be loaded"):
+    for words in (
+        "has a built-in name",
+        "has a name that is not allowed",
+        "are two of the same name",
+        "cannot be loaded",
+    ):
         assert words in shown
 
 

@@ -200,7 +200,7 @@ def test_what_cannot_be_had_is_refused_with_what_can(name):
 def test_a_damaged_line_is_named(tmp_path):
     path = write(tmp_path / "t.jsonl", ROWS)
     path.write_text(path.read_text() + '{"text": "cut of')
-    with pytest.raises(InputError, match=rf"line {len(ROWS) + 1} of .*t.jsonl is no JSON"):
+    with pytest.raises(InputError, match=rf"line {len(ROWS) + 1} of .*t.jsonl is not JSON"):
         load_task(str(path))
 
 

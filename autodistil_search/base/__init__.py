@@ -1,1 +1,1 @@
-"""Internal: what every package uses: errors, files, manifests, progress, devices and plug-ins."""
+"""Internal: foundations of every package: errors, files, manifests, progress, devices and plug-ins."""

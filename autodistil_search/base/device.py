@@ -1,4 +1,4 @@
-"""Where the arithmetic runs, in which precision, and how much memory is free there."""
+"""Device and precision of the arithmetic, and the free memory of the device."""
 
 from __future__ import annotations
 
@@ -21,57 +21,61 @@ _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Device:
-    """A device and the precision of its matrix products; softmax, norms and relations stay in float32."""
+    """Device and the precision of its matrix products; softmax, norms and relations stay in float32."""
 
     name: str
     precision: str
 
     @property
     def type(self) -> str:
-        """The kind, whichever of several GPUs it is: cpu or cuda."""
+        """Kind of device, `cpu` or `cuda`, without the index of a GPU."""
         return self.name.partition(":")[0]
 
     @property
     def processes(self) -> Processes:
-        """The processes that were launched together, connected as this kind of device needs."""
+        """Processes that were launched together, connected as this kind of device needs."""
         return processes(on_cpu=self.type == "cpu")
 
     def place(self, module: torch.nn.Module) -> None:
-        """Move `module` there."""
+        """Move `module` to this device."""
         module.to(self.name)
 
     def free_memory(self) -> FreeMemory | None:
-        """Return the memory that this process can still take there; None where the system does not state it."""
+        """Return the memory that this process can still allocate on this device; None if the system does not say."""
         if self.type != "cuda":
             return free_memory()
         cached = torch.cuda.memory_reserved(self.name) - torch.cuda.memory_allocated(self.name)
         return FreeMemory(torch.cuda.mem_get_info(self.name)[0] + cached, self.name)
 
     def cast(self, module: torch.nn.Module) -> torch.nn.Module:
-        """A copy of `module` there, whose weights are in this precision; in float32, `module` itself."""
+        """Return a copy of `module` on this device with weights in this precision; in float32, `module` itself."""
         if self.precision == "fp32":
             return module.to(self.name)
         return copy.deepcopy(module).to(self.name, _HALVES[self.precision])
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which models run."""
+        """Return the context in which models run: autocast, or nothing in float32."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.type, dtype=_HALVES[self.precision])
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss so that gradients are not lost below what float16 can hold; idle in other precisions."""
+        """Return a loss scaler that keeps gradients within the range of float16; it is idle in other precisions."""
         return torch.amp.GradScaler(self.type, enabled=self.precision == "fp16")
 
 
 def choose_device(device: str = "auto", precision: str = "auto") -> Device:
-    """The device and precision for those words; "auto" takes CUDA if there is one, and bf16 where the hardware has it.
+    """Return the device and precision of two settings; "auto" prefers CUDA, and bf16 if the hardware supports it.
 
-    `accelerate launch --mixed_precision` says what "auto" means, too. A CPU without bfloat16 instructions emulates
-    them many times slower than float32: it gets fp32. Of several GPUs each launched process takes its own.
+    `accelerate launch --mixed_precision` overrides the "auto" precision. A CPU without bfloat16 instructions gets fp32,
+    because it emulates bf16 many times slower. With several GPUs, each launched process takes its own.
+
+    Args:
+        device: One of `DEVICES`.
+        precision: One of `PRECISIONS`.
 
     Raises:
-        InputError: for an unknown word, or for cuda where there is none.
+        InputError: for an unknown value, or for "cuda" on a machine without CUDA.
     """
     if device not in DEVICES or precision not in PRECISIONS:
         raise InputError(
@@ -89,7 +93,7 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether a kind of device, cpu or cuda, computes in bfloat16 by itself and does not emulate it."""
+    """Return True if a kind of device, `cpu` or `cuda`, computes natively in bfloat16, without emulation."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,7 +1,7 @@
-"""The processes that train one model together, on one machine or many; one alone unless something launched more.
+"""Processes that train one model together, on one machine or several.
 
-`accelerate launch` and `torchrun` start them and say by environment variables who is who. Each holds the whole model,
-as every process of data-parallel training does, and works on its own rows of each batch.
+`accelerate launch` and `torchrun` start the processes and number them by environment variables. Without a launcher
+there is one process. Training is data-parallel: each process holds the whole model and computes its rows of each batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def machine() -> str:
-    """What this machine is, in words: times measured on machines with other words do not compare."""
+    """Return a description of this machine; times compare only between machines of the same description."""
     words = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -27,38 +27,38 @@ def machine() -> str:
 
 
 class Processes:
-    """One process alone: everything is its own, and nothing has to be exchanged."""
+    """Single process, which has nothing to exchange; the interface of several processes."""
 
     rank = 0
     count = 1
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes files and talks to the user."""
+        """True for the process that writes files and messages."""
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """Which of the `rows` of a batch are this process's; all shares, by rank, are the batch."""
+        """Return this process's slice of the `rows` of a batch; the slices of all ranks make up the batch."""
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
     def add_up(self, parameters: Iterable[nn.Parameter], numbers: Sequence[float]) -> list[float]:
-        """Add up gradients, in place, and `numbers` over all processes; one reduction for all of them."""
+        """Sum gradients, in place, and `numbers` over all processes in one reduction; return the summed numbers."""
         return list(numbers)
 
     def from_main(self, value: Any) -> Any:
-        """The main process's `value`, on every process."""
+        """Return the main process's `value` on every process."""
         return value
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite `tensors` with the main process's."""
+        """Overwrite `tensors` with those of the main process."""
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's `value`, by rank."""
+        """Return the `value` of every process, by rank."""
         return [value]
 
 
 class _Launched(Processes):
-    """One of several, connected by accelerate: NCCL between GPUs, Gloo between CPUs."""
+    """Process among several, connected by accelerate: NCCL between GPUs, Gloo between CPUs."""
 
     def __init__(self, on_cpu: bool) -> None:
         import torch
@@ -99,9 +99,10 @@ _group: Processes | None = None
 
 
 def processes(on_cpu: bool = True) -> Processes:
-    """The processes that this one belongs to; connects with them when first called.
+    """Return the group of processes that this process belongs to; the first call connects them.
 
-    on_cpu: whether they compute on CPUs, though there may be GPUs.
+    Args:
+        on_cpu: True if the processes compute on CPUs, even if the machine has GPUs.
     """
     global _group
     if _group is None:
@@ -110,10 +111,10 @@ def processes(on_cpu: bool = True) -> Processes:
 
 
 def launched() -> int:
-    """How many processes were started together; known before they are connected."""
+    """Return the number of processes that were launched together; it is known before they are connected."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process is the one to talk to the user; known before they are connected."""
+    """Return True for the process that writes messages; it is known before the processes are connected."""
     return os.environ.get("RANK", "0") == "0"

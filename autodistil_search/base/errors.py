@@ -1,4 +1,4 @@
-"""The errors that the command line ends with: a user's input, and what no one can go on from."""
+"""Errors that end a command: unusable input and unrecoverable failures."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import errno
 
 
 class InputError(ValueError):
-    """Input that cannot be used; its text is one line that says what was got and what is allowed.
+    """Unusable input; the message is one line with the value that was given and the values that are allowed.
 
-    The command line prints it and exits with code 2. Nothing done before it is lost.
+    The command line prints the message and exits with code 2. Completed work is kept.
     """
 
 
 class DamagedError(InputError):
-    """A file whose content is proven to be broken; its text names the file and says what deleting it costs."""
+    """Damaged file; the message names the file and says what deleting it costs."""
 
 
 class ScoringError(RuntimeError):
-    """A subnet cannot be scored, whoever tries; what was scored is kept."""
+    """Subnet that no worker can score; all scores so far are kept."""
 
 
 class ExportError(RuntimeError):
-    """What was exported does not compute what the student computes; nothing of it is left."""
+    """Export whose outputs differ from those of the student; the export is removed."""
 
 
-class Terminated(Exception):  # noqa: N818 - not an error: somebody asked for it
-    """SIGTERM came, and what was done is saved; the same command goes on from there."""
+class Terminated(Exception):  # noqa: N818 - not an error: the process was asked to stop
+    """Termination by SIGTERM with all work saved; the same command continues it."""
 
 
 _SIGNS_OF_MEMORY = (
@@ -35,7 +35,7 @@ _SIGNS_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, of the host or of a device.
+    """Return True if an error says that the host or a device ran out of memory.
 
     PyTorch's allocators raise a RuntimeError, the operating system an OSError, the linker an ImportError, and Python a
     MemoryError.
@@ -48,7 +48,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def came_of_memory(error: BaseException | None) -> bool:
-    """Return whether memory ran out and `error` came of it, whatever a reader took that for."""
+    """Return True if `error`, or an error in its chain of causes, says that memory ran out."""
     while error is not None:
         if is_out_of_memory(error):
             return True

@@ -1,4 +1,4 @@
-"""Files of a run folder: written whole or not at all, and read with a clear word when they are damaged; the cache."""
+"""Atomic writing, locking and checked reading of files and folders, and the location of the cache."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from safetensors import SafetensorError
 from autodistil_search.base.errors import DamagedError, InputError, is_out_of_memory
 
 Settings = Mapping[str, Any]
-"""What the content of a folder depends on, as JSON holds it; a folder made with other settings is refused."""
+"""JSON settings on which the content of a folder depends; a folder that was made with other settings is refused."""
 
 EXPORT_RECORD = "export.json"
-"""What was measured of an exported student, and its files; it tells a folder of ours from others."""
+"""File with the measurements and file list of an export; its presence identifies a folder as an export."""
 
 _SIGNS_OF_DAMAGE = (
     ValueError, LookupError, TypeError, AttributeError, EOFError, SafetensorError, yaml.YAMLError, csv.Error, zlib.error
 )  # fmt: skip
-"""What a parser raises for content that it cannot read."""
+"""Exceptions of parsers for content that they cannot read."""
 _SIGNS_OF_OTHER_SHAPES = ("size mismatch", "loading state_dict", "ignore_mismatched_sizes")
 """Words in the RuntimeError of torch and transformers for weights that do not fit the model."""
 
@@ -40,14 +40,14 @@ _WHAT_TO_DO = {
     errno.ENOSPC: "free space on that disk, then run the same command again",
     errno.EDQUOT: "free space in your quota, then run the same command again",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f), then run the same command again",
-    errno.EROFS: "name a folder on a file system that can be written",
+    errno.EROFS: "name a folder on a writable file system",
     errno.EACCES: "change its permissions, or name another place",
     errno.EPERM: "change its permissions, or name another place",
     errno.EISDIR: "allowed: a file",
-    errno.ENOTDIR: "allowed: a path that leads through folders alone",
+    errno.ENOTDIR: "allowed: a path whose parents are folders",
     errno.EMFILE: "raise the limit on open files (ulimit -n), then run the same command again",
 }
-"""By the code of the operating system, what ends a failure to read or write."""
+"""Advice to the user for a failed read or write, by the error code of the operating system."""
 _OF_THE_PATH = {
     errno.ENOENT,
     errno.EACCES,
@@ -57,7 +57,7 @@ _OF_THE_PATH = {
     errno.ELOOP,
     errno.ENAMETOOLONG,
 }
-"""Codes that say that the path cannot be read by this user, not that the machine failed."""
+"""Error codes of a path that this user cannot read, as opposed to a failure of the machine."""
 
 _SETTINGS_LOST = "restore it from a copy, or name another --out"
 _WRITTEN_AGAIN = "delete it, and the same command writes it again"
@@ -75,11 +75,11 @@ _REMEDIES = {
     "trainer_state.json": "delete it, and the same command trains this model again",
     EXPORT_RECORD: "name another --to",
 }
-"""By the name of a damaged file of ours, what to do, and what that costs."""
+"""Remedy for a damaged file of this package, and its cost, by the name of the file."""
 
 
 def cache_folder() -> Path:
-    """Where tokenized text and baselines are kept for later runs: AUTODISTIL_SEARCH_CACHE, or the user's cache."""
+    """Return the folder that caches tokenized text and baselines: AUTODISTIL_SEARCH_CACHE, or the user's cache."""
     if given := os.environ.get("AUTODISTIL_SEARCH_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autodistil_search"
@@ -89,7 +89,7 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTD
 
 
 def refuse_cache(error: BaseException) -> None:
-    """Raise InputError if `error` came from a cache of Hugging Face that cannot be written: no input is to blame."""
+    """Raise InputError if the cause of `error` is a Hugging Face cache that cannot be written, not the input."""
     from huggingface_hub.constants import HF_HOME
 
     seen: BaseException | None = error
@@ -97,15 +97,17 @@ def refuse_cache(error: BaseException) -> None:
         name = seen.filename if isinstance(seen, OSError) and seen.errno in _UNWRITABLE else None
         if isinstance(seen, OSError) and isinstance(name, str) and Path(name).is_relative_to(HF_HOME):
             raise InputError(
-                f"the cache of Hugging Face {HF_HOME!r} cannot be written ({seen.strerror}); name another in HF_HOME"
+                f"the cache of Hugging Face {HF_HOME!r} cannot be written ({seen.strerror}); "
+                "set HF_HOME to another folder"
             ) from None
         seen = seen.__cause__ or seen.__context__
 
 
 def _system_error(error: BaseException) -> int | None:
-    """Return the operating system's code of an error, also of one that a library put into words; None if it has none.
+    """Return the operating system's code of an error; None if it has none.
 
-    safetensors, tokenizers and ONNX raise errors of their own for a failed write, with the system's text in them.
+    safetensors, tokenizers and ONNX raise errors of their own for a failed write. Their text holds the system's
+    message, from which the code is read.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
@@ -115,19 +117,20 @@ def _system_error(error: BaseException) -> int | None:
     return next((code for code in _WHAT_TO_DO if os.strerror(code) in text), None)
 
 
-def _told(path: Path, what: str, code: int | None, error: BaseException) -> str:
+def _failure(path: Path, what: str, code: int | None, error: BaseException) -> str:
+    """Return the message of a failed read or write: the path, the reason and the advice."""
     reason = " ".join(str(error).split())[:200] if code is None else os.strerror(code)
     advice = _WHAT_TO_DO.get(code) if code is not None else None
     return f"{path} {what}: {reason}" + (f"; {advice}" if advice else "")
 
 
 class UnwritableError(OSError):
-    """A file or folder that cannot be written; the text says which, and what the operating system said."""
+    """File or folder that cannot be written; the message names it and quotes the operating system."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise UnwritableError, naming `path`, if the operating system refuses what is written inside."""
+    """Raise UnwritableError, naming `path`, if the operating system refuses a write in the context."""
     try:
         yield
     except (InputError, UnwritableError):
@@ -137,13 +140,15 @@ def writing(path: Path) -> Iterator[None]:
         elsewhere = not str(getattr(error, "filename", None) or path).startswith(str(path.parent))
         if elsewhere or is_out_of_memory(error) or (code is None and not isinstance(error, (OSError, SafetensorError))):
             raise
-        raise UnwritableError(_told(path, "cannot be written", code, error)) from None
+        raise UnwritableError(_failure(path, "cannot be written", code, error)) from None
 
 
 def clear_leftovers(folder: Path, of_models: bool = False) -> None:
-    """Remove what killed writes left in a folder of ours that this process holds, but not in folders inside it.
+    """Remove the temporary files of killed writes from a folder that this process has locked, not from its subfolders.
 
-    of_models: whether the folder holds a model in training. There earlier versions left files of safetensors, too.
+    Args:
+        folder: A folder of this package.
+        of_models: True if the folder holds a model in training, where earlier versions also left safetensors files.
     """
     for pattern in (".*.new", *((".final", ".tmp??????") if of_models else ())):
         for leftover in folder.glob(pattern):
@@ -151,7 +156,7 @@ def clear_leftovers(folder: Path, of_models: bool = False) -> None:
 
 
 def _clear(path: Path) -> None:
-    """Remove a file or folder that a stopped write left, if it is there."""
+    """Remove the temporary file or folder of a stopped write, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -159,7 +164,7 @@ def _clear(path: Path) -> None:
 
 
 def _finish(file: Path, mode: int) -> None:
-    """Bring a written file to the disk, with the permissions that the umask gives: some libraries write 0600."""
+    """Flush a written file to disk with permissions `mode`, those of the umask: some libraries write 0600."""
     with file.open("rb+") as opened:
         os.fsync(opened.fileno())
     if file.stat().st_mode & 0o777 != mode:
@@ -168,15 +173,15 @@ def _finish(file: Path, mode: int) -> None:
 
 @contextmanager
 def _written_first(new: Path) -> Iterator[Path]:
-    """Make the folder `new` to write into; whatever is left in it is removed if that fails.
+    """Make the folder `new` to write into, and remove it if the write fails.
 
-    What a killed process left there, temporary files of libraries included, is removed by the next one.
+    Files of a killed process, also the temporary files of libraries, are removed by the next process.
     """
     _clear(new)
     new.mkdir()
     try:
         yield new
-        mode = new.stat().st_mode & 0o666  # of a folder that was just made: what the umask leaves
+        mode = new.stat().st_mode & 0o666  # a new folder has the permissions that the umask leaves
         for file in new.rglob("*"):
             if file.is_file():
                 _finish(file, mode)
@@ -186,27 +191,31 @@ def _written_first(new: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file, on disk, then give it the name `path`: a reader sees the old file or the new one.
+    """Write a file under a temporary name, then rename it to `path`: a reader sees the old file or the new file.
+
+    Args:
+        path: The file.
+        write: Function that writes the file to the path that it is given.
 
     Raises:
-        UnwritableError: if it cannot be written; the old file stays as it is.
+        UnwritableError: if the file cannot be written; the old file is unchanged.
     """
     write_together(path.parent, path.name, lambda folder: write(folder / path.name))
 
 
 def write_together(folder: Path, name: str, write: Callable[[Path], object], last: str = "") -> None:
-    """Let `write` make files in an empty folder, then move each to `folder`, over an older one of its name.
+    """Write several files to a temporary folder, then move each to `folder`, replacing older files of the same name.
 
-    A reader sees each file whole, the old one or the new one. Folders among them replace those of their name.
+    A reader sees every file complete, in its old or its new version. Subfolders replace subfolders of the same name.
 
     Args:
-        folder: Where the files go.
-        name: Of what is written, for messages and for the folder that is written first.
-        write: Gets the empty folder.
-        last: File that is moved last: where it stands, the others do.
+        folder: Destination of the files.
+        name: Name in messages, and of the temporary folder.
+        write: Function that writes the files to the empty folder that it is given.
+        last: File that is moved last: once it exists, the other files do too.
 
     Raises:
-        UnwritableError: if anything cannot be written; what was there before stays as it is.
+        UnwritableError: if a file cannot be written; the earlier files are unchanged.
     """
     path = folder / name
     with writing(path):
@@ -223,13 +232,13 @@ def write_together(folder: Path, name: str, write: Callable[[Path], object], las
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Make a new folder beside `path` to write files into, which takes its name, and its place, once all is on disk.
+    """Make a new folder beside `path` to write files into; it replaces `path` once all files are on disk.
 
-    If anything fails inside, what was written is removed and what stood at `path` stays. A killed process leaves at
-    most two hidden folders beside `path`; `recover_folder`, which comes first here, clears both.
+    After a failure in the context, the new folder is removed and the old folder at `path` stays. A killed process
+    leaves at most two hidden folders beside `path`; `recover_folder`, which runs first, removes both.
 
     Raises:
-        UnwritableError: if it cannot be written.
+        UnwritableError: if the folder cannot be written.
     """
     old, fresh = _aside(path)
     with writing(path):
@@ -248,7 +257,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def recover_folder(path: Path) -> None:
-    """Put back the folder that stood at `path`, if a process was killed while `whole_folder` replaced it."""
+    """Restore the old folder at `path` if a process was killed while `whole_folder` replaced it."""
     old, new = _aside(path)
     if old.is_dir() and not path.exists():
         os.replace(old, path)
@@ -257,17 +266,19 @@ def recover_folder(path: Path) -> None:
 
 
 def _aside(path: Path) -> tuple[Path, Path]:
-    """Return where the old and the new folder stand while one replaces the other; no user has files of these names."""
+    """Return the temporary paths of the old and the new folder of a replacement; no user has files of these names."""
     return path.with_name(f".{path.name}.autodistil-old"), path.with_name(f".{path.name}.autodistil-new")
 
 
 @contextmanager
 def locked_beside(path: Path, flag: str | None) -> Iterator[None]:
-    """Hold a folder that `whole_folder` replaces by a lock beside it, and put it back if a killed process lost it.
+    """Lock a folder that `whole_folder` replaces, by a file beside it, and restore it after a killed process.
 
-    Folders above it that are not there are made, and removed again if they are still empty at the end.
+    Missing parent folders are made, and removed again if they are still empty at the end.
 
-    flag: as of `locked`.
+    Args:
+        path: The folder.
+        flag: Flag that names the folder; see `locked`.
     """
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -283,17 +294,17 @@ def locked_beside(path: Path, flag: str | None) -> Iterator[None]:
 
 @contextmanager
 def locked(lock: Path, folder: Path, flag: str | None) -> Iterator[None]:
-    """Hold the file `lock`, which stands for `folder`, for this process; it is gone afterwards.
+    """Hold the lock file of a folder for this process, and remove the file afterwards.
 
-    The operating system frees the lock of a killed process; its file is no obstacle.
+    The operating system frees the lock of a killed process, so a lock file that remains is no obstacle.
 
     Args:
-        lock: The file.
-        folder: What it stands for, in messages.
-        flag: The one that names `folder`; None to wait until a process that holds it has ended.
+        lock: The lock file.
+        folder: The locked folder, for messages.
+        flag: Flag that names `folder`, for messages; None waits for a process that holds the lock.
 
     Raises:
-        InputError: if another process holds it, which is named; or if a file of that name is no lock.
+        InputError: if another process holds the lock (the message names it), or a file of that name is no lock.
         OSError: if the file cannot be made.
     """
     _refuse_stranger(lock)
@@ -302,32 +313,32 @@ def locked(lock: Path, folder: Path, flag: str | None) -> Iterator[None]:
         held.acquire()
     except Timeout:
         raise InputError(
-            f"another process is at work in {folder}{_holder(lock)}; wait for it, or name another {flag}"
+            f"another process is using {folder}{_holder(lock)}; wait for it, or name another {flag}"
         ) from None
     try:
-        with suppress(OSError):  # on a full disk the lock holds, too
+        with suppress(OSError):  # the lock also holds on a full disk
             lock.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:
-        with suppress(OSError):  # while it is held: a process that waits for it makes a new one
+        with suppress(OSError):  # removed while held: a waiting process then makes a new file
             lock.unlink()
         held.release()
 
 
 def _refuse_stranger(lock: Path) -> None:
-    """Refuse a file of the user's that has a lock's name: it would be written and removed."""
+    """Refuse a user's file with the name of a lock: the lock would overwrite and remove it."""
     try:
         stat = lock.lstat()
     except FileNotFoundError:
         return
-    # Nothing is in the lock of a process that was killed before it wrote, and in those of earlier versions.
+    # Locks of earlier versions are empty, and so is the lock of a process that was killed before it wrote.
     is_lock = S_ISREG(stat.st_mode) and (not stat.st_size or lock.read_bytes()[:8] == b"process ")
     if not is_lock:
-        raise InputError(f"{lock} is no lock of this package; move it away")
+        raise InputError(f"{lock} is not a lock of this package; move it elsewhere")
 
 
 def _holder(lock: Path) -> str:
-    """Return in brackets what a lock's file says of its holder; nothing if it cannot be read."""
+    """Return the holder that a lock file names, in brackets; an empty text if the file cannot be read."""
     with suppress(OSError, ValueError):
         if words := " ".join(lock.read_text(encoding="utf-8").split())[:100]:
             return f" ({words})"
@@ -335,27 +346,27 @@ def _holder(lock: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
+    """Return the hex SHA-256 digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def readable(path: Path, remedy: str | None = None) -> Iterator[None]:
-    """Say truthfully why the file `path` cannot be read inside.
+    """Replace errors of reading the file `path` in the context by errors that state the true reason.
 
-    Damage is what parsers, digests and shapes prove. Failures of the operating system are told in its words, and
-    memory that ran out passes through.
+    A file counts as damaged only if a parser, a digest or a shape proves it. Errors of the operating system keep its
+    words, and out-of-memory errors pass unchanged.
 
     Args:
-        path: One file, never a folder with files that are whole.
-        remedy: What to do if it is damaged, and what that costs; by the file's name if not given. A file that the
-            user gave has none.
+        path: One file, never a folder with intact files.
+        remedy: Advice for a damaged file, with its cost; by default that of the file's name. A file given by the user
+            has none.
 
     Raises:
         DamagedError: if the file is damaged.
-        InputError: if it cannot be read by this user.
-        OSError: if the machine failed to read it.
+        InputError: if this user cannot read the file.
+        OSError: if the machine failed to read the file.
     """
     try:
         yield
@@ -367,16 +378,19 @@ def readable(path: Path, remedy: str | None = None) -> Iterator[None]:
         code = _system_error(error)
         if code is not None or isinstance(error, OSError):
             kind = InputError if code is None or code in _OF_THE_PATH else OSError
-            raise kind(_told(path, "cannot be read", code, error)) from None
+            raise kind(_failure(path, "cannot be read", code, error)) from None
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _SIGNS_OF_OTHER_SHAPES):
-            raise InputError(_told(path, "cannot be read", None, error)) from None
+            raise InputError(_failure(path, "cannot be read", None, error)) from None
         raise damaged(path, f"{type(error).__name__}: {error}", remedy) from None
 
 
 def damaged(path: Path, reason: str, remedy: str | None = None) -> DamagedError:
-    """Return the error for a file whose content is proven to be broken.
+    """Return the error for a file that is proven to be damaged.
 
-    reason: what proves it. remedy: as of `readable`.
+    Args:
+        path: The file.
+        reason: The proof of the damage.
+        remedy: Advice for the user; see `readable`.
     """
     remedy = _REMEDIES.get(path.name) if remedy is None else remedy
     words = " ".join(reason.split())[:200]
@@ -384,10 +398,10 @@ def damaged(path: Path, reason: str, remedy: str | None = None) -> DamagedError:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the file holds no JSON object or cannot be read.
     """
     with readable(path):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -395,7 +409,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def refuse_other_settings(before: Settings, now: Settings, folder: Path) -> None:
-    """Raises InputError, naming what differs, unless both settings are equal."""
+    """Raise InputError, naming each difference, unless both settings are equal."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if keys:
         details = "; ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in keys)

@@ -1,8 +1,8 @@
-"""What a finished folder is and holds: a digest of each file, written last and checked when a file is read back.
+"""Manifests of finished folders: a digest of each file, written last and checked when a file is read back.
 
 `manifest.json` names the kind of a folder, and the size and SHA-256 of each file that is read back from it. State files
-of JSON, which change while a command runs, have a digest of their content inside. Folders and files from before there
-were digests are read as they are. A file of results names the manifest, too: where it is missing, it was deleted.
+of JSON, which change while a command runs, contain a digest of their own content. Folders and files of versions without
+digests are read unchecked. The file of results also names the manifest, so that a deleted manifest is noticed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autodistil_search.base.files import EXPORT_RECORD, file_sha256, read_json, 
 
 MANIFEST = "manifest.json"
 MODEL_TYPE = "autodistil"
-"""What the configuration of a model of ours calls its type."""
+"""The `model_type` in the configuration of a model of this package."""
 SEARCH_CONFIG = "config.yaml"
 TRAIN_CONFIG = "train.yaml"
 DISTIL_CONFIG = "distil.yaml"
@@ -33,38 +33,38 @@ ARCHIVE = "archive.log"
 SUMMARY = "summary.json"
 DISTIL_SUMMARY = "distil.json"
 TRAINER_STATE = "trainer_state.json"
-"""The file of a trained model that says it is finished."""
+"""File that marks a trained model as finished."""
 RESULT = "result.json"
-"""The file of a fine-tuned model that says it is finished."""
+"""File that marks a fine-tuned model as finished."""
 
 LOGS = ("training.csv", "held_out.csv")
-"""Files that only curves are drawn from: damage to them is told and stops nothing."""
+"""Files that serve only as data of curves: damage to them is a warning, not an error."""
 NAMES_MANIFEST = "manifest"
-"""Key of a file of results that names the manifest of its folder."""
+"""Key in a file of results that names the manifest of its folder."""
 _DIGEST = "digest"
-"""Key of the digest that a state file has of the rest of its content."""
+"""Key in a state file of the digest of the rest of its content."""
 _GROWING = (".log",)
-"""Suffixes of files that are only ever appended to: their first bytes stay as they were."""
+"""Suffixes of append-only files, whose first bytes never change."""
 _OF_MODELS = (".json", ".safetensors", ".txt", ".model", ".jinja", ".csv", ".onnx", ".py")
-"""Suffixes of the files of a model's folder that are read back; not its card and figures."""
+"""Suffixes of the files of a model's folder that are read back; the card and figures are not."""
 _MODULES = "[0-9]_*/*"
-"""Files in the folders of the modules of sentence-transformers, such as `1_Pooling/config.json`."""
+"""Pattern of the module files of sentence-transformers, such as `1_Pooling/config.json`."""
 _LARGE = 64 * 2**20
-"""Bytes from which on a digest is remembered while the file stays as it is."""
+"""Size in bytes from which a digest is remembered while the file is unchanged."""
 
 _remembered: dict[tuple[int, ...], str] = {}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of folder.
+    """Kind of folder.
 
     Attributes:
-        title: In words.
-        marker: The file by which a folder without a manifest is known to be of this kind.
-        remedy: What makes all files of the folder again, in the imperative.
-        results: The file of JSON that names the manifest of a finished folder.
-        command: The command that writes a file of `rewritten` again if it is deleted.
+        title: Name of the kind in messages.
+        marker: File that identifies a folder of this kind if it has no manifest.
+        remedy: Advice, in the imperative, that restores all files of the folder.
+        results: JSON file that names the manifest of a finished folder.
+        command: Command that writes a deleted file of `rewritten` again.
         rewritten: Patterns of the names of such files.
     """
 
@@ -158,21 +158,21 @@ KINDS: Mapping[str, Kind] = {
     ),
     "report": Kind("a report", "report.html", "repeat the report", SUMMARY, "report"),
 }
-"""The kinds of folders by the name that a manifest has for them; a folder without one is of the first that fits."""
+"""Kinds of folders by their name in a manifest; a folder without a manifest is of the first kind that fits."""
 
 
 OF_RUNS = ("search", "train", "distil", "finetune", "validate-proxy", "report")
-"""Kinds of folders that hold no model themselves; those of a distil and a finetune hold one in a folder below."""
+"""Kinds of folders without a model of their own; those of a distil and a finetune hold a model in a subfolder."""
 
 
 def kind_of(folder: Path) -> str | None:
-    """Return the kind of `folder` by its manifest, or else by its files; None for a folder that is not ours.
+    """Return the kind of `folder` by its manifest, or else by its files; None for a folder of another program.
 
     Raises:
         InputError: for a damaged manifest.
     """
-    if (found := _read(folder)) is not None:
-        return str(found["kind"])
+    if (manifest := _read(folder)) is not None:
+        return str(manifest["kind"])
     return _kind_by_files(folder)
 
 
@@ -185,7 +185,7 @@ def _kind_by_files(folder: Path) -> str | None:
 
 
 def _kind_of_model(folder: Path) -> str | None:
-    """The kind of a folder with a trainer_state.json, a name that transformers' own trainer uses, too."""
+    """Return the kind of a folder with a trainer_state.json; None if transformers' own trainer wrote the file."""
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
     if config.get("model_type") != MODEL_TYPE:
@@ -194,7 +194,7 @@ def _kind_of_model(folder: Path) -> str | None:
 
 
 def described(folder: Path) -> str:
-    """Say in words what `folder` is, for a message that refuses it."""
+    """Return a description of `folder` for a message that refuses it."""
     kind = kind_of(folder) if folder.is_dir() else None
     if kind is not None:
         return f"{str(folder)!r} is {KINDS[kind].title}"
@@ -204,7 +204,7 @@ def described(folder: Path) -> str:
 
 
 def model_files(folder: Path) -> list[str]:
-    """Return the names of the files of a model's folder that its manifest covers, those of its pooling among them."""
+    """Return the names of the files of a model's folder that its manifest covers, including those of its pooling."""
     paths = (*folder.iterdir(), *folder.glob(_MODULES))
     return [path.relative_to(folder).as_posix() for path in paths if path.is_file() and _is_of_model(path)]
 
@@ -214,9 +214,9 @@ def _is_of_model(path: Path) -> bool:
 
 
 def write_manifest(folder: Path, kind: str, names: Iterable[str]) -> None:
-    """Write the manifest of a folder in which all else is written: its kind, and a digest of each file in `names`.
+    """Write the manifest of an otherwise finished folder: its kind, and a digest of each file in `names`.
 
-    The kind's file of results names the manifest from then on.
+    From then on, the file of results of this kind names the manifest.
     """
     covered, results = set(names), folder / KINDS[kind].results
     if results.name in covered:
@@ -226,7 +226,7 @@ def write_manifest(folder: Path, kind: str, names: Iterable[str]) -> None:
 
 
 def _name_manifest(path: Path, named: bool) -> None:
-    """Let a file of results name the manifest of its folder, or no longer."""
+    """Add the name of the manifest to a file of results, or remove it."""
     if (content := _object(path)) is not None:
         rest = {key: value for key, value in content.items() if key != NAMES_MANIFEST}
         text = json.dumps(rest | ({NAMES_MANIFEST: MANIFEST} if named else {}), indent=2)
@@ -234,7 +234,7 @@ def _name_manifest(path: Path, named: bool) -> None:
 
 
 def _object(path: Path) -> dict[str, Any] | None:
-    """The object in a file of JSON; None if it is missing or damaged, which its reader says."""
+    """Return the object in a JSON file; None if it is missing or damaged, which its reader reports."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -243,12 +243,12 @@ def _object(path: Path) -> dict[str, Any] | None:
 
 
 def reopen(folder: Path) -> None:
-    """Check a folder that its command writes to again, and take its manifest away until it is finished again.
+    """Check a finished folder that its command continues, and remove its manifest until it is finished again.
 
-    Warns of a missing file, which is then written again.
+    A missing file that the command writes again is a warning.
 
     Raises:
-        InputError: for a file that is not as it was written.
+        InputError: for a file that changed since it was written.
     """
     verify(folder, own=True)
     warn_of_lacking(folder)
@@ -260,66 +260,66 @@ def reopen(folder: Path) -> None:
 def warn_of_lacking(folder: Path) -> None:
     """Warn of each missing file of a folder whose command writes it again."""
     for name in lacking(folder):
-        warnings.warn(f"{folder / name} is missing, and is written again", stacklevel=3)
+        warnings.warn(f"{folder / name} is missing and will be written again", stacklevel=3)
 
 
 def add_to_manifest(folder: Path, names: Iterable[str]) -> None:
-    """Cover more files of a folder, or those that were written anew; a folder without a manifest gets none."""
-    if (found := _read(folder)) is not None:
-        files = {**found["files"], **{name: _fingerprint(folder / name) for name in names}}
-        write_sealed(folder / MANIFEST, {**found, "files": dict(sorted(files.items()))})
+    """Add new or rewritten files to the manifest of a folder; a folder without a manifest gets none."""
+    if (manifest := _read(folder)) is not None:
+        files = {**manifest["files"], **{name: _fingerprint(folder / name) for name in names}}
+        write_sealed(folder / MANIFEST, {**manifest, "files": dict(sorted(files.items()))})
 
 
 def verify(folder: Path, names: Iterable[str] = ("*",), own: bool = False, shown: Path | None = None) -> bool:
-    """Check the files of a folder against its manifest; returns whether it has one.
+    """Check the files of a folder against its manifest, and return True if it has a manifest.
+
+    Damage to the log of a training is a warning.
 
     Args:
         folder: A folder that may have a manifest.
-        names: Patterns of the files to check; those that the manifest does not name pass.
-        own: Whether the caller is the command that writes the folder: files that it writes again, and the manifest, may
-            be missing.
-        shown: What messages call the folder, if not by its path.
-
-    Damage to a log of a training is a warning.
+        names: Patterns of the files to check; files that the manifest does not name pass.
+        own: True if the caller is the command that writes the folder. The manifest may then be missing, and so may the
+            files that the command writes again.
+        shown: Name of the folder in messages; by default its path.
 
     Raises:
-        InputError: for the first file that is missing or not as it was written; says what to do.
+        InputError: for the first file that is missing or changed; the message says what to do.
     """
-    if (found := _read(folder)) is None:
+    if (manifest := _read(folder)) is None:
         if not own and (named := _named_by(folder)) is not None:
             place, results = (shown or folder) / MANIFEST, KINDS[named].results
             raise InputError(f"{place} is missing, though {results} names it; {_remedy_of_manifest(named)}")
         return False
-    kind, wanted = KINDS[found["kind"]], tuple(names)
-    for name, fingerprint in found["files"].items():
-        if not _matches(name, wanted):
+    kind, patterns = KINDS[manifest["kind"]], tuple(names)
+    for name, fingerprint in manifest["files"].items():
+        if not _matches(name, patterns):
             continue
         path, place, rewritten = folder / name, (shown or folder) / name, _matches(name, kind.rewritten)
         if name in LOGS:
             if not path.exists() or _difference(path, fingerprint) is not None:
-                warnings.warn(f"{place} is not as training wrote it; weights do not depend on it", stacklevel=2)
+                warnings.warn(f"{place} changed after training wrote it; the weights do not depend on it", stacklevel=2)
             continue
         if not path.exists():
             if own and rewritten:
                 continue
             remedy = f"repeat the {kind.command}, which writes it again" if rewritten else kind.remedy
             raise InputError(f"{place} is missing, though {MANIFEST} names it; {remedy}")
-        if (wrong := _difference(path, fingerprint)) is not None:
+        if (difference := _difference(path, fingerprint)) is not None:
             remedy = f"delete it and repeat the {kind.command}, which writes it again" if rewritten else kind.remedy
-            raise InputError(f"{place} is damaged: {wrong}; {remedy}")
+            raise InputError(f"{place} is damaged: {difference}; {remedy}")
     return True
 
 
 def lacking(folder: Path) -> list[str]:
-    """Return the names of files that the manifest of `folder` names and that are missing, or of the manifest itself."""
-    found = _read(folder)
-    if found is None:
+    """Return the names of the missing files of the manifest of `folder`, or of the manifest itself if it is missing."""
+    manifest = _read(folder)
+    if manifest is None:
         return [] if _named_by(folder) is None else [MANIFEST]
-    return [name for name in found["files"] if not (folder / name).exists()]
+    return [name for name in manifest["files"] if not (folder / name).exists()]
 
 
 def _named_by(folder: Path) -> str | None:
-    """The kind of a folder without a manifest whose results name one; None for any other."""
+    """Return the kind of a folder whose results name a manifest that it does not have; None for any other folder."""
     kind = _kind_by_files(folder)
     content = None if kind is None else _object(folder / KINDS[kind].results)
     return kind if content is not None and content.get(NAMES_MANIFEST) == MANIFEST else None
@@ -335,7 +335,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """The manifest of `folder`; None if it has none."""
+    """Return the manifest of `folder`; None if it has none."""
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -344,11 +344,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
         sealed = content[_DIGEST] == content_sha256(content)
         if sealed and content["kind"] in KINDS:
             return dict(content)
-        reason = "its content has another digest than it states" if not sealed else f"of kind {content['kind']!r}"
+        reason = "its content does not match its digest" if not sealed else f"of kind {content['kind']!r}"
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, IsADirectoryError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     if not any((folder / kind.marker).is_file() for kind in KINDS.values()):
-        return None  # a file of that name in a folder of others
+        return None  # another program's file of the same name
     if (kind := _named_by(folder)) is None:
         remedy = "restore it, or delete it: the files are then read without a check of digests"
     else:
@@ -361,9 +361,9 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _difference(path: Path, fingerprint: Mapping[str, Any]) -> str | None:
-    """In words, how a file differs from what was written; None if it does not."""
+    """Return the difference of a file from its fingerprint, in words; None if there is none."""
     if not path.is_file():
-        return "it is no file"
+        return "it is not a file"
     size, expected = path.stat().st_size, int(fingerprint["size"])
     if size < expected or (size > expected and path.suffix not in _GROWING):
         return f"it has {size:,} bytes, and {expected:,} were written"
@@ -374,11 +374,13 @@ def _difference(path: Path, fingerprint: Mapping[str, Any]) -> str | None:
 
 
 def sha256_of(path: Path, first: int | None = None) -> str:
-    """Return the hex digest of a file, or of its first bytes.
+    """Return the hex SHA-256 digest of a file, or of its first bytes.
 
-    The digest of a whole large file is remembered for as long as the file stays as it is: no command reads one twice.
+    The digest of a large file is remembered while the file is unchanged, so that no command reads it twice.
 
-    first: how many bytes; all if not given.
+    Args:
+        path: The file.
+        first: Number of bytes to read; by default all.
     """
     if first is not None:
         with path.open("rb") as file:
@@ -393,36 +395,38 @@ def sha256_of(path: Path, first: int | None = None) -> str:
 
 
 def content_sha256(content: Mapping[str, Any]) -> str:
-    """Return the hex digest of what a JSON object holds, but for the digest that it states itself."""
+    """Return the hex SHA-256 digest of the content of a JSON object, leaving out the digest that it states."""
     rest = {key: value for key, value in content.items() if key != _DIGEST}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `content` with a digest of itself."""
+    """Return `content` with its own digest added."""
     return {**content, _DIGEST: content_sha256(json.loads(json.dumps(content)))}
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object with a digest of itself."""
+    """Write a JSON object with its own digest added."""
     text = json.dumps(seal(content), indent=2)
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def is_as_written(content: Mapping[str, Any]) -> bool:
-    """Say whether a JSON object has the digest that it states; one that states none passes."""
+    """Return True if a JSON object has the digest that it states, or states none."""
     return _DIGEST not in content or content[_DIGEST] == content_sha256(content)
 
 
 def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
-    """Return the object that `write_sealed` wrote, without its digest; one without a digest is taken as it is.
+    """Return the object of a file of `write_sealed`, without its digest; an object without a digest is not checked.
 
-    remedy: what a user can do about a damaged one, in the imperative.
+    Args:
+        path: The file.
+        remedy: Advice for a damaged file, in the imperative.
 
     Raises:
         InputError: for a damaged file.
     """
     content = read_json(path)
     if not is_as_written(content):
-        raise InputError(f"{path} is damaged: its content has another digest than it states; {remedy}")
+        raise InputError(f"{path} is damaged: its content does not match its digest; {remedy}")
     return {key: value for key, value in content.items() if key != _DIGEST}

@@ -1,4 +1,4 @@
-"""Passwords in what a user names: left out of all that is shown or written."""
+"""Removal of passwords from user input before it is shown or written."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from collections.abc import Iterator
 from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
-"""Stands where a password was."""
+"""Replacement of a password."""
 
 _HARMLESS = {
     *("application_name", "charset", "check_same_thread", "client_encoding", "connect_timeout", "dbname", "host"),
     *("hostaddr", "keepalives", "mode", "port", "sslmode", "sslrootcert", "target_session_attrs", "timeout", "uri"),
     "user",
 }
-"""Parameters of a database's URL that may be shown."""
+"""Parameters of a database URL that may be shown."""
 
 _URL = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*)?://")
 _PORT = re.compile(r"\d*([/?#,\s].*)?", re.DOTALL)
 _SECRET_KEY = re.compile(r"pass|pwd|secret|token|key|auth|sig", re.IGNORECASE)
 _SETTING = re.compile(r"[\w%]*(?:pass(?:word|wd|file|phrase)?|pwd)\s*=(?!\s*\*\*\*)\s*(.+)", re.IGNORECASE | re.DOTALL)
-"""In a string such as `host=db password=...`; where the value ends, nobody can tell."""
+"""Password in a string such as `host=db password=...`; the end of the value is unknown."""
 _WITHOUT_SCHEME = re.compile(r"(?:--storage=)?[\w.%+-]+:(?!//|\*\*\*@)(.+)@[\w.-]+(?::\d+)?(?:/.*)?", re.DOTALL)
 
 _OF_A_DATABASE = re.compile(r"://|(^|\s)(host|hostaddr|user|password|dbname|service)\s*=|^[^/\s]*:.*@", re.DOTALL)
 
 
 def names_database(storage: str) -> bool:
-    """Return whether a storage's name is that of a database, as a URL or in another form, and no path."""
+    """Return True if the name of a storage is that of a database, as a URL or in another form, and no path."""
     return _OF_A_DATABASE.search(storage) is not None
 
 
 def without_password(text: str) -> str:
-    """Return `text`, a database's URL or words with one, as messages and files may show it.
+    """Return `text`, a database URL or a message that holds one, without the password.
 
-    In doubt more than the password is left out: an `@`, a blank or a slash in it need not be escaped. What was left out
-    before stays as it is.
+    In doubt more than the password is removed, because an `@`, a blank or a slash in it may be unescaped. A text whose
+    password was removed before is unchanged.
     """
     done, at = "", 0
     for start, end in _places(text):
@@ -45,7 +45,7 @@ def without_password(text: str) -> str:
 
 
 def conceal(text: str, url: str) -> str:
-    """Return what a driver says of `url`, without the password and without any part of it."""
+    """Return the message of a driver about `url` without the password and without any part of it."""
     for secret in sorted(set(_secrets(url)), key=len, reverse=True):
         if len(secret) > 2:
             text = text.replace(secret, HIDDEN)
@@ -55,7 +55,7 @@ def conceal(text: str, url: str) -> str:
 
 
 def _secrets(url: str) -> Iterator[str]:
-    """Yield what is left out of `url`, as drivers may show it: read, quoted, whole or in parts."""
+    """Yield the secrets of `url` in every form that drivers may show: decoded, quoted, whole or in parts."""
     for start, end in _places(url):
         hidden = url[start:end]
         for text in (hidden, unquote(hidden), unquote_plus(hidden)):
@@ -64,7 +64,7 @@ def _secrets(url: str) -> Iterator[str]:
 
 
 def _places(text: str) -> Iterator[tuple[int, int]]:
-    """Yield start and end of what must not be shown, in order."""
+    """Yield the start and end of each secret in `text`, in order."""
     if (match := _WITHOUT_SCHEME.fullmatch(text)) is not None:
         yield match.span(1)
         return
@@ -84,7 +84,7 @@ def _places(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _login(text: str, begin: int, is_page: bool) -> tuple[int, int] | None:
-    """Return the place of the password before the host of a URL, empty where it is left out already."""
+    """Return the start and end of the password before the host of a URL; equal if it was removed before."""
     colon = text.find(":", begin)
     name = text[begin:colon]
     if colon < 0 or "?" in name or (is_page and "/" in name):
@@ -94,15 +94,15 @@ def _login(text: str, begin: int, is_page: bool) -> tuple[int, int] | None:
         host = re.compile(r"[^/?\s]*").match(text, start + len(HIDDEN) + 1)
         more = host[0].rfind("@") if host else -1
         return (start, host.start() + more) if host and more >= 0 else (start + len(HIDDEN), start + len(HIDDEN))
-    if at >= start:  # equal: an empty password, as of servers that listen on a socket
+    if at >= start:  # equal: an empty password, usual for servers on a local socket
         return start, at
-    # The first part of a password with a blank, perhaps.
+    # This may be the first part of a password with a blank.
     rest = start < len(text) and not is_page and "/" not in name and not _PORT.fullmatch(text, start)
     return (start, len(text)) if rest else None
 
 
 def _secret_parameter(text: str, begin: int, end: int, is_page: bool) -> int | None:
-    """Return where the value begins of the first parameter of a URL that may be secret."""
+    """Return the start of the value of the first URL parameter that may be secret; None if there is none."""
     mark = text.find("?", begin, end)
     if mark < 0:
         return None

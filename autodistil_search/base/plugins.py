@@ -1,4 +1,4 @@
-"""What others add: objectives, engines, proxies, teachers and spaces, by entry points or handed over in Python."""
+"""Plug-ins: objectives, engines, proxies, teachers and search spaces from entry points or from Python."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import Any
 from autodistil_search.base.errors import InputError, Terminated
 
 GROUPS = ("objectives", "engines", "proxies", "teachers", "search_spaces")
-"""What can be added. A package offers it as entry points of the group `autodistil_search.<one of these>`."""
+"""Groups of plug-ins. A package declares a plug-in as an entry point of the group `autodistil_search.<group>`."""
 
 _NAME = r"\w[\w.+-]{0,63}"
 NAMES = "up to 64 letters, digits, '_', '-', '.' and '+', a letter, digit or '_' first"
-"""Names that are allowed, in words."""
+"""Rule of allowed names, for messages."""
 _LONGEST = 200
-"""Letters of a value or an error in a message."""
-_OURS_TO_RAISE = (InputError, KeyboardInterrupt, MemoryError, Terminated)
-"""What passes through other people's code as it is."""
+"""Characters to which a value or an error is cut in a message."""
+_PASSED_ON = (InputError, KeyboardInterrupt, MemoryError, Terminated)
+"""Exceptions of a plug-in that are passed on unchanged."""
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """What a Python caller adds, by name; it comes before what entry points offer.
+    """Plug-ins that a Python caller adds, by name; they take precedence over those of entry points.
 
     Args:
-        objectives: `Objective`s.
-        engines: What makes an engine; see `engines.MakeEngine`.
-        proxies: What makes a proxy; see `proxies.MakeProxy`.
-        teachers: Functions that give a model and its tokenizer.
-        search_spaces: `SearchSpace`s, or paths of YAML files.
+        objectives: Instances of `Objective`.
+        engines: Factories of engines; see `engines.MakeEngine`.
+        proxies: Factories of proxies; see `proxies.MakeProxy`.
+        teachers: Functions that return a model and its tokenizer.
+        search_spaces: Instances of `SearchSpace`, or paths of YAML files.
     """
 
     objectives: Mapping[str, Any] = field(default_factory=dict)
@@ -42,23 +42,23 @@ class Plugins:
     search_spaces: Mapping[str, Any] = field(default_factory=dict)
 
     def names(self, group: str) -> list[str]:
-        """Return the names of `group` that can be asked for, without loading anything."""
+        """Return the valid names of `group`, without loading any plug-in."""
         return [name for name in self.all_names(group) if is_name(name)]
 
     def all_names(self, group: str) -> list[str]:
-        """Return the names of `group`, those that cannot be asked for among them."""
+        """Return all names of `group`, including invalid names, which cannot be selected."""
         return sorted({*getattr(self, group), *_offered(group)})
 
     def find(self, group: str, name: str, own: Collection[str]) -> Any:
-        """Return what goes by that name; None if there is none. Every plug-in is taken from here.
+        """Return the plug-in with a name; None if there is none. All plug-ins are loaded by this method.
 
         Args:
             group: One of `GROUPS`.
-            name: As it was asked for.
-            own: Names of the group that are built in.
+            name: Name of the plug-in.
+            own: Built-in names of the group.
 
         Raises:
-            InputError: if the name is built in, too, is not allowed, or is offered by two packages; if an entry point
+            InputError: if the name is also built in, is invalid, or is declared by two packages; or if an entry point
                 cannot be loaded.
         """
         given: Mapping[str, Any] = getattr(self, group)
@@ -72,29 +72,31 @@ class Plugins:
         if name in given:
             return given[name]
         if len(points) > 1:
-            raise InputError(f"{self.origin(group, name)} are two of one name; allowed: one of these packages")
+            raise InputError(
+                f"{self.origin(group, name)} are two of the same name; allowed: only one of these packages"
+            )
         with guarded(f"{self.origin(group, name)} cannot be loaded"):
             return points[0].load()
 
     def origin(self, group: str, name: str) -> str:
-        """Return in words where what goes by that name comes from."""
+        """Return a description of a plug-in by its name and its source, for messages."""
         if name in getattr(self, group):
             return f"{name!r} of {group} (given in Python)"
-        found = " and ".join(f"{point.value} of {_package(point)}" for point in _offered(group)[name])
-        return " ".join(f"{name!r} of {group} ({found})".split())
+        sources = " and ".join(f"{point.value} of {_package(point)}" for point in _offered(group)[name])
+        return " ".join(f"{name!r} of {group} ({sources})".split())
 
 
 def is_name(text: object) -> bool:
-    """Return whether something can be asked for by that name on the command line, and name a column."""
+    """Return True if `text` is a valid name for the command line and for a column of a table."""
     return isinstance(text, str) and re.fullmatch(_NAME, text) is not None
 
 
 def _offered(group: str) -> dict[str, list[EntryPoint]]:
-    """Return entry points by name; a package that is found twice on the path counts once."""
-    found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
+    """Return the entry points of a group by name; a package that is twice on the path counts once."""
+    by_name: dict[str, dict[tuple[str, str], EntryPoint]] = {}
     for point in entry_points(group=f"autodistil_search.{group}"):
-        found.setdefault(point.name, {}).setdefault((point.value, _package(point)), point)
-    return {name: list(points.values()) for name, points in found.items()}
+        by_name.setdefault(point.name, {}).setdefault((point.value, _package(point)), point)
+    return {name: list(points.values()) for name, points in by_name.items()}
 
 
 def _package(point: EntryPoint) -> str:
@@ -103,30 +105,34 @@ def _package(point: EntryPoint) -> str:
 
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Run other people's code inside.
+    """Run the code of a plug-in in the context, and turn its errors into InputError.
+
+    Interrupts, `MemoryError`, `Terminated` and `InputError` are passed on unchanged.
+
+    Args:
+        what: Beginning of the message.
 
     Raises:
-        InputError: for whatever it raises, `SystemExit` included: one line, `what` and the error with its type.
-            Interrupts, lack of memory and errors that are for the user pass as they are.
+        InputError: for any other exception, including `SystemExit`: one line with `what` and the error with its type.
     """
     try:
         yield
-    except _OURS_TO_RAISE:
+    except _PASSED_ON:
         raise
     except BaseException as error:
         raise InputError(f"{what}: {shown(error)}") from error
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: in one line, cut, with its type.
+    """Return the text of a value for a message: one line, shortened, with the type.
 
     Args:
-        value: Anything, an exception too, whose own words may be long, several lines, or not to be had.
+        value: Any object or exception; its own text may be long, have several lines, or raise an error.
     """
     kind = type(value).__name__
     try:
         words = str(value) if isinstance(value, BaseException) else repr(value)
-    except Exception:  # such as an integer of more digits than Python prints
+    except Exception:  # for example an integer with more digits than Python prints
         words = "a value that cannot be printed"
     words = " ".join("".join(letter if letter.isprintable() else " " for letter in words).split())
     if len(words) > _LONGEST:

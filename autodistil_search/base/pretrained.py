@@ -1,6 +1,6 @@
-"""Models and tokenizers that others saved: read without running or fetching what their folders ask for, and checked.
+"""Safe loading and checking of external models and tokenizers, without running or downloading code of their folders.
 
-Everything from outside passes here: teachers, models and teachers of `finetune`, baselines, saved students.
+All external models are loaded here: teachers, models and teachers of `finetune`, baselines and saved students.
 """
 
 from __future__ import annotations
@@ -37,50 +37,50 @@ from autodistil_search.base.files import refuse_cache
 ALLOWED = "the hub id or folder of an encoder with safetensors weights and a tokenizer, or 'packaged'"
 
 _UNDECLARED = ("position_embedding_type", "conv_act", "norm_rel_ebd", "rope_scaling", "summary_type", "tokenizer_class")
-"""Entries of a `config.json` that change what a model computes, though its configuration class does not declare them.
+"""Entries of a `config.json` that change the outputs of a model, though its configuration class does not declare them.
 
-Other undeclared entries are kept only if they are numbers or truth values, which name nothing to fetch or to import.
+Other undeclared entries are kept only if they are numbers or booleans, which cannot name code to download or import.
 """
 _LEFT_OUT = (
     *("return_dict", "output_hidden_states", "output_attentions", "problem_type", "num_labels", "dtype"),
     *("use_kernels", "allow_all_kernels", "use_timm_backbone"),
 )
-"""Entries that say how a model was used or is to be run, not what it computes."""
+"""Entries that describe the use or the execution of a model, not its outputs."""
 _INDEX = "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
-"""Types of weights, as safetensors calls them."""
+"""Floating-point types of weights, as named by safetensors."""
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""All that a model is given here."""
+"""All inputs that this package gives to a model."""
 
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Raises InputError, naming `what`, for whatever a broken model leads to inside."""
+    """Raise InputError, naming `what`, for any error of a broken model in the context."""
     try:
         yield
     except InputError:
         raise
     except (MemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the loaders raise whatever the broken part of a folder leads to
+    except Exception as error:  # the loaders have no common class of errors for broken folders
         refuse_cache(error)
         reason = " ".join(f"{error or type(error).__name__}".split())[:300]
         raise InputError(f"{what} cannot be loaded: {reason}; allowed: {ALLOWED}") from None
 
 
 def load_config(what: str, source: str, **changes: Any) -> PreTrainedConfig:
-    """Return the configuration of a folder or hub id: what its class declares, and nothing that asks for more.
+    """Return the configuration of a folder or hub id, restricted to entries that decide the outputs of the model.
 
-    A `config.json` can ask transformers for attention kernels of the hub, quantization packages, other weight files and
-    code of the folder. Only what decides which numbers the model computes is read here.
+    A `config.json` can make transformers load attention kernels of the hub, quantization packages, other weight files
+    and code of the folder. Such entries are dropped.
 
     Args:
-        what: The model in words, such as "teacher 'name'".
-        source: Its folder or hub id.
+        what: Description of the model for messages, such as "teacher 'name'".
+        source: Folder or hub id of the model.
         changes: Entries to set.
 
     Raises:
-        InputError: if there is none, or it is of an adapter or of quantized weights.
+        InputError: if there is no configuration, or it belongs to an adapter or to quantized weights.
     """
     with loading(what):
         if find_adapter_config_file(source) is not None:
@@ -109,57 +109,57 @@ def _plain(content: Mapping[str, Any], kind: type[PreTrainedConfig]) -> dict[str
 
 
 def _without_private(value: Any) -> Any:
-    """Nested configurations without the entries by which they could ask for kernels."""
+    """Return an entry whose nested configurations lack the entries that could load kernels or code."""
     if not isinstance(value, dict):
         return value
-    asking = ("attn_implementation", "experts_implementation", "quantization_config", "auto_map")
+    loading_code = ("attn_implementation", "experts_implementation", "quantization_config", "auto_map")
     return {
         key: _without_private(inner)
         for key, inner in value.items()
-        if not (isinstance(key, str) and (key.startswith("_") or key in asking))
+        if not (isinstance(key, str) and (key.startswith("_") or key in loading_code))
     }
 
 
 def load_pretrained(
     what: str, auto: Any, source: str, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Return a model in float32 with the weights of a folder or hub id, and what transformers says of their loading.
+    """Return a float32 model with the weights of a folder or hub id, and the loading information of transformers.
 
     Args:
-        what: The model in words.
-        auto: A class of transformers with `from_pretrained`.
-        source: Folder or hub id.
-        config: From `load_config`.
+        what: Description of the model for messages.
+        auto: Class of transformers with `from_pretrained`.
+        source: Folder or hub id of the model.
+        config: Configuration from `load_config`.
 
     Raises:
-        InputError: if it cannot be loaded from safetensors files, or weights of its encoder are of another shape than
-            its configuration says or broken (`check_weights`).
+        InputError: if the model cannot be loaded from safetensors files; or if weights of its encoder have another
+            shape than the configuration says, or are broken (see `check_weights`).
     """
     with loading(what):
         _check_files(what, source)
-        model, told = auto.from_pretrained(
+        model, loading_info = auto.from_pretrained(
             source,
             config=config,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
-            attn_implementation=None,  # torch's own, in all parts of the model
+            attn_implementation=None,  # the default of torch, in all parts of the model
             experts_implementation=None,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # a head may be of another task; the rest is refused here, by name
+            ignore_mismatched_sizes=True,  # the head may be of another task; other mismatches are refused below
         )
     encoder = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
-    for name, stored, expected in sorted(told["mismatched_keys"]):
+    for name, stored, expected in sorted(loading_info["mismatched_keys"]):
         if name.startswith(encoder):
             raise InputError(
                 f"{what} has {name!r} of shape {tuple(stored)}; allowed: {tuple(expected)}, as its config.json says"
             )
     check_weights(what, model)
-    return model, told
+    return model, loading_info
 
 
 def _check_files(what: str, source: str) -> None:
-    """Refuse weight files that are no safetensors, as others are unpickled, or hold weights in other than floats."""
+    """Refuse weights that are not floating point, and weight files other than safetensors, which would be unpickled."""
     names = ["model.safetensors"]
     if (index := _file(source, _INDEX)) is not None:
         names = sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
@@ -176,7 +176,7 @@ def _check_files(what: str, source: str) -> None:
 
 
 def _file(source: str, name: str) -> Path | None:
-    """A file of a folder or hub id, which is downloaded as its loading would; None if it has none."""
+    """Return a file of a folder or hub id, downloaded if needed; None if there is no such file."""
     path = cached_file(
         source,
         name,
@@ -188,10 +188,10 @@ def _file(source: str, name: str) -> Path | None:
 
 @torch.no_grad()
 def check_weights(what: str, model: nn.Module) -> None:
-    """Refuse a model with broken weights: one look at each.
+    """Refuse a model with broken weights, in one pass over the weights.
 
     Raises:
-        InputError: naming the first tensor that is not finite, or the first weight of a layer that is zero all over.
+        InputError: for the first tensor that is not finite, or the first weight of a layer that is entirely zero.
     """
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point() or not tensor.numel():
@@ -200,34 +200,37 @@ def check_weights(what: str, model: nn.Module) -> None:
         if not (low > float("-inf") and high < float("inf")):  # also of NaN
             count = int((~torch.isfinite(tensor)).sum())
             raise InputError(f"{what} has {count:,} values that are not finite in {name!r}; allowed: finite weights")
-        if low == high == 0 and _carries(name):
-            raise InputError(f"{what} has nothing but zeros in {name!r}; allowed: trained weights")
+        if low == high == 0 and _must_hold_values(name):
+            raise InputError(f"{what} has only zeros in {name!r}; allowed: trained weights")
 
 
-def _carries(name: str) -> bool:
-    """Whether a tensor of that name must hold something: weights of layers and words, not biases or token types."""
+def _must_hold_values(name: str) -> bool:
+    """Return True if a tensor of that name must not be zero: weights of layers and words, not biases or token types."""
     in_layer = any(part.isdigit() for part in name.split("."))
     return name.endswith(".weight") and (in_layer or "word_embeddings" in name or "tok_embeddings" in name)
 
 
 def load_tokenizer(what: str, source: str, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a folder or hub id; its class is one of transformers.
+    """Return the tokenizer of a folder or hub id; its class must belong to transformers.
 
-    config: of the model beside it, from `load_config`; read if not given.
+    Args:
+        what: Description of the model for messages.
+        source: Folder or hub id of the model.
+        config: Configuration of the model, from `load_config`; read if not given.
 
     Raises:
-        InputError: if there is none, or it is of another class.
+        InputError: if there is no tokenizer, or its class is of another package.
     """
     folder = Path(source)
     if folder.is_dir() and not any(folder.glob("tokenizer*")) and not (folder / "vocab.txt").is_file():
         raise InputError(f"{what} has no tokenizer beside it; allowed: a folder with its tokenizer's files")
     config = config or load_config(what, source)
     with loading(what):
-        told = get_tokenizer_config(source)
-        for name in (told.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
+        settings = get_tokenizer_config(source)
+        for name in (settings.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
             if name and not _is_tokenizer(name):
                 raise InputError(f"{what} names tokenizer class {name!r}; allowed: tokenizers of transformers")
-        if told.get("gguf_file"):
+        if settings.get("gguf_file"):
             raise InputError(f"{what} has its tokenizer in a GGUF file; allowed: tokenizer.json or a vocabulary file")
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, config=config, trust_remote_code=False
@@ -236,7 +239,7 @@ def load_tokenizer(what: str, source: str, config: PreTrainedConfig | None = Non
 
 
 def _is_tokenizer(name: Any) -> bool:
-    """Whether transformers has a tokenizer class of that name, or none at all, for which it takes its general one."""
+    """Return True if transformers has a tokenizer class of that name, or no class and uses its general one."""
     if not isinstance(name, str):
         return False
     kind = tokenizer_class_from_name(name)
@@ -244,7 +247,7 @@ def _is_tokenizer(name: Any) -> bool:
 
 
 def ends(what: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return the ids of the tokens that a text begins and ends with: [CLS] and [SEP], or what stands for them.
+    """Return the ids of the tokens that begin and end a text: [CLS] and [SEP], or their equivalents.
 
     Raises:
         InputError: if the tokenizer has no such tokens.
@@ -252,24 +255,25 @@ def ends(what: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     if first is None or last is None:
-        raise InputError(f"{what} has a tokenizer without [CLS] and [SEP] (or <s> and </s>) tokens; allowed: with both")
+        raise InputError(f"{what} has a tokenizer without [CLS] and [SEP] (or <s> and </s>); allowed: with both tokens")
     return int(first), int(last)
 
 
 def fit_tokenizer(what: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, positions: int) -> list[str]:
-    """Check a tokenizer against the model beside it, and let it give what the model takes, also where it is saved.
+    """Check a tokenizer against its model, and restrict its outputs, in memory and when saved, to the model's inputs.
 
     Args:
-        what: The model in words.
-        tokenizer: Changed in place: padding on the right, a length limit, token types only if the model has them.
-        model: As `load_pretrained` gives it.
-        positions: Tokens that the model has positions for.
+        what: Description of the model for messages.
+        tokenizer: Tokenizer, changed in place: padding on the right, a length limit, token types only if the model has
+            them.
+        model: Model from `load_pretrained`.
+        positions: Number of tokens for which the model has positions.
 
     Returns:
-        Notes on what was changed that the folder does not say.
+        Notes on changes that the folder does not state.
 
     Raises:
-        InputError: for a tokenizer that no later step could use, or a model that cannot compute with its tokens.
+        InputError: for a tokenizer that no later step can use, or a model that cannot compute with its tokens.
     """
     _check_vocabulary(what, tokenizer, int(model.config.vocab_size))
     ends(what, tokenizer)
@@ -279,13 +283,13 @@ def fit_tokenizer(what: str, tokenizer: PreTrainedTokenizerBase, model: PreTrain
     fits = isinstance(limit, int | float) and not isinstance(limit, bool) and limit >= 4
     tokenizer.model_max_length = int(min(limit, positions)) if fits else positions
     names = list(_INPUTS)
-    tokenizer.model_input_names = names  # all that it can give
+    tokenizer.model_input_names = names  # requests all outputs, so that token types are checked
     with loading(what):
         pair = tokenizer(["a text"], ["another"], truncation=True, max_length=min(16, positions))
         types = max((max(row) for row in pair.get("token_type_ids", ()) if row), default=0)
         if not 1 < token_types(model) > types:
             names.remove("token_type_ids")
-        tokenizer.init_kwargs["model_input_names"] = names  # what is saved
+        tokenizer.init_kwargs["model_input_names"] = names  # the setting that is saved
         _check_computes(what, tokenizer, model, positions)
     return notes
 
@@ -299,11 +303,14 @@ def _check_vocabulary(what: str, tokenizer: PreTrainedTokenizerBase, embeddings:
         )
     for role, token in tokenizer.special_tokens_map.items():
         if isinstance(token, str) and token not in vocabulary:
-            raise InputError(f"{what} has a tokenizer whose {role} {token!r} is not in its vocabulary; allowed: in it")
+            raise InputError(
+                f"{what} has a tokenizer whose {role} {token!r} is not in its vocabulary; "
+                "allowed: special tokens of the vocabulary"
+            )
 
 
 def _give_padding(what: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[str]:
-    """Name the padding token of a tokenizer that names none: the one that the model pads with, if it is one."""
+    """Set the padding token of a tokenizer without one to the token with which the model pads, and return a note."""
     if tokenizer.pad_token_id is not None:
         return []
     index = getattr(config, "pad_token_id", None)
@@ -315,7 +322,7 @@ def _give_padding(what: str, tokenizer: PreTrainedTokenizerBase, config: PreTrai
             f"{name!r}; allowed: a tokenizer with a pad_token"
         )
     tokenizer.pad_token = name
-    return [f"{what} has a tokenizer without a padding token: {name!r} is taken, which its config.json names"]
+    return [f"{what} has a tokenizer without a padding token; {name!r} of its config.json is used"]
 
 
 @torch.no_grad()
@@ -326,20 +333,20 @@ def _check_computes(what: str, tokenizer: PreTrainedTokenizerBase, model: PreTra
     outputs = model.eval()(**matched(model, dict(inputs.to(model.device))))
     model.train(training)
     if not torch.isfinite(outputs[0]).all():
-        raise InputError(f"{what} computes values that are not finite; allowed: weights of a usable size")
+        raise InputError(f"{what} computes values that are not finite; allowed: a model with finite outputs")
 
 
 def token_types(model: Any) -> int:
-    """Return how many kinds of tokens (`token_type_ids`) a model tells apart; 0 if it takes none."""
+    """Return the number of token types (`token_type_ids`) of a model; 0 if it takes none."""
     if "token_type_ids" not in inspect.signature(model.forward).parameters:
         return 0
     return int(getattr(model.config, "type_vocab_size", None) or 0)
 
 
 def matched(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return of a tokenizer's output what `model` takes.
+    """Return the outputs of a tokenizer that `model` takes as inputs.
 
-    Token types are left out where the model does not tell them apart; types that it does not have become its last one.
+    Token types are left out if the model has fewer than two; types beyond the last of the model become its last.
     """
     kept = {name: inputs[name] for name in _INPUTS if name in inputs}
     if "token_type_ids" in kept and isinstance(model, nn.Module):
@@ -352,7 +359,7 @@ def matched(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars, its warnings about unused weights and the hub's retries off the terminal."""
+    """Silence transformers' progress bars, its warnings about unused weights and the hub's messages of retries."""
     shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     hub_level = hub_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -368,13 +375,13 @@ def quiet_transformers() -> Iterator[None]:
 
 
 _NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version")
-"""Entries of a configuration that change nothing in what the model computes."""
+"""Entries of a configuration that do not change the outputs of a model."""
 
 
 def model_sha256(model: PreTrainedModel) -> str:
-    """Hex digest of a model's weights and configuration, whatever files they came from."""
-    told = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_OF_THE_MODEL}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    """Return the hex SHA-256 digest of a model's weights and configuration, independent of their files."""
+    settings = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_OF_THE_MODEL}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar in a terminal, a line every few seconds in a log, or nothing."""
+"""Progress of long tasks: a bar in a terminal, a line every few seconds in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 def plain_console(**options: Any) -> Console:
-    """Return a console that shows text letter by letter: `[bold]` is no style and `:smile:` no picture.
+    """Return a console that prints text literally: `[bold]` is no style and `:smile:` no picture.
 
-    options: of `rich.console.Console`.
+    Args:
+        options: Options of `rich.console.Console`.
     """
     return Console(markup=False, emoji=False, **options)
 
 
 class Bar(Protocol):
-    """One piece of work, shown as it advances."""
+    """Progress of one task."""
 
     def advance(self, note: str = "") -> None:
-        """One unit is done; `note` says how it went."""
+        """Count one finished unit; `note` describes its result."""
 
     def advance_by(self, units: int) -> None:
-        """So many more units are done."""
+        """Count `units` more finished units."""
 
     def skip(self, units: int) -> None:
-        """So many units were done in an earlier run."""
+        """Count `units` that were finished in an earlier run; they do not enter the rate."""
 
 
 class Reporter:
-    """Shows nothing; the default in Python code."""
+    """Reporter without output; the default in Python code."""
 
     @contextmanager
     def bar(self, title: str, unit: str, total: int | None) -> Iterator[Bar]:
-        """A bar for `total` units, or for an unknown number of them."""
+        """Open a bar for `total` units, or for an unknown number of units if `total` is None."""
         yield _Silent()
 
     def say(self, message: str) -> None:
-        """One line for the user."""
+        """Show one line to the user."""
 
 
 class _Silent:
@@ -58,7 +59,7 @@ class _Silent:
 
 
 class ConsoleReporter(Reporter):
-    """Bars with rate and remaining time in a terminal; in a log, a line now and then with the same."""
+    """Reporter with a bar in a terminal and a line every few seconds in a log, both with rate and remaining time."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -69,7 +70,7 @@ class ConsoleReporter(Reporter):
 
     @contextmanager
     def bar(self, title: str, unit: str, total: int | None) -> Iterator[Bar]:
-        """A bar in a terminal, lines elsewhere."""
+        """Open a bar in a terminal, or write lines elsewhere."""
         if not self._console.is_terminal:
             line = _Line(self, title, unit, total)
             yield line
@@ -156,7 +157,7 @@ class _Line:
 
     def close(self) -> None:
         if self._pace.total is None and not self._pace.done:
-            return  # there was nothing to do
+            return  # no line for a task without units
         self._show(f"took {self._pace.seconds:.1f} s")
 
     def _show(self, time_text: str) -> None:

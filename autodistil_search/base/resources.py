@@ -8,21 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NO_LIMIT = 2**60
-"""Control groups of version 1 state a number of this size where there is no limit."""
+"""Number from which a limit of a control group of version 1 means that there is no limit."""
 
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Memory that this process can still take. size: in bytes; owner: where it is free, in words."""
+    """Memory that this process can still allocate.
+
+    Attributes:
+        size: Free memory in bytes.
+        owner: Description of the owner of the memory, for messages.
+    """
 
     size: int
     owner: str
 
 
 def free_memory(root: Path = Path("/")) -> FreeMemory | None:
-    """Return the least memory that the machine, its control groups and the limit of address space leave.
+    """Return the smallest free memory of the machine, the control groups and the limit of address space.
 
-    The result is None on systems that state none of them. root: the folder with `proc` and `sys/fs/cgroup`.
+    The result is None on systems that state none of them.
+
+    Args:
+        root: Folder with `proc` and `sys/fs/cgroup`.
     """
     free = [*_of_the_machine(root), *_of_control_groups(root), *_of_address_space(root)]
     return min(free, key=lambda part: part.size, default=None)
@@ -32,7 +40,7 @@ def _of_the_machine(root: Path) -> Iterator[FreeMemory]:
     owner = "this machine"
     if (kilobytes := _named_number(root / "proc/meminfo", "MemAvailable:")) is not None:
         yield FreeMemory(1024 * kilobytes, owner)
-    elif hasattr(os, "sysconf"):  # not Linux: all of its memory is the most that can be free
+    elif hasattr(os, "sysconf"):  # not Linux: total memory is an upper bound of free memory
         yield FreeMemory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), owner)
 
 
@@ -45,7 +53,7 @@ def _of_control_groups(root: Path) -> Iterator[FreeMemory]:
             limit = _number(folder / limited)
             if limit is None or limit >= _NO_LIMIT:
                 continue
-            # Cached files count as used, and make room for whatever is allocated.
+            # Cached files count as used, but are dropped when memory is needed.
             kinds = ("inactive_file", "active_file")
             cached = sum(_named_number(folder / "memory.stat", prefix + kind) or 0 for kind in kinds)
             in_use = max(0, (_number(folder / used) or 0) - cached)
@@ -64,7 +72,7 @@ def _of_address_space(root: Path) -> Iterator[FreeMemory]:
 
 
 def cgroup_limits(root: Path = Path("/")) -> tuple[float | None, int | None]:
-    """Return CPUs and bytes of memory that control groups of either version allow; None without a limit."""
+    """Return the CPUs and the bytes of memory that control groups of either version allow; None without a limit."""
     cpus, memory = [], []
     for folder in _cgroup_folders(root):
         quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
@@ -78,7 +86,7 @@ def cgroup_limits(root: Path = Path("/")) -> tuple[float | None, int | None]:
 
 
 def _cgroup_folders(root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's control groups and of those that hold them."""
+    """Yield the folders of this process's control groups and of their parents."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -90,7 +98,7 @@ def _cgroup_folders(root: Path) -> Iterator[Path]:
 
 
 def _number(path: Path, word: int = 0) -> int | None:
-    """Return a word of a file as a number; None if it is missing or no number, such as "max"."""
+    """Return a word of a file as a number; None if it is missing or not a number, such as "max"."""
     try:
         return int(path.read_text().split()[word])
     except (OSError, ValueError, IndexError):

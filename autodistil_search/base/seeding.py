@@ -1,4 +1,4 @@
-"""Random numbers that follow from a seed."""
+"""Reproducible random numbers of torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers inside follow from `seed`; the caller's own go on as if nothing had happened."""
+    """Seed the random numbers of torch in the context, and restore the caller's random state afterwards."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

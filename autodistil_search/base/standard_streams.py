@@ -1,4 +1,4 @@
-"""Standard output and error of the command line, which may be closed or lead to a reader that has left."""
+"""Standard output and error of the command line, which may be closed or have lost their reader."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import TextIO
 
 
 def open_closed_streams() -> None:
-    """Give closed standard streams a place that swallows all, so that no file opened later gets their number.
+    """Redirect closed standard streams to the null device, so that no file opened later gets their descriptor.
 
-    What the encoding of standard output lacks is escaped.
+    Characters that the encoding of standard output lacks are escaped.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
     if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -31,14 +31,14 @@ def open_closed_streams() -> None:
 
 @contextmanager
 def messages_on_stderr() -> Iterator[None]:
-    """Send whatever is printed inside to standard error, and lose it where nobody can read it: work goes on."""
+    """Redirect all output in the context to standard error; output without a reader is lost, and the work continues."""
     stream = _Lossy(sys.stderr)
     with redirect_stdout(stream), redirect_stderr(stream):
         yield
 
 
 def flush() -> None:
-    """Write out what is buffered in the standard streams, or discard it where nobody can read it."""
+    """Flush the standard streams, or discard their buffers if they have no reader."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -47,10 +47,10 @@ def flush() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Let a stream that cannot be written swallow what is still to come, so that Python can flush it when it ends."""
+    """Redirect a stream that cannot be written to the null device, so that Python can flush it at exit."""
     try:
         number = stream.fileno()
-    except (OSError, ValueError):  # not a file of the system
+    except (OSError, ValueError):  # the stream has no descriptor
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)
@@ -58,18 +58,18 @@ def discard(stream: TextIO) -> None:
 
 
 class _Lossy(io.TextIOBase):
-    """A stream that loses what cannot be written."""
+    """Text stream that drops output that cannot be written."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """That of the stream."""
+        """Encoding of the stream."""
         return self._stream.encoding
 
     def write(self, text: str) -> int:
-        """Write `text`, or lose it."""
+        """Write `text`, or drop it."""
         try:
             self._stream.write(text)
         except OSError:
@@ -77,16 +77,16 @@ class _Lossy(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write out what is buffered, or lose it."""
+        """Flush the buffer, or drop it."""
         try:
             self._stream.flush()
         except OSError:
             discard(self._stream)
 
     def isatty(self) -> bool:
-        """Return whether the stream is a terminal."""
+        """Return True if the stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """Return the number of the stream."""
+        """Return the descriptor of the stream."""
         return self._stream.fileno()

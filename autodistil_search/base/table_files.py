@@ -1,7 +1,7 @@
-"""Tables from outside, whatever their format: rows by column, each with the line it stands on.
+"""Reading of external tables in any format: rows by column, with their line numbers.
 
-Text and tasks are read by the same rules: what cannot be meant is refused by its line, and nothing is guessed in
-silence. Rows are read one after another, so memory follows from the longest line, which `LONGEST_LINE` bounds.
+Text and tasks are read by the same rules: ambiguous content is refused with its line number, and nothing is guessed
+silently. Rows are read one at a time, so memory depends on the longest line, which `LONGEST_LINE` bounds.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from typing import Any, NamedTuple, TextIO
 from autodistil_search.base.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-"""All but the last may be followed by .gz."""
+"""Endings of table files; all but the last may be followed by .gz."""
 LONGEST_LINE = 1 << 27
-"""Characters; more in one line of a table is refused, as also a small .gz file can hold it."""
+"""Characters allowed in a line of a table; without a limit, a small .gz file could fill the memory."""
 _ROWS_AT_ONCE = 256
 
 Name = str | int
-"""Of a column; its index where a table has no header."""
+"""Name of a column, or its index in a table without a header."""
 
 
 class Row(NamedTuple):
-    """A row of a table: the line it begins on, counted from 1, and its cells; None, or no entry, where one is missing.
+    """Row of a table.
 
-    Of Parquet files, `line` is the number of the row.
+    Attributes:
+        line: Line on which the row begins, counted from 1; in Parquet files, the number of the row.
+        cells: Cells by column; None, or no entry, for a missing cell.
     """
 
     line: int
@@ -38,25 +40,25 @@ class Row(NamedTuple):
 
 
 def suffix(path: Path) -> str:
-    """Return the ending of a table's name, without .gz."""
+    """Return the ending of a table's file name, without .gz."""
     return Path(path.name.removesuffix(".gz")).suffix
 
 
 def read_table(path: Path, what: str, needed: Sequence[str] = ()) -> Iterator[Row]:
-    """Give the rows of a table; blank lines are none.
+    """Yield the rows of a table; blank lines are skipped.
 
-    A .csv file has commas, and quotes around cells that need them. A .tsv file has tabs; whether quotes around its
-    cells belong to the format is told by `quotes_of`.
+    A .csv file has commas, and quotes around cells that need them. A .tsv file has tabs; `quotes_of` decides if quotes
+    around its cells belong to the format.
 
     Args:
-        path: A file that ends in one of `SUFFIXES`.
-        what: The table in words, such as "table mail.csv".
-        needed: Columns it must have.
+        path: File whose name ends in one of `SUFFIXES`.
+        what: Description of the table for messages, such as "table mail.csv".
+        needed: Columns that the table must have.
 
     Raises:
-        InputError: at what cannot be read, naming the line where there is one.
+        InputError: for content that cannot be read, with its line number if it has one.
     """
-    with _told(what):
+    with _reading(what):
         if suffix(path) == ".jsonl":
             rows = _objects(path, what)
         elif suffix(path) == ".parquet":
@@ -66,21 +68,24 @@ def read_table(path: Path, what: str, needed: Sequence[str] = ()) -> Iterator[Ro
             quoted = not tabs or quotes_of(path, what)[0]
             rows = _delimited(path, what, "\t" if tabs else ",", quoted)
         with closing(rows):
-            for place, row in enumerate(rows):
-                if not place:
+            for index, row in enumerate(rows):
+                if not index:
                     _check_columns(what, list(row.cells), needed)
                 yield row
 
 
 def read_as_written(path: Path, what: str, header: bool = True) -> Iterator[Row]:
-    """Give the rows of a file in GLUE's own format: tabs, quotes that mean nothing, and rows broken in places.
+    """Yield the rows of a file in the format of GLUE: tabs, literal quotes, and some broken rows.
 
-    header: whether the first line names the columns; else they are counted from 0.
+    Args:
+        path: The file.
+        what: Description of the table for messages.
+        header: True if the first line names the columns; otherwise columns are numbered from 0.
 
     Raises:
-        InputError: if it cannot be read.
+        InputError: if the file cannot be read.
     """
-    with _told(what), _opened(path) as file:
+    with _reading(what), _opened(path) as file:
         rows = csv.reader(_lines(file, what), delimiter="\t", quoting=csv.QUOTE_NONE)
         columns: list[str] | None = next(rows, []) if header else None
         for row in filter(None, rows):
@@ -89,10 +94,10 @@ def read_as_written(path: Path, what: str, header: bool = True) -> Iterator[Row]
 
 
 def text_of(what: str, row: Row, column: Name) -> str | None:
-    """Return the text in a cell; None for a missing or blank one.
+    """Return the text in a cell; None for a missing or blank cell.
 
     Raises:
-        InputError: for anything else, naming the line.
+        InputError: for a cell without text, with its line number.
     """
     value = row.cells.get(column)
     if value is None:
@@ -109,10 +114,10 @@ def text_of(what: str, row: Row, column: Name) -> str | None:
 
 
 def label_of(what: str, row: Row, column: Name) -> str | None:
-    """Return the label in a cell as text, without blanks around it; None for a missing or blank one.
+    """Return the label in a cell as text, without surrounding blanks; None for a missing or blank cell.
 
     Raises:
-        InputError: for what is neither text, a finite number nor a truth value, naming the line.
+        InputError: for a value that is neither text, a finite number nor a boolean, with its line number.
     """
     value = row.cells.get(column)
     if value is None:
@@ -127,32 +132,37 @@ def label_of(what: str, row: Row, column: Name) -> str | None:
 
 
 def quotes_of(path: Path, what: str) -> tuple[bool, int]:
-    """Return whether quotes around the cells of a .tsv file belong to the format, and how many cells have them if not.
+    """Decide if quotes around the cells of a .tsv file belong to its format.
 
-    Programs that quote do so where a cell holds quotes (then doubled), tabs or line breaks, or in a whole column. Files
-    such as GLUE's never quote. So quotes belong to the format if the file can be read so and has such cells; cells in
-    quotes that nothing asked for are kept as written.
+    Programs that quote do so for cells with quotes (then doubled), tabs or line breaks, or for a whole column. Files
+    such as those of GLUE never quote. Quotes therefore belong to the format if the file can be read with them and has
+    such cells. Other cells in quotes are kept as written.
+
+    Returns:
+        True if quotes belong to the format, and the number of cells in quotes that are kept as written.
 
     Raises:
-        InputError: if it cannot be read.
+        InputError: if the file cannot be read.
     """
     header, rows, ragged, cells, doubled, full = _seen_unquoted(path, what)
     if not cells and not ragged:
         return False, 0
-    read = _rows_if_quoted(path, what, header)
-    if read is None or (not ragged and read != rows):
+    quoted_rows = _rows_if_quoted(path, what, header)
+    if quoted_rows is None or (not ragged and quoted_rows != rows):
         return False, cells
-    asked_for = ragged or doubled == cells or full
-    return asked_for, 0 if asked_for else cells
+    needed = ragged or doubled == cells or full
+    return needed, 0 if needed else cells
 
 
 def _seen_unquoted(path: Path, what: str) -> tuple[int, int, bool, int, int, bool]:
-    """What a .tsv file looks like where quotes mean nothing.
+    """Return the shape of a .tsv file if quotes are literal characters.
 
-    Columns, rows, whether some have more or fewer cells, cells in quotes, those of them with doubled quotes inside, and
-    whether all cells of a column or the header are in quotes.
+    Returns:
+        Six values: the number of columns; the number of rows; True if some row has more or fewer cells; the number of
+        cells in quotes; the number of these with doubled quotes inside; True if a whole column or the header is in
+        quotes.
     """
-    with _told(what), _opened(path) as file:
+    with _reading(what), _opened(path) as file:
         rows = filter(None, csv.reader(_lines(file, what), delimiter="\t", quoting=csv.QUOTE_NONE))
         header = next(rows, [])
         count = doubled = 0
@@ -160,17 +170,17 @@ def _seen_unquoted(path: Path, what: str) -> tuple[int, int, bool, int, int, boo
         for row in rows:
             count += 1
             ragged = ragged or len(row) != len(header)
-            for place, cell in enumerate(row[: len(header)]):
+            for column, cell in enumerate(row[: len(header)]):
                 if _is_quoted(cell):
-                    by_column[place] += 1
+                    by_column[column] += 1
                     doubled += '""' in cell[1:-1]
     full = any(map(_is_quoted, header)) or (count > 1 and count in by_column)
     return len(header), count, ragged, sum(by_column), doubled, full
 
 
 def _rows_if_quoted(path: Path, what: str, width: int) -> int | None:
-    """How many rows a .tsv file has if quotes belong to the format; None if it cannot be read so."""
-    with _told(what), _opened(path) as file:
+    """Return the number of rows of a .tsv file if quotes belong to its format; None if it cannot be read that way."""
+    with _reading(what), _opened(path) as file:
         rows = filter(None, csv.reader(_lines(file, what), delimiter="\t", strict=True))
         try:
             count = 0
@@ -188,8 +198,8 @@ def _is_quoted(cell: str) -> bool:
 
 
 def _delimited(path: Path, what: str, delimiter: str, quoted: bool) -> Generator[Row, None, None]:
-    # Not by datasets, which takes words such as "null" for missing text; nor by pandas, which drops what a row has more
-    # than the header, or takes its first cell for an index.
+    # datasets would read words such as "null" as missing text. pandas would drop cells beyond the header, or take the
+    # first cell of a row as its index.
     quoting = {"strict": True} if quoted else {"quoting": csv.QUOTE_NONE}
     with _opened(path) as file:
         rows = csv.reader(_lines(file, what), delimiter=delimiter, **quoting)  # type: ignore[arg-type]
@@ -200,8 +210,8 @@ def _delimited(path: Path, what: str, delimiter: str, quoted: bool) -> Generator
                 row = next(rows, None)
             except csv.Error as error:
                 raise InputError(
-                    f"line {line} of {what} cannot be read ({error}); allowed: cells with quotes inside in quotes, "
-                    "and those doubled"
+                    f"line {line} of {what} cannot be read ({error}); allowed: quotes around cells with quotes "
+                    "inside, and the inner quotes doubled"
                 ) from None
             if row is None:
                 break
@@ -211,8 +221,8 @@ def _delimited(path: Path, what: str, delimiter: str, quoted: bool) -> Generator
             elif row:
                 if len(row) != len(header):
                     raise InputError(
-                        f"line {line} of {what} has {len(row)} cells, its header {len(header)}; allowed: as many, "
-                        "text with commas in quotes"
+                        f"line {line} of {what} has {len(row)} cells, its header {len(header)}; allowed: as many "
+                        "as the header, and quotes around text with commas"
                     )
                 yield Row(line, dict(zip(header, row, strict=True)))
             line = rows.line_num + 1
@@ -226,16 +236,16 @@ def _objects(path: Path, what: str) -> Generator[Row, None, None]:
             try:
                 content = json.loads(line, object_pairs_hook=_without_repeats)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"line {number} of {what} is no JSON ({error})") from None
+                raise InputError(f"line {number} of {what} is not JSON ({error})") from None
             if not isinstance(content, dict):
-                raise InputError(f"line {number} of {what} is no object; allowed: an object with the columns")
+                raise InputError(f"line {number} of {what} is not an object; allowed: an object with the columns")
             yield Row(number, content)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("it has a name twice")
+        raise ValueError("it has the same name twice")
     return content
 
 
@@ -260,8 +270,8 @@ def _check_columns(what: str, columns: Sequence[Name], needed: Sequence[str]) ->
 
 
 def _lines(file: TextIO, what: str) -> Iterator[str]:
-    """The lines of a file, none of them longer than `LONGEST_LINE`."""
-    csv.field_size_limit(LONGEST_LINE)  # Python's own is 131,072
+    """Yield the lines of a file, and refuse lines longer than `LONGEST_LINE`."""
+    csv.field_size_limit(LONGEST_LINE)  # the default of Python is 131,072
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
@@ -273,22 +283,22 @@ def _lines(file: TextIO, what: str) -> Iterator[str]:
 
 
 def _opened(path: Path) -> TextIO:
-    encoding = "utf-8-sig"  # some begin with a byte order mark
+    encoding = "utf-8-sig"  # some files begin with a byte order mark
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding=encoding, newline="")  # type: ignore[return-value]
     return path.open(encoding=encoding, newline="")
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Raises InputError, naming `what`, for whatever cannot be read inside."""
+def _reading(what: str) -> Iterator[None]:
+    """Raise InputError, naming `what`, for any error of reading in the context."""
     try:
         yield
     except (InputError, MemoryError):
         raise
     except UnicodeDecodeError as error:
         raise InputError(f"{what} cannot be read as UTF-8 text: {error}") from None
-    except Exception as error:  # readers raise whatever the broken part of a file leads to
+    except Exception as error:  # the readers have no common class of errors for broken files
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"{what} cannot be read ({reason})") from None
 

@@ -1,4 +1,4 @@
-"""Input of users, read in one way everywhere: numbers, names that may also be paths, and YAML files."""
+"""Uniform reading of user input: numbers, names that may also be paths, and YAML files."""
 
 from __future__ import annotations
 
@@ -15,58 +15,58 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.passwords import without_password
 
 PACKAGED = "packaged"
-"""The teacher, and the text, of the extra `quickstart`."""
+"""Name of the teacher and of the text of the extra `quickstart`."""
 TASKS = ("mnli", "qnli", "qqp", "sst2", "cola", "mrpc", "rte", "stsb", "topic")
-"""Labelled tasks that have a name; see `tasks.data`."""
+"""Names of the built-in labelled tasks; see `tasks.labelled_data`."""
 
 LARGEST = 10**9
-"""No whole number that can be given is larger, unless its range says so."""
+"""Largest whole number that is allowed unless its range says otherwise."""
 
 _DIGITS = 18
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?", re.ASCII)
 _SHOWN = 60
 
 _LARGEST_YAML = 1 << 24
-"""Bytes: some 100,000 names of text files."""
+"""Bytes allowed in a YAML file, enough for some 100,000 names of text files."""
 _STANDARD_INPUT = (Path("/dev/stdin"), Path("/dev/fd/0"))
-"""A pipe, a file, a terminal or another device, as whoever started the command chose."""
+"""Paths of standard input, which may be a pipe, a file, a terminal or another device."""
 _MOST_NODES = 200_000
-"""Values of a YAML file, those that aliases repeat among them."""
+"""Values allowed in a YAML file, including those that aliases repeat."""
 _DEEPEST = 32
 _LONGEST_NUMBER = 4000
-"""Digits; Python writes 300 more."""
+"""Digits allowed in a number; Python's limit is 300 digits higher."""
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
 def quoted(value: object) -> str:
-    """Return `value` as an error may show it: in quotes where it is text, cut where it is long."""
+    """Return `value` for an error message: text in quotes, long values shortened, passwords removed."""
     try:
         text = without_password(value) if isinstance(value, str) else value
         words = repr(text)
-    except (ValueError, RecursionError):  # more digits than Python writes
+    except (ValueError, RecursionError):  # more digits than Python prints
         words = f"a {type(value).__name__} too long to show"
     return words if len(words) <= _SHOWN else f"{words[:_SHOWN]}..."
 
 
 def meant(name: object, known: Iterable[str]) -> str:
-    """Return a question for a name much like one of `known`, to put behind an error; nothing if there is none."""
+    """Return a question that suggests the nearest of the `known` names, for an error; an empty text if none is near."""
     near = difflib.get_close_matches(name[:100], list(known), n=1) if isinstance(name, str) else []
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def parse_whole_number(text: str) -> int | None:
-    """Return the whole number that `text` is, in ASCII digits with at most a sign; None for any other text."""
+    """Return the whole number in `text`, in ASCII digits with an optional sign; None for any other text."""
     return int(text) if re.fullmatch(rf"\s*[+-]?[0-9]{{1,{_DIGITS}}}\s*", text, re.ASCII) else None
 
 
 def parse_number(text: str) -> float | None:
-    """Return the finite number that `text` is, in ASCII digits; None for any other text."""
+    """Return the finite number in `text`, in ASCII digits; None for any other text."""
     value = float(text) if len(text) < 400 and _NUMBER.fullmatch(text.strip()) else math.nan
     return value if math.isfinite(value) else None
 
 
 def is_finite(value: object) -> bool:
-    """Return whether `value` is a number, neither a switch nor infinite nor beyond what a float holds."""
+    """Return True if `value` is a finite number within the range of a float, and not a boolean."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -76,24 +76,24 @@ def is_finite(value: object) -> bool:
 
 
 def absolute_path(name: str, known: Container[str] = ()) -> str:
-    """Return the absolute path of the file or folder `name`, and any other name as it is.
+    """Return the absolute path of the file or folder `name`; any other name is returned unchanged.
 
-    This is the one rule for names that may also be paths: those of `known` win, whatever lies in the working
-    directory. `./NAME` means the file or folder of that name.
+    This is the only rule for names that may also be paths: `known` names take precedence over files in the working
+    directory. `./NAME` always means the file or folder.
     """
     if name in known:
         return name
     try:
         return str(Path(name).resolve()) if name and Path(name).exists() else name
-    except (OSError, ValueError, RuntimeError):  # a name no file can have
+    except (OSError, ValueError, RuntimeError):  # not a valid file name
         return name
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file of the user holds, or what comes through a pipe or standard input; see `parse_yaml`.
+    """Return the content of a user's YAML file, pipe or standard input; see `parse_yaml`.
 
     Raises:
-        InputError: if it is no such file, larger than 16 MiB, or cannot be read.
+        InputError: if `path` is none of these, its content is larger than 16 MiB, or it cannot be read.
     """
     try:
         return load_yaml(path, or_pipe=True)
@@ -103,17 +103,17 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Return what YAML text holds: text, numbers, true, false, null, lists, and mappings of text to these.
+    """Return the content of YAML text: text, numbers, true, false, null, lists, and mappings of text to these.
 
-    Aliases count as what they repeat. Refused are mappings with the same key twice, other tags, and what is nested or
-    repeated beyond measure.
+    Mappings with repeated keys, other tags, and content that is nested too deeply or has too many values are refused.
+    An alias counts as the values that it repeats.
 
     Args:
         text: The YAML text.
-        name: Named in errors.
+        name: Name of the text in errors.
 
     Raises:
-        InputError: if it holds anything else, or more than that.
+        InputError: if the text holds anything else.
     """
     try:
         return _load(text)
@@ -122,16 +122,18 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def load_yaml(path: Path, or_pipe: bool = False) -> Any:
-    """Return what a YAML file of a run holds, whose reader says what is damaged; see `parse_yaml`.
+    """Return the content of a YAML file of a run; the caller reports damage. See `parse_yaml`.
 
-    or_pipe: whether it may also be a pipe, such as the shell's `<(...)`, or standard input.
+    Args:
+        path: The file.
+        or_pipe: True to accept also a pipe, such as the shell's `<(...)`, or standard input.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it holds anything else; its text is one line.
+        OSError: if the file cannot be read.
+        ValueError: if the file holds anything else than `parse_yaml` allows; the message is one line.
     """
     if not path.is_file() and not (or_pipe and (path.is_fifo() or path in _STANDARD_INPUT)):
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     with path.open("rb") as file:
         content = file.read(_LARGEST_YAML + 1)
     if len(content) > _LARGEST_YAML:
@@ -152,13 +154,13 @@ def _load(text: str) -> Any:
 
 
 def _check_size(text: str) -> None:
-    """Refuse what would be too much once it is read, before any of it is built."""
+    """Refuse text that would give too many or too deeply nested values, before any value is built."""
     total, sizes = 0, dict[str, int]()
     opened: list[tuple[str | None, int]] = []
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise ValueError(f"alias {event.anchor!r:.50} stands for nothing before it")
+                raise ValueError(f"alias {event.anchor!r:.50} is used before it is defined")
             total += sizes[event.anchor]
         elif isinstance(event, yaml.CollectionStartEvent):
             total += 1
@@ -176,10 +178,10 @@ def _check_size(text: str) -> None:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Builds plain data alone."""
+    """YAML loader that builds only plain data."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        """Build a mapping whose keys are text, or taken for it, each once."""
+        """Build a mapping whose keys are unique and read as text."""
         keys = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
@@ -188,19 +190,19 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
                 raise yaml.constructor.ConstructorError(None, None, "a key is not text", key.start_mark)
             key.tag = "tag:yaml.org,2002:str"  # as JSON has it
             if key.value in keys:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r:.50} again", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"repeated key {key.value!r:.50}", key.start_mark)
             keys.add(key.value)
         content: dict[str, Any] = super().construct_mapping(node, deep)
         return content
 
     def construct_whole_number(self, node: yaml.ScalarNode) -> Any:
-        """Build a whole number that can be shown."""
+        """Build a whole number, and refuse a number with too many digits to print."""
         if len(node.value) > _LONGEST_NUMBER:
-            raise yaml.constructor.ConstructorError(None, None, "a number of too many digits", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a number with too many digits", node.start_mark)
         return self.construct_yaml_int(node)
 
     def construct_date(self, node: yaml.ScalarNode) -> str:
-        """Build the text of a date, which must be one."""
+        """Build the text of a date, and refuse an invalid date."""
         self.construct_yaml_timestamp(node)
         return str(node.value)
 

@@ -1,4 +1,4 @@
-"""Names with weights on the command line, such as `qq,kk,vv:0.5`: the relations of the loss, the subnets of a step."""
+"""Parsing of weighted names of the command line, such as `qq,kk,vv:0.5`: relations, roles of subnets, loss terms."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.user_input import parse_number
 
 RELATIONS = ("qq", "kk", "vv", "qk")
-"""Relations between queries, keys and values: three of MiniLMv2 (arXiv 2012.15828), and attention itself."""
+"""Relations between queries, keys and values: the three of MiniLMv2 (arXiv 2012.15828), and attention itself."""
 
 ROLES = ("largest", "smallest", "random")
-"""What a subnet can be in a training step."""
+"""Roles of subnets in a training step."""
 
 TERMS = ("labels", "logits", "embeddings", "hidden", "attention")
-"""What a student can be trained by on a task: the labels, or what a fine-tuned teacher gives for the same rows."""
+"""Loss terms for training a student on a task: the labels, or outputs of a fine-tuned teacher for the same rows."""
 
 Weights = tuple[tuple[str, float], ...]
 
 
 def parse_relations(text: str) -> Weights:
-    """The relations of the loss and their weights: "qq,kk,vv:0.5" has weights 1, 1 and 0.5.
+    """Return the relations of the loss and their weights: "qq,kk,vv:0.5" has weights 1, 1 and 0.5.
 
     Raises:
-        InputError: for an unknown relation, one named twice, or a weight that is not a number above 0.
+        InputError: for an unknown or repeated relation, or a weight that is not a number above 0.
     """
     return _parse(text, RELATIONS, "--relations")
 
 
 def parse_subnet_weights(text: str) -> dict[str, float]:
-    """How much the loss of a subnet counts by its role: "largest:2" counts the others' once. All alike if empty.
+    """Return the weight of a subnet's loss by its role: "largest:2" leaves the other roles at 1; empty text all.
 
     Raises:
-        InputError: for an unknown role, one named twice, or a weight that is not a number above 0.
+        InputError: for an unknown or repeated role, or a weight that is not a number above 0.
     """
     return dict.fromkeys(ROLES, 1.0) | dict(_parse(text, ROLES, "--subnet-weights") if text.strip() else ())
 
 
 def parse_terms(text: str) -> dict[str, float]:
-    """The losses of task distillation and their weights: "labels,logits:2" counts the second twice.
+    """Return the losses of task distillation and their weights: "labels,logits:2" has weights 1 and 2.
 
     Raises:
-        InputError: for an unknown term, one named twice, or a weight that is not a number above 0.
+        InputError: for an unknown or repeated term, or a weight that is not a number above 0.
     """
     return dict(_parse(text, TERMS, "--losses"))
 

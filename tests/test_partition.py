@@ -226,7 +226,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, refusal):
 
 
 def test_a_space_with_choices_per_layer_is_refused(refusal):
-    assert "space 'elastic' chooses mlp_ratio and heads per layer; allowed: spaces whose layers are alike" in refusal(
+    assert "space 'elastic' chooses mlp_ratio and heads per layer; allowed: spaces with equal layers" in refusal(
         ["partition", "elastic", "--k", "3"]
     )
 

@@ -224,7 +224,7 @@ def test_layers_that_are_alike_have_one_description():
     assert str(Subnet(2, 32, 64, 2, 8)) == "2x32, ratio 2, 2 heads of 8"
     assert str(Subnet.of_layers(32, [64, 48], [2, 2], 8)) == "2x32, ratio 2-1.5, 2 heads of 8"
     for each in [((64, 2), (64, 2)), ((64, 2),), ((64, 2), (32, 1), (32, 1)), ((48, 2), (32, 1))]:
-        with pytest.raises(ValueError, match="do not go with"):
+        with pytest.raises(ValueError, match="do not match"):
             Subnet(2, 32, 64, 2, 8, each)
 
 

@@ -1,1 +1,1 @@
-"""Internal: search spaces, their subnets and sub-spaces, and what a subnet costs by formula."""
+"""Internal: search spaces, their subnets and sub-spaces, and the cost formulas of subnets."""

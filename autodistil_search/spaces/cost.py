@@ -1,8 +1,8 @@
-"""What a subnet costs, by formula; tests tie each formula to the module that ships. No torch.
+"""Cost formulas of subnets, without torch; tests check each formula against the model.
 
-FLOPs follow the papers: multiply-adds of all matrix products (linear layers and attention) of one forward
-pass at batch 1; one multiply-add counts once. Norms, activations, softmax and look-ups are not matrix
-products and do not count: relative attention bias, which is looked up and added to the scores, costs no FLOPs.
+FLOPs follow the papers: the multiply-adds of all matrix products (linear layers and attention) of one forward
+pass at batch 1. A multiply-add counts once. Norms, activations, softmax and look-ups are not matrix products and do not
+count. Relative attention bias, which is looked up and added to the scores, therefore costs no FLOPs.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from functools import partial
 from autodistil_search.spaces.subnet import Subnet
 
 FLOPS_SEQ_LEN = 128
-"""Tokens in the sequence for which FLOPs are stated, as in MiniLM, TinyBERT and AutoDistil."""
+"""Sequence length in tokens for which FLOPs are stated, as in MiniLM, TinyBERT and AutoDistil."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Rows of the embedding tables; a SuperLM takes them from its teacher. Defaults: BERT's.
+    """Rows of the embedding tables, which a SuperLM takes from its teacher; the defaults are those of BERT.
 
-    relative_buckets: rows of the table of relative attention bias, which has a number for each head; 0 for none.
+    Attributes:
+        tokens: Tokens of the vocabulary.
+        positions: Positions.
+        token_types: Token types.
+        relative_buckets: Rows of the table of relative attention bias, with one number for each head; 0 for none.
     """
 
     tokens: int = 30522
@@ -31,19 +35,24 @@ class Vocabulary:
 
 
 def params(subnet: Subnet, vocabulary: Vocabulary) -> int:
-    """Number of parameters of the extracted student, embeddings and pooler included."""
+    """Return the number of parameters of the extracted student, including embeddings and pooler.
+
+    Args:
+        subnet: Sizes of the student.
+        vocabulary: Sizes of the embedding tables.
+    """
     rows = vocabulary.tokens + vocabulary.positions + vocabulary.token_types
     embeddings = rows * subnet.hidden_size + 2 * subnet.hidden_size + vocabulary.relative_buckets * subnet.heads
     return embeddings + params_non_embedding(subnet)
 
 
 def params_non_embedding(subnet: Subnet) -> int:
-    """Number of parameters of the extracted student's layers and pooler: what does not depend on the vocabulary."""
+    """Return the number of parameters of the layers and the pooler, which do not depend on the vocabulary."""
     return sum(params_by_part(subnet).values())
 
 
 def params_by_part(subnet: Subnet) -> dict[str, int]:
-    """`params_non_embedding` by what holds them; a norm counts with what it follows."""
+    """Return `params_non_embedding` by part of the model; a norm counts with the part that it follows."""
     hidden = subnet.hidden_size
     return {
         "attention": _over_layers(subnet, _attention_params),
@@ -63,7 +72,12 @@ def _ffn_params(sizes: Subnet) -> int:
 
 
 def flops(subnet: Subnet, seq_len: int = FLOPS_SEQ_LEN) -> int:
-    """Multiply-adds of one forward pass over `seq_len` tokens at batch 1; the pooler sees one token."""
+    """Return the multiply-adds of one forward pass over `seq_len` tokens at batch 1; the pooler sees one token.
+
+    Args:
+        subnet: Sizes of the student.
+        seq_len: Length of the sequence in tokens.
+    """
     pooler = subnet.hidden_size * subnet.hidden_size
     return _over_layers(subnet, partial(_layer_flops, seq_len=seq_len)) + pooler
 
@@ -71,10 +85,10 @@ def flops(subnet: Subnet, seq_len: int = FLOPS_SEQ_LEN) -> int:
 def _layer_flops(sizes: Subnet, seq_len: int) -> int:
     hidden, width, ffn = sizes.hidden_size, sizes.attention_width, sizes.ffn_size
     linear = seq_len * (4 * hidden * width + 2 * hidden * ffn)
-    attention = 2 * seq_len * seq_len * width  # scores, and their product with the values
+    attention = 2 * seq_len * seq_len * width  # the scores and their product with the values
     return linear + attention
 
 
 def _over_layers(subnet: Subnet, of_layer: Callable[[Subnet], int]) -> int:
-    """The sum over all layers; counted once where they are alike."""
+    """Return the sum of `of_layer` over all layers; equal layers are computed once."""
     return sum(map(of_layer, subnet.each_layer)) if subnet.each else subnet.layers * of_layer(subnet)

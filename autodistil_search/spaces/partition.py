@@ -1,13 +1,13 @@
-"""K-shot partition: one space into K sub-spaces of neighbouring cost, each a space of its own.
+"""K-shot partition: division of a space into K sub-spaces of neighbouring cost, each a space of its own.
 
-Every cut divides the ascending values of one dimension in two, so that each sub-space is again a product of value
-lists, and each subnet of the parent lies in exactly one of them. The cut made is always the one that lowers the
-variance of log FLOPs within the sub-spaces most. So partitions are nested: K + 1 divides one sub-space of K and leaves
-the others as they are, and a comparison of different K changes nothing else.
+Every cut divides the ascending values of one dimension in two. Each sub-space is therefore a product of value lists,
+and each subnet of the parent is in exactly one sub-space. Each cut is the one that most lowers the variance of log
+FLOPs within the sub-spaces. Partitions are therefore nested: K + 1 divides one sub-space of K and leaves the others
+unchanged, so that a comparison of different K changes nothing else.
 
-A subnet keeps its sizes, hence its costs, but not its layers: `space.kept_layers` counts them in the SuperLM of its
-sub-space, which is only as deep as the largest subnet there. With a SuperLM of 12 layers a subnet of 4 takes layers
-0, 4, 7 and 11; in a sub-space of up to 4 layers it is the whole depth.
+A subnet keeps its sizes and costs, but not its layers. `subnet.kept_layers` selects them from the SuperLM of the
+sub-space, which is only as deep as its largest subnet. In a SuperLM of 12 layers, a subnet of 4 uses layers 0, 4, 7
+and 11; in a sub-space of up to 4 layers, it uses all layers.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from autodistil_search.spaces.search_space import SearchSpace, load_space
 from autodistil_search.spaces.subnet import DIMENSIONS
 
 _LARGEST_SPACE = 1_000_000
-"""Subnets of a space that can be partitioned: each one's FLOPs are counted, a few microseconds each."""
+"""Most subnets of a space that can be partitioned: the FLOPs of each are computed, a few microseconds each."""
 
 _LONGEST_NAME = 64
 
 Box = tuple[tuple[int, int], ...]
-"""First and one past the last choice in each of `DIMENSIONS`."""
+"""Range of choices in each of `DIMENSIONS`: the first, and one past the last."""
 
 
 def partition(space: SearchSpace, k: int) -> list[SearchSpace]:
     """Split `space` into `k` sub-spaces, ordered by median FLOPs and named `<space>-1of<k>` and so on.
 
-    With `k` = 1 the space itself.
+    With `k` = 1 the result is the space itself.
 
     Raises:
-        InputError: if there are not so many subnets, or too many to count the FLOPs of each.
+        InputError: if the space has fewer than `k` subnets, too many subnets to compute the FLOPs of each, or sizes
+            that each layer chooses.
     """
     if not 1 <= k <= space.size:
         raise InputError(f"--k {k}; allowed: 1 to {space.size}, the number of subnets of space {space.name!r}")
@@ -51,8 +52,8 @@ def partition(space: SearchSpace, k: int) -> list[SearchSpace]:
         return [space]
     if space.per_layer:
         raise InputError(
-            f"space {space.name!r} chooses {' and '.join(space.per_layer)} per layer; allowed: spaces whose layers are "
-            "alike, as a subnet with values of both sides of a cut would be in no part"
+            f"space {space.name!r} chooses {' and '.join(space.per_layer)} per layer; allowed: spaces with equal "
+            "layers, because a subnet with values on both sides of a cut would be in no part"
         )
     if space.size > _LARGEST_SPACE:
         raise InputError(f"space {space.name!r} has {space.size:,} subnets; allowed: up to {_LARGEST_SPACE:,}")
@@ -68,30 +69,33 @@ def partition(space: SearchSpace, k: int) -> list[SearchSpace]:
 
 
 def flops_of(space: SearchSpace) -> NDArray[np.float64]:
-    """The FLOPs of every subnet, indexed by genome."""
+    """Return the FLOPs of every subnet as an array indexed by genome."""
     costs = (flops(space.decode(genome)) for genome in space.genomes())
     return np.fromiter(costs, float, space.size).reshape(space.choices)
 
 
 def spread_within(space: SearchSpace, parts: Sequence[SearchSpace]) -> float:
-    """The share of the variance of log FLOPs in `space` that is left within `parts`, from 0 to 1."""
+    """Return the share of the variance of log FLOPs in `space` that remains within `parts`, from 0 to 1."""
     whole = _squares(flops_of(space))
     return sum(_squares(flops_of(part)) for part in parts) / whole if whole else 0.0
 
 
 def _squares(costs: NDArray[np.float64]) -> float:
-    """Squared distances of log FLOPs from their mean, summed."""
+    """Return the sum of squared distances of log FLOPs from their mean."""
     return float(np.log(costs).var() * costs.size)
 
 
 def _best_cut(logs: NDArray[np.float64], box: Box) -> tuple[float, Box, tuple[Box, ...]]:
-    """What the best cut of `box` adds to the squares within (below 0), the box, and its halves; none for one subnet."""
+    """Return the change of the within-part sum of squares by the best cut of `box`, the box, and its halves.
+
+    The change is negative. A box of one subnet has no halves and an infinite change.
+    """
     inside = logs[_slices(box)] - logs[_slices(box)].mean()
     best: tuple[float, Box, tuple[Box, ...]] = (np.inf, box, ())
     for axis, (first, end) in enumerate(box):
         n = end - first
         others = tuple(other for other in range(len(box)) if other != axis)
-        left = inside.sum(axis=others).cumsum()[:-1]  # (n - 1,): all left of each cut; the right is minus that
+        left = inside.sum(axis=others).cumsum()[:-1]  # (n - 1,): sums left of each cut; the right is minus that
         below = np.arange(1, n) * (inside.size // n)
         change = -(left**2) * (1 / below + 1 / (inside.size - below))
         if n > 1 and change.min() < best[0]:
@@ -102,20 +106,28 @@ def _best_cut(logs: NDArray[np.float64], box: Box) -> tuple[float, Box, tuple[Bo
 
 
 def _slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(*each) for each in box)
+    return tuple(slice(*choices) for choices in box)
 
 
 def _sub_space(space: SearchSpace, box: Box, suffix: str) -> SearchSpace:
-    values = {key: getattr(space, key)[each] for key, each in zip(DIMENSIONS, _slices(box), strict=True)}
+    values = {key: getattr(space, key)[part] for key, part in zip(DIMENSIONS, _slices(box), strict=True)}
     return replace(space, name=space.name[: _LONGEST_NAME - len(suffix)] + suffix, **values)
 
 
 def write_spaces(parts: Sequence[SearchSpace], parent: SearchSpace, folder: Path) -> list[Path]:
-    """Write each of the `parts` of `parent` to `<name>.yaml` in `folder`; a file that holds that space stays as it is.
+    """Write each of the `parts` of `parent` to `<name>.yaml` in `folder`; a file that holds the space is unchanged.
+
+    Args:
+        parts: Sub-spaces to write.
+        parent: Space that was partitioned.
+        folder: Folder of the files, made if needed.
+
+    Returns:
+        The path of each part.
 
     Raises:
-        InputError: if a file of that name holds anything else, in which case nothing is written, or for a folder that
-            cannot be one or has a comma, which `--space` takes as the end of a name.
+        InputError: if a file of that name holds anything else, in which case nothing is written; or if the folder
+            cannot be made or its name has a comma, which separates spaces in `--space`.
     """
     if "," in str(folder):
         raise InputError(f"--to {str(folder)!r}; allowed: a folder without a comma, which separates spaces in --space")
@@ -133,12 +145,12 @@ def write_spaces(parts: Sequence[SearchSpace], parent: SearchSpace, folder: Path
 
 
 def _missing(parts: Sequence[SearchSpace], paths: Sequence[Path]) -> list[tuple[Path, SearchSpace]]:
-    """Return the files that are still to be written, each with its space; see `_holds`."""
+    """Return the paths of missing files with their spaces; see `_holds`."""
     return [(path, part) for path, part in zip(paths, parts, strict=True) if not _holds(path, part)]
 
 
 def _holds(path: Path, space: SearchSpace) -> bool:
-    """Whether the file is there, which then holds `space`."""
+    """Return True if the file exists and holds `space`, and refuse a file that holds anything else."""
     if not path.exists():
         return False
     try:
@@ -163,5 +175,5 @@ def _subnets(space: SearchSpace) -> str:
 
 
 def millions(amount: float) -> str:
-    """FLOPs or parameters as text; all of a partition in one unit, so that they compare at a glance."""
+    """Return FLOPs or parameters as text in millions, the same unit for every part."""
     return f"{amount / 1e6:,.1f}M"

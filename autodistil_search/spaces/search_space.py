@@ -1,8 +1,8 @@
-"""Search spaces: which subnets there are, and how one is named, drawn and encoded.
+"""Search spaces: their subnets, and the naming, sampling and encoding of these.
 
-A `Subnet` is one architecture (sizes only, no weights). A `SearchSpace` holds the allowed values of
-each dimension. All layers of a subnet are alike (AutoDistil, arXiv 2201.12507), unless the space says that a dimension
-is chosen for each layer. Nothing here needs torch.
+A `Subnet` is an architecture (sizes only, no weights). A `SearchSpace` holds the allowed values of each dimension. All
+layers of a subnet are equal (AutoDistil, arXiv 2201.12507), unless the space chooses a dimension per layer. This module
+does not need torch.
 """
 
 from __future__ import annotations
@@ -22,19 +22,28 @@ from autodistil_search.base.user_input import meant, read_yaml
 from autodistil_search.spaces.subnet import DIMENSIONS, PER_LAYER, DepthRule, Genome, Subnet, kept_layers
 
 _LARGEST = 1_000_000
-"""No size of a module is larger; it keeps a slip of the keyboard from asking for all memory."""
+"""Largest allowed size of a module; it keeps a typing error from allocating all memory."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The allowed values of each dimension, ascending, and what all subnets of the space share.
+    """Search space: the allowed values of each dimension, ascending, and the settings that all subnets share.
 
-    head_dim: width of one attention head. relation_heads: into how many heads Q, K and V are split for the
-    distillation loss; it divides `heads * head_dim` for every choice. depth: see `kept_layers`. per_layer: which of
-    `PER_LAYER` each layer of a subnet chooses on its own; the others are the same in all its layers.
+    Attributes:
+        name: Name of the space and of its folders.
+        layers: Allowed numbers of layers.
+        hidden_size: Allowed hidden sizes.
+        mlp_ratio: Allowed ratios of the FFN width to the hidden size.
+        heads: Allowed numbers of attention heads.
+        head_dim: Width of an attention head.
+        relation_heads: Number of heads into which the distillation loss splits Q, K and V; it divides
+            `heads * head_dim` for every choice of heads.
+        depth: Rule that selects the layers of a shallower subnet; see `kept_layers`.
+        per_layer: Dimensions of `PER_LAYER` that each layer of a subnet chooses separately; the other dimensions are
+            equal in all layers of a subnet.
 
     Raises:
-        InputError: for a value that cannot be built; names the key and what is allowed.
+        InputError: for a value that cannot be built; the message names the key and the allowed values.
     """
 
     name: str
@@ -92,13 +101,13 @@ class SearchSpace:
 
     @cached_property
     def _places(self) -> tuple[tuple[str, int | None], ...]:
-        """What each number of a genome chooses: a dimension, and of which layer if each chooses its own."""
+        """Dimension that each number of a genome selects, and its layer for dimensions chosen per layer, else None."""
         layers: Sequence[int] = range(self.layers[-1])
         return tuple((key, layer) for key in DIMENSIONS for layer in (layers if key in self.per_layer else (None,)))
 
     @cached_property
     def dimensions(self) -> tuple[str, ...]:
-        """Names of what a genome chooses: `DIMENSIONS`, with the SuperLM's layer, from 1, if chosen per layer."""
+        """Names of the numbers of a genome: `DIMENSIONS`, with the SuperLM's layer from 1 if chosen per layer."""
         return tuple(key if layer is None else f"{key}_{layer + 1}" for key, layer in self._places)
 
     @cached_property
@@ -107,27 +116,27 @@ class SearchSpace:
         return tuple(len(getattr(self, key)) for key, _ in self._places)
 
     def values(self, dimension: str) -> tuple[Any, ...]:
-        """The values allowed in one of `dimensions`, ascending."""
+        """Return the values allowed in one of `dimensions`, ascending."""
         key, _ = self._places[self.dimensions.index(dimension)]
         return tuple(getattr(self, key))
 
     @property
     def smallest(self) -> Subnet:
-        """The subnet with the lowest value in every dimension."""
+        """Subnet with the lowest value in every dimension."""
         return self.decode((0,) * len(self.choices))
 
     @property
     def largest(self) -> Subnet:
-        """The subnet with the highest value in every dimension; the sizes of the SuperLM."""
+        """Subnet with the highest value in every dimension, which has the sizes of the SuperLM."""
         return self.decode(tuple(n - 1 for n in self.choices))
 
     @property
     def ends(self) -> tuple[Subnet, Subnet]:
-        """The smallest and the largest subnet."""
+        """Smallest and largest subnet."""
         return self.smallest, self.largest
 
     def genomes(self) -> Iterator[Genome]:
-        """The canonical genome of every subnet; in lexicographic order where all layers are alike."""
+        """Yield the canonical genome of every subnet, in lexicographic order if all layers are equal."""
         if not self.per_layer:
             yield from itertools.product(*(range(n) for n in self.choices))
             return
@@ -139,7 +148,13 @@ class SearchSpace:
                 yield self._genome(depth, hidden, rest)
 
     def _genome(self, depth: int, hidden: int, rest: Sequence[int]) -> Genome:
-        """The canonical genome with those choices, in the order of `DIMENSIONS`, of the layers that are there."""
+        """Return the canonical genome with these choices.
+
+        Args:
+            depth: Index of the number of layers.
+            hidden: Index of the hidden size.
+            rest: Indices of the other `DIMENSIONS`, in order; for dimensions per layer, of the layers of the subnet.
+        """
         genome, left = [depth, hidden], iter(rest)
         layers = self.layers[depth]
         for key in PER_LAYER:
@@ -152,26 +167,26 @@ class SearchSpace:
 
     @cached_property
     def _filled(self) -> list[list[int]]:
-        """For each depth and each layer of the SuperLM, which of the subnet's layers it stands for.
+        """Index of the subnet's layer that sets the choice of each layer of the SuperLM, by depth.
 
-        A layer that a subnet leaves out repeats the one below it, or the first: so a child that inherits more layers
-        finds choices that went well with their neighbours.
+        A layer that a subnet leaves out repeats the layer below it, or the first layer. A child genome that inherits
+        more layers thus gets choices that were selected together with their neighbours.
         """
         total, filled = self.layers[-1], []
         for layers in self.layers:
             kept = kept_layers(layers, total, self.depth)
-            filled.append([max(sum(each <= layer for each in kept) - 1, 0) for layer in range(total)])
+            filled.append([max(sum(index <= layer for index in kept) - 1, 0) for layer in range(total)])
         return filled
 
     def canonical(self, genome: Genome) -> Genome:
-        """The one genome that stands for all which describe the same subnet, as choices of layers left out differ."""
+        """Return the canonical genome of the same subnet; genomes may differ in the choices of omitted layers."""
         return self.encode(self.decode(genome)) if self.per_layer else genome
 
     def sample(self, rng: random.Random) -> Subnet:
-        """One subnet, each dimension drawn uniformly.
+        """Return a random subnet, with each dimension drawn uniformly.
 
-        What is chosen for each layer is drawn from a random range of the choices: subnets of all costs come up. Were
-        layers drawn independently of each other, almost all subnets would cost about the same.
+        Choices per layer are drawn from a random range of the choices, so that subnets of all costs occur. If layers
+        were drawn independently, almost all subnets would have about the same cost.
         """
         genome = []
         for key in DIMENSIONS:
@@ -184,7 +199,7 @@ class SearchSpace:
         return self.decode(tuple(genome))
 
     def decode(self, genome: Genome) -> Subnet:
-        """The subnet that `genome` stands for."""
+        """Return the subnet of `genome`."""
         depth, hidden_index, *rest = genome
         layers, hidden = self.layers[depth], self.hidden_size[hidden_index]
         if not self.per_layer:
@@ -202,26 +217,32 @@ class SearchSpace:
         return Subnet.of_layers(hidden, [round(hidden * ratio) for ratio in ratios], heads_of_layers, self.head_dim)
 
     def encode(self, subnet: Subnet) -> Genome:
-        """The canonical genome of `subnet`.
+        """Return the canonical genome of `subnet`.
 
         Raises:
             InputError: if the subnet is not in this space.
         """
         ffn_sizes = [round(subnet.hidden_size * ratio) for ratio in self.mlp_ratio]
-        each = subnet.each or ((subnet.ffn_size, subnet.heads),)
+        sizes = subnet.each or ((subnet.ffn_size, subnet.heads),)
         try:
             depth, hidden = self.layers.index(subnet.layers), self.hidden_size.index(subnet.hidden_size)
             (self.head_dim,).index(subnet.head_dim)
-            ratios = self._of_layers("mlp_ratio", [ffn_sizes.index(ffn_size) for ffn_size, _ in each], subnet.layers)
-            heads = self._of_layers("heads", [self.heads.index(heads) for _, heads in each], subnet.layers)
+            ratios = self._of_layers("mlp_ratio", [ffn_sizes.index(ffn_size) for ffn_size, _ in sizes], subnet.layers)
+            heads = self._of_layers("heads", [self.heads.index(heads) for _, heads in sizes], subnet.layers)
         except ValueError:
             raise InputError(f"subnet {subnet} is not in space {self.name!r}: {self}") from None
         return self._genome(depth, hidden, [*ratios, *heads])
 
     def _of_layers(self, key: str, indices: list[int], layers: int) -> list[int]:
-        """The choices of dimension `key` for each layer, or the one of all layers: as the space has it.
+        """Return the choices of dimension `key` for each layer, or one for all layers, as the space requires.
 
-        indices: of each layer, or one that all layers have. Raises ValueError if they differ where they must not.
+        Args:
+            key: Dimension.
+            indices: Choice of each layer, or one choice of all layers.
+            layers: Number of layers.
+
+        Raises:
+            ValueError: if the choices differ in a dimension that is not chosen per layer.
         """
         if len(set(indices)) == 1:
             return indices[:1] * (layers if key in self.per_layer else 1)
@@ -230,16 +251,16 @@ class SearchSpace:
         return indices
 
     def parameters(self, subnet: Subnet) -> dict[str, int | float]:
-        """The values of `subnet` by name of the dimension, without those of layers that it leaves out."""
-        there = {None, *kept_layers(subnet.layers, self.layers[-1], self.depth)}
+        """Return the values of `subnet` by name of the dimension, without those of omitted layers."""
+        kept = {None, *kept_layers(subnet.layers, self.layers[-1], self.depth)}
         chosen = zip(self.dimensions, self._places, self.encode(subnet), strict=True)
-        return {name: getattr(self, key)[index] for name, (key, layer), index in chosen if layer in there}
+        return {name: getattr(self, key)[index] for name, (key, layer), index in chosen if layer in kept}
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> Subnet:
-        """The subnet with those values: the way back from `parameters`; others in the mapping do not matter.
+        """Return the subnet with these values, the inverse of `parameters`; other entries of the mapping are ignored.
 
         Raises:
-            InputError: if they are none of this space's.
+            InputError: if a value is not in this space.
         """
         try:
             genome = [
@@ -251,7 +272,7 @@ class SearchSpace:
         return self.decode(tuple(genome))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, as a YAML file holds them; `SearchSpace(**d)` is the way back."""
+        """Return the content of the space's YAML file as lists and numbers; `SearchSpace(**content)` is the inverse."""
         content = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return content if self.per_layer else {key: value for key, value in content.items() if key != "per_layer"}
 
@@ -280,7 +301,7 @@ def _positive_number(space: str, key: str, value: object) -> None:
 
 
 def _ffn_size(hidden: int, ratio: float) -> int | None:
-    """The FFN width, or None if it is not whole; 1.1 x 50 is, though floating point gives 55.00000000000001."""
+    """Return the FFN width; None if it is not whole (1.1 x 50 is, though floating point gives 55.00000000000001)."""
     width = hidden * ratio
     return round(width) if math.isclose(width, round(width), rel_tol=1e-9) else None
 
@@ -296,29 +317,32 @@ def _ascending(space: str, key: str, values: object, check: Any) -> tuple[Any, .
 
 
 def space_folder() -> Path:
-    """Where the shipped spaces lie: inside an installed wheel, or beside the package in a checkout."""
+    """Return the folder of the shipped spaces: inside an installed wheel, or beside the package in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "search_spaces"
     return installed if installed.is_dir() else package.parent / "search_spaces"
 
 
 def shipped_spaces() -> list[str]:
-    """Names of the spaces that come with the package."""
+    """Return the names of the spaces that the package ships."""
     return sorted(path.stem for path in space_folder().glob("*.yaml"))
 
 
 def load_space(name_or_path: str | Path) -> SearchSpace:
-    """The space of that name (see `shipped_spaces`), or of a YAML file.
+    """Return a shipped space by its name (see `shipped_spaces`), or the space of a YAML file.
+
+    Args:
+        name_or_path: Name of a shipped space, or path of a YAML file.
 
     Raises:
-        InputError: if there is none, or the file is not a valid space.
+        InputError: if there is no such space, or the file is not a valid space.
     """
     path = space_folder() / f"{name_or_path}.yaml" if str(name_or_path) in shipped_spaces() else Path(name_or_path)
     try:
-        found = path.is_file()
-    except (OSError, ValueError):  # a name no file can have
-        found = False
-    if not found:
+        exists = path.is_file()
+    except (OSError, ValueError):  # not a valid file name
+        exists = False
+    if not exists:
         raise InputError(
             f"no search space {str(name_or_path)!r:.200}; allowed: {', '.join(shipped_spaces())}, or a YAML file's path"
             f"{meant(str(name_or_path), shipped_spaces())}"

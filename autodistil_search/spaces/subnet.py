@@ -1,4 +1,4 @@
-"""A subnet by its sizes alone, and the layers that a shallower one keeps. No torch."""
+"""Subnets as sizes without weights, and the layers that a shallower subnet keeps, without torch."""
 
 from __future__ import annotations
 
@@ -8,26 +8,31 @@ from functools import cached_property
 from typing import Any, Literal, Self
 
 Genome = tuple[int, ...]
-"""Index of the choice taken in each of a space's `dimensions`; what search engines vary."""
+"""Index of the selected value in each of a space's `dimensions`; search engines vary genomes."""
 
 DIMENSIONS = ("layers", "hidden_size", "mlp_ratio", "heads")
-"""What a space gives values for."""
+"""Dimensions of a search space."""
 
 PER_LAYER = ("mlp_ratio", "heads")
-"""Those that may be chosen for each layer."""
+"""Dimensions that may be chosen for each layer."""
 
 DepthRule = Literal["first_last", "uniform", "prefix"]
 
 
 @dataclass(frozen=True, order=True)
 class Subnet:
-    """One architecture: the sizes its module is built with.
+    """Architecture of an encoder: the sizes from which its module is built.
 
-    Where layers differ, `ffn_size` and `heads` are the largest of all layers: the sizes a SuperLM must have.
+    If layers differ, `ffn_size` and `heads` are the largest of all layers, which are the sizes that a SuperLM needs.
 
     Attributes:
-        each: FFN size and heads of each layer, first to last; empty where all layers are alike, so that an architecture
-            has one description only. See `of_layers`.
+        layers: Number of layers.
+        hidden_size: Hidden size.
+        ffn_size: FFN width.
+        heads: Number of attention heads.
+        head_dim: Width of an attention head.
+        each: FFN width and heads of each layer, first to last. The tuple is empty if all layers are equal, so that an
+            architecture has only one description. See `of_layers`.
     """
 
     layers: int
@@ -43,25 +48,25 @@ class Subnet:
             or len(set(self.each)) == 1
             or (self.ffn_size, self.heads) != tuple(map(max, zip(*self.each, strict=True)))
         ):
-            raise ValueError(f"layers {self.each} do not go with {self.layers} x {self.ffn_size}, {self.heads} heads")
+            raise ValueError(f"layers {self.each} do not match {self.layers} x {self.ffn_size}, {self.heads} heads")
 
     @classmethod
     def of_layers(cls, hidden_size: int, ffn_sizes: Sequence[int], heads: Sequence[int], head_dim: int) -> Self:
-        """The subnet whose layers have those FFN sizes and heads, first to last."""
-        each = tuple(zip(ffn_sizes, heads, strict=True))
-        return cls(len(each), hidden_size, max(ffn_sizes), max(heads), head_dim, each if len(set(each)) > 1 else ())
+        """Return the subnet whose layers have the given FFN widths and heads, first to last."""
+        sizes = tuple(zip(ffn_sizes, heads, strict=True))
+        return cls(len(sizes), hidden_size, max(ffn_sizes), max(heads), head_dim, sizes if len(set(sizes)) > 1 else ())
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The subnet that `row` stands for: the way back from `to_row`, with text for numbers or without."""
+        """Return the subnet of a table's `row`, the inverse of `to_row`; numbers may be given as text."""
         layers, hidden_size, head_dim = (int(row[key]) for key in ("layers", "hidden_size", "head_dim"))
-        ratios, heads = (_each(row[key], layers) for key in PER_LAYER)
+        ratios, heads = (_values_of_layers(row[key], layers) for key in PER_LAYER)
         return cls.of_layers(
             hidden_size, [round(hidden_size * ratio) for ratio in ratios], list(map(int, heads)), head_dim
         )
 
     def to_row(self) -> dict[str, int | float | str]:
-        """The sizes as columns of a table; what differs from layer to layer is joined: "4-6-6-8"."""
+        """Return the sizes as columns of a table; sizes that differ between layers are joined, such as "4-6-6-8"."""
         ratios = [f"{sizes.mlp_ratio:g}" for sizes in self.each_layer]
         heads = [str(sizes.heads) for sizes in self.each_layer]
         return {
@@ -74,24 +79,24 @@ class Subnet:
 
     @cached_property
     def each_layer(self) -> tuple[Subnet, ...]:
-        """The sizes of each layer, first to last, as a subnet of that layer alone."""
-        each = self.each or ((self.ffn_size, self.heads),) * self.layers
-        return tuple(Subnet(1, self.hidden_size, ffn_size, heads, self.head_dim) for ffn_size, heads in each)
+        """Sizes of each layer, first to last, as subnets of one layer."""
+        layer_sizes = self.each or ((self.ffn_size, self.heads),) * self.layers
+        return tuple(Subnet(1, self.hidden_size, ffn_size, heads, self.head_dim) for ffn_size, heads in layer_sizes)
 
     def first(self, layers: int) -> Subnet:
-        """Its first so many layers."""
+        """Return the subnet of the first `layers` layers."""
         kept = self.each_layer[:layers]
         ffn_sizes, heads = [sizes.ffn_size for sizes in kept], [sizes.heads for sizes in kept]
         return Subnet.of_layers(self.hidden_size, ffn_sizes, heads, self.head_dim)
 
     @property
     def mlp_ratio(self) -> float:
-        """FFN width over hidden size, the largest of all layers."""
+        """Ratio of the FFN width to the hidden size, the largest of all layers."""
         return self.ffn_size / self.hidden_size
 
     @property
     def attention_width(self) -> int:
-        """Width of Q, K and V, `heads * head_dim` whatever the hidden size: the largest of all layers."""
+        """Width of Q, K and V, the largest of all layers: `heads * head_dim`, independent of the hidden size."""
         return self.heads * self.head_dim
 
     def __str__(self) -> str:
@@ -100,18 +105,26 @@ class Subnet:
         return f"{self.layers}x{self.hidden_size}, ratio {ratio}, {heads} heads of {self.head_dim}"
 
 
-def _each(value: float | str, layers: int) -> list[float]:
-    """What `Subnet.to_row` says of every layer."""
+def _values_of_layers(value: float | str, layers: int) -> list[float]:
+    """Return the value of every layer from a column of `Subnet.to_row`."""
     numbers = [float(number) for number in str(value).split("-")]
     return numbers * layers if len(numbers) == 1 else numbers
 
 
 def kept_layers(layers: int, total: int, rule: DepthRule) -> list[int]:
-    """Indices of the `total` layers of a SuperLM that a subnet of `layers` layers uses, ascending.
+    """Return the indices, ascending, of the layers of a SuperLM that a shallower subnet uses.
 
-    first_last: round(i (total-1) / (layers-1)), halves up: both ends are always kept, so that subnets of
-    every depth share the last layer, where the distillation target sits. uniform: floor(i total / layers),
-    as the released AutoDistil code drops layers. prefix: the first `layers` layers.
+    The rules are:
+
+    - first_last: round(i (total-1) / (layers-1)), halves up. Both ends are always kept, so that subnets of every depth
+      share the last layer, which learns the distillation target.
+    - uniform: floor(i total / layers), as in the released AutoDistil code.
+    - prefix: the first `layers` layers.
+
+    Args:
+        layers: Layers of the subnet.
+        total: Layers of the SuperLM.
+        rule: Rule that selects the layers.
     """
     if rule == "prefix":
         return list(range(layers))

@@ -1,1 +1,1 @@
-"""Internal: documents of every source, and blocks of tokens from a store or a stream."""
+"""Internal: documents of all sources, and blocks of tokens from a store or a stream."""

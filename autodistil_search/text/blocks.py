@@ -1,4 +1,4 @@
-"""Blocks of tokens, and the order in which training takes them."""
+"""Blocks of tokens, and their order in training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.text.sources import State
 
 HELD_OUT_EVERY = 20
-"""One document in so many is held out; of a store the second, the 22nd, ..."""
+"""Documents per held-out document; in a store, the second, the 22nd, ... are held out."""
 _ROUNDS = 4
 
 Tokens = NDArray[np.uint32]
@@ -25,29 +25,38 @@ _Words = NDArray[np.uint64]
 
 
 class TrainingText(Protocol):
-    """What training reads, whether the text is stored or streamed."""
+    """Interface of the text that training reads, stored or streamed."""
 
     def rows(self, step: int, batch_size: int, seed: int, share: slice) -> Tensor:
-        """Rows `share` of the `batch_size` rows of that step, `(n, seq_len)` token ids.
+        """Return this process's rows of the batch of a step, `(n, seq_len)` token ids.
 
-        step: counted from 0. share: what this process takes; all processes' shares make up the step's batch.
+        Args:
+            step: Step, counted from 0.
+            batch_size: Rows of the batch over all processes.
+            seed: Seed of the order.
+            share: Rows of this process; the shares of all processes make up the batch.
         """
 
     def state(self) -> State:
-        """All that `rows` follows from besides its arguments, as JSON holds it."""
+        """Return the JSON state that, with the arguments, determines the result of `rows`."""
 
     def restore(self, state: State) -> None:
-        """Go on from there."""
+        """Continue from the position of a `state()`."""
 
 
 def shuffled(positions: Indices, count: int, seed: int) -> Indices:
-    """Which of `count` things stands at each position: epoch after epoch another permutation of all.
+    """Return the index at each position of a sequence that permutes `count` items anew in each epoch.
 
-    Position p is place `p % count` of epoch `p // count`. A keyed bijection, so no order is ever written down:
-    time and memory follow from `len(positions)` alone. It is a Feistel network over pairs (left, right) of at least
-    `count` values (Black and Rogaway, 2002): each half in turn is shifted by a hash of the other, which can be undone;
-    a value from `count` on is put in again until one below it comes out (cycle walking; seldom, as the pairs are at
-    most `2 sqrt(count) + 1` too many).
+    Position p is place `p % count` of epoch `p // count`. The permutation is a keyed bijection, so no order is stored:
+    time and memory depend only on `len(positions)`. It is a Feistel network over pairs (left, right) of at least
+    `count` values (Black and Rogaway, 2002). Each half in turn is shifted by a hash of the other, which is invertible.
+    A value of `count` or more is permuted again until it is below `count` (cycle walking). This is rare, as there are
+    at most `2 sqrt(count) + 1` pairs too many.
+
+    Args:
+        positions: Positions in the sequence.
+        count: Number of items.
+        seed: Seed of the permutations.
     """
     width = math.isqrt(count - 1) + 1
     height = -(-count // width)
@@ -55,10 +64,10 @@ def shuffled(positions: Indices, count: int, seed: int) -> Indices:
     keys = _mixed(
         _mixed(np.full(epochs.shape, seed & 0xFFFF_FFFF_FFFF_FFFF, dtype=np.uint64)) + epochs.astype(np.uint64)
     )
-    found = _feistel(places.astype(np.uint64), keys, width, height)
-    while (outside := found >= count).any():
-        found[outside] = _feistel(found[outside], keys[outside], width, height)
-    return found.astype(np.int64)
+    permuted = _feistel(places.astype(np.uint64), keys, width, height)
+    while (outside := permuted >= count).any():
+        permuted[outside] = _feistel(permuted[outside], keys[outside], width, height)
+    return permuted.astype(np.int64)
 
 
 def _feistel(places: _Words, keys: _Words, width: int, height: int) -> _Words:
@@ -71,7 +80,7 @@ def _feistel(places: _Words, keys: _Words, width: int, height: int) -> _Words:
 
 
 def _mixed(words: _Words) -> _Words:
-    """SplitMix64 (Steele et al., 2014): a hash of 64 bits in which every bit depends on every other."""
+    """Return the SplitMix64 hash of each word (Steele et al., 2014), in which every bit depends on every other."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -79,20 +88,27 @@ def _mixed(words: _Words) -> _Words:
 
 
 class Ends(NamedTuple):
-    """Token ids of [CLS] and [SEP], or what the tokenizer has in their place."""
+    """Token ids of [CLS] and [SEP], or of their equivalents in the tokenizer."""
 
     first: int
     last: int
 
     def around(self, rows: NDArray[Any]) -> Tensor:
-        """`(n, T - 2)` tokens as blocks `(n, T)`."""
+        """Return blocks `(n, T)` from tokens `(n, T - 2)`."""
         column = np.ones((len(rows), 1), dtype=np.int64)
         return torch.from_numpy(np.hstack([column * self.first, rows.astype(np.int64), column * self.last]))
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of `seq_len` tokens over a memory-mapped stream.
+    """Blocks of `seq_len` tokens over a memory-mapped stream of tokens.
+
+    Attributes:
+        tokens: Token ids of the stream.
+        seq_len: Length of a block, including the two end tokens.
+        first: Token id that begins a block.
+        last: Token id that ends a block.
+        name: Name of the text in messages.
 
     Raises:
         InputError: if the stream is shorter than one block.
@@ -115,26 +131,26 @@ class Blocks:
         return len(self.tokens) // (self.seq_len - 2)
 
     def __getitem__(self, indices: Sequence[int] | Indices) -> Tensor:
-        """The blocks of those indices, `(len(indices), seq_len)` token ids."""
+        """Return the blocks of the given indices, `(len(indices), seq_len)` token ids."""
         inner = self.seq_len - 2
-        rows = self.tokens[: len(self) * inner].reshape(-1, inner)  # a view: only the rows taken are read
+        rows = self.tokens[: len(self) * inner].reshape(-1, inner)  # a view: only selected rows are read
         return Ends(self.first, self.last).around(rows[np.asarray(indices, dtype=np.int64)])
 
     def spread(self, count: int) -> Tensor:
-        """At most `count` blocks, evenly spread over the stream."""
+        """Return at most `count` blocks, evenly spread over the stream."""
         return self[np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)]
 
     def rows(self, step: int, batch_size: int, seed: int, share: slice) -> Tensor:
-        """See `TrainingText`. Each epoch has all blocks, shuffled; any step may be asked for."""
+        """Return the rows of any step; each epoch shuffles all blocks. See `TrainingText`."""
         positions = np.arange(step * batch_size, (step + 1) * batch_size)[share]
         return self[shuffled(positions, len(self), seed)]
 
     def state(self) -> State:
-        """Nothing: the position follows from the step."""
+        """Return an empty state: the step determines the position."""
         return {}
 
     def restore(self, state: State) -> None:
-        """Nothing to do.
+        """Accept only an empty state.
 
         Raises:
             InputError: for the state of a stream.

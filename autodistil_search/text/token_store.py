@@ -1,10 +1,10 @@
-"""Text as blocks of tokens, from a memory-mapped store.
+"""Blocks of tokens from a memory-mapped store of tokenized text.
 
-Text is tokenized once, in chunks of bounded size, and appended to two flat files of token ids. Documents are
-kept whole: every twentieth goes to the held-out file, the others to the training file. Files are mapped, never read
-whole, and the order of blocks is computed, never listed: 100 GB of text need the memory of 1 GB.
+Text is tokenized once, in chunks of bounded size, and appended to two flat files of token ids. Documents are not
+divided: every twentieth goes to the held-out file, the others to the training file. The files are memory-mapped, and
+the order of blocks is computed, not stored. 100 GB of text therefore need no more memory than 1 GB.
 
-A block is `[CLS] seq_len - 2 tokens [SEP]`, cut from consecutive documents; blocks have no padding.
+A block is `[CLS] seq_len - 2 tokens [SEP]`, cut from consecutive documents, without padding.
 """
 
 from __future__ import annotations
@@ -35,7 +35,15 @@ _FORMAT = 3
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training and held-out tokens of a text. digest: of the text's content and the tokenizer."""
+    """Training and held-out tokens of a text.
+
+    Attributes:
+        train: Tokens of the training text.
+        held_out: Tokens of the held-out text.
+        digest: Digest of the content of the text and of the tokenizer.
+        first: Token id that begins a block.
+        last: Token id that ends a block.
+    """
 
     train: Tokens
     held_out: Tokens
@@ -44,10 +52,10 @@ class Corpus:
     last: int
 
     def blocks(self, seq_len: int) -> tuple[Blocks, Blocks]:
-        """Training and held-out blocks.
+        """Return the training and the held-out blocks.
 
         Raises:
-            InputError: if either has not a single block.
+            InputError: if either text is shorter than one block.
         """
         return (
             Blocks(self.train, seq_len, self.first, self.last, "the training text"),
@@ -62,10 +70,14 @@ def load_corpus(
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Corpus:
-    """Tokenize `names` (see `sources.find_sources`), or map what was tokenized before, under `cache`.
+    """Tokenize text into a cache, or map the tokens that are already there.
 
-    workers: threads that tokenize, by default one for each CPU; the result is the same with any number.
-    progress: told of so many more documents, as they are written.
+    Args:
+        names: Names of texts; see `sources.find_sources`.
+        tokenizer: Tokenizer of the teacher.
+        cache: Folder of the cache.
+        workers: Threads that tokenize, by default one for each CPU; the result does not depend on their number.
+        progress: Function that receives the number of documents written since its last call.
 
     Raises:
         InputError: for text that cannot be used.
@@ -78,7 +90,7 @@ def load_corpus(
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder.with_suffix(".lock"))
-            lock.acquire()  # a run beside this one waits for its tokens
+            lock.acquire()  # a concurrent run waits for these tokens
         except OSError as error:
             raise InputError(
                 f"the cache {str(cache)!r} cannot be written: {error.strerror}; name another in AUTODISTIL_SEARCH_CACHE"
@@ -97,7 +109,7 @@ def _cpus() -> int:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether all tokens that were counted when they were written are there."""
+    """Return True if the files of a store have the sizes that were recorded when they were written."""
     try:
         counts = json.loads((folder / "meta.json").read_text())["tokens"]
         sizes = {part: (folder / f"{part}.bin").stat().st_size for part in counts}
@@ -107,14 +119,12 @@ def _is_whole(folder: Path) -> bool:
 
 
 def map_tokens(path: Path) -> Tokens:
-    """The tokens in a file, mapped: only what is looked at is read, and the system may drop it again."""
+    """Return the tokens of a file as a memory map: only accessed pages are read, and the system may drop them."""
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.zeros(0, dtype=np.uint32)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(
-        mmap, "MADV_RANDOM"
-    ):  # blocks lie anywhere: reading ahead made batches of a 100 GB file 150 times slower
+    if hasattr(mmap, "MADV_RANDOM"):  # access is random: read-ahead made batches of a 100 GB file 150 times slower
         mapped.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapped, dtype=np.uint32)
 
@@ -133,10 +143,10 @@ def _digest(sources: Sequence[Source], encoder: Encoder) -> str:
 def _tokenize(
     sources: Sequence[Source], encoder: Encoder, folder: Path, workers: int, progress: Callable[[int], None]
 ) -> None:
-    """Write the two streams of `sources` into a new folder, and give it its name when all is there."""
+    """Write the two streams of `sources` into a temporary folder, and rename it to `folder` once complete."""
     new = folder.with_suffix(".new")
-    for left in (new, folder):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (new, folder):  # of a killed run
+        shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir()
     try:
         counts, unknown = _write_streams(sources, encoder, new, workers, progress)
@@ -150,7 +160,13 @@ def _tokenize(
 
 
 class _Chunk(NamedTuple):
-    """Paragraphs of documents of one part, about `CHARACTERS_AT_ONCE`; documents: how many end in it."""
+    """Paragraphs of one part of the text, about `CHARACTERS_AT_ONCE` characters.
+
+    Attributes:
+        part: Part of the text, `train` or `held_out`.
+        paragraphs: Paragraphs of whole documents.
+        documents: Number of these documents.
+    """
 
     part: str
     paragraphs: list[str]
@@ -175,17 +191,17 @@ def _write_streams(
 
 
 def _chunks(sources: Sequence[Source]) -> Iterator[_Chunk]:
-    every = (document for source in sources for shard in source.shards for document in shard.read() if document)
+    documents = (document for source in sources for shard in source.shards for document in shard.read() if document)
     parts: dict[str, list[Document]] = {"train": [], "held_out": []}
     lengths = dict.fromkeys(parts, 0)
-    for number, document in enumerate(every):
+    for number, document in enumerate(documents):
         part = "held_out" if number % HELD_OUT_EVERY == 1 else "train"
         parts[part].append(document)
         lengths[part] += sum(map(len, document))
         if lengths[part] >= CHARACTERS_AT_ONCE:
             yield _chunk(part, parts[part])
             parts[part], lengths[part] = [], 0
-    yield from (_chunk(part, left) for part, left in parts.items() if left)
+    yield from (_chunk(part, rest) for part, rest in parts.items() if rest)
 
 
 def _chunk(part: str, documents: list[Document]) -> _Chunk:
@@ -193,7 +209,7 @@ def _chunk(part: str, documents: list[Document]) -> _Chunk:
 
 
 def _encoded(chunks: Iterable[_Chunk], encoder: Encoder, workers: int) -> Iterator[tuple[_Chunk, Tokens]]:
-    """Each chunk with its token ids, in order; at most two for each worker are waiting."""
+    """Yield each chunk with its token ids, in order; at most two chunks for each worker are queued."""
     waiting: deque[tuple[_Chunk, Future[Tokens]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:

@@ -1,4 +1,4 @@
-"""Text as blocks of tokens, read and tokenized as they are needed: for what does not fit on the disk."""
+"""Blocks of tokens from text that is read and tokenized on demand, for text that does not fit on the disk."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from autodistil_search.text.sources import Document, Reading, Shard, State, Tabl
 from autodistil_search.text.tokenization import CHARACTERS_AT_ONCE, Encoder, check_known
 
 _WINDOW = 4096
-"""Blocks that are shuffled among themselves."""
+"""Blocks in a shuffling window."""
 
 
 class StreamedBlocks:
-    """Blocks of text that is read and tokenized as it is needed; see `open_stream`.
+    """Blocks of text that is read and tokenized on demand; see `open_stream`.
 
-    Every `_WINDOW` blocks in reading order are shuffled among themselves. What is in such a window follows from where
-    the reading stood at its start, so a state is a position and not a buffer, and resuming reads one window again.
+    Every `_WINDOW` blocks in reading order form a window and are shuffled within it. The reading position at its start
+    determines a window. A state is therefore a position, not a buffer, and resuming reads one window again.
     """
 
     def __init__(
@@ -43,15 +43,17 @@ class StreamedBlocks:
         self._seed: int | None = None
 
     def begin(self) -> StreamedBlocks:
-        """Return the same stream at its start; nothing is read for it yet, the held-out text least of all."""
+        """Return the same stream at its start, without reading any text, in particular not the held-out text."""
         return StreamedBlocks(self._shards, self._encoder, self._inner + 2, self.digest, self._rank, self._world)
 
     def rows(self, step: int, batch_size: int, seed: int, share: slice) -> Tensor:
-        """See `TrainingText`; the rows are of this rank's own shards, and the text begins again when it ends.
+        """Return the rows of the next step from this rank's own documents; the text repeats when it ends.
+
+        See `TrainingText`.
 
         Raises:
             InputError: for text that cannot be read.
-            ValueError: for another step than the next, or another seed than before: a stream has but one order.
+            ValueError: for a step other than the next, or a seed other than before: a stream has only one order.
         """
         known = seed if self._seed is None else self._seed
         if (step, seed) != (self._step, known):
@@ -66,22 +68,24 @@ class StreamedBlocks:
         return self._encoder.ends.around(np.stack(rows))
 
     def state(self) -> State:
-        """Where the reading stood at the start of the window, how many blocks were given since, and the step."""
+        """Return the reading position at the start of the window, the number of blocks returned, and the step."""
         state: State = {"step": self._step, "blocks": self._block, "seed": self._seed, **self._identity}
         if self._seed is not None:
             state["start"] = self._start if self._block % _WINDOW else self._cursor()
         return state
 
     def restore(self, state: State) -> None:
-        """Go on after the step at which `state` was taken.
+        """Continue after the step at which `state` was taken.
 
         Raises:
-            InputError: if it is not the state of this stream.
+            InputError: if it is not a state of this stream.
         """
-        if wrong := [
+        if differences := [
             f"{key} {state.get(key)}, now {value}" for key, value in self._identity.items() if state.get(key) != value
         ]:
-            raise InputError(f"the checkpoint was made with another stream ({'; '.join(wrong)}); use another --out")
+            raise InputError(
+                f"the checkpoint was made with another stream ({'; '.join(differences)}); use another --out"
+            )
         self._step, self._block, self._seed = state["step"], state["blocks"], state["seed"]
         if self._seed is not None:
             self._start_from(self._seed, state["start"])
@@ -113,10 +117,10 @@ class StreamedBlocks:
         assert self._seed is not None
         self._start = self._cursor()
         needed = _WINDOW * self._inner
-        pieces, found = [self._carry], len(self._carry)
-        while found < needed:
+        pieces, count = [self._carry], len(self._carry)
+        while count < needed:
             pieces.append(self._encoder(self._documents.take(CHARACTERS_AT_ONCE)))
-            found += len(pieces[-1])
+            count += len(pieces[-1])
         tokens = np.concatenate(pieces)
         self._window, self._carry = tokens[:needed].reshape(_WINDOW, self._inner), tokens[needed:]
         first = self._block - self._block % _WINDOW
@@ -124,9 +128,9 @@ class StreamedBlocks:
 
 
 class _Documents:
-    """The training documents of a rank, epoch after epoch; shards in another order each time.
+    """Training documents of a rank over endless epochs, with the shards in a new order in each epoch.
 
-    Ranks share out the shards if their number allows it, else the rows of each shard, as `datasets` does.
+    The shards are divided between the ranks if their number allows it, else the rows of each shard, as in `datasets`.
     """
 
     def __init__(
@@ -136,11 +140,11 @@ class _Documents:
         self._epoch: int = state["epoch"] if state else 0
         self._place: int = state["place"] if state else 0
         self._reading: Reading | None = None
-        self._left: State | None = state["reading"] if state else None  # of a shard that is not open yet
+        self._left: State | None = state["reading"] if state else None  # position in a shard that is not open yet
         self._all = self._endless()
 
     def state(self) -> State:
-        """Where it stands, as JSON holds it."""
+        """Return the position as JSON."""
         return {
             "epoch": self._epoch,
             "place": self._place,
@@ -148,34 +152,34 @@ class _Documents:
         }
 
     def take(self, characters: int) -> list[str]:
-        """The paragraphs of the next documents, of so many characters or a little more."""
-        taken: list[str] = []
+        """Return the paragraphs of the next documents, with at least `characters` characters."""
+        paragraphs: list[str] = []
         length = 0
         while length < characters:
             document = next(self._all)
-            taken += document
+            paragraphs += document
             length += sum(map(len, document))
-        return taken
+        return paragraphs
 
     def _endless(self) -> Iterator[Document]:
-        found = self._left is not None
+        has_documents = self._left is not None
         while True:
             order = self._order()
             while self._place < len(order):
                 self._reading = self._shards[order[self._place]].read(self._left)
                 self._left = None
                 for document in self._reading:
-                    if document and self._is_mine(self._reading.done) and not _is_held_out(document):
-                        found = True
+                    if document and self._is_of_rank(self._reading.done) and not _is_held_out(document):
+                        has_documents = True
                         yield document
                 self._reading = None
                 self._place += 1
-            if not found:
+            if not has_documents:
                 raise InputError(
                     f"the text has no document for process {self._rank + 1} of {self._world}: give more text, "
                     "or use fewer processes"
                 )
-            self._epoch, self._place, found = self._epoch + 1, 0, False
+            self._epoch, self._place, has_documents = self._epoch + 1, 0, False
 
     @property
     def _whole_shards(self) -> bool:
@@ -187,12 +191,13 @@ class _Documents:
         order = [int(index) for index in shuffled(positions, count, self._seed)]
         return order[self._rank :: self._world] if self._whole_shards else order
 
-    def _is_mine(self, number: int) -> bool:
+    def _is_of_rank(self, number: int) -> bool:
+        """Return True if this rank trains on the document of that number in its shard."""
         return self._whole_shards or number % self._world == self._rank
 
 
 def _is_held_out(document: Document) -> bool:
-    """By its text: no matter who reads it, in which order, how often."""
+    """Return True for held-out documents, decided by their text, not by the reader or the order of reading."""
     digest = hashlib.blake2b("\n".join(document).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") % HELD_OUT_EVERY == 0
 
@@ -205,10 +210,18 @@ def open_stream(
     rank: int = 0,
     world: int = 1,
 ) -> tuple[StreamedBlocks, Blocks]:
-    """Training blocks read and tokenized as they are needed, for text that does not fit; and held-out blocks in memory.
+    """Return training blocks that are read and tokenized on demand, and held-out blocks in memory.
 
     One document in `HELD_OUT_EVERY`, by a hash of its text, is never trained on. The first `held_out_documents` of
-    these in reading order are the held-out text, the same for all ranks.
+    these in reading order are the held-out text, which is the same for all ranks.
+
+    Args:
+        names: Names of texts; see `sources.find_sources`.
+        tokenizer: Tokenizer of the teacher.
+        seq_len: Length of a block in tokens.
+        held_out_documents: Number of held-out documents.
+        rank: Rank of this process.
+        world: Number of processes.
 
     Raises:
         InputError: for text that cannot be used.
@@ -225,8 +238,8 @@ def open_stream(
 
 
 def _held_out_tokens(shards: Sequence[Shard | TableShard], encoder: Encoder, count: int) -> Tokens:
-    every = (document for shard in shards for document in shard.read() if document and _is_held_out(document))
-    documents = list(itertools.islice(every, count))
+    held_out = (document for shard in shards for document in shard.read() if document and _is_held_out(document))
+    documents = list(itertools.islice(held_out, count))
     if not documents:
         raise InputError("the text has no document to hold out (one in 20 would be): give more text")
     tokens = encoder([paragraph for document in documents for paragraph in document])

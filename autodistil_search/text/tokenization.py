@@ -1,4 +1,4 @@
-"""Documents to token ids: paragraph by paragraph, in pieces that fit into memory."""
+"""Tokenization of documents: paragraph by paragraph, in pieces that fit into memory."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from autodistil_search.text.blocks import Ends, Tokens
 from autodistil_search.text.sources import LONGEST_PIECE, piece_end
 
 CHARACTERS_AT_ONCE = 1 << 18
-"""Text that is tokenized in one call; all that is in memory of it at a time is a few of these for each worker."""
+"""Characters that are tokenized in one call; each worker has only a few times as many in memory."""
 _MOST_UNKNOWN = 0.5
-"""Text with a larger share of unknown tokens teaches nothing."""
+"""Largest share of unknown tokens; training on text with a larger share is useless."""
 
 
 class Encoder:
-    """Token ids of paragraphs, without [CLS] and [SEP]; nothing is cut or padded, however the tokenizer was left.
+    """Encoder of paragraphs as token ids, without [CLS], [SEP], truncation or padding.
 
-    A fast tokenizer works outside Python's lock, on all CPUs.
+    The settings of the tokenizer for truncation and padding are ignored. A fast tokenizer runs outside Python's global
+    lock, on all CPUs.
 
     Raises:
-        InputError: if the tokenizer has nothing to begin and end a block with.
+        InputError: if the tokenizer has no tokens to begin and end a block.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -43,36 +44,36 @@ class Encoder:
 
     @property
     def rules(self) -> str:
-        """All that its token ids follow from."""
+        """Vocabulary and rules of the tokenizer, which determine the token ids."""
         rules = {"vocab": self._tokenizer.get_vocab()} if self._backend is None else json.loads(self._backend.to_str())
         return f"{type(self._tokenizer).__name__} {json.dumps(rules, sort_keys=True)}"
 
     @property
     def most_workers(self) -> int | None:
-        """How many threads gain anything; None if any number does."""
+        """Largest useful number of threads; None if there is no limit."""
         return None if self._backend is not None else 1
 
     def __call__(self, paragraphs: list[str]) -> Tokens:
-        """The ids of all paragraphs in a row; a long one is encoded piece by piece, see `sources.piece_end`."""
+        """Return the concatenated ids of all paragraphs; a long paragraph is cut into pieces by `sources.piece_end`."""
         return np.concatenate([ids for batch in _batches(paragraphs) for ids in self._encoded(batch)])
 
     def _encoded(self, paragraphs: list[str]) -> list[Tokens]:
         if self._backend is not None:
             encoded = self._backend.encode_batch_fast(paragraphs, add_special_tokens=False)
-            ids = [each.ids for each in encoded]
+            ids = [encoding.ids for encoding in encoded]
         else:
             ids = self._tokenizer(
                 paragraphs,
                 add_special_tokens=False,
                 return_attention_mask=False,
                 return_token_type_ids=False,
-                verbose=False,  # blocks are cut later: a long paragraph is no mistake
+                verbose=False,  # no warning of long paragraphs: blocks are cut later
             )["input_ids"]
-        return [np.array(each, dtype=np.uint32) for each in ids]
+        return [np.array(paragraph_ids, dtype=np.uint32) for paragraph_ids in ids]
 
 
 def _batches(paragraphs: Sequence[str]) -> Iterator[list[str]]:
-    """The paragraphs in order, about `CHARACTERS_AT_ONCE` at a time: a tokenizer needs 100 bytes for a character."""
+    """Yield the paragraphs in order, in batches of `CHARACTERS_AT_ONCE`: a tokenizer needs 100 bytes a character."""
     batch: list[str] = []
     length = 0
     for piece in itertools.chain.from_iterable(map(_cut, paragraphs)):
@@ -94,10 +95,14 @@ def _cut(paragraph: str) -> Iterator[str]:
 
 
 def check_known(unknown: int, tokens: int) -> None:
-    """Refuse text of which most tokens are unknown.
+    """Refuse text with too many unknown tokens.
+
+    Args:
+        unknown: Number of unknown tokens.
+        tokens: Number of all tokens.
 
     Raises:
-        InputError: naming how many.
+        InputError: if the share is too large; the message gives the numbers.
     """
     if unknown > _MOST_UNKNOWN * tokens:
         raise InputError(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_distill import CPU, OPTIONS, WITH_HIDDEN, Weights, _rows, _same, _weights, streams, teacher, train
+from test_training_loop import CPU, OPTIONS, WITH_HIDDEN, Weights, _rows, _same, _weights, streams, teacher, train
 
 from autodistil_search.base.errors import Terminated
 from autodistil_search.base.progress import Reporter

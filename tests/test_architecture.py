@@ -48,6 +48,11 @@ def imports(path):
     return imported
 
 
+def test_nothing_imports_the_entry_points():
+    users = [path for path in MODULES.values() if "from autodistil_search import" in path.read_text(encoding="utf-8")]
+    assert users == []
+
+
 def package(module):
     return module.partition(".")[0]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from autodistil_search import __version__
+from autodistil_search.base.version import __version__
 from autodistil_search.cli.command import Command
 from autodistil_search.cli.parser import CommandParser
 

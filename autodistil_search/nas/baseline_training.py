@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from autodistil_search import __version__
 from autodistil_search.base.device import Device
 from autodistil_search.base.files import locked_beside, whole_folder
 from autodistil_search.base.manifest import model_files, verify, write_manifest
 from autodistil_search.base.pretrained import model_sha256, quiet_transformers
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.seeding import seeded
+from autodistil_search.base.version import __version__
 from autodistil_search.distillation.layer_losses import LayerTransfer
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.distillation.training_step import Execution, TrainOptions

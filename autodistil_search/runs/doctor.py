@@ -18,11 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from autodistil_search import __version__
 from autodistil_search.base.distributed import machine
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import cache_folder
 from autodistil_search.base.resources import cgroup_limits
+from autodistil_search.base.version import __version__
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -12,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from autodistil_search import __version__
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import (
     Settings,
@@ -37,6 +36,7 @@ from autodistil_search.base.manifest import (
 )
 from autodistil_search.base.passwords import without_password
 from autodistil_search.base.user_input import load_yaml
+from autodistil_search.base.version import __version__
 from autodistil_search.settings.common import grouped_yaml
 
 STUDENT = "student"

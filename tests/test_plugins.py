@@ -32,8 +32,8 @@ from pathlib import Path
 
 import torch
 from autodistil_search import Objective, load_space
-from autodistil_search.engines import ENGINES
-from autodistil_search.proxies import ProxyKind
+from autodistil_search.nas.engines.registry import ENGINES
+from autodistil_search.nas.proxies import ProxyKind
 
 LAYERS = Objective("depth", "depth", "layers", "minimize", cost=lambda subnet, vocabulary: subnet.layers)
 WIDEST = Objective("widest", "widest matrix", "columns", "maximize", measure=lambda student: widest(student))

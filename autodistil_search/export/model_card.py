@@ -120,7 +120,7 @@ class Card:
     def words(self) -> str:
         """Return it as Markdown."""
         environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("autodistil_search", "."), keep_trailing_newline=True
+            loader=jinja2.PackageLoader(__name__.rpartition(".")[0], "."), keep_trailing_newline=True
         )
         environment.filters |= {
             "md": markdown,

@@ -112,7 +112,7 @@ def _text(value: object) -> str:
 
 
 def _parts(hint: Any) -> Iterator[Any]:
-    """Yield a type and what it is made of, metadata included."""
+    """Yield a type and its parts, metadata included."""
     yield hint
     if get_origin(hint) is not Literal:
         for part in get_args(hint):
@@ -129,7 +129,7 @@ def _words(hint: Any) -> tuple[str, ...]:
 
 
 def _allowed(hint: Any, value: Any, example: Any) -> str:
-    """Return in words what an annotation allows."""
+    """Return the values that an annotation allows, in words."""
     kinds = _kinds(hint)
     limits = {type(part): part for part in _parts(hint) if isinstance(part, Ge | Gt | Le)}
     least, above, most = (getattr(limits.get(kind), name, None) for kind, name in ((Ge, "ge"), (Gt, "gt"), (Le, "le")))

@@ -28,22 +28,22 @@ from autodistil_search.settings.train import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DistilConfig:
-    """Which student of a finished search to train further, and for how long.
+    """Settings of the further training of one student of a finished search.
 
     Args:
-        run: The --out folder of a search that ended.
-        pick: Which student: knee, the number of a row of frontier.csv, or bounds such as "flops<=200M".
+        run: Output folder of a finished search.
+        pick: Student: knee, the number of a row of frontier.csv, or bounds such as "flops<=200M".
         steps: Training steps.
-        batch_size: Blocks in a step, over all processes; the run's if not given.
+        batch_size: Blocks in a step, summed over all processes; the run's if not given.
         lr: Peak learning rate; a quarter of the run's if not given.
-        text: Text to train on, as search takes it; the run's if not given.
-        accumulate: Parts that each process divides its blocks into, one in memory at a time.
-        seed: Fixes the order of text.
-        device: Where to compute; auto takes CUDA if there is one.
-        precision: auto takes bf16 where the hardware has it; fp16 scales the loss.
+        text: Training text, as in search; the run's if not given.
+        accumulate: Number of parts of a process's blocks; one part is in memory at a time.
+        seed: Seed of the order of text.
+        device: Device to run on; auto takes CUDA if there is one.
+        precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
         held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
-        keep: Checkpoints kept while training.
-        out: Folder of the result; if not given, students/<run>-<pick>.
+        keep: Number of checkpoints that are kept during training.
+        out: Output folder; students/<run>-<pick> if not given.
     """
 
     run: Annotated[str, DATA] = "runs/tiny"
@@ -65,12 +65,12 @@ class DistilConfig:
 
     @property
     def folder(self) -> Path:
-        """The folder of the result."""
+        """Return the output folder."""
         words = "".join(letter if letter.isalnum() else "-" for letter in self.pick.replace("<=", "-"))
         return Path(self.out or Path("students") / f"{Path(self.run).name}-{words}")
 
     def training(self, run: SearchConfig) -> TrainConfig:
-        """How the student is trained: as the run trained its SuperLMs, but for what is given here.
+        """Return the settings of the student's training: those of the run's SuperLMs, changed by the values given here.
 
         Raises:
             InputError: for values that do not go together.
@@ -80,5 +80,5 @@ class DistilConfig:
         return run.training(**{"held_out_every": None, **own})
 
     def to_dict(self) -> dict[str, Any]:
-        """All that was chosen and can change a number."""
+        """Return the settings that can change a number."""
         return {key: value for key, value in asdict(self).items() if key not in CHANGES_NOTHING}

@@ -13,7 +13,7 @@ Format = Literal["auto", "bert", "mpnet", "own"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """The student to export, the formats, and the comparisons for its card.
+    """Settings of an export: student, formats, and the comparisons for its card.
 
     Args:
         pick: Row of the frontier: knee (the default), a number from 1, cheapest first, or bounds such as flops<=200M:

@@ -28,29 +28,30 @@ from autodistil_search.settings.common import (
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Which model to fine-tune on which task, and how.
+    """Settings of a fine-tuning: model, task, losses and schedule.
 
     Args:
-        model: Hugging Face id or folder of an encoder, a student's among them; the folder of an earlier finetune; or
-            "packaged" for the teacher in the quickstart extra.
-        task: A task of GLUE (mnli, qnli, qqp, sst2, cola, mrpc, rte, stsb) from the hub, a folder with its own files
-            (such as glue/SST-2), topic (extra "wiki", needs no network), a folder with train and dev tables, or one
+        model: Hugging Face id or folder of an encoder, such as a student's; the output folder of an earlier finetune;
+            or "packaged" for the teacher of the quickstart extra.
+        task: Task of GLUE (mnli, qnli, qqp, sst2, cola, mrpc, rte, stsb) from the hub, a folder with GLUE's own files
+            (such as glue/SST-2), topic (extra "wiki", no network needed), a folder with train and dev tables, or one
             table (.csv, .tsv, .jsonl, .parquet).
-        text_columns: Columns of a table with the one or two texts, separated by a comma; usual names are found.
-        label_column: Column with the label; "label" if not given.
-        losses: What is learnt by, with weights: labels, and of a teacher logits, embeddings, hidden, attention, such as
-            logits,hidden:0.1.
+        text_columns: One or two text columns of a table, separated by a comma; common names are recognised if not
+            given.
+        label_column: Label column of a table; "label" if not given.
+        losses: Losses with their weights, such as logits,hidden:0.1. Allowed are labels and, with a teacher, logits,
+            embeddings, hidden and attention.
         teacher: Folder of a model fine-tuned on the same task, for losses other than labels.
-        temperature: Divides the logits of both before the teacher's are learnt.
-        epochs: Passes over the training rows; the best one is kept, chosen on a tenth of them.
+        temperature: Divisor of the logits of student and teacher in the loss of logits.
+        epochs: Passes over the training rows. The best epoch is kept; a tenth of the training rows chooses it.
         batch_size: Rows in a step.
-        lr: Peak learning rate; of several, separated by commas, the first seed chooses.
-        seeds: How many times to fine-tune, for mean and spread.
-        max_length: Tokens of a row, at most.
-        train_rows: Rows to train on, at most.
-        device: Where to compute; auto takes CUDA if there is one.
-        precision: auto takes bf16 where the hardware has it; fp16 scales the loss.
-        out: Folder of the result; if not given, finetuned/<model>-<task>.
+        lr: Peak learning rate, or several, separated by commas; the first seed chooses among them.
+        seeds: Number of fine-tunings with different seeds, for mean and spread.
+        max_length: Maximum number of tokens in a row.
+        train_rows: Maximum number of training rows.
+        device: Device to run on; auto takes CUDA if there is one.
+        precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
+        out: Output folder; finetuned/<model>-<task> if not given.
     """
 
     model: Annotated[str, DATA] = "packaged"
@@ -84,7 +85,7 @@ class FinetuneConfig:
 
     @property
     def rates(self) -> list[float]:
-        """The learning rates to try."""
+        """Return the learning rates to compare."""
         rates = [parse_number(part) or 0.0 for part in self.lr.split(",")]
         if not all(rate > 0 for rate in rates):
             raise InputError(f"--lr {quoted(self.lr)}; allowed: one or more numbers above 0, separated by commas")
@@ -92,20 +93,20 @@ class FinetuneConfig:
 
     @property
     def columns(self) -> list[str] | None:
-        """The text columns asked for."""
+        """Return the text columns by name; None if not given."""
         return column_names(self.text_columns)
 
     @property
     def folder(self) -> Path:
-        """The folder of the result."""
+        """Return the output folder."""
         return Path(self.out or Path("finetuned") / f"{Path(self.model).name}-{Path(self.task).stem}".lower())
 
     def absolute(self) -> FinetuneConfig:
-        """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
+        """Return a copy with absolute paths, which means the same in any working directory."""
         teacher = None if self.teacher is None else absolute_path(self.teacher, (PACKAGED,))
         model, task = absolute_path(self.model, (PACKAGED,)), absolute_path(self.task, TASKS)
         return replace(self, model=model, task=task, teacher=teacher)
 
     def to_dict(self) -> dict[str, Any]:
-        """All that was chosen and can change a number."""
+        """Return the settings that can change a number."""
         return {key: value for key, value in asdict(self).items() if key not in ("out", "seeds")}

@@ -1,4 +1,4 @@
-"""Everything a training or a search can be told, as typed records: Python API, flags and YAML file alike."""
+"""The settings of a search: `SearchConfig`."""
 
 from __future__ import annotations
 
@@ -30,50 +30,50 @@ from autodistil_search.settings.common import (
 from autodistil_search.settings.train import TrainConfig
 
 _PARTS = 2
-"""Blocks that the proxy "hidden" needs: each part is measured by what was fitted to the others."""
+"""Least number of blocks of the proxy "hidden", which measures each part by a map fitted to the others."""
 BASELINES = ("shapes", "tinybert", "minilm", "random", "truncated")
-"""What `--baselines` knows by name; other words are hub ids and folders."""
+"""Names of `--baselines`; other words are hub ids and folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(TrainConfig):
-    """What to search, and with what effort; how the SuperLMs are trained, or where trained ones lie.
+    """Settings of a search: objectives, engine, measurements, and the training of its SuperLMs.
 
     Args:
-        objectives: What to trade off, separated by commas: acc (the accuracy proxy: relation loss on held-out text),
-            flops (multiply-adds at 128 tokens, batch 1), params, params_non_embedding, size_mb (float32 weights), and
-            measured here on the student: latency (ms), memory (peak bytes of a forward pass), throughput (sequences/s);
-            predicted_latency (ms) is measured on a few, and on the frontier that is found.
-        superlm: Folder of an earlier train, whose SuperLMs are searched; they are trained first if not given.
-        proxy: What acc measures: relation (the relation loss on held-out text), hidden (what the last hidden states
-            there lack of the teacher's), cosine:TASK (how sentence vectors rank pairs), probe:TASK (a linear model on
-            frozen features), task:TASK (fine-tuned for a while; TASK as finetune names it), or what is installed.
-        proxy_text_columns: Columns of the table that TASK names with the one or two texts; usual names are found.
-        proxy_label_column: Its column with the label; "label" if not given.
-        proxy_rows: Rows that probe and task train on and cosine is measured on, at most.
-        proxy_epochs: Passes over them, of task.
+        objectives: Objectives, separated by commas: acc (the accuracy proxy: relation loss on held-out text), flops
+            (multiply-adds at 128 tokens, batch 1), params, params_non_embedding, size_mb (float32 weights). Measured
+            on this machine: latency (ms), memory (peak bytes of a forward pass), throughput (sequences/s).
+            predicted_latency (ms) is fitted to a few measurements, and measured on the frontier.
+        superlm: Output folder of an earlier train, whose SuperLMs are searched. If not given, they are trained first.
+        proxy: Measure behind acc: relation (the relation loss on held-out text), hidden (the unexplained share of the
+            teacher's last hidden states), cosine:TASK (rank correlation of sentence vectors), probe:TASK (a linear
+            model on frozen features), task:TASK (a short fine-tuning; TASK as in finetune), or a plug-in.
+        proxy_text_columns: One or two text columns of TASK's table; common names are recognised if not given.
+        proxy_label_column: Label column of that table; "label" if not given.
+        proxy_rows: Maximum number of rows that probe and task train on and cosine measures.
+        proxy_epochs: Passes over these rows, for task.
         proxy_lr: Peak learning rate of task.
-        search_seed: Fixes which subnets the engine draws; --seed if not given. With --superlm, which was trained with a
-            seed of its own, --seed means this one.
+        search_seed: Seed of the engine; --seed if not given. With --superlm, whose training had its own seed, --seed
+            means this one.
         engine: Search engine: surrogate, nsga2, nsga3, age-moea2, sms-emoa, optuna-nsga2, optuna-nsga3, optuna-tpe,
-            optuna-gp, random, exhaustive, or what is installed.
-        evaluations: Subnets to score in each space, at most.
+            optuna-gp, random, exhaustive, or a plug-in.
+        evaluations: Maximum number of subnets that are scored in each space.
         population: Subnets in a generation of the evolutionary engines.
         constraint: Bounds on objectives, such as latency<=5 or params<=8M.
-        latency_batch: Sequences at once when latency and memory are measured.
-        throughput_batch: Sequences at once when throughput is measured.
-        measured_seq_len: Tokens in each of them.
-        latency_samples: Subnets of each space that are measured to fit predicted_latency.
-        eval_blocks: Held-out blocks on which the proxy is measured; each keeps about 3 MB of memory.
-        storage: Where evaluations are kept for several processes to work at: a database's URL, such as
-            postgresql://user@host/database, or a journal file for those of one machine; if not given, in the run's
+        latency_batch: Batch size of measurements of latency and memory.
+        throughput_batch: Batch size of measurements of throughput.
+        measured_seq_len: Tokens in a sequence of these measurements.
+        latency_samples: Number of subnets of each space that predicted_latency is fitted to.
+        eval_blocks: Number of held-out blocks for the proxy; a block takes about 3 MB of memory.
+        storage: Storage of evaluations for several processes: a database's URL, such as
+            postgresql://user@host/database, or a journal file for processes of one machine. If not given, the run's
             folder, for this process alone.
-        study: Name of the study there.
-        worker_timeout: Seconds without a sign of life after which a worker's subnet is given to another.
-        baselines: What the frontier is held against, separated by commas: shapes (those of TinyBERT and MiniLM,
-            distilled alone for as many steps), tinybert and minilm (the same by their own objectives), random (three
-            subnets of each space, distilled alone), truncated (the teacher's first half of layers), hub ids or folders
-            of encoders with the teacher's tokens, scored as they are; or none.
+        study: Name of the study in the storage.
+        worker_timeout: Seconds without a sign of life after which a worker's subnet goes to another worker.
+        baselines: Baselines of the frontier, separated by commas: shapes (the shapes of TinyBERT and MiniLM, distilled
+            alone for as many steps), tinybert and minilm (the same by their own objectives), random (three subnets of
+            each space, distilled alone), truncated (the first half of the teacher's layers), hub ids or folders of
+            encoders with the teacher's vocabulary, scored as they are; or none.
     """
 
     objectives: Annotated[str, SEARCH] = "acc,flops"
@@ -115,22 +115,22 @@ class SearchConfig(TrainConfig):
 
     @property
     def baseline_names(self) -> list[str]:
-        """The baselines asked for; empty for none."""
+        """Return the names of the baselines; empty for none."""
         names = [name.strip() for name in self.baselines.split(",") if name.strip()]
         return [] if names == ["none"] else names
 
     @property
     def proxy_columns(self) -> list[str] | None:
-        """The text columns asked for."""
+        """Return the text columns by name; None if not given."""
         return column_names(self.proxy_text_columns)
 
     @property
     def constraints(self) -> list[str]:
-        """The bounds asked for."""
+        """Return the bounds on objectives."""
         return self.constraint or []
 
     def absolute(self, plugins: Plugins | None = None) -> Self:
-        """Return the same with the absolute paths of files and folders; see `TrainConfig.absolute`."""
+        """Return a copy with absolute paths; see `TrainConfig.absolute`."""
         superlm = None if self.superlm is None else absolute_path(self.superlm)
         storage = self.storage
         if storage is not None and not names_database(storage):
@@ -146,29 +146,29 @@ class SearchConfig(TrainConfig):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As `config.yaml` holds it: all that was chosen and can change a number, and no password."""
+        """Return the content of `config.yaml`: the settings that can change a number, without passwords."""
         content = super().to_dict()
         content["search_seed"] = None if self.search_seed == self.seed else self.search_seed
         return content | {"storage": None if self.storage is None else without_password(self.storage)}
 
     @property
     def engine_seed(self) -> int:
-        """The seed of the engine."""
+        """Return the seed of the engine."""
         return self.seed if self.search_seed is None else self.search_seed
 
     def training(self, **changes: Any) -> TrainConfig:
-        """How its SuperLMs are trained, with these settings changed."""
+        """Return the settings of the SuperLMs' training, with `changes`."""
         settings = {setting.name: getattr(self, setting.name) for setting in fields(TrainConfig)}
         return TrainConfig(**settings | changes).absolute()
 
     def for_workers(self) -> dict[str, Any]:
-        """What workers need of it, for `from_dict`; how subnets are chosen is not their matter."""
+        """Return the settings that workers need, for `from_dict`; those of the engine are left out."""
         asks = ("engine", "search_seed", "evaluations", "population", "baselines", "storage", "study", "superlm")
         content = {name: value for name, value in self.to_dict().items() if name not in asks}
         return content | {"out": str(self.folder.resolve()), "worker_timeout": self.worker_timeout}
 
     def trained_as(self, trained: TrainConfig) -> Self:
-        """The same with the training of `trained`, whose SuperLMs are to be searched.
+        """Return a copy with the training settings of `trained`, whose SuperLMs are searched.
 
         Raises:
             InputError: if another training was asked for, too, or a space that was not trained.

@@ -32,43 +32,45 @@ from autodistil_search.spaces.search_space import shipped_spaces
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Which SuperLMs to train, from which teacher and text, and how.
+    """Settings of a training: spaces, teacher, text and schedule.
 
     Args:
         space: Search spaces, separated by commas: tiny, shallow, small, base, oneshot, elastic, debug, or the path of a
             YAML file.
-        depth: Which layers a subnet with fewer keeps: first_last, uniform (the released AutoDistil code) or prefix;
-            that of the space if not given.
-        teacher: Hugging Face id or folder of the teacher, or "packaged" for the one in the quickstart extra.
-        teacher_layer: Layer whose relations are distilled, from 0; -1 is the last.
+        depth: Rule for the layers that a shallower subnet keeps: first_last, uniform (the released AutoDistil code) or
+            prefix. The space's own rule if not given.
+        teacher: Hugging Face id or folder of the teacher, or "packaged" for the teacher of the quickstart extra.
+        teacher_layer: Teacher layer whose relations are distilled, counted from 0; -1 is the last.
         text: Files (.txt, .txt.gz, one paragraph a line, blank lines between documents; .jsonl, .csv, .parquet with a
             column "text"), folders of datasets, hf:NAME[:CONFIG[:SPLIT[:COLUMN]]], or "packaged".
-        stream: Read and tokenize the text as it is needed, for what does not fit on the disk.
+        stream: Read and tokenize the text while training, for text that does not fit on the disk.
         seq_len: Tokens in a block of text.
-        init: Start from slices of the teacher's weights, turned by PCA so that what matters leads (pca) or as they are
-            (slices), from its embeddings alone, or at random; auto takes the one with the lowest loss before training.
-        loss: kl (MiniLMv2) or mse on raw scores (the released AutoDistil code).
-        relations: Relations of the loss, with weights: of qq, kk, vv, qk (the first MiniLM's attention), such as
-            qq,kk,vv:0.5.
-        relation_heads: Heads of the relations; those of the space if not given.
-        sampling: Subnets a step trains: largest-random, sandwich (largest, smallest and random), random, largest.
-        random_subnets: How many are drawn at random; by default 1 of largest-random, 2 of sandwich, 4 of random.
-        subnet_weights: How much the loss of each counts, such as largest:2,random:1; all alike if not given.
-        in_place: Share of a subnet's loss taken against the largest subnet's relations instead of the teacher's.
-        hidden: Weight in the loss of the last hidden states, against the teacher's through a learned linear map; 0
-            trains by relations alone, as the paper does.
+        init: Initial weights: slices of the teacher's weights after a rotation by PCA (pca), slices as they are
+            (slices), the teacher's embeddings alone (embeddings), or random. auto takes the start with the lowest loss
+            before training.
+        loss: Relation loss: kl (MiniLMv2), or mse on raw scores (the released AutoDistil code).
+        relations: Relations of the loss with their weights, such as qq,kk,vv:0.5. Allowed are qq, kk, vv and qk (the
+            attention of the first MiniLM).
+        relation_heads: Number of relation heads; the space's own if not given.
+        sampling: Subnets that a step trains: largest-random, sandwich (largest, smallest and random), random, largest.
+        random_subnets: Number of random subnets in a step; by default 1 for largest-random, 2 for sandwich, 4 for
+            random.
+        subnet_weights: Weights of the subnets' losses, such as largest:2,random:1; equal if not given.
+        in_place: Share of a subnet's loss against the largest subnet's relations instead of the teacher's.
+        hidden: Weight of the hidden-state loss, which compares the last hidden states with the teacher's through a
+            learned linear map. 0 trains by relations alone, as in the paper.
         steps: Training steps of each SuperLM and of each baseline.
-        batch_size: Blocks in a step, over all processes.
-        accumulate: Parts that each process divides its blocks into, one in memory at a time.
-        lr: Peak learning rate; if not given, 0.13 / (layers x root of the hidden size), and at most 4e-3.
-        seed: Fixes initial weights, the order of text, the subnets of each step and the search.
-        device: Where to compute; auto takes CUDA if there is one.
-        precision: auto takes bf16 where the hardware has it; fp16 scales the loss.
-        compile: Run layers through torch.compile.
+        batch_size: Blocks in a step, summed over all processes.
+        accumulate: Number of parts of a process's blocks; one part is in memory at a time.
+        lr: Peak learning rate. If not given, 0.13 / (layers x root of the hidden size), at most 4e-3.
+        seed: Seed of the initial weights, the order of text, the subnets of each step and the search.
+        device: Device to run on; auto takes CUDA if there is one.
+        precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
+        compile: Compile the layers by torch.compile.
         held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
-        keep: Checkpoints kept while training.
-        tensorboard: Log for TensorBoard, too (extra "tracking").
-        out: Folder of the result; if not given, superlms/<space names> of train and runs/<space names> of search.
+        keep: Number of checkpoints that are kept during training.
+        tensorboard: Also write a log for TensorBoard (extra "tracking").
+        out: Output folder. If not given, superlms/<space names> for train and runs/<space names> for search.
     """
 
     space: Annotated[str, SPACE] = "tiny"
@@ -100,12 +102,12 @@ class TrainConfig:
     tensorboard: Annotated[bool, OUTPUT] = False
     out: Annotated[str | None, OUTPUT] = None
     given: InitVar[Mapping[str, Any] | None] = None
-    """The settings that were chosen; those named when this was made, if not told. `replace` hands it on."""
+    """Settings that were given explicitly, by default the arguments of the constructor. `replace` passes them on."""
 
     _parent: ClassVar[str] = "superlms"
 
     def __new__(cls, **settings: Any) -> Self:
-        """Note which settings are named: one that equals its default may have been chosen, too."""
+        """Note the settings that were given: a given value may equal the default."""
         config = super().__new__(cls)
         object.__setattr__(config, "given", settings)
         return config
@@ -133,9 +135,9 @@ class TrainConfig:
             raise InputError("--random-subnets 0 with --sampling random; allowed: 1 or more, or another sampling")
 
     def absolute(self, plugins: Plugins | None = None) -> Self:
-        """Return the same with the absolute paths of files and folders, so that it means the same wherever it is read.
+        """Return a copy with absolute paths, which means the same in any working directory.
 
-        plugins: whose names are no paths either.
+        plugins: plug-ins, whose names are not paths.
         """
         plugins = plugins or Plugins()
         known = (*shipped_spaces(), *plugins.names("search_spaces"))
@@ -147,40 +149,40 @@ class TrainConfig:
         return replace(self, space=spaces, text=texts, teacher=teacher)
 
     def was_given(self, name: str) -> bool:
-        """Return whether a setting was chosen, its default among the values; None leaves it open.
+        """Return True if a setting was given, even with its default value; None counts as not given.
 
-        So does `dataclasses.replace` with the default.
+        `dataclasses.replace` with the default value also counts as not given.
         """
         value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
         return value is not None and (value != default or vars(self)["given"].get(name) == value)
 
     @property
     def space_names(self) -> list[str]:
-        """The spaces asked for, as given."""
+        """Return the names of the spaces, as given."""
         return [name.strip() for name in self.space.split(",") if name.strip()]
 
     @property
     def folder(self) -> Path:
-        """The folder of the result."""
+        """Return the output folder."""
         return Path(self.out or Path(self._parent) / "-".join(Path(name).stem for name in self.space_names))
 
     @property
     def texts(self) -> list[str]:
-        """The text asked for; the packaged one by default."""
+        """Return the names of the text; the packaged text by default."""
         return self.text or [PACKAGED]
 
     def is_measured_after(self, step: int, steps: int) -> bool:
-        """Return whether held-out text is measured after `step` of `steps` steps: every so often, and at the end."""
+        """Return True if held-out text is measured after `step` of `steps` steps."""
         every = max(1, steps // 10) if self.held_out_every is None else self.held_out_every
         return every > 0 and (step % every == 0 or step == steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """As `config.yaml` holds it: all that was chosen and can change a number."""
+        """Return the content of `config.yaml`: the settings that can change a number."""
         return {key: value for key, value in asdict(self).items() if key not in CHANGES_NOTHING}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`.
+        """Return the settings of a dictionary that `to_dict` made.
 
         Raises:
             InputError: for an unknown key or a value that is not allowed.

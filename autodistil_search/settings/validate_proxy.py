@@ -31,30 +31,30 @@ from autodistil_search.settings.common import (
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateConfig:
-    """Of which search to validate the proxy, on how many subnets, and against what.
+    """Settings of a validation of a proxy: run, subnets, and the targets it should predict.
 
     Args:
-        run: The --out folder of a search that ended.
-        space: Which of its spaces, if it has several.
-        subnets: How many are measured.
-        bands: Narrow bands of cost that they are drawn from, over the whole range.
-        band_width: Distance from a band's middle, as a share of it, up to which subnets belong to it.
-        alone_steps: Steps that each is distilled alone; those of its SuperLM if not given, 0 for not at all.
-        alone_lr: Peak learning rate of that; the SuperLM's if not given.
-        probe: Task, as finetune names it, for a probe of frozen features.
-        cosine: Task of pairs to rank by the cosines of sentence vectors, with each after training alone, or else as it
-            is in the SuperLM.
-        task: Task to fine-tune each on, from the same weights.
-        text_columns: Columns of the table that a task names with the one or two texts; usual names are found.
-        label_column: Its column with the label; "label" if not given.
-        train_rows: Rows of a task to train on, at most.
-        epochs: Passes over them.
+        run: Output folder of a finished search.
+        space: Space of that search, if it has several.
+        subnets: Number of subnets that are measured.
+        bands: Number of narrow bands of cost over the whole range; subnets are drawn from these.
+        band_width: Half the width of a band, as a share of its middle.
+        alone_steps: Steps of distilling a subnet alone; the SuperLM's if not given, 0 for none.
+        alone_lr: Peak learning rate of that training; the SuperLM's if not given.
+        probe: Task, as in finetune, for a probe of frozen features.
+        cosine: Task of pairs for the cosines of sentence vectors, taken after training alone, or in the SuperLM if
+            there is no such training.
+        task: Task for fine-tuning, from the same weights.
+        text_columns: One or two text columns of a task's table; common names are recognised if not given.
+        label_column: Label column of that table; "label" if not given.
+        train_rows: Maximum number of a task's training rows.
+        epochs: Passes over these rows.
         lr: Peak learning rate of fine-tuning.
-        accumulate: Parts that each step's blocks are divided into while a subnet trains alone, one in memory at a time.
-        seed: Fixes the draw, the training alone and the fine-tuning.
-        device: Where to compute; auto takes CUDA if there is one.
-        precision: auto takes bf16 where the hardware has it; fp16 scales the loss.
-        out: Folder of the result; if not given, validation-<space> in that of the run.
+        accumulate: Number of parts of a step's blocks in training alone; one part is in memory at a time.
+        seed: Seed of the draw, of training alone and of fine-tuning.
+        device: Device to run on; auto takes CUDA if there is one.
+        precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
+        out: Output folder; validation-<space> in the run's folder if not given.
     """
 
     run: Annotated[str, SPACE] = "runs/tiny"
@@ -89,21 +89,21 @@ class ValidateConfig:
 
     @property
     def columns(self) -> list[str] | None:
-        """The text columns asked for."""
+        """Return the text columns by name; None if not given."""
         return column_names(self.text_columns)
 
     @property
     def folder(self) -> Path:
-        """The folder of the result."""
+        """Return the output folder."""
         return Path(self.out or Path(self.run) / f"validation-{self.space or 'all'}")
 
     def absolute(self) -> ValidateConfig:
-        """The same with the absolute paths of files and folders, so that it means the same wherever it is read."""
+        """Return a copy with absolute paths, which means the same in any working directory."""
         probe, cosine, task = (
             None if name is None else absolute_path(name, TASKS) for name in (self.probe, self.cosine, self.task)
         )
         return replace(self, run=resolved(self.run), probe=probe, cosine=cosine, task=task)
 
     def to_dict(self) -> dict[str, Any]:
-        """All that was chosen and can change a number."""
+        """Return the settings that can change a number."""
         return {key: value for key, value in asdict(self).items() if key not in CHANGES_NOTHING}

@@ -81,7 +81,7 @@ def test_a_trial_whose_numbers_are_not_those_written_is_refused(path, space, bef
     text = path.read_text()
     path.write_text(text.replace(before, after))
     assert path.read_text() != text
-    with pytest.raises(InputError, match=r"archive\.log is damaged: the parameters or numbers of trial 0 are not"):
+    with pytest.raises(InputError, match=r"archive\.log is damaged: the parameters or values of trial 0 are not"):
         Archive(path, [space], OBJECTIVES)
 
 
@@ -93,7 +93,7 @@ def test_a_trial_with_another_subnet_than_was_written_is_refused(path, space):
     first["params"] = second["params"]
     lines[trials[0]] = json.dumps(first)
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(InputError, match="numbers of trial 0"):
+    with pytest.raises(InputError, match="values of trial 0"):
         Archive(path, [space], OBJECTIVES)
 
 
@@ -103,7 +103,7 @@ def test_a_fixed_value_that_is_not_the_one_written_is_refused(path, space):
     assert archive.fixed("box", lambda: box) == {"flops": [0.0, 12345.5], "1": None}
     assert Archive(path, [space], OBJECTIVES).fixed("box", dict) == {"flops": [0.0, 12345.5], "1": None}
     path.write_text(path.read_text().replace("12345.5", "12346.5"))
-    with pytest.raises(InputError, match=r"archive\.log is damaged: what it states of 'box' is not what was written"):
+    with pytest.raises(InputError, match=r"archive\.log is damaged: its value of 'box' is not as written"):
         Archive(path, [space], OBJECTIVES).fixed("box", dict)
 
 

@@ -232,13 +232,14 @@ def test_a_measurement_is_a_number_or_several_by_name():
     for wrong in ({"volts": 5}, {"watts": 1, 2: 1}, {"watts": 1, "a,b": 1}, {"watts": 1, "line\nbreak": 1}):
         with pytest.raises(InputError, match=r"objective 'watts' measured .*; allowed: a number, or numbers by"):
             of_measure(wrong).measured_on(None, SMALLEST)
-    with pytest.raises(InputError, match=r"objective 'volts' gave inf \(float\) of subnet 2x32, .*; allowed: a finite"):
+    refused = r"objective 'volts' gave inf \(float\) for subnet 2x32, .*; allowed: a finite"
+    with pytest.raises(InputError, match=refused):
         of_measure({"watts": 1, "volts": math.inf}).measured_on(None, SMALLEST)
 
 
 def test_a_measurement_cannot_stand_for_a_column_that_is_not_its_own():
     for name in ("flops", "layers"):
-        with pytest.raises(InputError, match=f"objective 'watts' measured {name} of subnet"):
+        with pytest.raises(InputError, match=f"objective 'watts' measured {name} for subnet"):
             cost_columns([of_measure({"watts": 1, name: 2}), FLOPS], SMALLEST, Vocabulary(), lambda: None)
 
 
@@ -315,7 +316,7 @@ def test_what_is_no_finite_number_is_refused_in_one_line_with_its_type(value, wo
         (line,) = str(refused.value).splitlines()
         assert line.startswith(f"objective {objective.name!r} gave ")
         assert words in line
-        assert f"of subnet {SMALLEST}" in line
+        assert f"for subnet {SMALLEST}" in line
         assert len(line) < 500
 
 

@@ -74,7 +74,7 @@ def test_what_was_left_out_by_an_earlier_version_is_the_same_storage():
     [
         *("postgresql://me@host:5432/base?sslmode=require&connect_timeout=3", "sqlite:////tmp/a.db?timeout=3", "://"),
         *("postgresql://me:@/base?host=/tmp/server", "postgresql://me:@host/base"),
-        *("runs/nas.journal", "see https://huggingface.co/docs: not a@b", "--storage x: it is no journal of Optuna"),
+        *("runs/nas.journal", "see https://huggingface.co/docs: not a@b", "--storage x: it is not an Optuna journal"),
     ],
 )
 def test_what_has_no_password_stays_as_it_is(harmless):
@@ -108,5 +108,5 @@ def test_nothing_that_is_written_of_a_setting_has_its_password(shape, tmp_path, 
 
 
 def test_a_storage_whose_password_was_left_out_is_asked_for():
-    with pytest.raises(InputError, match=r"--storage postgresql://me:\*\*\*@host/base: its password was left out"):
+    with pytest.raises(InputError, match=r"--storage postgresql://me:\*\*\*@host/base: the password is missing"):
         open_storage("postgresql://me:***@host/base").__enter__()

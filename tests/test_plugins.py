@@ -359,7 +359,7 @@ def test_the_share_of_the_hypervolume_is_one_if_a_cost_is_negative(toy_config, d
 
 @pytest.mark.parametrize("bad", [math.nan, None, "3", 1j, True, 10**400])
 def test_a_cost_that_is_no_number_for_some_subnet_is_refused_before_anything_is_trained(toy_config, bad):
-    with pytest.raises(InputError, match=r"objective 'mine' gave .* of subnet .*, 4 heads of 8; allowed: a finite"):
+    with pytest.raises(InputError, match=r"objective 'mine' gave .* for subnet .*, 4 heads of 8; allowed: a finite"):
         with_cost(toy_config, lambda subnet: bad if subnet.heads == 4 else 1.0, objectives="acc,mine")
     assert not Path(toy_config.out).exists()
 

@@ -363,9 +363,9 @@ def opened(proxy, direction="minimize", ideal=0.0):
 @pytest.mark.parametrize(
     ("score", "words"),
     [
-        (math.nan, "proxy 'given' gave nan (float) of subnet 2x32"),
-        (None, "proxy 'given' gave None (NoneType) of subnet 2x32"),
-        (-0.5, "proxy 'given' gave -0.5 of subnet 2x32, ratio 1.5, 2 heads of 8, better than its ideal 0"),
+        (math.nan, "proxy 'given' gave nan (float) for subnet 2x32"),
+        (None, "proxy 'given' gave None (NoneType) for subnet 2x32"),
+        (-0.5, "proxy 'given' gave -0.5 for subnet 2x32, ratio 1.5, 2 heads of 8, better than its ideal 0"),
         (SystemExit(), "proxy 'given' failed on subnet 2x32, ratio 1.5, 2 heads of 8: SystemExit"),
         (KeyError("x"), "KeyError: 'x'"),
     ],

@@ -277,7 +277,7 @@ def test_a_subnet_that_no_one_can_score_ends_the_search_and_says_why(storage):
     asking = opened(storage)
     for _ in range(TRIES):
         let_a_worker_fail()
-    with pytest.raises(ScoringError, match="could not be scored, 3 times: FloatingPointError: the loss is nan"):
+    with pytest.raises(ScoringError, match="could not be scored in 3 tries: FloatingPointError: the loss is nan"):
         asking.answer(SPACE, SUBNETS[:1], measure, no_bar)
     assert opened(storage).answer(SPACE, SUBNETS[:1], measure, no_bar) == [measure(SPACE, SUBNETS[0])]  # mended since
 
@@ -472,7 +472,7 @@ def finished(_toy_settings, tmp_path_factory):
         ({"text": "other"}, "text is"),
         ({"space": "other"}, "spaces is"),
         ({"constraint": ["params_non_embedding<=1G"]}, "columns is"),
-        ({"objectives": "acc,params"}, "is one of relation_loss, flops, not of relation_loss, params"),
+        ({"objectives": "acc,params"}, "has the objectives relation_loss, flops, not relation_loss, params"),
     ],
 )
 def test_a_study_is_not_mixed_with_what_is_scored_otherwise(change, named, finished, toy_text, tmp_path):
@@ -575,7 +575,7 @@ def test_a_storage_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path):
     paths = [*foreign_files(tmp_path), Path("/dev/null"), Path("/dev/zero")]
     before = states_of(tmp_path)
     for path in paths:
-        with pytest.raises(InputError, match=r"^--storage .* cannot be used: it is no journal of Optuna; allowed: "):
+        with pytest.raises(InputError, match=r"^--storage .* cannot be used: it is not an Optuna journal; allowed: "):
             open_storage(str(path)).__enter__()
         assert states_of(tmp_path) == before, path
 
@@ -617,7 +617,7 @@ def test_a_storage_that_is_refused_does_not_tie_the_folder_to_it(refused, toy_co
         config = replace(config, storage="nonsense://me:secret@host/base")
     else:
         opened(config.storage, study="search")
-    with pytest.raises(InputError, match=r"cannot be used|is one of error, size"):
+    with pytest.raises(InputError, match=r"cannot be used|has the objectives error, size"):
         search(config)
     assert list(config.folder.iterdir()) == []
     check_folder(config.folder, SEARCH_CONFIG, replace(config, storage=None).to_dict())

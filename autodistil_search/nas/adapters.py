@@ -1,4 +1,4 @@
-"""Our subnets inside other people's searches: a pymoo `Problem` and an Optuna objective."""
+"""Adapters for searches of other libraries: a pymoo `Problem` and an Optuna objective."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from autodistil_search.spaces.subnet import Subnet
 
 
 class Scored(Protocol):
-    """Subnets of one space, and what each is worth; `run.open_subnets` gives one."""
+    """Subnets of one space that can be scored; `run.open_subnets` returns an implementation."""
 
     @property
     def space(self) -> SearchSpace:
-        """Where they are from."""
+        """Return the space of the subnets."""
         ...
 
     @property
     def objectives(self) -> Sequence[Objective]:
-        """What is minimised or maximised, in order."""
+        """Return the objectives to minimise or maximise, in order."""
         ...
 
     @property
     def constraints(self) -> Sequence[Constraint]:
-        """What must be kept."""
+        """Return the constraints to keep."""
         ...
 
     def evaluate(self, subnet: Subnet) -> Mapping[str, float]:
-        """What is measured of `subnet`, by objective name."""
+        """Return the measured values of `subnet`, by objective name."""
         ...
 
 
 class SubnetProblem(Problem):  # type: ignore[misc]
-    """The subnets of a space as a problem of pymoo: whole numbers, the index of the choice in each dimension.
+    """Subnets of a space as a pymoo problem. Each variable is an integer, the index of the choice in one dimension.
 
-    Objectives are minimised as pymoo expects: what is maximised has its sign turned. Values in between (of operators
-    that do not round) stand for the nearest choice.
+    Objectives are minimised, as pymoo expects: a maximised objective has its sign turned. A value that is not an
+    integer, as from an operator without rounding, stands for the nearest choice.
 
     Args:
-        subnets: What to search.
+        subnets: Subnets to search, from `open_subnets`.
     """
 
     def __init__(self, subnets: Scored) -> None:
@@ -61,24 +61,26 @@ class SubnetProblem(Problem):  # type: ignore[misc]
         )
 
     def subnet(self, x: NDArray[Any]) -> Subnet:
-        """The subnet that a row of a result's `X` stands for."""
+        """Return the subnet that a row of a result's `X` describes."""
         return self.subnets.space.decode(tuple(int(index) for index in np.rint(x)))
 
     def _evaluate(self, x: NDArray[Any], out: dict[str, Any], *_: Any, **__: Any) -> None:
-        found = [_answer(self.subnets, self.subnet(row)) for row in x]
-        out["F"] = np.array([[each.minimised(row[each.name]) for each in self.subnets.objectives] for row in found])
+        rows = [_evaluated(self.subnets, self.subnet(genome)) for genome in x]
+        out["F"] = np.array(
+            [[column.minimised(row[column.name]) for column in self.subnets.objectives] for row in rows]
+        )
         if self.subnets.constraints:
-            out["G"] = np.array([[_excess(each, row) for each in self.subnets.constraints] for row in found])
+            out["G"] = np.array([[_excess(constraint, row) for constraint in self.subnets.constraints] for row in rows])
 
 
 class SubnetObjective:
-    """The subnets of a space as an objective of Optuna: `optuna.create_study(directions=objective.directions)`.
+    """Subnets of a space as an Optuna objective: `optuna.create_study(directions=objective.directions)`.
 
-    Each dimension of a space is a parameter, the index of the choice; the subnet and all that is measured of it become
+    Each dimension of the space is a parameter, the index of the choice. The subnet and all its measured values become
     user attributes of the trial.
 
     Args:
-        subnets: What to search.
+        subnets: Subnets to search, from `open_subnets`.
     """
 
     def __init__(self, subnets: Scored) -> None:
@@ -86,29 +88,29 @@ class SubnetObjective:
 
     @property
     def directions(self) -> list[str]:
-        """Of the objectives, in order."""
+        """Return the directions of the objectives, in order."""
         return [objective.direction for objective in self.subnets.objectives]
 
     def __call__(self, trial: Trial) -> tuple[float, ...]:
-        """The objectives of the subnet that `trial` suggests."""
+        """Return the objective values of the subnet that `trial` suggests."""
         space = self.subnets.space
         genome = [
             trial.suggest_int(dimension, 0, count - 1)
             for dimension, count in zip(space.dimensions, space.choices, strict=True)
         ]
         subnet = space.decode(tuple(genome))
-        found = _answer(self.subnets, subnet)
+        measured = _evaluated(self.subnets, subnet)
         trial.set_user_attr("subnet", str(subnet))
-        trial.set_user_attr("measured", dict(found))
+        trial.set_user_attr("measured", dict(measured))
         for constraint in self.subnets.constraints:
-            trial.set_constraint(str(constraint), _excess(constraint, found))
-        return tuple(found[objective.name] for objective in self.subnets.objectives)
+            trial.set_constraint(str(constraint), _excess(constraint, measured))
+        return tuple(measured[objective.name] for objective in self.subnets.objectives)
 
 
-def _answer(subnets: Scored, subnet: Subnet) -> dict[str, float]:
+def _evaluated(subnets: Scored, subnet: Subnet) -> dict[str, float]:
     columns = [*subnets.objectives, *(constraint.objective for constraint in subnets.constraints)]
     return answer(subnets.evaluate(subnet), columns, subnet)
 
 
-def _excess(constraint: Constraint, found: Mapping[str, float]) -> float:
-    return constraint.excess(found[constraint.objective.name])
+def _excess(constraint: Constraint, measured: Mapping[str, float]) -> float:
+    return constraint.excess(measured[constraint.objective.name])

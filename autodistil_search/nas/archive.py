@@ -1,7 +1,7 @@
-"""The memory of a search: every scored subnet, as trials of one Optuna study.
+"""Archive of a search: every scored subnet, as a trial of one Optuna study.
 
-By default the study lies in a journal file of the run folder. Whatever engine asked, each evaluation is one
-finished trial, so that Optuna's own tools read the study; looking a subnet up is a dictionary here.
+By default the study lies in a journal file of the run folder. Each evaluation is one finished trial, whichever engine
+asked for it, so that Optuna's own tools read the study. A dictionary in memory serves look-ups.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 
 STUDY = "search"
-"""Name of a study that was not given one."""
+"""Default name of a study."""
 
 _ATTRIBUTES = "measured"
 _FIRST_BYTES = b'{"op_code":'
-"""A journal of Optuna begins with these."""
+"""First bytes of every Optuna journal."""
 _LONGEST_FIRST_LINE = 1 << 16
-_OF_FIXED = " sha256"
-"""Ending of the name of a study's attribute that has the digest of another."""
+_DIGEST_SUFFIX = " sha256"
+"""Suffix that turns the name of a study's attribute into the name of the attribute with its digest."""
 _DIGEST = "trial sha256"
-"""User attribute of a trial with the digest of its parameters and of what was measured."""
+"""User attribute of a trial with the digest of its parameters and measured values."""
 
 
 class Archive:
-    """Evaluations in the order they were made, looked up by space and subnet; for one process alone.
+    """Evaluations in the order they were made, by space and subnet. A single process uses an archive.
 
     Args:
-        storage: A journal file, created if missing and continued if not, or an Optuna storage.
-        spaces: The spaces searched; they fix the study's parameter ranges.
-        objectives: What the study minimises or maximises, in order.
-        study: The study's name.
+        storage: Journal file, created if missing and continued otherwise, or an Optuna storage.
+        spaces: Searched spaces; they fix the study's parameter ranges.
+        objectives: Objectives of the study, in order.
+        study: Name of the study.
 
     Raises:
-        InputError: if the file is damaged, or the study is one of other objectives.
+        InputError: if the file is damaged, or the study has other objectives.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class Archive:
         self._storage = storage
         if any(study.study_name == name for study in storage.get_all_studies()):
             self._study = optuna.load_study(study_name=name, storage=storage)
-        else:  # unless another process makes it at the same moment
+        else:  # another process may create the study at the same moment
             self._study = optuna.create_study(
                 study_name=name, storage=storage, directions=directions, load_if_exists=True
             )
-        found = [direction.name.lower() for direction in self._study.directions]
-        if found != directions or self._study.metric_names not in (None, names):
+        stored = [direction.name.lower() for direction in self._study.directions]
+        if stored != directions or self._study.metric_names not in (None, names):
             raise InputError(
-                f"study {name!r} is one of {', '.join(self._study.metric_names or found)}, not of {', '.join(names)}; "
-                "allowed: the same objectives, or another study"
+                f"study {name!r} has the objectives {', '.join(self._study.metric_names or stored)}, not "
+                f"{', '.join(names)}; allowed: the same objectives, or another study"
             )
         if self._study.metric_names is None:
             with warnings.catch_warnings():  # naming metrics is marked experimental; the dashboard shows the names
@@ -98,13 +98,15 @@ class Archive:
             self._learn(trial)
 
     def _learn(self, trial: FrozenTrial) -> None:
-        """Take up what a finished trial measured; the first counts. Trials that are not ours do not.
+        """Add the measured values of a finished trial. The first trial of a subnet counts.
+
+        Trials of other spaces, and trials without measured values, are ignored.
 
         Raises:
-            InputError: if its parameters or numbers are not those that were written.
+            InputError: if the parameters or values of the trial differ from those that were written.
         """
         if _DIGEST in trial.user_attrs and not self._is_as_written(trial):  # trials of earlier versions have none
-            raise self._damaged(f"the parameters or numbers of trial {trial.number} are not those that were written")
+            raise self._damaged(f"the parameters or values of trial {trial.number} are not as written")
         if _ATTRIBUTES in trial.user_attrs and trial.params.get("space") in self._spaces:
             key = self._key(trial)
             measured = answer(trial.user_attrs[_ATTRIBUTES], self._objectives, key[1])
@@ -120,7 +122,7 @@ class Archive:
         return bool(digest == trial.user_attrs[_DIGEST] and numbers == trial.values)
 
     def _attributes(self, space_name: str, subnet: Subnet, measured: Mapping[str, float]) -> dict[str, Any]:
-        """What a trial keeps of `subnet`: all that was measured, and a digest of that and of its parameters."""
+        """Return the user attributes of a trial: all measured values, and a digest of values and parameters."""
         params = {"space": space_name, **self._spaces[space_name].parameters(subnet)}
         return {_ATTRIBUTES: dict(measured), _DIGEST: _trial_sha256(params, measured)}
 
@@ -129,7 +131,7 @@ class Archive:
         return space.name, space.with_parameters(trial.params)
 
     def _trial(self, space_name: str, subnet: Subnet, **what: Any) -> FrozenTrial:
-        """A trial of that subnet; `what` as of `optuna.trial.create_trial`."""
+        """Return a trial of a subnet; `what` holds arguments of `optuna.trial.create_trial`."""
         params = {"space": space_name, **self._spaces[space_name].parameters(subnet)}
         return create_trial(params=params, distributions={name: self._distributions[name] for name in params}, **what)
 
@@ -140,9 +142,13 @@ class Archive:
         evaluate: Callable[[SearchSpace, Subnet], Evaluation],
         advance: Callable[[], None],
     ) -> list[Evaluation]:
-        """The evaluations of `subnets`; those that are not known are made by `evaluate` and kept, one by one.
+        """Return the evaluations of `subnets`. Missing ones are made by `evaluate` and kept, one by one.
 
-        advance: called after each that was made.
+        Args:
+            space: Space of the subnets.
+            subnets: Subnets to look up or evaluate.
+            evaluate: Function that scores one subnet.
+            advance: Callback after each new evaluation.
         """
         answers = []
         for subnet in subnets:
@@ -155,36 +161,36 @@ class Archive:
         return answers
 
     def find(self, space: str, subnet: Subnet) -> Evaluation | None:
-        """What was measured on `subnet`, if it was."""
+        """Return the evaluation of `subnet`; None if there is none."""
         return self._known.get((space, subnet))
 
     def record(self, evaluation: Evaluation) -> None:
-        """Keep `evaluation`, on disk when this returns."""
+        """Store `evaluation`; it is on disk when the method returns."""
         values = [evaluation.measured[objective.name] for objective in self._objectives]
         attributes = self._attributes(evaluation.space, evaluation.subnet, evaluation.measured)
         self._study.add_trial(self._trial(evaluation.space, evaluation.subnet, values=values, user_attrs=attributes))
         self._known[evaluation.space, evaluation.subnet] = evaluation
 
     def fixed(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gave the first time that `name` was asked for in this study, as JSON holds it."""
+        """Return the value that `make` gave on the first call with `name` in this study, as JSON holds it."""
         if name not in self._study.user_attrs:
             self._fix(name, make())
         return self._as_fixed(name, self._study.user_attrs)
 
     def _fix(self, name: str, value: Any) -> None:
-        """Keep a value that stays as it is among the study's attributes, with a digest."""
+        """Store a constant value among the study's attributes, with a digest."""
         self._study.set_user_attr(name, value)
-        self._study.set_user_attr(name + _OF_FIXED, _value_sha256(value))
+        self._study.set_user_attr(name + _DIGEST_SUFFIX, _value_sha256(value))
 
     def _as_fixed(self, name: str, attributes: Mapping[str, Any]) -> Any:
-        """The value under `name`; None if there is none. One without a digest is taken as it is.
+        """Return the value under `name`; None if there is none. A value without a digest is not checked.
 
         Raises:
-            InputError: if it is not what was written.
+            InputError: if the value differs from the value that was written.
         """
-        value, digest = attributes.get(name), attributes.get(name + _OF_FIXED)
+        value, digest = attributes.get(name), attributes.get(name + _DIGEST_SUFFIX)
         if digest is not None and digest != _value_sha256(value):
-            raise self._damaged(f"what it states of {name!r} is not what was written")
+            raise self._damaged(f"its value of {name!r} is not as written")
         return value
 
     def _damaged(self, reason: str) -> InputError:
@@ -195,14 +201,15 @@ class Archive:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """All evaluations, oldest first."""
+        """Return all evaluations, oldest first."""
         return list(self._known.values())
 
 
 class _ProcessLock(JournalFileOpenLock):
-    """A lock that a killed process leaves free, and whose holder finds whole lines only.
+    """Lock of a journal that is released when its process is killed, and that removes an incomplete last line.
 
-    Optuna's own keeps the next run waiting for half a minute, and refuses a journal with more lines behind a torn one.
+    Optuna's own lock delays the next run by half a minute, and its backend refuses a journal in which an incomplete
+    line is followed by others.
     """
 
     def __init__(self, path: Path) -> None:
@@ -221,19 +228,19 @@ class _ProcessLock(JournalFileOpenLock):
 def journal(path: Path, ours: bool = False) -> JournalStorage:
     """Open the storage in a journal file, which processes on one machine can share.
 
-    Nothing is created, cut or locked before the file is known to be a journal; an empty file is an empty journal.
+    Nothing is created, truncated or locked before the file is known to be a journal. An empty file is an empty journal.
 
     Args:
-        path: The file, created if missing. A link stands for the file that it leads to.
-        ours: Whether the file has its name from this package, so that even its first bytes may be torn.
+        path: Journal file, created if missing. A link stands for its target.
+        ours: True if this package named the file, so that even its first bytes may be incomplete.
 
     Raises:
-        ValueError: if it is another file, or none that can be read line by line.
-        OSError: if it cannot be opened.
+        ValueError: if the path is another file, or cannot be read line by line.
+        OSError: if the file cannot be opened.
     """
     path = path.resolve()
     if path.exists() and not _is_journal(path, ours):
-        raise ValueError("it is no journal of Optuna")
+        raise ValueError("it is not an Optuna journal")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = _ProcessLock(path)
     lock.acquire()
@@ -242,8 +249,8 @@ def journal(path: Path, ours: bool = False) -> JournalStorage:
 
 
 def _is_journal(path: Path, ours: bool) -> bool:
-    """Return whether `path` begins as Optuna's journals do; reads a few bytes and changes nothing."""
-    if not path.is_file():  # a folder, a pipe, a device
+    """Return True if `path` begins as Optuna's journals do. Reads a few bytes and changes nothing."""
+    if not path.is_file():  # a folder, a pipe or a device
         return False
     with path.open("rb") as file:
         first = file.readline(_LONGEST_FIRST_LINE)
@@ -262,26 +269,26 @@ def _value_sha256(value: Any) -> str:
 
 
 def _trial_sha256(params: Mapping[str, Any], measured: Mapping[str, float]) -> str:
-    """The digest of a trial's parameters and of what was measured, as numbers come back from any storage."""
+    """Return the digest of a trial's parameters and measured values, equal for every storage that returns them."""
     sizes = {name: value if name == "space" else float(value) for name, value in params.items()}
     numbers = {name: float(value) for name, value in measured.items()}
     return content_sha256({"params": sizes, "measured": numbers})
 
 
 def _distributions(spaces: Sequence[SearchSpace]) -> dict[str, BaseDistribution]:
-    """Of each parameter: from the least to the most that any of the spaces allows."""
-    found: dict[str, BaseDistribution] = {"space": CategoricalDistribution([space.name for space in spaces])}
+    """Return the distribution of each parameter: from the least to the greatest value of any space."""
+    distributions: dict[str, BaseDistribution] = {"space": CategoricalDistribution([space.name for space in spaces])}
     for name in dict.fromkeys(name for space in spaces for name in space.dimensions):
         values = [value for space in spaces if name in space.dimensions for value in space.values(name)]
         if name.startswith("mlp_ratio"):
-            found[name] = FloatDistribution(min(values), max(values))
+            distributions[name] = FloatDistribution(min(values), max(values))
         else:
-            found[name] = IntDistribution(min(values), max(values))
-    return found
+            distributions[name] = IntDistribution(min(values), max(values))
+    return distributions
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off what a killed process left of a line."""
+    """Cut off the incomplete last line that a killed process left."""
     if not path.exists() or not path.stat().st_size:
         return
     with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""Baselines that are trained or scored here, on equal terms with the subnets of a search."""
+"""Training and scoring of baselines, under the same conditions as the subnets of a search."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ SHAPES = {
     "MiniLM 3x384": Subnet(layers=3, hidden_size=384, ffn_size=1536, heads=12, head_dim=32),
     "MiniLM 6x384": Subnet(layers=6, hidden_size=384, ffn_size=1536, heads=12, head_dim=32),
 }
-"""Shapes of TinyBERT (arXiv 1909.10351) and MiniLM (arXiv 2002.10957), which are trained here on equal terms."""
+"""Shapes of TinyBERT (arXiv 1909.10351) and MiniLM (arXiv 2002.10957), trained here as the subnets are."""
 
 
-_DRAWN = 3
-"""Subnets that "random" draws of each space."""
+_RANDOM_SUBNETS = 3
+"""Number of random subnets of each space for the baseline "random"."""
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How a baseline comes to be that is trained alone."""
+    """Recipe of a baseline that is trained alone."""
 
     name: str
     subnet: Subnet
@@ -61,12 +61,21 @@ class _Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What baselines are trained and measured with: all that the subnets of the search had.
+    """Conditions under which baselines are trained and measured, the same as for the subnets of the search.
 
-    begin_text: gives the training text from its start. columns: what is measured. options_of: the options of
-    training a student of a given size. init, sample_ids: how it starts. identity: what else weights depend on, such as
-    digests of teacher and text. cache: where trained weights are kept, so that a later run with the same settings only
-    scores them. execution: memory and speed of their training, which are those of the SuperLM's.
+    Attributes:
+        teacher: Teacher of the baselines.
+        begin_text: Function that returns the training text from its start.
+        proxy: Proxy that scores the baselines.
+        columns: Objectives to measure.
+        options_of: Function that returns the training options of a student of a given size.
+        init: Start of the students.
+        sample_ids: Token ids of the text from which the start is computed.
+        identity: Other facts on which weights depend, such as digests of teacher and text.
+        cache: Folder of trained weights; a later run with the same settings only scores them.
+        device: Device and precision to run on.
+        reporter: Receiver of progress and notes.
+        execution: Memory and speed settings of the training, equal to those of the SuperLM.
     """
 
     teacher: Teacher
@@ -85,24 +94,28 @@ class Bench:
     def measure(
         self, names: Sequence[str], given: Mapping[str, AutoDistilModel], spaces: Sequence[SearchSpace]
     ) -> list[Baseline]:
-        """Score what `names` asks for (see `config.BASELINES`) as the SuperLM's subnets are scored.
+        """Score the baselines in `names` as the SuperLM's subnets are scored.
 
-        Names that are not among those are models in `given`, which score as they are. Whatever is trained has the
-        SuperLM's steps, text, batch, start and learning rate.
+        A trained baseline has the SuperLM's steps, text, batch size, start and learning rate.
+
+        Args:
+            names: Names of `BASELINES` of the settings, or of models in `given`.
+            given: Models by name, scored without training.
+            spaces: Spaces from which the baseline "random" draws.
         """
-        found = [self._as_it_is(_shown(name), given[name], AS_IT_IS, Path(name)) for name in names if name in given]
+        scored = [self._score(_shown(name), given[name], AS_IT_IS, Path(name)) for name in names if name in given]
         if "truncated" in names and (half := truncated(self.teacher)) is not None:
             name = f"teacher's first {half.config.subnet.layers} layers"
-            found.append(self._as_it_is(name, half, TRUNCATED, self._kept(half)))
-        return [*found, *(self._trained(recipe) for recipe in self._recipes(names, spaces))]
+            scored.append(self._score(name, half, TRUNCATED, self._saved(half)))
+        return [*scored, *(self._train_and_score(recipe) for recipe in self._recipes(names, spaces))]
 
     def _recipes(self, names: Sequence[str], spaces: Sequence[SearchSpace]) -> list[_Recipe]:
-        found = []
+        recipes = []
         if "shapes" in names:
-            found += [_Recipe(name, subnet, DISTILLED, self._alone(subnet)) for name, subnet in SHAPES.items()]
+            recipes += [_Recipe(name, subnet, DISTILLED, self._options(subnet)) for name, subnet in SHAPES.items()]
         if "tinybert" in names:
-            found += [
-                _Recipe(name, subnet, TINYBERT, replace(self._alone(subnet), hidden=0.0), layer_by_layer=True)
+            recipes += [
+                _Recipe(name, subnet, TINYBERT, replace(self._options(subnet), hidden=0.0), layer_by_layer=True)
                 for name, subnet in SHAPES.items()
                 if name.startswith("TinyBERT")
             ]
@@ -113,27 +126,27 @@ class Bench:
                 "relation_heads": self.teacher.subnet.heads,
                 "hidden": 0.0,
             }
-            found += [
-                _Recipe(name, subnet, MINILM, replace(self._alone(subnet), **own))
+            recipes += [
+                _Recipe(name, subnet, MINILM, replace(self._options(subnet), **own))
                 for name, subnet in SHAPES.items()
                 if name.startswith("MiniLM")
             ]
         if "random" in names:
             rng = random.Random(self.options_of(spaces[0].largest).seed)
             for space in spaces:
-                drawn = dict.fromkeys(space.sample(rng) for _ in range(_DRAWN))
-                found += [
-                    _Recipe(f"random {i} of {space.name}", subnet, DRAWN, self._alone(subnet))
+                drawn = dict.fromkeys(space.sample(rng) for _ in range(_RANDOM_SUBNETS))
+                recipes += [
+                    _Recipe(f"random {i} of {space.name}", subnet, DRAWN, self._options(subnet))
                     for i, subnet in enumerate(drawn, start=1)
                 ]
-        return found
+        return recipes
 
-    def _alone(self, subnet: Subnet) -> TrainOptions:
+    def _options(self, subnet: Subnet) -> TrainOptions:
         """Return the options of training a student of this size alone."""
         return options_alone(self.options_of(subnet))
 
-    def _kept(self, model: AutoDistilModel) -> Path:
-        """The folder of a model that was not trained, named by its weights, with the tokenizer."""
+    def _saved(self, model: AutoDistilModel) -> Path:
+        """Save an untrained model with the tokenizer, and return its folder, which is named by its weights."""
         folder = self.cache / "baselines" / model_sha256(model)[:16]
         with locked_beside(folder, None):
             if not folder.exists():
@@ -144,29 +157,29 @@ class Bench:
             verify(folder)
         return folder
 
-    def _as_it_is(self, name: str, model: AutoDistilModel, how: str, weights: Path | None = None) -> Baseline:
+    def _score(self, name: str, model: AutoDistilModel, how: str, weights: Path | None = None) -> Baseline:
         self.device.place(model)
         subnet = model.config.subnet
         measured = costs(self.columns, subnet, self.teacher.vocabulary, lambda: copy.deepcopy(model))
-        # The relation loss says nothing of a model that was trained for something else.
-        unlike = how in (TINYBERT, MINILM) and isinstance(self.proxy, RelationProxy)
-        score = math.nan if unlike else self.proxy.score(model)
+        # The relation loss says nothing about a model that was trained for another objective.
+        other_objective = how in (TINYBERT, MINILM) and isinstance(self.proxy, RelationProxy)
+        score = math.nan if other_objective else self.proxy.score(model)
         measured |= {column.name: score for column in self.columns if column.is_proxy}
         return Baseline(name, subnet, how, measured, weights)
 
-    def _trained(self, recipe: _Recipe) -> Baseline:
-        """Trained alone, unless it starts as a whole copy of the teacher."""
+    def _train_and_score(self, recipe: _Recipe) -> Baseline:
+        """Train a baseline alone, unless it starts as a complete copy of the teacher, and score it."""
         teacher, options = self.teacher, recipe.options
         model = begin_alone(teacher, recipe.subnet, options, self.init, self.sample_ids)
         is_copy = self.init in COPYING_STARTS and recipe.subnet == teacher.subnet and teacher.copies_exactly
         if is_copy and teacher.layer == recipe.subnet.layers - 1:
-            return self._as_it_is(recipe.name, model, COPY)
+            return self._score(recipe.name, model, COPY)
         transfer = None
         if recipe.layer_by_layer:
             with seeded(options.seed):
                 transfer = LayerTransfer(model, teacher.model, "mse")
         folder = self.cache / "baselines" / self._key(recipe, "" if transfer is None else transfer.description)
-        with locked_beside(folder, None):  # a search beside this one waits, and reads what is trained here
+        with locked_beside(folder, None):  # a concurrent search waits, and reads the weights that are trained here
             distill(
                 model,
                 teacher,
@@ -181,7 +194,7 @@ class Bench:
                 sample_ids=self.sample_ids,
             )
             save_tokenizer(teacher.tokenizer, folder)
-        return self._as_it_is(recipe.name, model, recipe.how, folder)
+        return self._score(recipe.name, model, recipe.how, folder)
 
     def _key(self, recipe: _Recipe, transfer: str) -> str:
         settings = {**self.identity, **asdict(recipe.options), **asdict(recipe.subnet), "init": self.init}
@@ -190,14 +203,14 @@ class Bench:
 
 
 def _shown(name: str) -> str:
-    """A folder's own name, or a hub id."""
+    """Return the last part of an absolute path, or a hub id as it is."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def options_alone(options: TrainOptions) -> TrainOptions:
-    """How a student is trained alone that is to be held against subnets of a SuperLM trained by `options`.
+    """Return the options of training a student alone, for comparison with subnets of a SuperLM trained by `options`.
 
-    It trains itself, however the subnets of a SuperLM are chosen and weighed.
+    The student itself is trained at each step, so the sampling and weights of subnets do not apply.
     """
     return replace(options, sampling="largest-random", random_subnets=None, subnet_weights="", in_place=0.0)
 
@@ -205,7 +218,7 @@ def options_alone(options: TrainOptions) -> TrainOptions:
 def begin_alone(
     teacher: Teacher, subnet: Subnet, options: TrainOptions, init: str, sample_ids: Tensor
 ) -> AutoDistilModel:
-    """A student of those sizes before its training; see `start.start_from`."""
+    """Return a student of the sizes `subnet` before its training; see `initial_weights.start_from`."""
     with seeded(options.seed):
         model = AutoDistilModel(teacher.student_config(subnet))
     start_from(model, teacher, init, sample_ids, options.relation_heads)

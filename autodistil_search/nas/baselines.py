@@ -1,4 +1,4 @@
-"""What the frontier is held against: published results with their sources, and models measured here."""
+"""Baselines of the frontier: published results with their sources, and models measured here."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ AS_IT_IS = "scored as it is"
 
 @dataclass(frozen=True)
 class Baseline:
-    """What the subnets of a space are held against, measured as they are.
+    """A model measured on the same axes as the subnets of a space.
 
-    weights: the folder of its model and tokenizer; None where the model is not kept.
+    Attributes:
+        name: Name in tables and figures.
+        subnet: Sizes of the model.
+        how: Origin of its weights, in words.
+        measured: Measured values, by objective name.
+        weights: Folder of its model and tokenizer; None if the model is not kept.
     """
 
     name: str
@@ -33,5 +38,5 @@ class Baseline:
 
 
 def published() -> pd.DataFrame:
-    """Published GLUE dev results, each row with its source. FLOPs are multiply-adds at 128 tokens."""
+    """Return published GLUE dev results, each row with its source. FLOPs are multiply-adds at 128 tokens."""
     return pd.read_csv(Path(__file__).with_name("baselines.csv"))

@@ -1,4 +1,4 @@
-"""A scored subnet."""
+"""Evaluation of a subnet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from autodistil_search.spaces.subnet import Subnet
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One subnet of one space and what was measured on it, by objective name."""
+    """One subnet of one space and its measured values, by objective name."""
 
     space: str
     subnet: Subnet

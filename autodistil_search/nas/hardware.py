@@ -1,8 +1,8 @@
-"""What a student takes on this machine: time and memory of a forward pass, measured on the module that ships.
+"""Latency, throughput and memory of a student on this machine, measured on the exported module.
 
-The student is cast to the precision of the device once, before it is measured, as one that serves would be: autocast
-would cast every weight again at each pass. A measurement is taken while no other one is, whatever process of this
-machine takes it. SearchInputs are random token ids: neither time nor memory depends on which they are.
+The student is cast to the precision of the device once, before the measurement, as in deployment. Autocast would cast
+every weight again at each pass. Processes of this machine measure one at a time. Inputs are random token ids: neither
+time nor memory depends on their values.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ from autodistil_search.base.device import Device
 _WARM_UP = 3
 _LEAST_PASSES, _MOST_PASSES = 10, 200
 _SECONDS = 0.5
-"""Passes are repeated for so long, within these numbers."""
+"""Seconds for which passes are repeated, within the numbers of passes above."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a student is given.
+    """Inputs and device of a measurement.
 
-    batch: sequences at once; seq_len: tokens in each; device: where it runs, and the precision it is cast to.
+    Attributes:
+        batch: Number of sequences in a batch.
+        seq_len: Number of tokens in each sequence.
+        device: Device to run on, and precision to which the student is cast.
     """
 
     batch: int
@@ -43,25 +46,25 @@ class Load:
 
     @property
     def words(self) -> str:
-        """For the reader of a report."""
+        """Return a description for the reader of a report."""
         precision = self.device.precision if self.device.precision == "fp32" else f"{self.device.precision} weights"
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         return f"{self.batch} x {self.seq_len} tokens, {self.device.name} {precision}{threads}"
 
 
 def pass_seconds(model: nn.Module, load: Load) -> list[float]:
-    """Seconds of each of many forward passes, ascending; the first ones do not count."""
+    """Return the seconds of each of many forward passes, ascending, without the warm-up passes."""
     with _prepared(model, load) as (_, run):
         return _timed(run)
 
 
 def latency(model: nn.Module, load: Load) -> dict[str, float]:
-    """Median milliseconds of a forward pass as `latency`, and the distance of its quartiles as `latency_iqr`."""
+    """Return the median milliseconds of a forward pass as `latency`, and their interquartile range as `latency_iqr`."""
     return _latency(pass_seconds(model, load))
 
 
 def call_latency(run: Callable[[], object]) -> dict[str, float]:
-    """`latency` of any call, while no other process measures."""
+    """Return the `latency` of any call, while no other process measures."""
     with FileLock(_lock_path(), mode=0o666):
         return _latency(_timed(run))
 
@@ -78,18 +81,18 @@ def _timed(run: Callable[[], object]) -> list[float]:
 
 
 def _latency(seconds: Sequence[float]) -> dict[str, float]:
-    milliseconds = [1000 * each for each in seconds]
+    milliseconds = [1000 * duration for duration in seconds]
     low, median, high = statistics.quantiles(milliseconds, n=4, method="inclusive")
     return {"latency": median, "latency_iqr": high - low}
 
 
 def throughput(model: nn.Module, load: Load) -> float:
-    """Sequences a second, by the median pass."""
+    """Return the sequences per second of the median pass."""
     return load.batch / statistics.median(pass_seconds(model, load))
 
 
 def peak_bytes(model: nn.Module, load: Load) -> int:
-    """The most bytes that weights and a forward pass hold at one time, by the allocations that torch makes."""
+    """Return the most bytes that weights and a forward pass hold at one time, by torch's allocations."""
     with _prepared(model, load) as (shipped, run):
         weights = sum(tensor.nbytes for tensor in (*shipped.parameters(), *shipped.buffers()))
         run()
@@ -102,8 +105,8 @@ def peak_bytes(model: nn.Module, load: Load) -> int:
 
 
 def most_allocated(work: Callable[[], object]) -> int:
-    """The most bytes that `work` allocates on the CPU beyond what stood before it."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells standard error of its starts and stops
+    """Return the most bytes that `work` holds on the CPU beyond earlier allocations."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler logs its start and stop to standard error
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         work()
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +114,9 @@ def most_allocated(work: Callable[[], object]) -> int:
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     total = most = 0
-    for event in sorted((each for each in events if each["name"] == "[memory]"), key=lambda each: float(each["ts"])):
+    for event in sorted(
+        (event for event in events if event["name"] == "[memory]"), key=lambda event: float(event["ts"])
+    ):
         total += event["args"]["Bytes"]
         most = max(most, total)
     return most
@@ -119,9 +124,9 @@ def most_allocated(work: Callable[[], object]) -> int:
 
 @contextmanager
 def _prepared(model: nn.Module, load: Load) -> Iterator[tuple[nn.Module, Callable[[], None]]]:
-    """The student as it serves and a forward pass to call, while no other process measures.
+    """Yield the student in the device's precision and a function that runs a forward pass.
 
-    On a GPU the call returns when the pass is done.
+    No other process measures in the meantime. On a GPU the function returns when the pass is complete.
     """
     device = load.device
     shipped = device.cast(model).eval()

@@ -1,7 +1,7 @@
-"""Latency predicted from a subnet's sizes, by a model of few parts fitted on subnets that were measured.
+"""Prediction of latency from a subnet's sizes, by a model with eight weights fitted on measured subnets.
 
-A forward pass takes time for each layer and head, for each column it moves and for each multiply-add: a sum of such
-terms with weights that cannot be negative, fitted by least squares of the relative error (Lawson and Hanson's NNLS).
+A forward pass takes time for each layer and head, for each column it moves and for each multiply-add. The model is a
+sum of such terms with non-negative weights, fitted by least squares of the relative error (Lawson and Hanson's NNLS).
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from autodistil_search.spaces.subnet import Subnet
 Vector = NDArray[np.float64]
 
 ROUNDS = 3
-"""Measurements of each subnet."""
+"""Number of measurements of each subnet."""
 
 
 def features(subnet: Subnet) -> Vector:
-    """What the time of a forward pass is a weighted sum of: `(8,)`, of which the first is 1."""
+    """Return the terms `(8,)` whose weighted sum is the time of a forward pass; the first is 1."""
     layers = subnet.each_layer if subnet.each else (subnet,)
-    alike = 1 if subnet.each else subnet.layers
+    repeats = 1 if subnet.each else subnet.layers
     hidden = subnet.hidden_size
-    of_layers = [
-        (hidden * each.attention_width, hidden * each.ffn_size, each.heads, each.ffn_size, each.attention_width)
-        for each in layers
+    terms = [
+        (hidden * layer.attention_width, hidden * layer.ffn_size, layer.heads, layer.ffn_size, layer.attention_width)
+        for layer in layers
     ]
-    return np.array([1, subnet.layers, hidden * subnet.layers, *(alike * np.sum(of_layers, axis=0))], dtype=float)
+    return np.array([1, subnet.layers, hidden * subnet.layers, *(repeats * np.sum(terms, axis=0))], dtype=float)
 
 
 def _fit(x: Vector, milliseconds: Vector) -> Vector:
-    """Weights of the features `(n, 8)`, none negative, with the least relative errors."""
+    """Return the non-negative weights of the features `(n, 8)` with the least relative errors."""
     from scipy.optimize import nnls
 
     scale = x.max(axis=0)
@@ -42,15 +42,16 @@ def _fit(x: Vector, milliseconds: Vector) -> Vector:
 
 
 def in_rounds(subnets: Sequence[Subnet], measure: Callable[[Subnet], float]) -> list[float]:
-    """The median of `ROUNDS` measurements of each, a round of all after the other.
+    """Return the median of `ROUNDS` measurements of each subnet. Each round measures all subnets.
 
-    A machine that others use, too, is slow for seconds at a time: that may spoil one measurement of a subnet, not most.
+    A shared machine is slow for seconds at a time, which may spoil one measurement of a subnet, but not most of them.
     """
-    return [float(each) for each in np.median([[measure(subnet) for subnet in subnets] for _ in range(ROUNDS)], axis=0)]
+    medians = np.median([[measure(subnet) for subnet in subnets] for _ in range(ROUNDS)], axis=0)
+    return [float(median) for median in medians]
 
 
 def error(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, float]:
-    """Mean and largest relative error, and Kendall's tau (nan of fewer than two)."""
+    """Return the mean and the largest relative error, and Kendall's tau (NaN for fewer than two subnets)."""
     from scipy.stats import kendalltau  # slow to import, and predictions are rare
 
     relative = np.abs(np.array(predicted) / np.array(measured) - 1)
@@ -62,20 +63,20 @@ def error(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, fl
 
 
 def words(found: Mapping[str, float]) -> str:
-    """An `error` for the reader of a report."""
+    """Return the result of `error` in words, for the reader of a report."""
     return f"mean error {found['mean']:.1%}, at most {found['most']:.1%}, Kendall's tau {found['tau']:.2f}"
 
 
 class Predictor:
-    """Milliseconds of a forward pass from the sizes, once `fit` or `take` was called."""
+    """Predictor of the milliseconds of a forward pass from the sizes, ready after `take`."""
 
     def __init__(self) -> None:
         self._fitted: Mapping[str, Any] = {}
 
     def fit(self, subnets: Sequence[Subnet], measure: Callable[[Subnet], float]) -> dict[str, Any]:
-        """Measure `subnets`, fit, and return what `take` needs, as JSON holds it.
+        """Measure `subnets`, fit the weights, and return the argument of `take`, as JSON holds it.
 
-        The stated error is that of each subnet when it is predicted from the others.
+        The stated error is the error of each subnet when it is predicted from the others.
         """
         x = np.array([features(subnet) for subnet in subnets])
         y = np.array(in_rounds(subnets, measure))
@@ -88,14 +89,14 @@ class Predictor:
         }
 
     def take(self, fitted: Mapping[str, Any]) -> None:
-        """Predict as was fitted before, here or elsewhere."""
+        """Use the result of an earlier `fit`, of this or another process."""
         self._fitted = fitted
 
     def predict(self, subnet: Subnet) -> float:
-        """Milliseconds of a forward pass of `subnet`."""
+        """Return the predicted milliseconds of a forward pass of `subnet`."""
         return float(features(subnet) @ np.array(self._fitted["weights"]))
 
     @property
     def quality(self) -> dict[str, Any]:
-        """Return on how many subnets it was fitted, and its `error` on each of them when it is left out."""
+        """Return the number of subnets of the fit, and the `error` on each of them when it is left out."""
         return {"fitted_on": len(self._fitted["measured"]), "error_left_out": self._fitted["error"]}

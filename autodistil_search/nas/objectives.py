@@ -1,6 +1,6 @@
-"""What a search may minimise or maximise, and bound: every objective has a name, a unit and a direction, stated once.
+"""Objectives and constraints of a search. Each objective states its name, unit and direction once.
 
-On the command line `acc` means the accuracy proxy. Files, axes and tables call it by what was measured.
+On the command line `acc` means the accuracy proxy. Files, axes and tables use the name of the measured quantity.
 """
 
 from __future__ import annotations
@@ -29,15 +29,21 @@ if TYPE_CHECKING:
 
 Direction = Literal["minimize", "maximize"]
 Measured = float | Mapping[str, float]
-"""A number, or several by their columns, that of the objective's own name among them."""
+"""A number, or numbers by column; one column has the objective's own name."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One column of the results.
+    """A quantity to minimise or maximise, and one column of the results.
 
-    cost: how to compute it from the sizes alone, exact and free. measure: how to measure it on an extracted student.
-    is_proxy: whether it is what `acc` means, which needs a trained SuperLM; all others are costs.
+    Attributes:
+        name: Name of the column, and of the objective on the command line.
+        label: Name in figures and tables.
+        unit: Unit of the values.
+        direction: "minimize" or "maximize".
+        cost: Function that computes the value from the sizes alone, exactly and without a measurement.
+        measure: Function that measures the value on an extracted student.
+        is_proxy: True for the accuracy proxy (`acc`), which needs a trained SuperLM; all other objectives are costs.
     """
 
     name: str
@@ -49,20 +55,20 @@ class Objective:
     is_proxy: bool = False
 
     def minimised(self, value: float) -> float:
-        """`value` with its sign such that lower is better; its own inverse."""
+        """Return `value` with a sign such that lower is better. The function is its own inverse."""
         return value if self.direction == "minimize" else -value
 
     def free(self, vocabulary: Vocabulary) -> Callable[[Subnet], float] | None:
-        """The minimised value as a function of the sizes alone; None if it must be measured."""
+        """Return the minimised value as a function of the sizes alone; None if it must be measured."""
         if self.cost is None:
             return None
         return lambda subnet: self.minimised(self.cost_of(subnet, vocabulary))
 
     def cost_of(self, subnet: Subnet, vocabulary: Vocabulary) -> float:
-        """Return what `cost` gives for a subnet, checked.
+        """Return the result of `cost` for a subnet, checked.
 
         Raises:
-            InputError: if it fails, or gives anything but a finite number; naming objective and subnet.
+            InputError: if `cost` fails or returns anything but a finite number; the message names objective and subnet.
         """
         assert self.cost is not None
         with guarded(f"objective {self.name!r} failed on subnet {subnet}"):
@@ -70,77 +76,82 @@ class Objective:
         return number(value, f"objective {self.name!r}", subnet)
 
     def measured_on(self, student: nn.Module, subnet: Subnet) -> dict[str, float]:
-        """Return what `measure` gives for the student of a subnet, by columns, checked.
+        """Return the result of `measure` for the student of a subnet, by column, checked.
 
         Raises:
-            InputError: if it fails, its own name is not among the columns, or a value is not a finite number.
+            InputError: if `measure` fails, no column has the objective's name, or a value is not a finite number.
         """
         assert self.measure is not None
         with guarded(f"objective {self.name!r} failed on subnet {subnet}"):
-            found = self.measure(student)
-            values: dict[Any, object] = dict(found) if isinstance(found, Mapping) else {self.name: found}
+            result = self.measure(student)
+            values: dict[Any, object] = dict(result) if isinstance(result, Mapping) else {self.name: result}
         if self.name not in values or not all(map(is_name, values)):
             raise InputError(
-                f"objective {self.name!r} measured {shown(values)} of subnet {subnet}; allowed: a number, or numbers "
-                f"by column, {self.name!r} among them"
+                f"objective {self.name!r} measured {shown(values)} for subnet {subnet}; allowed: a number, or numbers "
+                f"by column that include {self.name!r}"
             )
         return {column: number(value, f"objective {column!r}", subnet) for column, value in values.items()}
 
 
 def number(value: object, what: str, subnet: Subnet | str) -> float:
-    """Return a number from a plug-in, a worker or our own code, as JSON and pandas hold it.
+    """Return a number from a plug-in, a worker or this package, as JSON and pandas hold it.
 
-    Scalars of numpy and torch become Python's numbers. An integer that a float holds exactly stays an integer.
+    Scalars of numpy and torch become Python numbers. An integer that a float holds exactly stays an integer.
 
     Args:
-        value: What was got.
-        what: What gave it, for the message.
-        subnet: What it is about.
+        value: Value to check.
+        what: Source of the value, for the message.
+        subnet: Subnet that the value describes.
 
     Raises:
-        InputError: for anything but a finite real number; naming what was got and its type.
+        InputError: for anything but a finite real number; the message states the value and its type.
     """
     plain: Any = value
-    with guarded(f"{what} gave a {type(value).__name__} of subnet {subnet} that cannot be read"):
-        if getattr(plain, "ndim", None) == 0 and hasattr(plain, "item"):  # of numpy or torch, whatever its device
+    with guarded(f"{what} gave a {type(value).__name__} for subnet {subnet} that cannot be read"):
+        if getattr(plain, "ndim", None) == 0 and hasattr(plain, "item"):  # a scalar of numpy or torch, on any device
             plain = plain.item()
     if isinstance(plain, Real) and not isinstance(plain, bool):
         with suppress(OverflowError, ValueError, TypeError):
-            found = float(plain)
-            if abs(found) <= _MOST:  # which a NaN is not
-                return int(plain) if isinstance(plain, Integral) and abs(found) <= _EXACT else found
-    raise InputError(f"{what} gave {shown(value)} of subnet {subnet}; allowed: a finite number, at most {_MOST:g}")
+            real = float(plain)
+            if abs(real) <= _MOST:  # False for NaN
+                return int(plain) if isinstance(plain, Integral) and abs(real) <= _EXACT else real
+    raise InputError(f"{what} gave {shown(value)} for subnet {subnet}; allowed: a finite number, at most {_MOST:g}")
 
 
 def answer(found: Mapping[str, object], columns: Iterable[Objective], subnet: Subnet) -> dict[str, float]:
-    """Return what someone else measured of a subnet, checked: all its numbers, those of `columns` among them.
+    """Return the checked measurements of a subnet from a plug-in or another process.
+
+    Args:
+        found: Measured values, by column name.
+        columns: Objectives that must be among the columns.
+        subnet: Measured subnet, for the message.
 
     Raises:
         InputError: if a column is missing, or a value is not a finite number.
     """
-    if not isinstance(found, Mapping) or (lacking := [each.name for each in columns if each.name not in found]):
+    if not isinstance(found, Mapping) or (lacking := [column.name for column in columns if column.name not in found]):
         missing = "" if not isinstance(found, Mapping) else f", without {', '.join(lacking)}"
-        raise InputError(f"{shown(found)} was measured of subnet {subnet}{missing}; allowed: numbers by objective")
+        raise InputError(f"{shown(found)} was measured for subnet {subnet}{missing}; allowed: numbers by objective")
     return {str(name): number(value, f"objective {name!r}", subnet) for name, value in found.items()}
 
 
 def checked_objective(found: object, name: str, taken: Collection[str], is_proxy: bool = False) -> Objective:
-    """Return a plug-in that is an objective of a name and direction that can be used.
+    """Return a plug-in after checking that it is an objective with a valid name and direction.
 
     Args:
-        found: The plug-in.
-        name: By which it was asked for.
+        found: Plug-in to check.
+        name: Name under which it was requested.
         taken: Names of columns that it must not have.
-        is_proxy: Whether a proxy's is wanted.
+        is_proxy: True if the objective of a proxy is expected.
 
     Raises:
-        InputError: if it is something else, or would stand for a column that is not its own.
+        InputError: if the plug-in is anything else, or has the name of an existing column.
     """
     if not isinstance(found, Objective):
         raise InputError(f"objective {name!r} is {shown(found)}; allowed: an Objective")
     if not is_name(found.name) or found.name in taken:
         raise InputError(
-            f"objective {name!r} has the column {shown(found.name)}; allowed: {plugins.NAMES}; none of "
+            f"objective {name!r} has the column {shown(found.name)}; allowed: {plugins.NAMES}; but none of "
             f"{', '.join(sorted(taken))}"
         )
     texts = (found.label, found.unit)
@@ -158,9 +169,9 @@ def checked_objective(found: object, name: str, taken: Collection[str], is_proxy
 
 
 _EXACT = 2**53
-"""Integers up to this are the same as floats."""
+"""Greatest integer up to which floats hold every integer exactly."""
 _MOST = 1e60
-"""No number is larger, so that products of a few stay finite."""
+"""Greatest absolute value allowed, so that products of a few values stay finite."""
 
 _PROXIES = {
     "kl": Objective("relation_loss", "held-out relation loss", "nats", "minimize", is_proxy=True),
@@ -169,17 +180,21 @@ _PROXIES = {
 
 
 RELATION = "relation"
-"""What `--proxy` calls the relation loss."""
+"""Name of the relation loss for `--proxy`."""
 HIDDEN = "hidden"
-"""What `--proxy` calls the loss of the last hidden states."""
+"""Name of the loss of the last hidden states for `--proxy`."""
 COSINE, PROBE, TASK = "cosine:", "probe:", "task:"
-"""What `--proxy` calls the proxies of a labelled task, before its name."""
+"""Prefixes of the proxies of a labelled task for `--proxy`, before the name of the task."""
 
 
 def proxy_objective(loss: str, relations: str) -> Objective:
-    """What `acc` stands for: the distillation loss of the run, on held-out text; its unit says of which relations.
+    """Return the default objective for `acc`: the run's distillation loss on held-out text.
 
-    loss: one of `relations.LOSSES`; relations: see `weights.parse_relations`.
+    The unit of the objective names the relations.
+
+    Args:
+        loss: One of `relation_loss.LOSSES`.
+        relations: Relations with weights; see `weighted_names.parse_relations`.
     """
     words = [
         name.upper() if weight == 1 else f"{weight:g} {name.upper()}" for name, weight in parse_relations(relations)
@@ -221,16 +236,16 @@ SIZE_MB = Objective(
     lambda subnet, vocabulary: 4 * params(subnet, vocabulary) / 1e6,
 )
 COSTS = (FLOPS, PARAMS, PARAMS_NON_EMBEDDING, SIZE_MB)
-"""What follows from the sizes alone."""
+"""Costs that follow from the sizes alone."""
 
 
 MEASURED = ("latency", "memory", "throughput")
-"""What is measured on a student, on this machine."""
+"""Costs that are measured on a student, on this machine."""
 
 
 PREDICTED_LATENCY = "predicted_latency"
-NAMES = ("acc", *(each.name for each in COSTS), *MEASURED, PREDICTED_LATENCY)
-"""What our own objectives are called on the command line."""
+NAMES = ("acc", *(cost.name for cost in COSTS), *MEASURED, PREDICTED_LATENCY)
+"""Names of the built-in objectives on the command line."""
 
 
 RESERVED = ("space", *DIMENSIONS, "head_dim", "knee", "run", "band", "pick", "name", "how", "source", "weights")
@@ -238,8 +253,8 @@ RESERVED = ("space", *DIMENSIONS, "head_dim", "knee", "run", "band", "pick", "na
 
 
 def measured_costs(single: Load, many: Load) -> list[Objective]:
-    """`MEASURED`: latency and memory under the load `single`, throughput under `many`."""
-    from autodistil_search.nas import hardware  # torch, which the command line loads only when it must
+    """Return the objectives `MEASURED`: latency and memory under the load `single`, throughput under `many`."""
+    from autodistil_search.nas import hardware  # imports torch, which the command line loads only when needed
 
     latency = partial(hardware.latency, load=single)
     memory = partial(hardware.peak_bytes, load=single)
@@ -252,7 +267,7 @@ def measured_costs(single: Load, many: Load) -> list[Objective]:
 
 
 def predicted_latency(predictor: Predictor, single: Load) -> Objective:
-    """Latency under the load `single` as a function of the sizes: a prediction, and named as such."""
+    """Return the predicted latency under the load `single`, an objective computed from the sizes."""
     return Objective(
         PREDICTED_LATENCY,
         "predicted latency",
@@ -265,33 +280,43 @@ def predicted_latency(predictor: Predictor, single: Load) -> Objective:
 def costs(
     columns: Sequence[Objective], subnet: Subnet, vocabulary: Vocabulary, student: Callable[[], nn.Module]
 ) -> dict[str, float]:
-    """Return all of `columns` but a proxy: computed from the sizes, or measured.
+    """Return the values of all `columns` except proxies, computed from the sizes or measured.
 
-    student: makes the student; called for each measurement, as one may leave its student changed.
+    Args:
+        columns: Objectives to compute or measure.
+        subnet: Subnet of the values.
+        vocabulary: Vocabulary of the student.
+        student: Function that makes the student. It is called for each measurement, which may change its student.
+
+    Raises:
+        InputError: if an objective fails, returns anything but finite numbers, or measures columns of another.
     """
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for column in columns:
         if column.cost is not None:
-            found[column.name] = column.cost_of(subnet, vocabulary)
+            values[column.name] = column.cost_of(subnet, vocabulary)
         elif column.measure is not None:
             new = column.measured_on(student(), subnet)
             others = {*RESERVED, *(other.name for other in columns if other != column)}
             if clash := sorted(others & {*new}):
                 raise InputError(
-                    f"objective {column.name!r} measured {', '.join(clash)} of subnet {subnet}; allowed: columns of "
+                    f"objective {column.name!r} measured {', '.join(clash)} for subnet {subnet}; allowed: columns of "
                     "its own"
                 )
-            found |= new
-    return found
+            values |= new
+    return values
 
 
 def parse_objectives(text: str, known: Mapping[str, Objective], others: Iterable[str] = ()) -> list[Objective]:
-    """The objectives of a comma-separated list, in its order.
+    """Return the objectives of a comma-separated list, in its order.
 
-    others: names that are allowed, too, and were not asked for.
+    Args:
+        text: Names of objectives, separated by commas.
+        known: Objectives by name.
+        others: Further names for the list of allowed ones in the message.
 
     Raises:
-        InputError: for an unknown or repeated name; it lists those allowed.
+        InputError: for an unknown or repeated name; the message lists the allowed names.
     """
     allowed = ", ".join(dict.fromkeys((*known, *others)))
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -307,10 +332,12 @@ _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
 def parse_amount(text: str | float | None, flag: str) -> float | None:
-    """A positive number, with K, M, G (or B) or T behind it for 1e3, 1e6, 1e9 or 1e12.
+    """Return a positive number from text such as 300M; None for None.
+
+    The suffixes K, M, G (or B) and T stand for 1e3, 1e6, 1e9 and 1e12.
 
     Raises:
-        InputError: for anything else; it names `flag`.
+        InputError: for anything else; the message names `flag`.
     """
     if text is None:
         return None
@@ -334,7 +361,7 @@ class Constraint:
         return f"{self.objective.name}{'<=' if self.upper else '>='}{self.bound:g}"
 
     def excess(self, value: float) -> float:
-        """By how much `value` breaks the bound, as a share of it; negative or 0 where it is kept."""
+        """Return the excess of `value` over the bound, as a share of the bound; 0 or negative if the bound is kept."""
         over = value - self.bound if self.upper else self.bound - value
         return over / self.bound
 
@@ -342,12 +369,16 @@ class Constraint:
 def parse_constraint(
     text: str, known: Mapping[str, Objective], flag: str = "--constraint", others: Iterable[str] = ()
 ) -> Constraint:
-    """A constraint such as `params<=8M` or `throughput>=100`.
+    """Return the constraint in a text such as `params<=8M` or `throughput>=100`.
 
-    others: names that are allowed, too, and were not asked for.
+    Args:
+        text: Name of an objective, `<=` or `>=`, and a bound.
+        known: Objectives by name.
+        flag: Name of the flag, for the message.
+        others: Further names for the list of allowed ones in the message.
 
     Raises:
-        InputError: for anything else; it names `flag` and lists the objectives allowed.
+        InputError: for anything else; the message names `flag` and lists the allowed objectives.
     """
     match = re.fullmatch(r"\s*([^\s<>=]+)\s*(<=|>=)\s*([^<>=]*)", text)
     if match is None or match[1] not in known:
@@ -359,12 +390,15 @@ def parse_constraint(
 
 
 def check_reachable(constraints: Sequence[Constraint], space: str, reached: Mapping[str, Sequence[float]]) -> None:
-    """Check that each constraint is kept somewhere between the smallest and the largest subnet of a space.
+    """Check that at least one known value of a space keeps each constraint.
 
-    reached: by objective, its values there; of others nothing is known.
+    Args:
+        constraints: Constraints to check.
+        space: Name of the space, for the message.
+        reached: Values in the space, by objective name; a constraint on any other objective is not checked.
 
     Raises:
-        InputError: naming the constraint and the range.
+        InputError: if a constraint cannot be kept; the message names the constraint and the range of values.
     """
     for constraint in constraints:
         values = reached.get(constraint.objective.name)

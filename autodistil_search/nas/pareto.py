@@ -12,15 +12,15 @@ Values = NDArray[np.float64]
 
 
 def is_on_frontier(values: Values) -> NDArray[np.bool_]:
-    """Mask of the rows that no other row dominates.
+    """Return a mask of the rows that no other row dominates.
 
-    A row dominates another if it is lower or equal everywhere and lower somewhere; equal rows all stay.
+    A row dominates another if it is lower or equal in all columns and lower in at least one. Equal rows all stay.
 
     Args:
-        values: An `(n, m)` array of minimised objective values.
+        values: Minimised objective values `(n, m)`.
 
     Returns:
-        An `(n,)` mask.
+        A mask `(n,)`.
     """
     if len(values) == 0:
         return np.zeros(0, dtype=bool)
@@ -30,13 +30,13 @@ def is_on_frontier(values: Values) -> NDArray[np.bool_]:
 
 
 def hypervolume(values: Values, reference: Values) -> float:
-    """Volume between the frontier of `values` and the point `reference`, in the product of their units.
+    """Return the volume between the frontier of `values` and the point `reference`, in the product of their units.
 
-    Rows that are not below the reference everywhere add nothing.
+    Rows that are not below the reference in all columns add nothing.
 
     Args:
-        values: An `(n, m)` array of minimised objective values.
-        reference: An `(m,)` array.
+        values: Minimised objective values `(n, m)`.
+        reference: Reference point `(m,)`.
     """
     below = values[(values < reference).all(axis=1)]
     if len(below) == 0:
@@ -49,13 +49,13 @@ def hypervolume(values: Values, reference: Values) -> float:
 def box_of(low: float, high: float, maximize: bool, margin: float) -> tuple[float, float]:
     """Return the ideal and the reference value of an objective that lies between `low` and `high`, both included.
 
-    The reference is worse than both, so that every value counts. Values that are not negative are measured from 0: the
-    ideal of what is minimised, the reference of what is maximised.
+    The reference is worse than both, so that every value counts. Values that are not negative are measured from 0: it
+    is the ideal of a minimised objective and the reference of a maximised objective.
 
     Args:
-        low: The least value.
-        high: The greatest value.
-        maximize: Whether more is better.
+        low: Least value.
+        high: Greatest value.
+        maximize: True if greater values are better.
         margin: Factor, above 1, between the greatest value and the end of the box.
     """
     if low >= 0 and high > 0:
@@ -65,31 +65,31 @@ def box_of(low: float, high: float, maximize: bool, margin: float) -> tuple[floa
 
 
 def share_of_box(values: Values, ideal: Values, reference: Values) -> float:
-    """Return which share of the box between `ideal` and `reference` is dominated, 0 to 1.
+    """Return the dominated share of the box between `ideal` and `reference`, 0 to 1.
 
-    What is better than the ideal counts as the ideal.
+    A value better than the ideal counts as the ideal.
 
     Args:
-        values: An `(n, m)` array of minimised objective values.
-        ideal: An `(m,)` array.
-        reference: An `(m,)` array, above `ideal` everywhere.
+        values: Minimised objective values `(n, m)`.
+        ideal: Ideal point `(m,)`.
+        reference: Reference point `(m,)`, above `ideal` in all columns.
     """
     within, box = np.maximum(values, ideal), float(np.prod(reference - ideal))
-    if not np.finfo(float).tiny <= box < np.inf:  # the product of the ranges is beyond floats, the share is not
+    if not np.finfo(float).tiny <= box < np.inf:  # floats cannot hold the product of the ranges, but can hold the share
         within, reference, box = (within - ideal) / (reference - ideal), np.ones_like(reference), 1.0
     return min(hypervolume(within, reference) / box, 1.0)
 
 
 def hypervolume_gains(front: Values, points: Values, reference: Values) -> Values:
-    """By how much each point alone would enlarge the hypervolume of `front`, `(p,)`.
+    """Return the gains `(p,)` in the hypervolume of `front` by each point alone.
 
-    Exact, for all points at once: the space is cut into slabs between the frontier's values of the last objective, in
-    each of which the gain is that of one objective fewer. Time grows with `p n^(m-1)`.
+    The gains are exact and computed for all points at once. The frontier's values of the last objective cut the space
+    into slabs; in each slab the gain is computed with one objective fewer. Time grows with `p n^(m-1)`.
 
     Args:
-        front: An `(n, m)` array of minimised objective values.
-        points: A `(p, m)` array.
-        reference: An `(m,)` array.
+        front: Minimised objective values `(n, m)`.
+        points: Points to add, `(p, m)`.
+        reference: Reference point `(m,)`.
     """
     front = front[(front < reference).all(axis=1)]
     if front.shape[1] == 1:
@@ -108,13 +108,13 @@ def hypervolume_gains(front: Values, points: Values, reference: Values) -> Value
 
 
 def knee(values: Values) -> int:
-    """Index of the balanced choice: the row nearest the ideal point.
+    """Return the index of the knee: the row of the frontier nearest to the ideal point.
 
-    Each objective is first scaled so that the frontier's lowest value is 0 and its highest 1; the distance is
-    Euclidean (compromise programming, Zeleny 1973). An objective that does not vary does not count.
+    Each objective is first scaled so that the frontier's lowest value is 0 and its highest 1. The distance is
+    Euclidean (compromise programming, Zeleny 1973). A constant objective does not count.
 
     Args:
-        values: An `(n, m)` array of minimised objective values, n >= 1.
+        values: Minimised objective values `(n, m)`, n >= 1.
     """
     front = values[is_on_frontier(values)]
     ideal, span = front.min(axis=0), np.ptp(front, axis=0)

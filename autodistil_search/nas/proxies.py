@@ -1,4 +1,4 @@
-"""Accuracy proxies: cheap measurements on a SuperLM that stand for what a subnet is worth."""
+"""Accuracy proxies: cheap measurements on a SuperLM in place of a subnet's accuracy."""
 
 from __future__ import annotations
 
@@ -32,40 +32,44 @@ from autodistil_search.teachers.teacher import Teacher
 
 BLOCKS_AT_ONCE = 16
 
-_FROM_UNLIKE_TO_ALIKE = (("not_equivalent", "equivalent"), ("not_duplicate", "duplicate"))
-"""Named labels whose order is that of how alike two texts are: of MRPC and QQP on the hub."""
+_LABELS_BY_SIMILARITY = (("not_equivalent", "equivalent"), ("not_duplicate", "duplicate"))
+"""Named labels in the order of the similarity of two texts: those of MRPC and QQP on the hub."""
 
 _HIDDEN_PARTS = 8
-"""Parts of the held-out blocks, each measured by what was fitted to the others."""
+"""Number of parts of the held-out blocks; each part is measured by a linear map fitted to the others."""
 
 HARDLY_LEARNT = 0.95
-"""Share of the relation loss of one that knows nothing, above which a model has learnt next to nothing."""
+"""Share of an untrained student's relation loss above which a model has learnt next to nothing."""
 
 
 class Proxy(Protocol):
-    """Scores subnets of a SuperLM, and models as they are."""
+    """A measurement that scores subnets of a SuperLM, and models on their own."""
 
     @property
     def reference(self) -> float:
-        """A value that a model which has learnt nothing gets; the hypervolume is measured from it."""
+        """Return the score of a model that has learnt nothing, from which the hypervolume is measured."""
         ...
 
     @property
     def description(self) -> str:
-        """How it is measured, for the reader of a report."""
+        """Return a description of the measurement, for the reader of a report."""
         ...
 
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
-        """What `subnet` of `model`, or the whole model, is worth, by the objective that the proxy has."""
+        """Return the score of `subnet` of `model`, or of the whole model, in the unit of the proxy's objective."""
         ...
 
 
 @dataclass(frozen=True)
 class ProxyKind:
-    """What `--proxy` names: what it measures, and how one is made from teacher, held-out blocks `(N, T)` and device.
+    """A proxy that `--proxy` can name.
 
-    ideal: the best value there can be. digest: of the data that scores depend on, beside text and teacher. notes: lines
-    on what looks wrong in these data, and how they were read.
+    Attributes:
+        objective: Objective that the proxy measures.
+        make: Function that makes the proxy from teacher, held-out blocks `(N, T)` and device.
+        ideal: Best possible value.
+        digest: Digest of the data on which scores depend, other than text and teacher.
+        notes: Lines on apparent faults in these data, and on their interpretation.
     """
 
     objective: Objective
@@ -75,20 +79,25 @@ class ProxyKind:
     notes: tuple[str, ...] = ()
 
     def open(self, teacher: Teacher, held_out: Tensor, device: Device) -> Proxy:
-        """Return the proxy, made and checked: its numbers are finite, and none is better than `ideal`.
+        """Return the proxy, with checks that its scores are finite and not better than `ideal`.
+
+        Args:
+            teacher: Teacher of the SuperLM.
+            held_out: Held-out token ids `(N, T)`.
+            device: Device and precision to run on.
 
         Raises:
-            InputError: if it cannot be made, or its reference is not worse than `ideal`.
+            InputError: if the proxy cannot be made, or its reference is not worse than `ideal`.
         """
         return _Checked(self, teacher, held_out, device)
 
 
 _ROUNDING = 1e-5
-"""Share of the way from `ideal` to the reference by which float32 sums may go beyond `ideal`."""
+"""Share of the distance from `ideal` to the reference by which rounding in float32 may exceed `ideal`."""
 
 
 class _Checked:
-    """A proxy whose every number passes `objectives.number`; errors name the proxy and the subnet."""
+    """A proxy whose numbers are all checked by `objectives.number`. Errors name the proxy and the subnet."""
 
     def __init__(self, kind: ProxyKind, teacher: Teacher, held_out: Tensor, device: Device) -> None:
         self._objective, self._what = kind.objective, f"proxy {kind.objective.name!r}"
@@ -101,44 +110,44 @@ class _Checked:
         if not self._worse(self.reference):
             raise InputError(
                 f"{self._what} has reference {self.reference:g} and ideal {self._ideal:g}, to "
-                f"{self._objective.direction}; allowed: a reference that is worse"
+                f"{self._objective.direction}; allowed: a reference worse than the ideal"
             )
 
     def _worse(self, value: float) -> float:
-        """Return by how much a value is worse than `ideal`; 0 if it is not."""
+        """Return the amount by which a value is worse than `ideal`; 0 if it is not."""
         return max(self._objective.minimised(value) - self._objective.minimised(self._ideal), 0.0)
 
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
-        """The score of `subnet` of `model`, or of the whole model.
+        """Return the score of `subnet` of `model`, or of the whole model.
 
         Raises:
-            InputError: if the proxy fails, or gives anything but a finite number that is no better than `ideal`.
+            InputError: if the proxy fails, or returns anything but a finite number that is not better than `ideal`.
         """
         sizes = subnet or model.config.subnet
         with guarded(f"{self._what} failed on subnet {sizes}"):
-            found = self._proxy.score(model) if subnet is None else self._proxy.score(model, subnet)
-        value = number(found, self._what, sizes)
+            score = self._proxy.score(model) if subnet is None else self._proxy.score(model, subnet)
+        value = number(score, self._what, sizes)
         beyond = self._objective.minimised(self._ideal) - self._objective.minimised(value)
         if beyond > _ROUNDING * self._worse(self.reference):
             raise InputError(
-                f"{self._what} gave {value:g} of subnet {sizes}, better than its ideal {self._ideal:g}; allowed: a "
-                "ProxyKind whose ideal is the best value there can be"
+                f"{self._what} gave {value:g} for subnet {sizes}, better than its ideal {self._ideal:g}; allowed: a "
+                "ProxyKind whose ideal is the best possible value"
             )
         return value
 
 
 class RelationProxy:
-    """The relation loss on held-out text: the label-free proxy of AutoDistil's agnostic search. Lower is better.
+    """Relation loss on held-out text: the label-free proxy of AutoDistil's agnostic search. Lower is better.
 
-    The teacher runs once, here; its relations are kept for every subnet that is scored.
+    The teacher runs once, in the constructor. Its relations are kept for the scores of all subnets.
 
     Args:
-        teacher: Whose relations the students must match.
-        held_out: `(N, T)` token ids that were not trained on.
-        relation_heads: Heads of the relations.
-        loss: One of `relations.LOSSES`.
-        device: Where to compute.
-        relations: Of which relations, with weights.
+        teacher: Teacher whose relations the students must match.
+        held_out: Token ids `(N, T)` of text that was not trained on.
+        relation_heads: Number of relation heads.
+        loss: One of `relation_loss.LOSSES`.
+        device: Device and precision to run on.
+        relations: Relations to compare, with weights.
     """
 
     def __init__(
@@ -162,10 +171,10 @@ class RelationProxy:
 
     @torch.no_grad()
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
-        """The loss of `subnet` of `model`, or of the whole model.
+        """Return the loss of `subnet` of `model`, or of the whole model.
 
         Raises:
-            FloatingPointError: if it is not finite.
+            FloatingPointError: if the loss is not finite.
         """
         total = 0.0
         for batch, target in zip(self._batches, self._targets, strict=True):
@@ -174,11 +183,11 @@ class RelationProxy:
             total += float(relation_loss(projections, target)) * len(batch)
         if not math.isfinite(total):
             raise FloatingPointError(f"the held-out loss of subnet {subnet or model.config.subnet} is {total}")
-        return max(total / self.blocks, 0.0)  # float32 can leave a perfect student a hair below zero
+        return max(total / self.blocks, 0.0)  # rounding in float32 can put a perfect student slightly below zero
 
     @property
     def description(self) -> str:
-        """How it is measured, for the reader of a report."""
+        """Return a description of the measurement, for the reader of a report."""
         return (
             f"{self.blocks} held-out blocks of {self._batches[0].shape[1]} tokens, {self._relation_heads} relation "
             f"heads; a student that relates all tokens alike scores {self.reference:.4g}"
@@ -186,24 +195,24 @@ class RelationProxy:
 
     @property
     def reference(self) -> float:
-        """The loss of a student that relates every token to all others alike."""
+        """Return the loss of a student that relates every token to all others alike."""
         losses = [uniform_loss(target) * len(batch) for batch, target in zip(self._batches, self._targets, strict=True)]
         return sum(losses) / self.blocks
 
 
 class HiddenProxy:
-    """What the last hidden states lack of the teacher's on held-out text. Lower is better; no labels are needed.
+    """Loss of the last hidden states on held-out text, without labels. Lower is better.
 
-    It sees what a student gives in the end, which the relation loss does not, and counts all heads alike. Hidden states
-    are compared by `transfer.share_left`, so that students of any width are on equal terms.
+    The loss measures the student's output, which the relation loss does not, and gives all heads equal weight. Hidden
+    states are compared by `layer_losses.share_left`, so that students of any width have comparable losses.
 
     Args:
-        teacher: Whose hidden states the students should have.
-        held_out: `(N, T)` token ids that were not trained on; two blocks or more.
-        device: Where to compute.
+        teacher: Teacher whose hidden states the students should predict.
+        held_out: Token ids `(N, T)` of text that was not trained on; at least two blocks.
+        device: Device and precision to run on.
 
     Raises:
-        InputError: for fewer blocks.
+        InputError: for fewer than two blocks.
     """
 
     reference = 1.0
@@ -211,31 +220,31 @@ class HiddenProxy:
     def __init__(self, teacher: Teacher, held_out: Tensor, device: Device) -> None:
         if len(held_out) < 2:
             raise InputError(
-                f"the hidden-state loss on {len(held_out)} held-out block; allowed: two or more, so more text"
+                f"the hidden-state loss on {len(held_out)} held-out block; allowed: two or more, which take more text"
             )
         self._device = device
         self._parts = [part.to(device.name) for part in held_out.tensor_split(min(len(held_out), _HIDDEN_PARTS))]
         with device.autocast():
-            self._theirs = [teacher.last_layer(part)[1].float() for part in self._parts]
+            self._teacher_states = [teacher.last_layer(part)[1].float() for part in self._parts]
         self.blocks = len(held_out)
 
     @torch.no_grad()
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
-        """The loss of `subnet` of `model`, or of the whole model.
+        """Return the loss of `subnet` of `model`, or of the whole model.
 
         Raises:
-            FloatingPointError: if it is not finite.
+            FloatingPointError: if the loss is not finite.
         """
         with self._device.autocast():
-            mine = [model(part, subnet=subnet).last_hidden_state.float() for part in self._parts]
-        found = share_left(list(zip(mine, self._theirs, strict=True)))
-        if not math.isfinite(found):
-            raise FloatingPointError(f"the held-out loss of subnet {subnet or model.config.subnet} is {found}")
-        return found
+            states = [model(part, subnet=subnet).last_hidden_state.float() for part in self._parts]
+        loss = share_left(list(zip(states, self._teacher_states, strict=True)))
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the held-out loss of subnet {subnet or model.config.subnet} is {loss}")
+        return loss
 
     @property
     def description(self) -> str:
-        """How it is measured, for the reader of a report."""
+        """Return a description of the measurement, for the reader of a report."""
         return (
             f"{self.blocks} held-out blocks of {self._parts[0].shape[1]} tokens: what a linear map of a student's last "
             f"hidden states lacks of the teacher's, by least squares on other parts of {len(self._parts)}; a student "
@@ -244,15 +253,20 @@ class HiddenProxy:
 
 
 HIDDEN_KIND = ProxyKind(HIDDEN_LOSS, HiddenProxy)
-"""What `--proxy hidden` names."""
+"""Proxy of `--proxy hidden`."""
 
 
 @dataclass(frozen=True)
 class TaskBudget:
-    """What scoring one subnet on a task may cost.
+    """Limits on scoring one subnet on a task.
 
-    rows: to train on, at most. epochs, lr, batch_size: of fine-tuning; a probe has none. seed: of the head and of the
-    order of rows.
+    Attributes:
+        rows: Greatest number of rows to train on.
+        epochs: Epochs of fine-tuning; unused by a probe.
+        lr: Peak learning rate of fine-tuning; unused by a probe.
+        seed: Seed of the head and of the order of rows.
+        max_length: Greatest number of tokens of a row.
+        batch_size: Batch size of fine-tuning; unused by a probe.
     """
 
     rows: int
@@ -266,13 +280,19 @@ class TaskBudget:
 def task_proxy(
     name: str, budget: TaskBudget, text_columns: Sequence[str] | None = None, label_column: str | None = None
 ) -> ProxyKind:
-    """The proxy `probe:TASK` or `task:TASK`: the task's first metric on a part of its training rows; or `cosine:TASK`.
+    """Return the proxy `probe:TASK`, `task:TASK` or `cosine:TASK`.
 
-    The task's `dev` rows are never looked at: what a search chooses by cannot be what it reports. Columns of a table:
-    see `tasks.data.load_task`.
+    The first two give the task's first metric on a part of its training rows. The task's `dev` rows are never used,
+    since a search must not choose subnets by the rows on which it reports.
+
+    Args:
+        name: Name of the proxy.
+        budget: Limits on scoring one subnet.
+        text_columns: Text columns of a table; see `labelled_data.load_task`.
+        label_column: Label column of a table; see `labelled_data.load_task`.
 
     Raises:
-        InputError: if there is no such task, or it has one label only where it is trained on or measured.
+        InputError: if the task does not exist, or has a single label in the rows to train on or to measure on.
     """
     probing = name.startswith(PROBE)
     task = load_task(name.partition(":")[2], text_columns, label_column)
@@ -298,22 +318,22 @@ def _refuse_one_label(name: str, task: Task, most: int) -> None:
         if task.labels and len({*rows.labels}) == 1:
             raise InputError(
                 f"{name}: all {len(rows):,} rows {what} have label {task.labels[int(rows.labels[0])]!r}; allowed: two "
-                "labels or more in either part, by more rows"
+                "labels or more in each part, which may take more rows"
             )
 
 
 def _cosine_proxy(task: Task, budget: TaskBudget) -> ProxyKind:
-    """The proxy `cosine:TASK`.
+    """Return the proxy `cosine:TASK`.
 
     Raises:
-        InputError: for a task whose pairs have no order, or not one that is known to go from unlike to alike.
+        InputError: for a task without pairs of texts, or without labels known to grow with their similarity.
     """
-    if task.train.second is None or not (_are_numbers(task.labels) or task.labels in _FROM_UNLIKE_TO_ALIKE):
+    if task.train.second is None or not (_are_numbers(task.labels) or task.labels in _LABELS_BY_SIMILARITY):
         texts = "one text" if task.train.second is None else "two texts"
         labels = ", ".join(task.labels) or "numbers"
         raise InputError(
-            f"{COSINE}{task.name}: rows of {texts}, labels {labels}; allowed: tasks of two texts with a number, the "
-            "higher the more alike"
+            f"{COSINE}{task.name}: rows of {texts}, labels {labels}; allowed: tasks of two texts with a number that "
+            "grows with their similarity"
         )
     objective = Objective(
         f"{task.column.rpartition('_')[0]}_cosine",
@@ -328,12 +348,12 @@ def _cosine_proxy(task: Task, budget: TaskBudget) -> ProxyKind:
 
 
 def _are_numbers(labels: Sequence[str]) -> bool:
-    """Whether labels are numbers, which are in their order, or a task has none but its rows have numbers."""
+    """Return True if the labels are numbers, in their order, or if there are none, as in regression."""
     return all(label.lstrip("+-").isdigit() for label in labels)
 
 
-class _OfTask:
-    """What the proxies of a task share."""
+class _LabelledProxy:
+    """Base class of the proxies of a labelled task."""
 
     def __init__(self, task: Task, teacher: Teacher, budget: TaskBudget, device: Device) -> None:
         self._task, self._budget, self._device = task, budget, device
@@ -342,13 +362,13 @@ class _OfTask:
 
     @property
     def reference(self) -> float:
-        """The metric of the best answer that is the same for all rows."""
+        """Return the metric of the best constant prediction."""
         labels = self._prepared.choose.labels
         constant = [np.full((len(labels), 1), value) for value in range(self._task.outputs)]
         if not self._task.labels:
             return 0.0
         compute = METRICS[self._task.metrics[0]].compute
-        return max(compute(labels, each[:, 0].astype(float)) for each in constant)
+        return max(compute(labels, predictions[:, 0].astype(float)) for predictions in constant)
 
     @property
     def _rows(self) -> str:
@@ -360,11 +380,11 @@ class _OfTask:
         )
 
 
-class TaskProxy(_OfTask):
-    """The metric of a candidate that is fine-tuned for a stated budget: AutoDistil's task proxy with MNLI."""
+class TaskProxy(_LabelledProxy):
+    """Metric of a candidate that is fine-tuned within a stated budget: AutoDistil's task proxy with MNLI."""
 
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
-        """The metric of `subnet` of `model`, or of the whole model; both stay as they are."""
+        """Return the metric of `subnet` of `model`, or of the whole model, without a change to the model."""
         student = model if subnet is None else model.extract(subnet)
         config = copy.deepcopy(student.config)
         config.num_labels = self._task.outputs
@@ -377,7 +397,7 @@ class TaskProxy(_OfTask):
 
     @property
     def description(self) -> str:
-        """How it is measured, for the reader of a report."""
+        """Return a description of the measurement, for the reader of a report."""
         budget = self._budget
         return (
             f"best of {budget.epochs} epochs of fine-tuning, batch {budget.batch_size}, peak learning rate "
@@ -385,15 +405,15 @@ class TaskProxy(_OfTask):
         )
 
 
-class ProbeProxy(_OfTask):
-    """The metric of a linear model on a candidate's frozen features: its last hidden states, averaged over tokens.
+class ProbeProxy(_LabelledProxy):
+    """Metric of a linear model on a candidate's frozen features: its last hidden states, averaged over tokens.
 
-    Logistic regression for classes, ridge regression for numbers, both of scikit-learn with its own settings, on
-    features of mean 0 and variance 1.
+    The model is scikit-learn's logistic regression for classes and its ridge regression for numbers, with default
+    settings (1,000 iterations at most). Features have mean 0 and variance 1.
     """
 
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
-        """The metric of `subnet` of `model`, or of the whole model."""
+        """Return the metric of `subnet` of `model`, or of the whole model."""
         from sklearn.linear_model import LogisticRegression, Ridge
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -407,15 +427,15 @@ class ProbeProxy(_OfTask):
 
     @property
     def description(self) -> str:
-        """How it is measured, for the reader of a report."""
+        """Return a description of the measurement, for the reader of a report."""
         kind = "logistic" if self._task.labels else "ridge"
         return f"{kind} regression on frozen features, their mean over tokens, on {self._rows}"
 
 
-class CosineProxy(_OfTask):
-    """How well the cosines of sentence vectors rank the pairs of a task: Spearman's rho. Nothing is trained on them.
+class CosineProxy(_LabelledProxy):
+    """Spearman's rho between the cosines of sentence vectors and the labels of a task's pairs, without training.
 
-    A sentence's vector is made of its last hidden states as the teacher makes it (`Teacher.pooling`).
+    The last hidden states of a sentence become a vector by the teacher's pooling (`Teacher.pooling`).
     """
 
     reference = 0.0
@@ -426,12 +446,12 @@ class CosineProxy(_OfTask):
         self._pairs = Pairs(rows, teacher.tokenizer, self._prepared.max_length, teacher.pooling)
 
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
-        """The correlation of `subnet` of `model`, or of the whole model."""
+        """Return the correlation of `subnet` of `model`, or of the whole model."""
         return self._pairs.correlation(model, self._device, subnet)
 
     @property
     def description(self) -> str:
-        """How it is measured, for the reader of a report."""
+        """Return a description of the measurement, for the reader of a report."""
         return (
             f"cosines of the two texts' vectors ({self._pooling.words}), on {len(self._pairs):,} "
             f"training rows of {self._task.name} ({self._task.source}); nothing is trained on them"
@@ -439,7 +459,7 @@ class CosineProxy(_OfTask):
 
 
 class Pairs:
-    """Rows of two texts, each text by itself."""
+    """Rows of two texts, with each text encoded separately."""
 
     def __init__(
         self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, pooling: Pooling | None = None
@@ -455,14 +475,14 @@ class Pairs:
         return len(self._labels)
 
     def correlation(self, model: AutoDistilModel, device: Device, subnet: Subnet | None = None) -> float:
-        """Spearman's rho of the labels and the cosines of the vectors of the two texts."""
+        """Return Spearman's rho of the labels and the cosines between the vectors of the two texts."""
         first, second = (sentence_vectors(model, subnet, side, device, self._pooling) for side in self._sides)
         lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
         return METRICS["spearman"].compute(self._labels, (first * second).sum(1) / lengths)
 
 
 def mean_states(model: AutoDistilModel, subnet: Subnet | None, rows: Encoded, device: Device) -> Array:
-    """The last hidden states of each row, averaged over its tokens: `(n, H)`."""
+    """Return the last hidden states of each row, averaged over its tokens: `(n, H)`."""
     return sentence_vectors(model, subnet, rows, device, Pooling())
 
 
@@ -470,12 +490,12 @@ def mean_states(model: AutoDistilModel, subnet: Subnet | None, rows: Encoded, de
 def sentence_vectors(
     model: AutoDistilModel, subnet: Subnet | None, rows: Encoded, device: Device, pooling: Pooling
 ) -> Array:
-    """Return the last hidden states of each row as one vector: `(n, H)`, for each mode of the pooling."""
+    """Return a vector of each row's last hidden states, `(n, M * H)`, where M is the number of modes of the pooling."""
     model.eval()
-    found = np.empty((len(rows), len(pooling.modes) * (subnet or model.config.subnet).hidden_size))
+    vectors = np.empty((len(rows), len(pooling.modes) * (subnet or model.config.subnet).hidden_size))
     for indices in rows.by_length():
         inputs, _ = rows.batch(indices, device.name)
         with device.autocast():
             hidden = model(**matched(model, inputs), subnet=subnet).last_hidden_state.float()
-        found[indices] = pooling.vectors(hidden, inputs["attention_mask"]).double().cpu().numpy()
-    return found
+        vectors[indices] = pooling.vectors(hidden, inputs["attention_mask"]).double().cpu().numpy()
+    return vectors

@@ -1,8 +1,9 @@
-"""An archive at which several processes work, on one machine or many: who asks, who scores, and who has been lost.
+"""A shared archive for several processes, on one machine or many: work requests, results and lost workers.
 
-A subnet to be scored is a waiting trial of the study. Whoever is free takes the first, which only one process can,
-shows at intervals that it is alive, and tells what it measured. Nothing depends on clocks of different machines: a
-process is taken for lost when a counter of its own has not moved for a while, as seen by the one that waits for it.
+A requested subnet is a waiting trial of the study. A free process claims the first waiting trial; only one process
+can succeed. While it scores the subnet, it raises a counter at intervals; afterwards it stores the measured values.
+The clocks of different machines are never compared. A process counts as lost when its counter has not moved for the
+timeout, by the clock of the process that waits for the result.
 """
 
 from __future__ import annotations
@@ -31,49 +32,49 @@ from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 
 TRIES = 3
-"""Errors of workers while scoring one subnet after which a search gives up."""
+"""Number of errors in scoring one subnet after which a search gives up."""
 
 _BEAT = "beat"
 _ERROR = "error"
 _FIXED, _VALUE = "fixed", "value"
-"""Of a trial that scores nothing: what is fixed for all processes at the study, by its name."""
+"""Attributes of a trial that proposes a value for all processes of the study: the name and the value."""
 _BEATS = 6
-"""Signs of life within the time after which their absence counts."""
+"""Number of heartbeats within the timeout."""
 _POLL = 0.05
-"""Seconds between looks at a storage in which nothing happens, at first; they double up to `_LONGEST_POLL`."""
+"""Initial seconds between two polls of an idle storage; they double up to `_LONGEST_POLL`."""
 _LONGEST_POLL = 1.0
 _TRIES_TO_MAKE = 10
 
 PREDICTOR = "latency predictor"
-"""Name under which a search keeps what its predictor was fitted to."""
+"""Name under which a search stores the result of fitting its predictor."""
 CONFIG = "config"
 """Name under which a search publishes its settings."""
 
 FAILURES = (StorageInternalError, SQLAlchemyError)
-"""What a storage that is gone raises."""
+"""Errors of a storage that is no longer reachable."""
 
 
 @contextmanager
 def open_storage(name: str) -> Iterator[BaseStorage]:
-    """The storage of that name, for as long as it is needed.
+    """Open a storage, and close it at the end of the context.
 
     Args:
-        name: A database's URL, or the path of a journal file for processes of one machine.
+        name: URL of a database, or path of a journal file for processes of one machine.
 
     Raises:
-        InputError: if it cannot be opened.
-        OSError: if it is lost while it is needed.
+        InputError: if the storage cannot be opened.
+        OSError: if the storage fails within the context.
     """
     if HIDDEN in name:
-        raise InputError(f"--storage {name}: its password was left out; allowed: the URL with the password")
+        raise InputError(f"--storage {name}: the password is missing; allowed: the URL with the password")
     if "://" not in name:
         yield _open_journal(name)
         return
     database = _open_database(name)
     try:
-        yield get_storage(database)  # which remembers finished trials
+        yield get_storage(database)  # adds a cache of finished trials
     except FAILURES as error:
-        raise OSError(f"the storage failed: {_reason(error, name)}; what was scored is kept") from None
+        raise OSError(f"the storage failed: {_reason(error, name)}; all scored subnets are kept") from None
     finally:
         database.remove_session()
         database.engine.dispose()
@@ -83,7 +84,7 @@ def _open_journal(name: str) -> JournalStorage:
     path = Path(name)
     try:
         if names_database(name) and not path.exists():
-            raise ValueError("it names a database in another form than a URL")
+            raise ValueError("it names a database, but is not a URL")
         return journal(path)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
@@ -101,44 +102,44 @@ def _open_database(name: str) -> RDBStorage:
     url = name.replace("postgresql://", "postgresql+psycopg://", 1)  # the driver of the extra "postgres"
     try:
         _make_tables(url)
-        # Others may end a connection that was long unused: ask before use.
+        # A server or firewall may close a connection that was idle for long, so each is tested before use.
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=True)
     except (ImportError, RuntimeError, ValueError, *FAILURES) as error:
         raise _unusable(name, _reason(error, name)) from None
 
 
 def _make_tables(url: str) -> None:
-    """Optuna's tables, where they are missing; of several processes that begin at once, some only find them made."""
+    """Create Optuna's tables if they are missing. Another process may create them at the same moment."""
     for left in reversed(range(_TRIES_TO_MAKE)):
         try:
             RDBStorage(url, engine_kwargs={"poolclass": NullPool})
             return
-        except (IntegrityError, ProgrammingError):  # what another process's half-made tables look like
+        except (IntegrityError, ProgrammingError):  # another process has created only some of the tables yet
             if not left:
                 raise
             time.sleep(0.2)
 
 
 def _reason(error: BaseException, name: str) -> str:
-    """The first line of what went wrong at the storage of that name, without its password."""
+    """Return the first line of an error of a storage, without the password in the storage's name."""
     words = str(error.__cause__ or error).strip() or type(error).__name__
     return conceal(words.splitlines()[0], name)
 
 
 def state_of(folder: Path, state: str) -> tuple[str, str]:
-    """What a search publishes of itself: where it runs, and that it is "searching" or has "ended"."""
+    """Return the attribute that a search publishes: machine and folder as its name, "searching" or "ended" as value."""
     return f"search {platform.node()}:{folder.resolve()}", state
 
 
 def all_ended(attributes: Mapping[str, Any]) -> bool:
-    """Whether every search that ever worked at a study has ended, going by its attributes."""
+    """Return True if every search that used a study has ended, by the study's attributes."""
     states = [value for name, value in attributes.items() if name.startswith("search ")]
     return bool(states) and set(states) == {"ended"}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A subnet that this process has taken to score; nobody else does, unless it is lost."""
+    """A subnet that this process has claimed. No other process scores it, unless this process is lost."""
 
     trial_id: int
     space: str
@@ -146,17 +147,17 @@ class Claim:
 
 
 class SharedArchive(Archive):
-    """An archive whose evaluations are made by whichever process is free, this one included.
+    """An archive whose evaluations are made by any free process, including this process.
 
     Args:
-        storage: An Optuna storage that all of them reach.
-        spaces: The spaces searched.
-        objectives: What the study minimises or maximises, in order.
-        study: The study's name.
-        timeout: Seconds without a sign of life after which a process is lost, and its subnet given out again.
+        storage: Optuna storage that all processes can reach.
+        spaces: Searched spaces.
+        objectives: Objectives of the study, in order.
+        study: Name of the study.
+        timeout: Seconds without a heartbeat after which a process is lost and its subnet is requested again.
 
     Raises:
-        InputError: if the study is one of other objectives.
+        InputError: if the study has other objectives.
     """
 
     def __init__(
@@ -169,14 +170,14 @@ class SharedArchive(Archive):
     ) -> None:
         self._timeout = timeout
         self._settled = 0
-        """All trials before this one are finished, and known."""
+        """Index before which all trials are finished and known."""
         self._open_trials: dict[tuple[str, Subnet], FrozenTrial] = {}
         self._errors: dict[tuple[str, Subnet], list[str]] = {}
         self._counted: set[int]
-        """Trials whose errors are among these, or were there before: whoever comes back may have mended the cause."""
+        """Numbers of trials whose errors are counted, or are older than this process, as the cause may be mended."""
         self._seen: dict[int, tuple[Any, float]] = {}
-        """Of trials that are being scored: the last sign of life, and when it was first seen here."""
-        self._asked: dict[tuple[str, Subnet], None] = {}
+        """Last heartbeat of each running trial, and the time at which this process first saw it."""
+        self._requested: dict[tuple[str, Subnet], None] = {}
         super().__init__(storage, spaces, objectives, study)
         self._study_id = storage.get_study_id_from_name(study)
         trials = storage.get_all_trials(self._study_id, deepcopy=False)
@@ -184,22 +185,22 @@ class SharedArchive(Archive):
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """All evaluations: those asked for here in this order, whoever made them when; then those of others."""
-        return [self._known[key] for key in dict.fromkeys((*self._asked, *self._known)) if key in self._known]
+        """Return all evaluations: first those requested here, in the order of the requests, then all others."""
+        return [self._known[key] for key in dict.fromkeys((*self._requested, *self._known)) if key in self._known]
 
     def attribute(self, name: str) -> Any:
-        """What was last published under `name`; None if nothing was."""
+        """Return the value last published under `name`; None if there is none."""
         return self._as_fixed(name, self._storage.get_study_user_attrs(self._study_id))
 
     def publish(self, name: str, value: Any) -> None:
-        """Tell all processes at this study something, as JSON holds it."""
+        """Publish a JSON value to all processes of the study."""
         self._study.set_user_attr(name, value)
 
     def fixed(self, name: str, make: Callable[[], Any]) -> Any:
-        """As `Archive.fixed`, whichever processes ask at the same moment.
+        """Return the value of `Archive.fixed`, the same in all processes that call it at the same moment.
 
-        Each of them adds what it made as a trial, which both kinds of storage number in one step; the first counts for
-        all, and only then stands among the study's attributes.
+        Each process adds its value as a trial, since both kinds of storage number trials atomically. The first value
+        counts for all processes, and is then stored among the study's attributes.
         """
         if (known := self.attribute(name)) is not None:
             return known
@@ -223,13 +224,13 @@ class SharedArchive(Archive):
         evaluate: Callable[[SearchSpace, Subnet], Evaluation],
         advance: Callable[[], None],
     ) -> list[Evaluation]:
-        """As `Archive.answer`, with the help of whoever works at the study.
+        """Return the evaluations of `subnets`, as `Archive.answer` does, with the help of all workers of the study.
 
         Raises:
-            ScoringError: if a subnet could not be scored, several times.
+            ScoringError: if scoring a subnet failed `TRIES` times.
         """
         keys = [(space.name, subnet) for subnet in subnets]
-        self._asked |= dict.fromkeys(keys)
+        self._requested |= dict.fromkeys(keys)
         poll = _POLL
         self.refresh()
         missing = {key for key in keys if key not in self._known}
@@ -242,22 +243,22 @@ class SharedArchive(Archive):
                 self._give_up_lost()
                 time.sleep(poll)
             self.refresh()
-            found = {key for key in missing if key in self._known}
-            for _ in found:
+            scored = {key for key in missing if key in self._known}
+            for _ in scored:
                 advance()
-            missing -= found
-            poll = _POLL if found or claim else min(2 * poll, _LONGEST_POLL)
+            missing -= scored
+            poll = _POLL if scored or claim else min(2 * poll, _LONGEST_POLL)
         return [self._known[key] for key in keys]
 
     def refresh(self) -> None:
-        """Take up what has happened since the last time."""
+        """Read the changes of the study since the last call."""
         trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
         self._open_trials, settled = {}, True
         for trial in trials[self._settled :]:
             if trial.state in (TrialState.WAITING, TrialState.RUNNING):
                 settled = False
-                if trial.params.get("space") in self._spaces:  # others are not ours
-                    self._note_open(trial)
+                if trial.params.get("space") in self._spaces:  # trials of other spaces are ignored
+                    self._add_open(trial)
                 continue
             if trial.state == TrialState.COMPLETE:
                 self._learn(trial)
@@ -266,17 +267,17 @@ class SharedArchive(Archive):
                 self._errors.setdefault(self._key(trial), []).append(trial.user_attrs[_ERROR])
             self._settled += settled
 
-    def _note_open(self, trial: FrozenTrial) -> None:
-        """Note what is to be scored; of what two searches asked for at the same moment, the first trial stays."""
+    def _add_open(self, trial: FrozenTrial) -> None:
+        """Add an unfinished trial. If two searches requested the same subnet at once, the first trial stays."""
         first = self._open_trials.setdefault(self._key(trial), trial)
         if first is not trial and trial.state == TrialState.WAITING:
             self._end(trial._trial_id, TrialState.FAIL)
 
     def _request(self, keys: Sequence[tuple[str, Subnet]]) -> None:
-        """Give out those of `keys` that nobody has been asked for yet."""
+        """Request the subnets of `keys` that have no unfinished trial."""
         for key in keys:
             if len(errors := self._errors.get(key, [])) >= TRIES:
-                raise ScoringError(f"{key[1]} of space {key[0]} could not be scored, {TRIES} times: {errors[-1]}")
+                raise ScoringError(f"{key[1]} of space {key[0]} could not be scored in {TRIES} tries: {errors[-1]}")
         new = [key for key in keys if key not in self._open_trials]
         for key in new:
             self._study.add_trial(self._trial(*key, state=TrialState.WAITING))
@@ -284,7 +285,7 @@ class SharedArchive(Archive):
             self.refresh()
 
     def claim(self, spaces: Collection[str]) -> Claim | None:
-        """Take the first subnet of these spaces that waits to be scored; None if there is none."""
+        """Claim the first waiting subnet of the given spaces; None if there is none."""
         for key, trial in self._open_trials.items():
             if trial.state != TrialState.WAITING or key[0] not in spaces:
                 continue
@@ -301,9 +302,9 @@ class SharedArchive(Archive):
     def work(
         self, claim: Claim, space: SearchSpace, evaluate: Callable[[SearchSpace, Subnet], Evaluation]
     ) -> Evaluation | None:
-        """Score what was claimed, and tell; None if this process had been taken for lost meanwhile.
+        """Score a claimed subnet, and store and return its evaluation; None if this process was taken for lost.
 
-        If scoring fails, or is interrupted, the subnet is given out again, and the error goes on.
+        If scoring fails or is interrupted, the subnet can be requested again, and the error is raised.
         """
         try:
             with self._beating(claim):
@@ -321,7 +322,7 @@ class SharedArchive(Archive):
 
     @contextmanager
     def _beating(self, claim: Claim) -> Iterator[None]:
-        """Show at intervals that this process is alive."""
+        """Store heartbeats of this process at intervals, within the context."""
         done = threading.Event()
 
         def beat() -> None:
@@ -330,7 +331,7 @@ class SharedArchive(Archive):
                 beats += 1
                 try:
                     self._annotate(claim.trial_id, _BEAT, beats)
-                except FAILURES:  # the next one may get through; if none does, this process is lost
+                except FAILURES:  # the next heartbeat may succeed; if none does, this process counts as lost
                     continue
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -342,7 +343,7 @@ class SharedArchive(Archive):
             thread.join()
 
     def _give_up_lost(self) -> None:
-        """End the trials of processes that show no more signs of life, so that they are given out again."""
+        """End the trials of lost processes, so that their subnets are requested again."""
         now = time.monotonic()
         for trial in self._open_trials.values():
             if trial.state != TrialState.RUNNING:
@@ -355,11 +356,11 @@ class SharedArchive(Archive):
                 self._end(trial._trial_id, TrialState.FAIL)
 
     def _annotate(self, trial_id: int, name: str, value: Any) -> None:
-        with suppress(UpdateFinishedTrialError):  # somebody took this process for lost
+        with suppress(UpdateFinishedTrialError):  # another process took this process for lost
             self._storage.set_trial_user_attr(trial_id, name, value)
 
     def _end(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Whether the trial was still open, and is ended now."""
+        """End a trial; return True if it was still open."""
         try:
             self._storage.set_trial_state_values(trial_id, state, values)
         except UpdateFinishedTrialError:

@@ -1,1 +1,1 @@
-"""Internal: search engines, which ask for subnets and are told their values."""
+"""Internal: search engines, which ask for subnets and receive their values."""

@@ -1,4 +1,4 @@
-"""What every search engine is: something that asks for genomes and is told their values."""
+"""Interface of search engines, which ask for genomes and receive their values."""
 
 from __future__ import annotations
 
@@ -12,39 +12,42 @@ from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Genome, Subnet
 
 ENUMERABLE = 100_000
-"""Spaces of at most so many subnets are listed; in larger ones new subnets are found by drawing."""
+"""Greatest size of a space whose subnets are listed; in larger spaces, new subnets are drawn at random."""
 
 _TRIES = 10_000
 
 Cost = Callable[[Subnet], float]
-"""A minimised objective that follows from a subnet's sizes: exact, and free to ask for."""
+"""Function that computes a minimised objective from a subnet's sizes, exactly and at no cost."""
 
 
 class Engine(Protocol):
-    """Proposes subnets of one space. Deterministic: the same seed and answers lead to the same questions."""
+    """A search algorithm that proposes subnets of one space.
+
+    Engines are deterministic: with the same seed and the same values they ask for the same subnets.
+    """
 
     def ask(self) -> list[Genome]:
-        """Genomes to score next, each admissible and never asked before; empty when there are no more."""
+        """Return the genomes to score next, all admissible and new; an empty list if there are no more."""
         ...
 
     def tell(self, genomes: Sequence[Genome], values: Values, excess: Values) -> None:
-        """What was measured of the genomes last asked for.
+        """Receive the values of the genomes from the last `ask`.
 
         Args:
-            genomes: The `n` genomes, in the order they were asked for.
-            values: Their `(n, m)` minimised objective values.
-            excess: `(n, k)`: by how much each breaks each measured constraint; kept where it is at most 0.
+            genomes: The `n` genomes, in the order of `ask`.
+            values: Minimised objective values, `(n, m)`.
+            excess: Excess of each genome over each measured constraint, `(n, k)`; 0 or less if the constraint is kept.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What an engine is to find.
+    """Objectives and constraints of a search, as an engine needs them.
 
     Attributes:
-        costs: For each objective how it follows from the sizes, minimised; None for one that must be measured.
-        constraints: How many constraints must be measured; those on sizes are the candidates' matter.
+        costs: Function of the sizes for each objective, minimised; None for an objective that must be measured.
+        constraints: Number of constraints that must be measured; `Candidates` enforces those on sizes.
     """
 
     costs: Sequence[Cost | None]
@@ -52,12 +55,12 @@ class Goal:
 
 
 class Candidates:
-    """The genomes of a space that an engine may still ask for: they keep the bounds and were not taken before.
+    """The genomes of a space that an engine may still ask for: those that keep the bounds and are not taken.
 
     Args:
-        space: The space.
-        admits: Whether a subnet keeps the bounds; costs nothing to ask.
-        seed: Fixes the order in which `draw` finds genomes.
+        space: Space of the genomes.
+        admits: Function that returns True if a subnet keeps the bounds on sizes.
+        seed: Seed of the order in which `draw` returns genomes.
     """
 
     def __init__(self, space: SearchSpace, admits: Callable[[Subnet], bool], seed: int) -> None:
@@ -70,19 +73,19 @@ class Candidates:
             self._listed = [genome for genome in space.genomes() if admits(space.decode(genome))]
             self._rng.shuffle(self._listed)
         self.total = None if self._listed is None else len(self._listed)
-        """How many admissible genomes there are; None if the space is too large to list."""
+        """Number of admissible genomes; None if the space is too large to list."""
 
     def is_new(self, genome: Genome) -> bool:
-        """Whether `genome` is admissible and was not taken."""
+        """Return True if `genome` is admissible and not taken."""
         return self.space.canonical(genome) not in self._taken and self._admits(self.space.decode(genome))
 
     def take(self, genome: Genome) -> None:
-        """Mark `genome`, and all that describe the same subnet, as asked for."""
+        """Mark `genome`, and all other genomes of the same subnet, as taken."""
         self._taken.add(self.space.canonical(genome))
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing is left; never known of a space too large to list."""
+        """Return True if no genome is left; always False for a space too large to list."""
         if self._listed is None:
             return False
         while self._listed and self._listed[-1] in self._taken:
@@ -91,13 +94,13 @@ class Candidates:
 
     @property
     def left(self) -> list[Genome] | None:
-        """All that may still be asked for; None if the space is too large to list."""
+        """Return all genomes that are not taken; None if the space is too large to list."""
         if self._listed is None:
             return None
         return [genome for genome in self._listed if genome not in self._taken]
 
     def corners(self) -> list[Genome]:
-        """Take the smallest and the largest subnet of the space, as far as they are new."""
+        """Take the smallest and the largest subnet of the space, if they are new, and return their genomes."""
         ends = dict.fromkeys(self.space.encode(end) for end in self.space.ends)
         new = [genome for genome in ends if self.is_new(genome)]
         for genome in new:
@@ -105,7 +108,7 @@ class Candidates:
         return new
 
     def draw(self) -> Genome | None:
-        """Take a random new genome; None if there is none left (or, in a large space, none was found)."""
+        """Take and return a random new genome; None if none is left or, in a large space, none was found."""
         if self.exhausted:
             return None
         if self._listed is not None:
@@ -118,7 +121,7 @@ class Candidates:
         return genome
 
     def fill(self, genomes: list[Genome], count: int) -> list[Genome]:
-        """`genomes` and as many random new ones as make them `count`, or as there are."""
+        """Append random new genomes to `genomes` until there are `count` or no more, and return them all."""
         while len(genomes) < count and (drawn := self.draw()) is not None:
             genomes.append(drawn)
         return genomes

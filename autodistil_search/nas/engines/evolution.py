@@ -1,4 +1,4 @@
-"""pymoo's evolutionary algorithms, asking only for subnets not asked for before."""
+"""Engines from pymoo's evolutionary algorithms, restricted to new subnets."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Genome
 
 _ETA = 3.0
-"""Distribution index of crossover and mutation; pymoo's advice for integers."""
+"""Distribution index of crossover and mutation, as pymoo advises for integers."""
 
 
 class _KeepNew(DuplicateElimination):  # type: ignore[misc]
-    """Removes offspring that the candidates do not admit, or that occur twice among the offspring."""
+    """Filter that removes repeated offspring, and offspring that the candidates do not admit."""
 
     def __init__(self, candidates: Candidates) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _KeepNew(DuplicateElimination):  # type: ignore[misc]
 
 
 class _Canonical(RoundingRepair):  # type: ignore[misc]
-    """Offspring as whole numbers, each subnet in its one description: those of layers left out count as equal."""
+    """Repair that rounds offspring to integers and replaces each by the canonical genome of its subnet."""
 
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
@@ -61,14 +61,14 @@ class _Canonical(RoundingRepair):  # type: ignore[misc]
 
 
 def nsga2(_: int, **settings: Any) -> GeneticAlgorithm:
-    """NSGA-II (Deb et al. 2002, doi:10.1109/4235.996017): rank, then crowding distance."""
+    """Return NSGA-II (Deb et al. 2002, doi:10.1109/4235.996017): rank, then crowding distance."""
     return NSGA2(**settings)
 
 
 def nsga3(objectives: int, **settings: Any) -> GeneticAlgorithm:
-    """NSGA-III (Deb and Jain 2014, doi:10.1109/TEVC.2013.2281535): rank, then niches around reference directions.
+    """Return NSGA-III (Deb and Jain 2014, doi:10.1109/TEVC.2013.2281535): rank, then niches of reference directions.
 
-    There are as many directions as a simplex lattice gives with at most one for each of the population.
+    The directions form the largest simplex lattice with at most as many points as the population.
     """
     partitions = max(
         (n for n in range(1, settings["pop_size"]) if math.comb(n + objectives - 1, n) <= settings["pop_size"]),
@@ -80,10 +80,10 @@ def nsga3(objectives: int, **settings: Any) -> GeneticAlgorithm:
 
 
 def age_moea2(_: int, **settings: Any) -> GeneticAlgorithm:
-    """AGE-MOEA-II (Panichella 2022, doi:10.1145/3512290.3528732): rank, then closeness on the front's own geometry.
+    """Return AGE-MOEA-II (Panichella 2022, doi:10.1145/3512290.3528732): rank, then proximity in the front's geometry.
 
     Raises:
-        InputError: without numba, which pymoo compiles it with.
+        InputError: if numba, with which pymoo compiles the algorithm, is not installed.
     """
     if importlib.util.find_spec("numba") is None:
         raise InputError("engine 'age-moea2' needs numba: pip install 'autodistil-search[numba]'")
@@ -93,20 +93,24 @@ def age_moea2(_: int, **settings: Any) -> GeneticAlgorithm:
 
 
 def sms_emoa(_: int, **settings: Any) -> GeneticAlgorithm:
-    """SMS-EMOA (Beume et al. 2007, doi:10.1016/j.ejor.2006.08.008): rank, then contribution to the hypervolume."""
+    """Return SMS-EMOA (Beume et al. 2007, doi:10.1016/j.ejor.2006.08.008): rank, then hypervolume contribution."""
     return SMSEMOA(**settings)
 
 
 class Evolution:
     """A genetic algorithm of pymoo over the choice indices of a space.
 
-    The first population holds the smallest and the largest admissible corner of the space and random subnets.
-    Where mating finds nothing new, random new subnets fill the generation, so that the whole space is reached in the
-    end and the search stops only when nothing is left.
+    The first population holds the smallest and the largest subnet of the space, if admissible, and random subnets.
+    If mating gives too few new subnets, random new subnets fill the generation. The engine thus reaches the whole
+    space, and stops only when no subnet is left.
 
     Args:
-        algorithm: Makes the algorithm, such as `nsga2`. With a single objective it is always NSGA-II, which then keeps
-            the best: the others divide by what a single objective does not have.
+        algorithm: Function that makes the algorithm, such as `nsga2`. With a single objective, NSGA-II is always used
+            and keeps the best subnets; the other algorithms divide by terms that vanish with a single objective.
+        candidates: Genomes that the engine may ask for.
+        seed: Seed of the algorithm.
+        population: Number of subnets in a generation.
+        goal: Objectives and measured constraints.
     """
 
     def __init__(
@@ -139,20 +143,20 @@ class Evolution:
         self._algorithm.setup(problem, seed=seed, termination=NoTermination())
 
     def ask(self) -> list[Genome]:
-        """A generation; see `Engine`."""
+        """Return the next generation; see `Engine`."""
         if self._candidates.exhausted:
             return []
         if not self._algorithm.is_initialized:
             return self._candidates.fill(self._candidates.corners(), self._population)
         offspring = self._algorithm.infill()
-        self._algorithm.termination.force_termination = False  # mating found nothing: others are drawn instead
+        self._algorithm.termination.force_termination = False  # set when mating gives nothing new; `fill` draws instead
         genomes = [] if offspring is None else [_genome(x) for x in offspring.get("X")]
         for genome in genomes:
             self._candidates.take(genome)
         return self._candidates.fill(genomes, self._population)
 
     def tell(self, genomes: Sequence[Genome], values: Values, excess: Values) -> None:
-        """Let the generation compete with the population; see `Engine`."""
+        """Select the next population from the generation and the current population; see `Engine`."""
         generation = Population.new("X", np.array(genomes), "F", values, "G", excess)
         for individual in generation:
             individual.evaluated.update({"F", "G", "H"})

@@ -1,4 +1,4 @@
-"""Engines that learn nothing: every subnet in order, or subnets at random."""
+"""Engines without a model of the scores: all subnets in order, or subnets at random."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _AT_ONCE = 16
 
 
 class Exhaustive:
-    """Asks for all admissible genomes in their order: the exact frontier, where one can afford it."""
+    """Engine that asks for all admissible genomes in order, which gives the exact frontier."""
 
     def __init__(self, candidates: Candidates, *, seed: int, population: int, goal: Goal) -> None:
         self._candidates = candidates
         self._order = candidates.space.genomes()
 
     def ask(self) -> list[Genome]:
-        """The next genomes; see `Engine`."""
+        """Return the next genomes; see `Engine`."""
         batch: list[Genome] = []
         for genome in self._order:
             if self._candidates.is_new(genome):
@@ -30,18 +30,18 @@ class Exhaustive:
         return batch
 
     def tell(self, genomes: Sequence[Genome], values: Values, excess: Values) -> None:
-        """Nothing to learn."""
+        """Ignore the values; see `Engine`."""
 
 
 class Random:
-    """Asks for random genomes: what every other engine must beat to be worth its name."""
+    """Engine that asks for random genomes, the baseline for all other engines."""
 
     def __init__(self, candidates: Candidates, *, seed: int, population: int, goal: Goal) -> None:
         self._candidates = candidates
 
     def ask(self) -> list[Genome]:
-        """The next genomes; see `Engine`."""
+        """Return the next genomes; see `Engine`."""
         return self._candidates.fill([], _AT_ONCE)
 
     def tell(self, genomes: Sequence[Genome], values: Values, excess: Values) -> None:
-        """Nothing to learn."""
+        """Ignore the values; see `Engine`."""

@@ -1,4 +1,4 @@
-"""Search engines by name, and engines of plug-ins."""
+"""Registry of search engines by name, and checks of engines of plug-ins."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ from autodistil_search.spaces.subnet import Genome
 
 
 class MakeEngine(Protocol):
-    """How an engine is made; those that need no seed or population ignore them."""
+    """Function or class that makes an engine. An engine may ignore the seed and the population."""
 
     def __call__(self, candidates: Candidates, *, seed: int, population: int, goal: Goal) -> Engine:
-        """An engine that asks for subnets of `candidates`, in generations of `population` if it works in such."""
+        """Return an engine that asks for subnets of `candidates`.
+
+        Args:
+            candidates: Genomes that the engine may ask for.
+            seed: Seed of the engine.
+            population: Number of subnets in a generation, for engines that work in generations.
+            goal: Objectives and measured constraints.
+        """
         ...
 
 
@@ -45,23 +52,23 @@ ENGINES: dict[str, MakeEngine] = {
 
 
 def guarded_engine(name: str, make: MakeEngine) -> MakeEngine:
-    """Return `make` of a plug-in such that whatever its engine raises, or asks for amiss, is an `InputError`."""
+    """Return `make` of a plug-in with checks: errors and invalid genomes of its engine become an `InputError`."""
 
-    def made(candidates: Candidates, *, seed: int, population: int, goal: Goal) -> Engine:
+    def make_guarded(candidates: Candidates, *, seed: int, population: int, goal: Goal) -> Engine:
         with guarded(f"engine {name!r} cannot be made"):
             return _Guarded(name, make(candidates, seed=seed, population=population, goal=goal), candidates.space)
 
-    return made
+    return make_guarded
 
 
 class _Guarded:
-    """An engine of a plug-in; see `guarded_engine`."""
+    """An engine of a plug-in with checks; see `guarded_engine`."""
 
     def __init__(self, name: str, engine: Engine, space: SearchSpace) -> None:
         self._name, self._engine, self._space = name, engine, space
 
     def ask(self) -> list[Genome]:
-        """The plug-in's genomes, each of which is one of the space."""
+        """Return the plug-in's genomes, after checking that the space contains them."""
         with guarded(f"engine {self._name!r} failed to ask for subnets of the space"):
             genomes = [tuple(map(int, genome)) for genome in self._engine.ask()]
             for genome in genomes:
@@ -69,6 +76,6 @@ class _Guarded:
             return genomes
 
     def tell(self, genomes: Sequence[Genome], values: Values, excess: Values) -> None:
-        """Hand the values to the plug-in; see `Engine`."""
-        with guarded(f"engine {self._name!r} failed when it was told of subnets"):
+        """Pass the values to the plug-in; see `Engine`."""
+        with guarded(f"engine {self._name!r} failed on the values of scored subnets"):
             self._engine.tell(genomes, values, excess)

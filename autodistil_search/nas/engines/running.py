@@ -1,4 +1,4 @@
-"""The loop that connects an engine with the archive."""
+"""Loop that connects an engine with the archive."""
 
 from __future__ import annotations
 
@@ -25,20 +25,30 @@ def run_engine(
     budget: int,
     bar: Bar,
 ) -> int:
-    """Let `engine` ask until `budget` subnets are scored or nothing new is left; returns how many were.
+    """Run `engine` until `budget` subnets are scored or none is left, and return the number of scored subnets.
 
-    What the archive knows already is answered from it. As engines are deterministic, a search that was stopped asks
-    the same questions again, is answered at once, and goes on as if it had never stopped.
+    The archive supplies the evaluations that it holds. Engines are deterministic, so a resumed search asks for the
+    same subnets again, receives their values at once, and continues as if it had not stopped.
+
+    Args:
+        engine: Engine that selects the subnets.
+        candidates: Genomes that the engine may ask for.
+        evaluate: Function that scores one subnet.
+        archive: Archive of all evaluations.
+        objectives: Objectives of the search, in order.
+        constraints: Constraints that must be measured.
+        budget: Greatest number of subnets to score.
+        bar: Progress bar, advanced after each new evaluation.
     """
     space = candidates.space
     scored = 0
     while scored < budget and (genomes := engine.ask()):
         within = genomes[: budget - scored]
         subnets = [space.decode(genome) for genome in within]
-        answers = [each.measured for each in archive.answer(space, subnets, evaluate, bar.advance)]
+        answers = [evaluation.measured for evaluation in archive.answer(space, subnets, evaluate, bar.advance)]
         scored += len(within)
         if len(within) == len(genomes):
-            values = [[each.minimised(measured[each.name]) for each in objectives] for measured in answers]
-            excess = [[each.excess(measured[each.objective.name]) for each in constraints] for measured in answers]
+            values = [[column.minimised(measured[column.name]) for column in objectives] for measured in answers]
+            excess = [[bound.excess(measured[bound.objective.name]) for bound in constraints] for measured in answers]
             engine.tell(genomes, np.array(values), np.array(excess).reshape(len(genomes), len(constraints)))
     return scored

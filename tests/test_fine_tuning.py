@@ -213,7 +213,7 @@ def test_best_weights_that_are_not_those_of_the_state_are_not_taken(damage, shor
             path.write_bytes(path.read_bytes()[:-100])
         else:
             path.unlink()
-    with pytest.warns(UserWarning, match="the best weights in .* are damaged; this training starts anew"):
+    with pytest.warns(UserWarning, match="the best weights in .* are damaged; this training restarts"):
         assert same(train(), whole)
 
 

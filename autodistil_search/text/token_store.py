@@ -93,7 +93,8 @@ def load_corpus(
             lock.acquire()  # a concurrent run waits for these tokens
         except OSError as error:
             raise InputError(
-                f"the cache {str(cache)!r} cannot be written: {error.strerror}; name another in AUTODISTIL_SEARCH_CACHE"
+                f"the cache {str(cache)!r} cannot be written: {error.strerror}; "
+                "set AUTODISTIL_SEARCH_CACHE to another folder"
             ) from None
         try:
             if not _is_whole(folder):
@@ -151,7 +152,7 @@ def _tokenize(
     try:
         counts, unknown = _write_streams(sources, encoder, new, workers, progress)
         if not counts["held_out"]:
-            raise InputError("the text is a single document: at least two are needed, one of them to hold out")
+            raise InputError("the text is a single document: at least two are needed, because one is held out")
         check_known(unknown, sum(counts.values()))
         (new / "meta.json").write_text(json.dumps({"tokens": counts}))
         new.rename(folder)

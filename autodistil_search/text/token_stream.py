@@ -58,7 +58,7 @@ class StreamedBlocks:
         known = seed if self._seed is None else self._seed
         if (step, seed) != (self._step, known):
             raise ValueError(
-                f"a stream gives one step after another: the next is {self._step} with seed {known}, "
+                f"a stream returns its steps in order: the next is {self._step} with seed {known}, "
                 f"not {step} with seed {seed}"
             )
         if self._seed is None:

@@ -198,6 +198,15 @@ def test_nothing_is_abbreviated_and_what_may_be_meant_is_asked(arguments, meant,
     assert meant in refusal(arguments)
 
 
+@pytest.mark.parametrize("flag", ["--task", "--model", "--teacher"])
+def test_a_name_that_no_file_can_have_is_refused(flag, capsys):
+    named = {"--model": "packaged", "--task": "topic", flag: 300 * "x"}
+    losses = ["--losses", "logits"] if "--teacher" in named else []
+    rest = [word for name, value in named.items() if name != "--model" for word in (name, value)]
+    assert main(["finetune", named["--model"], *rest, *losses]) == 2
+    assert capsys.readouterr().err.count("\n") <= 2
+
+
 def test_every_number_of_every_command_is_plain_digits(refusal):
     commands = next(action for action in make_parser()._actions if action.dest == "command").choices
     whole, numbers = (

@@ -74,6 +74,7 @@ def test_a_rate_is_a_finite_number_above_0(value):
         ({"stream": 1}, "--stream 1; allowed: true or false"),
         ({"text": [1]}, r"--text \[1\]; allowed: one or more texts"),
         ({"teacher": 3}, "--teacher 3; allowed: text, such as 'packaged'"),
+        ({"out": ""}, "--out ''; allowed: text that is not empty"),
         ({"seed": 2**32}, "--seed 4294967296; allowed: whole numbers from 0 to 4294967295"),
     ],
 )

@@ -283,3 +283,8 @@ def test_a_finished_superlm_is_taken_as_it_is_though_defaults_have_changed_and_n
     assert taken.keys() == again.keys()
     assert all(taken[name].equal(tensor) for name, tensor in again.items())
     assert any(finding.kind == "start" for finding in run.report.findings)
+
+
+def test_a_training_that_diverges_before_a_measurement_says_what_to_change(toy_config):
+    with pytest.raises(FloatingPointError, match=r"is nan after step 1; the last checkpoint .* Try a lower --lr"):
+        search(replace(toy_config, lr=1e300, held_out_every=1, baselines="none"))

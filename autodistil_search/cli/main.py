@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 input that cannot be used, 130 interrupted, 143 
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def _answer(argv: Sequence[str]) -> int:
         if came_of_memory(error):
             _complain(_out_of_memory(name))
             return 1
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
             _complain(error)
             return 2
         if isinstance(error, FloatingPointError | OSError | ScoringError | ExportError):

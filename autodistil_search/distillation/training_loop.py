@@ -153,7 +153,7 @@ class _Loop:
             if log is not None:
                 self.bar.advance(log.write(step + 1, drawn, losses, training.tokens_in_a_step, training.lr))
                 if self.held_out is not None and self.held_out.due(step + 1, steps):
-                    log.write_held_out(step + 1, self.held_out.measure(training.model))
+                    log.write_held_out(step + 1, self._measured(self.held_out, step + 1))
             verdict = training.watch.see(_watched_loss(drawn, losses))
             if verdict == "collapsed":
                 return self._go_back(step + 1)
@@ -163,6 +163,19 @@ class _Loop:
             if self.stop and step + 1 < steps:
                 raise Terminated(f"stopped after step {step + 1}, which is saved; the same command goes on")
         return None
+
+    def _measured(self, held_out: HeldOut, step: int) -> Sequence[tuple[str, Subnet, float]]:
+        """Return the held-out measurements after `step` steps.
+
+        Raises:
+            FloatingPointError: if a loss is not finite.
+        """
+        try:
+            return held_out.measure(self.training.model)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error} after step {step}; the last checkpoint is kept. Try a lower --lr, in another --out"
+            ) from None
 
     def _flags(self) -> tuple[bool, bool]:
         """Whether this process was asked to stop, and whether saving is due.

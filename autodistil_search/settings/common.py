@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MinLen
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.user_input import LARGEST, meant, quoted
@@ -47,6 +47,8 @@ Steps = Annotated[int, Ge(1), Le(LARGEST)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Rows = Annotated[int, Ge(2), Le(LARGEST)]
 Rate = Annotated[float, Gt(0)]
+Name = Annotated[str, MinLen(1)]
+"""Text that names something, such as a file, a folder, a model or a task."""
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -138,7 +140,8 @@ def _allowed(hint: Any, value: Any, example: Any) -> str:
     if list in kinds:
         return "one or more texts"
     if str in kinds:
-        return "text" if example is None else f"text, such as {example!r}"
+        text = "text that is not empty" if value == "" else "text"
+        return text if example is None else f"{text}, such as {example!r}"
     if bool in kinds:
         return "true or false"
     if int in kinds:

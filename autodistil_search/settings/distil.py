@@ -16,6 +16,7 @@ from autodistil_search.settings.common import (
     TRAINING,
     Count,
     Device,
+    Name,
     Precision,
     Rate,
     Seed,
@@ -46,8 +47,8 @@ class DistilConfig:
         out: Output folder; students/<run>-<pick> if not given.
     """
 
-    run: Annotated[str, DATA] = "runs/tiny"
-    pick: Annotated[str, DATA] = "knee"
+    run: Annotated[Name, DATA] = "runs/tiny"
+    pick: Annotated[Name, DATA] = "knee"
     steps: Annotated[Steps, TRAINING] = 1000
     batch_size: Annotated[Count | None, TRAINING] = None
     lr: Annotated[Rate | None, TRAINING] = None
@@ -58,7 +59,7 @@ class DistilConfig:
     precision: Annotated[Precision, OUTPUT] = "auto"
     held_out_every: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, OUTPUT] = None
     keep: Annotated[Count, OUTPUT] = 2
-    out: Annotated[str | None, OUTPUT] = None
+    out: Annotated[Name | None, OUTPUT] = None
 
     def __post_init__(self) -> None:
         check_settings(self)

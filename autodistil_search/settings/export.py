@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.settings.common import DATA, OUTPUT, check_settings
+from autodistil_search.settings.common import DATA, OUTPUT, Name, check_settings
 
 Format = Literal["auto", "bert", "mpnet", "own"]
 
@@ -31,14 +31,14 @@ class ExportOptions:
         InputError: for a value that is not allowed.
     """
 
-    pick: Annotated[str | None, DATA] = None
-    teacher: Annotated[str | None, DATA] = None
-    task: Annotated[str | None, DATA] = None
+    pick: Annotated[Name | None, DATA] = None
+    teacher: Annotated[Name | None, DATA] = None
+    task: Annotated[Name | None, DATA] = None
     format: Annotated[Format, OUTPUT] = "auto"
     onnx: Annotated[bool, OUTPUT] = False
     int8: Annotated[bool, OUTPUT] = False
-    license: Annotated[str | None, OUTPUT] = None
-    push_to_hub: Annotated[str | None, OUTPUT] = None
+    license: Annotated[Name | None, OUTPUT] = None
+    push_to_hub: Annotated[Name | None, OUTPUT] = None
     public: Annotated[bool, OUTPUT] = False
 
     def __post_init__(self) -> None:

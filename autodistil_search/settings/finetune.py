@@ -18,6 +18,7 @@ from autodistil_search.settings.common import (
     TRAINING,
     Count,
     Device,
+    Name,
     Precision,
     Rate,
     Rows,
@@ -54,12 +55,12 @@ class FinetuneConfig:
         out: Output folder; finetuned/<model>-<task> if not given.
     """
 
-    model: Annotated[str, DATA] = "packaged"
-    task: Annotated[str, DATA] = "topic"
+    model: Annotated[Name, DATA] = "packaged"
+    task: Annotated[Name, DATA] = "topic"
     text_columns: Annotated[str | None, DATA] = None
     label_column: Annotated[str | None, DATA] = None
     losses: Annotated[str, TRAINING] = "labels"
-    teacher: Annotated[str | None, DATA] = None
+    teacher: Annotated[Name | None, DATA] = None
     temperature: Annotated[Rate, TRAINING] = 1.0
     epochs: Annotated[Count, TRAINING] = 3
     batch_size: Annotated[Count, TRAINING] = 32
@@ -69,7 +70,7 @@ class FinetuneConfig:
     train_rows: Annotated[Rows | None, DATA] = None
     device: Annotated[Device, OUTPUT] = "auto"
     precision: Annotated[Precision, OUTPUT] = "auto"
-    out: Annotated[str | None, OUTPUT] = None
+    out: Annotated[Name | None, OUTPUT] = None
 
     def __post_init__(self) -> None:
         if is_finite(self.lr):  # one rate, as YAML and Python may give it

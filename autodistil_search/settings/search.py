@@ -19,6 +19,7 @@ from autodistil_search.settings.common import (
     OUTPUT,
     SEARCH,
     Count,
+    Name,
     Rate,
     Rows,
     Seed,
@@ -77,7 +78,7 @@ class SearchConfig(TrainConfig):
     """
 
     objectives: Annotated[str, SEARCH] = "acc,flops"
-    superlm: Annotated[str | None, SEARCH] = None
+    superlm: Annotated[Name | None, SEARCH] = None
     proxy: Annotated[str, SEARCH] = "relation"
     proxy_text_columns: Annotated[str | None, SEARCH] = None
     proxy_label_column: Annotated[str | None, SEARCH] = None
@@ -85,7 +86,7 @@ class SearchConfig(TrainConfig):
     proxy_epochs: Annotated[Count, SEARCH] = 2
     proxy_lr: Annotated[Rate, SEARCH] = 2e-4
     search_seed: Annotated[Seed | None, SEARCH] = None
-    engine: Annotated[str, SEARCH] = "nsga2"
+    engine: Annotated[Name, SEARCH] = "nsga2"
     evaluations: Annotated[Steps, SEARCH] = 128
     population: Annotated[Annotated[int, Ge(2), Le(MANY)], SEARCH] = 8
     constraint: Annotated[list[str] | None, SEARCH] = None
@@ -94,8 +95,8 @@ class SearchConfig(TrainConfig):
     measured_seq_len: Annotated[Count, MEASUREMENT] = 128
     latency_samples: Annotated[Annotated[int, Ge(2), Le(MANY)], MEASUREMENT] = 32
     eval_blocks: Annotated[Count, MEASUREMENT] = 32
-    storage: Annotated[str | None, OUTPUT] = field(default=None, repr=False)
-    study: Annotated[str, OUTPUT] = "search"
+    storage: Annotated[Name | None, OUTPUT] = field(default=None, repr=False)
+    study: Annotated[Name, OUTPUT] = "search"
     worker_timeout: Annotated[Count, OUTPUT] = 60
     baselines: Annotated[str, SEARCH] = "shapes"
 

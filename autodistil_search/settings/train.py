@@ -21,6 +21,7 @@ from autodistil_search.settings.common import (
     TRAINING,
     Count,
     Device,
+    Name,
     Precision,
     Rate,
     Seed,
@@ -75,7 +76,7 @@ class TrainConfig:
 
     space: Annotated[str, SPACE] = "tiny"
     depth: Annotated[Literal["first_last", "uniform", "prefix"] | None, SPACE] = None
-    teacher: Annotated[str, DATA] = "packaged"
+    teacher: Annotated[Name, DATA] = "packaged"
     teacher_layer: Annotated[Annotated[int, Ge(-MANY), Le(MANY)], DATA] = -1
     text: Annotated[list[str] | None, DATA] = None
     stream: Annotated[bool, DATA] = False
@@ -100,7 +101,7 @@ class TrainConfig:
     held_out_every: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, OUTPUT] = None
     keep: Annotated[Count, OUTPUT] = 2
     tensorboard: Annotated[bool, OUTPUT] = False
-    out: Annotated[str | None, OUTPUT] = None
+    out: Annotated[Name | None, OUTPUT] = None
     given: InitVar[Mapping[str, Any] | None] = None
     """Settings that were given explicitly, by default the arguments of the constructor. `replace` passes them on."""
 

@@ -19,6 +19,7 @@ from autodistil_search.settings.common import (
     TRAINING,
     Count,
     Device,
+    Name,
     Precision,
     Rate,
     Rows,
@@ -57,16 +58,16 @@ class ValidateConfig:
         out: Output folder; validation-<space> in the run's folder if not given.
     """
 
-    run: Annotated[str, SPACE] = "runs/tiny"
-    space: Annotated[str | None, SPACE] = None
+    run: Annotated[Name, SPACE] = "runs/tiny"
+    space: Annotated[Name | None, SPACE] = None
     subnets: Annotated[Annotated[int, Ge(2), Le(MANY)], SPACE] = 24
     bands: Annotated[Count, SPACE] = 4
     band_width: Annotated[Rate, SPACE] = 0.1
     alone_steps: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, TRAINING] = None
     alone_lr: Annotated[Rate | None, TRAINING] = None
-    probe: Annotated[str | None, DATA] = None
-    cosine: Annotated[str | None, DATA] = None
-    task: Annotated[str | None, DATA] = None
+    probe: Annotated[Name | None, DATA] = None
+    cosine: Annotated[Name | None, DATA] = None
+    task: Annotated[Name | None, DATA] = None
     text_columns: Annotated[str | None, DATA] = None
     label_column: Annotated[str | None, DATA] = None
     train_rows: Annotated[Rows, DATA] = 2000
@@ -76,7 +77,7 @@ class ValidateConfig:
     seed: Annotated[Seed, TRAINING] = 0
     device: Annotated[Device, OUTPUT] = "auto"
     precision: Annotated[Precision, OUTPUT] = "auto"
-    out: Annotated[str | None, OUTPUT] = None
+    out: Annotated[Name | None, OUTPUT] = None
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -101,7 +101,7 @@ def start_from(
             if init == "slices"
             else [f"init {init} does not support teachers of type {family!r}; slices are copied instead"]
         )
-        return [*other, *_slices(model, teacher, relation_heads)]
+        return [*other, *_copy_slices(model, teacher, relation_heads)]
     assert sample_ids is not None
     turned = Teacher(copy.deepcopy(teacher.model), teacher.tokenizer, teacher.name, teacher.layer)
     _turn_heads(turned, teacher, sample_ids, model.config.subnet)
@@ -153,7 +153,7 @@ def _starts_for(teacher: Teacher) -> list[str]:
     return ["random", "embeddings", "slices", *turned]
 
 
-def _slices(model: AutoDistilModel, teacher: Teacher, relation_heads: int) -> list[str]:
+def _copy_slices(model: AutoDistilModel, teacher: Teacher, relation_heads: int) -> list[str]:
     """Copy slices of the unrotated teacher into `model`; returns notes as `Teacher.copy_into` does.
 
     The relation heads of a SuperLM get the leading dimensions of the teacher's relation heads.
@@ -266,7 +266,7 @@ def _align_relations(
     source = cast(int, teacher.sources(model)[-1])
     per_head, teacher_per_head = (-(-w // relation_heads) for w in (width, teacher_sizes.attention_width))
     groups = torch.arange(teacher_sizes.attention_width, device=turn.device).split(teacher_per_head)
-    rows, order = _places(groups, relation_heads, per_head, model.config.relation_heads is not None)
+    rows, order = _matching_rows(groups, relation_heads, per_head, model.config.relation_heads is not None)
     rows, order = rows[:width], order[:width]
     last, parts = cast(ElasticLayer, model.layers[-1]), teacher.layer_parts(source)
     components, scale = _relation_components(teacher, source, sample_ids, groups), 1.0
@@ -283,7 +283,9 @@ def _align_relations(
     last.attention_output.weight[:hidden, rows] = output[:hidden].to(last.attention_output.weight)
 
 
-def _places(groups: Sequence[Tensor], relation_heads: int, per_head: int, in_turns: bool) -> tuple[Tensor, Tensor]:
+def _matching_rows(
+    groups: Sequence[Tensor], relation_heads: int, per_head: int, in_turns: bool
+) -> tuple[Tensor, Tensor]:
     """Return rows of a model, and for each row the index of the teacher's component that it gets.
 
     Each relation head gets at most `per_head` components of its group. If relation heads are blocks, the remaining

@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_the_one_before_i
     damage(tmp_path / "checkpoint-00000002.safetensors")
 
     other = _checkpoints(tmp_path, debug_superlm(seed=1))
-    with pytest.warns(UserWarning, match=r"checkpoint-00000002\.safetensors is damaged and passed over"):
+    with pytest.warns(UserWarning, match=r"checkpoint-00000002\.safetensors is damaged and is skipped"):
         assert other.restore() == (1, [{}])
     assert_close(other.model.state_dict(), before, atol=0, rtol=0)
     assert _names(tmp_path) == ["checkpoint-00000001.json", "checkpoint-00000001.safetensors"]

@@ -174,5 +174,5 @@ def test_nothing_is_watched_outside(toy_encoder, toy_batch):
 def test_a_model_whose_layers_are_unknown_is_refused(toy_encoder):
     encoder = toy_encoder()
     encoder.config.model_type = "albert"
-    with pytest.raises(InputError, match="'albert' has no layers known here; allowed: bert"):
+    with pytest.raises(InputError, match="layers of models of type 'albert' are unknown; allowed: bert"):
         Watched(encoder)

@@ -586,7 +586,7 @@ def test_sigterm_saves_the_step_in_flight_and_the_same_run_goes_on(
 
     whole = _weights(distill(_superlm(teacher), teacher, text(), OPTIONS, tmp_path / "whole", CPU))
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated, match=r"^stopped after step 3, which is saved; the same command goes on"):
+    with pytest.raises(Terminated, match=r"^stopped after step 3, which is saved; the same command continues"):
         distill(_superlm(teacher), teacher, Terminating(text(), 2), OPTIONS, tmp_path / "run", CPU)
     assert signal.getsignal(signal.SIGTERM) == handler
     assert (tmp_path / "run" / "checkpoint-00000003.safetensors").exists()

@@ -1,1 +1,1 @@
-"""Internal: the training of SuperLMs and students: its loop, losses, checkpoints and plan."""
+"""Internal: the training of SuperLMs and students, with its loop, losses, checkpoints and plan."""

@@ -1,8 +1,8 @@
-"""Checkpoints of a training run, and the models it leaves: checksummed, and never a part taken for a whole.
+"""Checkpoints and finished models of a training run. Files have checksums; an incomplete file is never used.
 
-`checkpoint-<step>.safetensors` holds weights and AdamW's moments; `checkpoint-<step>.json`, written after it, its
-SHA-256 and whatever else training goes on from. A checkpoint that lacks the second or has another sum is none. Models
-of ours are read in one place, `load_model`, whatever command they come from.
+`checkpoint-<step>.safetensors` holds weights and AdamW's moments. `checkpoint-<step>.json` is written after it, and
+holds its SHA-256 and the rest of the training state. A checkpoint without its JSON file, or with another digest, is
+ignored. The models of all commands are read in one place, `load_model`.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ from autodistil_search.superlm.model_folder import WEIGHTS, check_weights, load_
 _NAME = "checkpoint-{:08d}"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _SHARE_OF_TIME = 0.05
-"""Saving may take this share of the time; so a killed run loses at most 20 times as long as a checkpoint takes."""
+"""Largest share of the time for saving. A killed run loses at most 20 times the time that a checkpoint takes."""
 
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one model in training.
+    """Checkpoints of one model in training.
 
     Args:
-        folder: Where they lie.
-        model: What is trained.
-        optimizer: The AdamW that trains it.
-        scaler: Its gradient scaler; an idle one has no state.
-        settings: What the weights depend on; checkpoints made with others are refused.
-        keep: How many are kept, beside the last good one.
-        watch: The course of the loss (`LossWatch.to_dict`) in the checkpoint that was restored.
+        folder: Folder of the checkpoints.
+        model: Model in training.
+        optimizer: AdamW optimizer of the model.
+        scaler: Gradient scaler of the model; a disabled scaler has no state.
+        settings: Settings on which the weights depend; checkpoints with other settings are refused.
+        keep: Number of last checkpoints that are kept, besides the last good one.
+        watch: Course of the loss (`LossWatch.to_dict`) in the restored checkpoint.
     """
 
     folder: Path
@@ -82,20 +82,21 @@ class Checkpoints:
 
     @property
     def due(self) -> bool:
-        """Whether saving now stays cheap."""
+        """Return True if saving now keeps saving within its share of the time."""
         return self._took <= _SHARE_OF_TIME * (time.monotonic() - self._last)
 
     def save(
         self, step: int, text: Sequence[Mapping[str, Any]], watch: Mapping[str, Any] | None = None, good: bool = False
     ) -> None:
-        """Write the state after `step` steps, then drop all but the last `keep` and the last good one.
+        """Write the state after `step` steps, then remove all but the last `keep` checkpoints and the last good one.
 
-        text: each process's position. watch: the course of the loss (`LossWatch.to_dict`). good: whether training may
-        go back to it after a collapse.
+        text: position of each process in the text.
+        watch: course of the loss (`LossWatch.to_dict`).
+        good: True if training may return to this checkpoint after a collapse.
 
         Raises:
-            OSError: if it cannot be written; the checkpoints before are left as they are.
-            FloatingPointError: if a weight is not finite; likewise.
+            OSError: if the checkpoint cannot be written; earlier checkpoints are kept.
+            FloatingPointError: if a weight is not finite; earlier checkpoints are kept.
         """
         _refuse_broken(self.model, step, self.settings)
         start = time.monotonic()
@@ -128,15 +129,15 @@ class Checkpoints:
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     def restore(self, go_back: bool = False) -> tuple[int, list[dict[str, Any]]]:
-        """Restore the last whole checkpoint; returns its number of steps and each process's position in the text.
+        """Restore the last complete checkpoint; returns its number of steps and each process's position in the text.
 
-        Without any it is 0 steps and no position. go_back: restore the last that was saved as good, and drop those
-        after it.
+        Without checkpoints, returns 0 steps and no positions. Damaged checkpoints are skipped with a warning.
 
-        One that is damaged is passed over with a warning.
+        go_back: True to restore the last checkpoint that was saved as good, and to remove those after it.
 
         Raises:
-            InputError: if it was made with other settings, which are named, or if all there are are damaged.
+            InputError: if the checkpoint was made with other settings, which are named, or if all checkpoints are
+                damaged.
         """
         steps = _steps(self.folder)
         if go_back:
@@ -149,7 +150,7 @@ class Checkpoints:
         clear_leftovers(self.folder, of_models=True)
         for step in reversed(steps):
             path = self.folder / f"{_NAME.format(step)}.safetensors"
-            state = _whole(path)
+            state = _intact_state(path)
             if state is not None:
                 refuse_other_settings(state["settings"], self.settings, self.folder)
                 self._load(path, state)
@@ -157,13 +158,15 @@ class Checkpoints:
                     _remove(self.folder, damaged)
                 self.watch, self._good = state.get("watch"), state.get("good")
                 return int(state["step"]), list(state["text"])
-            warnings.warn(f"{path} is damaged and passed over; going on from the one before", stacklevel=2)
+            warnings.warn(
+                f"{path} is damaged and is skipped; training continues from the checkpoint before it", stacklevel=2
+            )
         if steps:
             raise InputError(f"all {len(steps)} checkpoints in {self.folder} are damaged; delete them to start anew")
         return 0, []
 
     def discard(self) -> None:
-        """Remove all checkpoints, and the moments that the optimizer has from one that was restored."""
+        """Remove all checkpoints, and the moments of the optimizer."""
         for step in _steps(self.folder):
             _remove(self.folder, step)
         self.optimizer.state.clear()
@@ -183,22 +186,22 @@ class Checkpoints:
 
 
 def _steps(folder: Path) -> list[int]:
-    """The steps of all checkpoints that were once complete, ascending."""
-    found = (re.fullmatch(r"checkpoint-(\d+)\.json", path.name) for path in folder.glob("checkpoint-*.json"))
-    return sorted(int(match[1]) for match in found if match)
+    """Return the steps of all checkpoints with a JSON file, in ascending order."""
+    matches = (re.fullmatch(r"checkpoint-(\d+)\.json", path.name) for path in folder.glob("checkpoint-*.json"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def _remove(folder: Path, step: int) -> None:
-    for suffix in (".json", ".safetensors"):  # first the one without which the other counts for nothing
+    for suffix in (".json", ".safetensors"):  # JSON first: weights without it are ignored
         (folder / f"{_NAME.format(step)}{suffix}").unlink(missing_ok=True)
 
 
-def _whole(path: Path) -> dict[str, Any] | None:
-    """Return what is written beside a checkpoint, if it is the file that was written; None if it is damaged or missing.
+def _intact_state(path: Path) -> dict[str, Any] | None:
+    """Return the state in a checkpoint's JSON file; None if the checkpoint is damaged or missing.
 
     Raises:
-        InputError: if it cannot be read by this user.
-        OSError: if the machine failed to read it.
+        InputError: if this user cannot read a file.
+        OSError: if reading fails.
     """
     if not path.exists():
         return None
@@ -228,9 +231,12 @@ def finish(
     returns: Sequence[Return] = (),
     start: Sequence[str] = (),
 ) -> None:
-    """Write the model as `save_pretrained` does, then the file that says it is complete; drop the checkpoints.
+    """Write the finished model as `save_pretrained` does, then `trainer_state.json`; remove the checkpoints.
 
-    returns: collapses from which its training went back. start: notes on its first weights.
+    steps: number of training steps.
+    settings: settings on which the weights depend.
+    returns: collapses after which training returned to a checkpoint.
+    start: notes on the initial weights.
 
     Raises:
         FloatingPointError: if a weight is not finite; nothing is written.
@@ -251,10 +257,11 @@ def _kind(model: AutoDistilModel) -> str:
 
 
 def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> bool:
-    """Load the finished model of `folder` into `model`; False if there is none.
+    """Load the finished model of `folder` into `model`; returns False if there is none.
 
     Raises:
-        InputError: if it was made with other settings, which are named, or is not as it was written.
+        InputError: if the model was made with other settings, which are named, or a file has changed since it was
+            written.
     """
     if not verify(folder, own=True) and not (folder / TRAINER_STATE).exists():
         return False
@@ -270,10 +277,10 @@ def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> b
 
 @dataclass(frozen=True)
 class Course:
-    """The course of a finished training.
+    """Course of a finished training.
 
-    start: Notes on its first weights; none from before they were kept.
-    returns: Collapses from which it went back, as `collapse.Return` has them.
+    start: notes on the initial weights; empty in folders of versions that did not record them.
+    returns: collapses after which training returned to a checkpoint, with the fields of `collapse.Return`.
     """
 
     start: Sequence[str] = ()

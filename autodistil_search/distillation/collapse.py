@@ -1,6 +1,7 @@
-"""Notice when a model in training loses what it had learnt, from its training losses alone.
+"""Detection of collapses: a model in training loses what it had learnt.
 
-Everything follows from the losses and the step's number, so that a resumed training decides as one never stopped.
+Verdicts depend only on the training losses and the number of the step. So a resumed training makes the same decisions
+as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -10,30 +11,34 @@ from statistics import fmean
 from typing import Any, Literal, Self, cast
 
 WINDOWS, SHORTEST = 20, 5
-"""Windows into which a training is divided, each of at least so many steps; a window's mean loss is judged."""
+"""Number of windows of a training, and the smallest number of steps of a window. Verdicts are on mean losses."""
 
 UNJUDGED = 3
-"""Windows before the first that is judged: the warm-up of the learning rate, and one more to recover from it."""
+"""Windows before the first verdict: the warm-up of the learning rate, and one window to recover from it."""
 
 MOST_RETURNS = 2
-"""Times that a training goes back; after that, a collapse ends it."""
+"""Largest number of returns of a training; the next collapse ends it."""
 
 LOST, STILL_GOOD = 0.5, 0.25
-"""A model that lost more than the first share of what it had learnt has collapsed; up to the second, it is good."""
+"""Shares of what a model had learnt: a model that lost more than the first has collapsed; up to the second, it is good.
+"""
 
 LEAST_LEARNT = 0.1
-"""Share of the loss of knowing nothing that must have been learnt before it can be lost: less may be noise."""
+"""Least share of the uninformed model's loss that must be learnt before a collapse is possible; less may be noise."""
 
 Verdict = Literal["open", "good", "collapsed"]
 
 
 class CollapseError(FloatingPointError):
-    """Training lost again what it had learnt, at every learning rate that was tried."""
+    """Training collapsed at every learning rate that was tried."""
 
 
 @dataclass(frozen=True)
 class Return:
-    """A collapse after `step` steps, from which training went back to `to` steps and a peak learning rate of `lr`."""
+    """Collapse after `step` steps, and the return to the checkpoint of step `to`.
+
+    lr: peak learning rate after the return. loss: mean loss of the last window. best: lowest loss before.
+    """
 
     step: int
     to: int
@@ -44,26 +49,26 @@ class Return:
     def __str__(self) -> str:
         return (
             f"collapsed at step {self.step} (mean loss {self.loss:.3g}, at best {self.best:.3g} before); went back to "
-            f"step {self.to} and on at a peak learning rate of {self.lr:g}"
+            f"step {self.to} and continued at a peak learning rate of {self.lr:g}"
         )
 
 
 @dataclass
 class LossWatch:
-    """The course of a training's loss, by means over windows of steps.
+    """Course of a training's loss, by means over windows of steps.
 
-    A model has collapsed if it has lost half of what it had learnt: the distance of its lowest loss from the loss of a
-    model that knows nothing.
+    A model has collapsed if it has lost half of what it had learnt. What it had learnt is the difference between the
+    loss of an uninformed model and its own lowest loss.
 
     Args:
-        window: Steps in a window.
-        nothing: Loss of a model that knows nothing; None until it is known. Training whose loss has no such value takes
-            its first loss.
+        window: Number of steps in a window.
+        nothing: Loss of an uninformed model; None until it is known. A training whose loss has no such value uses its
+            first loss.
         best: Lowest of the first loss and the means of windows; None before the first step.
-        windows: Windows that have ended.
-        losses: Losses of the steps of the window that has not.
-        mean: Mean of the last window; None before the first has ended.
-        returns: Collapses from which training went back.
+        windows: Number of complete windows.
+        losses: Losses of the steps in the current window.
+        mean: Mean of the last complete window; None before the first.
+        returns: Collapses after which training returned to a checkpoint.
     """
 
     window: int
@@ -76,29 +81,29 @@ class LossWatch:
 
     @classmethod
     def of(cls, steps: int) -> Self:
-        """Return the watch of a training of so many steps."""
+        """Return the watch of a training of `steps` steps."""
         return cls(max(SHORTEST, -(-steps // WINDOWS)))
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        """Return the watch that `to_dict` described."""
+        """Return the watch from the content of `to_dict`."""
         return cls(**{**content, "returns": [Return(**entry) for entry in content["returns"]]})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON holds it."""
+        """Return all fields as a dictionary for JSON."""
         return asdict(self)
 
     @property
     def factor(self) -> float:
-        """The learning rate as a share of the one asked for: half of it after each return."""
+        """Return the factor of the learning rate, which each return halves."""
         return float(0.5 ** len(self.returns))
 
     def see(self, loss: float) -> Verdict:
-        """Add the loss of a step; "open" within a window, else whether the model is good or has collapsed.
+        """Add the loss of a step; returns the verdict: "open" within a window, else "good", "collapsed" or "open".
 
-        A window that is neither is "open", too: training goes on, but its state is not one to go back to.
+        "open" at the end of a window means that training continues, but does not return to this state later.
         """
-        if self.best is None:  # before the first update: what the start gave
+        if self.best is None:  # before the first update: the loss of the initial weights
             self.best = loss
             self.nothing = loss if self.nothing is None else self.nothing
         self.losses.append(loss)

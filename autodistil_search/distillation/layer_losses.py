@@ -1,7 +1,7 @@
-"""What students learn of their teacher beside relations: its last hidden states; or its layers, one by one.
+"""Losses on the teacher's last hidden states, and on its layers, besides those on relations.
 
-Layers' embeddings, hidden states and attention maps are watched while both run, whatever family of encoders they are
-of. Letters: B sequences, T tokens, H hidden size, W width of queries and keys.
+Hooks capture embeddings, hidden states, queries and keys of the layers while teacher and student run. They work for
+all families of encoders. Letters: B sequences, T tokens, H hidden size, W width of queries and keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autodistil_search.superlm.relation_loss import relation_loss, relation_targ
 from autodistil_search.teachers.families import FAMILIES, Block, Family, find
 from autodistil_search.teachers.teacher import Teacher
 
-_OURS = Family(
+_STUDENT = Family(
     layers="layers",
     query="query",
     key="key",
@@ -33,20 +33,21 @@ _OURS = Family(
     ffn_norm="ffn_norm",
     embedding_norm="embedding_norm",
 )
-"""A student's own parts."""
+"""Parts of an `AutoDistilModel`."""
 
 
 _BLOCKS_AT_ONCE = 16
 _RIDGE = 1e-6
-"""Share of the mean variance added to each dimension's: of those that say the same, least squares take all alike."""
+"""Ridge: share of the mean variance that is added to the variance of each dimension. With it, least squares weigh
+redundant dimensions equally."""
 
 LAYER_TERMS = ("embeddings", "hidden", "attention")
-"""What `LayerTransfer` compares."""
+"""Terms of the loss of `LayerTransfer`."""
 
 
 @dataclass
 class States:
-    """What was seen of one forward pass: `(B, T, H)` embeddings and outputs of layers, `(B, T, W)` queries and keys."""
+    """States captured in one forward pass: `(B, T, H)` embeddings and layer outputs, `(B, T, W)` queries and keys."""
 
     embeddings: Tensor | None = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
@@ -55,20 +56,20 @@ class States:
 
 
 class Watched:
-    """An encoder whose states can be read while it runs.
+    """Encoder whose states are captured while it runs.
 
     Args:
-        encoder: Of one of `FAMILIES`, or a student.
+        encoder: Encoder of one of `FAMILIES`, or a student.
 
     Raises:
-        InputError: for another model.
+        InputError: for any other model.
     """
 
     def __init__(self, encoder: PreTrainedModel) -> None:
         kind = encoder.config.model_type
-        family = _OURS if kind == AutoDistilConfig.model_type else FAMILIES.get(kind)
+        family = _STUDENT if kind == AutoDistilConfig.model_type else FAMILIES.get(kind)
         if family is None:
-            raise InputError(f"a model of type {kind!r} has no layers known here; allowed: {', '.join(FAMILIES)}")
+            raise InputError(f"the layers of models of type {kind!r} are unknown; allowed: {', '.join(FAMILIES)}")
         self._family, self._layers = family, list(find(encoder, family.layers))
         self.layers = len(self._layers)
         self.hidden_size = int(encoder.config.hidden_size)
@@ -76,7 +77,7 @@ class Watched:
 
     @contextmanager
     def states(self) -> Iterator[States]:
-        """The states of the forward pass that is made inside."""
+        """Yield the states of the forward pass inside the context."""
         seen = States()
         handles = [self._layers[0].register_forward_pre_hook(_embeddings_of(seen), with_kwargs=True)]
         for i, layer in enumerate(self._layers):
@@ -101,30 +102,34 @@ def _embeddings_of(seen: States) -> Any:
 def _keep(kept: dict[int, Tensor], layer: int, place: Block) -> Any:
     def hook(_: nn.Module, __: Any, output: Any) -> None:
         whole = output[0] if isinstance(output, tuple) else output
-        # The first: DeBERTa gives the same linear layers its positions, too.
+        # Only the first call counts: DeBERTa then applies the same linear layers to its positions.
         kept.setdefault(layer, whole.chunk(place.of, dim=-1)[place.index])
 
     return hook
 
 
 def layer_pairs(mine: int, theirs: int) -> list[tuple[int, int]]:
-    """Each layer of a student with the teacher's that it learns from: the last of as many equal parts.
+    """Return pairs of student layers and the teacher layers that they learn from, counted from 0.
 
-    TinyBERT's uniform mapping g(m) = m theirs / mine (arXiv 1909.10351, section 4.1), rounded up where it is no whole
-    number; layers are counted from 0.
+    The teacher's layers are divided into equal parts, one for each student layer, which learns from the last layer of
+    its part. This is TinyBERT's uniform mapping g(m) = m theirs / mine (arXiv 1909.10351, section 4.1), rounded up.
+
+    mine: number of student layers. theirs: number of teacher layers.
     """
     return [(i, -(-(i + 1) * theirs // mine) - 1) for i in range(mine)]
 
 
 class LayerTransfer(nn.Module):
-    """The losses of a student's layers against its teacher's, each by its name in `weights.TERMS`.
+    """Losses of a student's layers against its teacher's, by the names in `LAYER_TERMS`.
 
-    "embeddings" and "hidden" are mean squared differences, once the student's are taken to the teacher's width by a
-    learned linear map: one for the embeddings, one for all layers, as in TinyBERT. "attention" compares Q Kᵀ / √d of
-    as many heads as the teacher has, whatever heads the student has: as KL of the softmaxed scores, or as the mean
-    squared difference of the scores (TinyBERT's).
+    - "embeddings" and "hidden" are mean squared differences. A learned linear map first takes the student's states to
+      the teacher's width: one map for the embeddings, one for all layers, as in TinyBERT.
+    - "attention" compares Q Kᵀ / √d, split into the teacher's number of heads for both. The comparison is the KL
+      divergence of the softmaxed scores, or the mean squared difference of the scores as in TinyBERT.
 
     The maps are parameters that train with the student and are not part of it.
+
+    student, teacher: encoders that are compared. attention: comparison of attention, one of `relation_loss.LOSSES`.
     """
 
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, attention: str = "kl") -> None:
@@ -136,59 +141,63 @@ class LayerTransfer(nn.Module):
 
     @contextmanager
     def watching(self) -> Iterator[tuple[States, States]]:
-        """The states of student and teacher in the forward passes that are made inside."""
-        with self._student.states() as mine, self._teacher.states() as theirs:
-            yield mine, theirs
+        """Yield the states of student and teacher in the forward passes inside the context."""
+        with self._student.states() as student_states, self._teacher.states() as teacher_states:
+            yield student_states, teacher_states
 
     @property
     def description(self) -> str:
-        """Which layers are compared and how, for records."""
+        """Return a description of the compared layers and the comparison, for records."""
         return f"attention by {self._compared}, layers {self._pairs}"
 
     def forward(
         self, mine: States, theirs: States, attention_mask: Tensor, terms: tuple[str, ...] = LAYER_TERMS
     ) -> list[Tensor]:
-        """The losses of these `terms`, in their order; padding (0 in `attention_mask` `(B, T)`) does not count."""
+        """Return the losses of these `terms`, in their order.
+
+        mine: states of the student. theirs: states of the teacher. attention_mask: `(B, T)`, 0 for padding, which does
+        not count.
+        """
         return [getattr(self, f"_{term}")(mine, theirs, attention_mask) for term in terms]
 
-    def _embeddings(self, mine: States, theirs: States, mask: Tensor) -> Tensor:
-        assert mine.embeddings is not None
-        assert theirs.embeddings is not None
-        return _distance(self.embedding_map(mine.embeddings), theirs.embeddings, mask)
+    def _embeddings(self, student: States, teacher: States, mask: Tensor) -> Tensor:
+        assert student.embeddings is not None
+        assert teacher.embeddings is not None
+        return _distance(self.embedding_map(student.embeddings), teacher.embeddings, mask)
 
-    def _hidden(self, mine: States, theirs: States, mask: Tensor) -> Tensor:
-        pairs = [_distance(self.hidden_map(mine.hidden[i]), theirs.hidden[j], mask) for i, j in self._pairs]
+    def _hidden(self, student: States, teacher: States, mask: Tensor) -> Tensor:
+        pairs = [_distance(self.hidden_map(student.hidden[i]), teacher.hidden[j], mask) for i, j in self._pairs]
         return torch.stack(pairs).mean()
 
-    def _attention(self, mine: States, theirs: States, mask: Tensor) -> Tensor:
+    def _attention(self, student: States, teacher: States, mask: Tensor) -> Tensor:
         losses = []
         for i, j in self._pairs:
-            sides = (theirs.queries[j], theirs.keys[j], theirs.keys[j])
+            sides = (teacher.queries[j], teacher.keys[j], teacher.keys[j])
             target = relation_target(sides, mask, self._teacher.heads, self._compared, (("qk", 1.0),))
-            losses.append(relation_loss((mine.queries[i], mine.keys[i], mine.keys[i]), target))
+            losses.append(relation_loss((student.queries[i], student.keys[i], student.keys[i]), target))
         return torch.stack(losses).mean()
 
 
-def _distance(mine: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared difference of `(B, T, H)` states over the tokens that are not padding."""
-    each = (mine.float() - theirs.float()).square().mean(-1)  # (B, T)
-    return (each * mask).sum() / mask.sum()
+def _distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean squared difference of `(B, T, H)` states over the tokens that are not padding."""
+    by_token = (student.float() - teacher.float()).square().mean(-1)  # (B, T)
+    return (by_token * mask).sum() / mask.sum()
 
 
 class LastHidden(nn.Module):
-    """How much of the teacher's last hidden states no linear map of a student's gives, as a loss.
+    """Loss of the last hidden states: the share of the teacher's that a linear map of the student's does not explain.
 
-    Relations train the queries, keys and values of a student's last layer and what is below them; this trains the rest
-    of that layer, too. It is the squared difference to the teacher's hidden states, once the student's are taken to
-    their width (TinyBERT's, arXiv 1909.10351, equation 8, for the last layer), as a share of their variance: 0 for
-    what is the teacher's but for such a map, 1 for what tells nothing.
+    Relations train the queries, keys and values of a student's last layer and everything below them. This loss also
+    trains the rest of that layer. A linear map takes the student's hidden states to the teacher's width. The loss is
+    the squared difference to the teacher's (TinyBERT, arXiv 1909.10351, equation 8, for the last layer), as a share of
+    their variance. It is 0 if the mapped states equal the teacher's, and 1 if they carry no information.
 
-    The map trains with the student, is not part of it, and starts as least squares have it on a sample of text. Subnets
-    share it as they share weights: each uses the rows of its own hidden dimensions.
+    The map trains with the student and is not part of it. It starts from a least-squares fit on a sample of text.
+    Subnets share the map as they share weights: each subnet uses the rows of its hidden dimensions.
 
     Args:
-        hidden_size: The student's, of a SuperLM the largest.
-        teacher_hidden_size: The teacher's.
+        hidden_size: Hidden size of the student; of a SuperLM, the largest.
+        teacher_hidden_size: Hidden size of the teacher.
     """
 
     variance: Tensor
@@ -201,7 +210,10 @@ class LastHidden(nn.Module):
 
     @torch.no_grad()
     def fit(self, model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor) -> None:
-        """Start from the best map of what `model` gives for a sample of text, `(N, T)` token ids, as a whole."""
+        """Fit the map by least squares to the hidden states of the whole `model` on a sample of text.
+
+        sample_ids: `(N, T)` token ids.
+        """
         size = 1 + len(self.weight)
         total = torch.zeros(size + len(self.bias), size + len(self.bias), dtype=torch.double, device=self.weight.device)
         for batch in sample_ids.to(total.device).split(_BLOCKS_AT_ONCE):
@@ -212,56 +224,62 @@ class LastHidden(nn.Module):
         self.variance.copy_(_variance(total, size) / sample_ids.numel())
 
     def forward(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        """The loss of a student's hidden states `(B, T, H)`, or a subnet's, against the teacher's; in float32."""
+        """Return the loss of the hidden states of a student or subnet against the teacher's, in float32.
+
+        mine: hidden states of the student or subnet, `(B, T, H)`. theirs: hidden states of the teacher.
+        """
         with torch.autocast(mine.device.type, enabled=False):
-            given = mine.float() @ self.weight[: mine.shape[-1]] + self.bias
-            return (given - theirs.float()).square().sum(-1).mean() / self.variance
+            mapped = mine.float() @ self.weight[: mine.shape[-1]] + self.bias
+            return (mapped - theirs.float()).square().sum(-1).mean() / self.variance
 
 
 def share_left(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Of the variance of a teacher's hidden states, the share that no linear map of a student's gives.
+    """Return the share of variance in the teacher's hidden states that no linear map of the student's explains.
 
-    Each pair `(N, T, H)` is measured by the map that least squares have on the others, so that a wide student gains
-    nothing by fitting them.
+    The share is cross-validated: each pair is measured with the least-squares map of the other pairs. So a wide student
+    gains nothing by overfitting.
 
     Args:
-        pairs: Two or more of a student's and the teacher's hidden states of the same tokens.
+        pairs: Two or more pairs of a student's and the teacher's hidden states of the same tokens, each `(N, T, H)`.
     """
     size = 1 + pairs[0][0].shape[-1]
-    products = [_products(mine, theirs) for mine, theirs in pairs]
+    products = [_products(student_states, teacher_states) for student_states, teacher_states in pairs]
     whole = torch.stack(products).sum(0)
-    left = torch.stack([_squared_error(each, _best_map(whole - each, size)) for each in products]).sum()
+    left = torch.stack([_squared_error(pair, _best_map(whole - pair, size)) for pair in products]).sum()
     return float(left / _variance(whole, size))
 
 
 def _squared_error(products: Tensor, linear_map: Tensor) -> Tensor:
-    """What `linear_map` leaves of the teacher's hidden states: the sum of squares over tokens."""
+    """Return the squared error of `linear_map` on the teacher's hidden states, as a sum over tokens."""
     size = len(linear_map)
-    own, both, theirs = products[:size, :size], products[:size, size:], products[size:, size:]
-    error: Tensor = theirs.trace() + (linear_map * (own @ linear_map - 2 * both)).sum()
+    of_student, mixed, of_teacher = products[:size, :size], products[:size, size:], products[size:, size:]
+    error: Tensor = of_teacher.trace() + (linear_map * (of_student @ linear_map - 2 * mixed)).sum()
     return error
 
 
-def _products(mine: Tensor, theirs: Tensor) -> Tensor:
-    """Sums over tokens of the products of 1, a student's and the teacher's hidden states with each other.
+def _products(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the sums over tokens of all products between 1, the student's and the teacher's hidden states.
 
-    `(n, n)` in double precision, n = 1 + H of one + H of the other, in this order.
+    The matrix is `(n, n)` in float64, with n = 1 + H of the student + H of the teacher, in this order.
     """
-    ones = mine.new_ones(*mine.shape[:-1], 1)
-    tokens = torch.cat([ones, mine, theirs], dim=-1).flatten(0, -2).double()
+    ones = student.new_ones(*student.shape[:-1], 1)
+    tokens = torch.cat([ones, student, teacher], dim=-1).flatten(0, -2).double()
     products: Tensor = tokens.mT @ tokens
     return products
 
 
 def _best_map(products: Tensor, size: int) -> Tensor:
-    """By least squares, from 1 and the student's hidden states (`size` numbers) to the teacher's: `(size, H)`."""
-    own = products[:size, :size]
-    ridge = _RIDGE * own[1:, 1:].trace() / (size - 1) * torch.eye(size, dtype=own.dtype, device=own.device)
+    """Return the least-squares map `(size, H)` from 1 and the student's hidden states to the teacher's.
+
+    size: 1 + H of the student.
+    """
+    gram = products[:size, :size]
+    ridge = _RIDGE * gram[1:, 1:].trace() / (size - 1) * torch.eye(size, dtype=gram.dtype, device=gram.device)
     ridge[0, 0] = 0
-    best: Tensor = torch.linalg.solve(own + ridge, products[:size, size:])
+    best: Tensor = torch.linalg.solve(gram + ridge, products[:size, size:])
     return best
 
 
 def _variance(products: Tensor, size: int) -> Tensor:
-    """The sum over tokens of the squared distance of the teacher's hidden states from their mean."""
+    """Return the sum over tokens of the squared distance of the teacher's hidden states from their mean."""
     return products[size:, size:].trace() - products[0, size:].square().sum() / products[0, 0]

@@ -1,4 +1,4 @@
-"""Learning rates that every training loop shares."""
+"""Learning-rate schedule and optimizer constants of all training loops."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ import torch
 from autodistil_search.spaces.subnet import Subnet
 
 _RATE_TIMES_SIZE, _HIGHEST_RATE = 0.13, 4e-3
-"""Default peak learning rate times layers times the root of the hidden size, and its upper limit; measured in
-docs/benchmarks.md."""
+"""Product of the default peak learning rate, the layers and the square root of the hidden size, and the upper limit of
+the rate. Both are measured in docs/benchmarks.md."""
 
 WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises from 0; it then falls to 0 linearly."""
+"""Share of the steps in which the learning rate rises from 0. Afterwards it falls linearly to 0."""
 
 MAX_GRADIENT_NORM = 1.0
 WEIGHT_DECAY = 0.01
 
 
 def default_learning_rate(subnet: Subnet) -> float:
-    """Return the peak learning rate at which a SuperLM with this largest subnet, or a student of this size, trains.
+    """Return the default peak learning rate of a SuperLM with this largest subnet, or of a student of this size.
 
-    The rate at which training collapses falls with width and with depth; so does the default, which keeps a factor of 2
-    below it. It is rounded to two digits.
+    The rate at which training collapses falls with width and depth. The default falls alike, and stays below it by a
+    factor of 2. It is rounded to two digits.
     """
     return min(_HIGHEST_RATE, float(f"{_RATE_TIMES_SIZE / (subnet.layers * subnet.hidden_size**0.5):.2g}"))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
-    """Linear warm-up over the first `WARM_UP` of the steps, then linear decay to 0."""
+    """Set the learning rate of a step: linear warm-up over the first `WARM_UP` of the steps, then linear decay to 0.
+
+    peak: largest learning rate. step: index of the step, from 0. steps: number of all steps.
+    """
     warm_up = max(1, round(WARM_UP * steps))
     factor = min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
     for group in optimizer.param_groups:

@@ -1,9 +1,14 @@
-"""What training a SuperLM will take, before it is paid for: steps, hours, memory of a device, size of a checkpoint.
+"""Estimates of the cost of training a SuperLM: steps, hours, memory of a device and size of a checkpoint.
 
-Time is measured on a few real steps here, or follows from a stated sustained FLOP/s. Work is counted as it is done,
-which is less than a forward pass of the whole encoder: no pooler, of the teacher nothing after the layer that is
-distilled, and of its layer and a subnet's last only Q, K and V, unless hidden states are distilled, too. One
-multiply-add is two FLOPs here, as in the FLOP/s of a device.
+Time is measured on a few training steps on this machine, or follows from a stated sustained FLOP/s. Only the work of
+distillation counts, which is less than a forward pass of the whole encoder:
+
+- no pooler;
+- in the teacher, no layer after the distilled one;
+- in the distilled layer of the teacher and the last layer of a subnet, only Q, K and V, unless hidden states are
+  distilled, too.
+
+One multiply-add is two FLOPs here, as in the FLOP/s of a device.
 """
 
 from __future__ import annotations
@@ -32,30 +37,32 @@ from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.teachers.teacher import Teacher
 
-_DRAWN = 2000
-"""The subnets of so many steps stand for those of a longer run: their mean cost is within 1 % of it."""
+_DRAWN_STEPS = 2000
+"""Largest number of steps whose subnets are drawn for an estimate. Their mean cost is within 1 % of a longer run's."""
 
 STRATA = 5
-"""Steps that are timed: one of each fifth of a run's steps, by the work they hold."""
+"""Number of steps that are timed: one from each fifth of a run's steps, ordered by work."""
 
 _ROUNDS = 3
-"""How often each is timed: the median leaves out a first time, which is slow, and a disturbed one."""
+"""Timings of each step. Their median ignores one slow timing, such as the first or a disturbed one."""
 
-_ENOUGH = 100.0
-"""Seconds after which no further round begins; steps that take so long vary little."""
+_LONGEST_TIMING = 100.0
+"""Seconds after which no further round of timings begins. The times of long steps vary little."""
 
 _MAP = ("map of hidden states", "offset of that map")
-"""Parameters that train with a model and are no part of it: `transfer.LastHidden`'s."""
+"""Parameters of `layer_losses.LastHidden`, which train with a model and are not part of it."""
 
 _FLOAT = 4
-"""Bytes: weights, gradients and moments are float32 in every precision."""
+"""Bytes of a number: weights, gradients and moments are float32 in every precision."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-adds of one step for one sequence: of the targets, and of the subnets' forward passes together.
+    """Multiply-adds of one step for one sequence.
 
-    Targets are the teacher's forward pass and relations, and, in place, the largest subnet's relations.
+    teacher: multiply-adds of the targets: forward pass and relations of the teacher, and with in-place distillation the
+        relations of the largest subnet.
+    subnets: multiply-adds of the forward passes of all subnets of the step.
     """
 
     teacher: float
@@ -63,17 +70,19 @@ class Work:
 
     @property
     def multiply_adds(self) -> float:
-        """The teacher forward; the subnets forward, and twice that backward."""
+        """Return all multiply-adds: the teacher's, the subnets' forward, and twice the latter backward."""
         return self.teacher + 3 * self.subnets
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device.
+    """Bytes of memory on one device.
 
-    activations: what the largest subnet keeps for its backward pass, and the relations of teacher and student.
-    peak: the most that was in use while steps were timed; on a CPU that of the whole process, libraries included.
-        None if nothing was timed or the system does not tell.
+    teacher, weights, gradients, moments: bytes of the teacher's weights, and of the model's weights, gradients and
+        AdamW moments.
+    activations: bytes that the largest subnet keeps for its backward pass, and of the relations of teacher and student.
+    peak: peak memory while steps were timed; on a CPU that of the whole process, with its libraries. None if no step
+        was timed or the system does not report it.
     """
 
     teacher: int
@@ -85,7 +94,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The measured peak, or else the sum of the parts."""
+        """Return the measured peak, or else the sum of the parts."""
         if self.peak is not None:
             return self.peak
         return self.teacher + self.weights + self.gradients + self.moments + self.activations
@@ -93,9 +102,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """What training the SuperLM of `space` takes.
+    """Cost of training the SuperLM of `space`.
 
-    rows: sequences of a step on one device. seconds: of a step. checkpoint: bytes of one.
+    steps: number of training steps. devices: number of devices. rows: sequences of a step on one device. seq_len:
+    tokens of a sequence. seconds: seconds of a step. checkpoint: bytes of a checkpoint.
     """
 
     space: SearchSpace
@@ -110,17 +120,17 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Of all steps; loading, saving and exchanging gradients come on top."""
+        """Return the hours of all steps, without loading, saving and exchanging gradients."""
         return self.steps * self.seconds / 3600
 
     @property
     def flops(self) -> float:
-        """FLOPs of a step on one device, two for each multiply-add."""
+        """Return the FLOPs of a step on one device, two for each multiply-add."""
         return 2 * self.rows * self.work.multiply_adds
 
 
 def steps_for(tokens: float, batch_size: int, seq_len: int) -> int:
-    """How many steps of `batch_size` sequences see at least `tokens` tokens."""
+    """Return the number of steps of `batch_size` sequences that train on at least `tokens` tokens."""
     return max(1, math.ceil(tokens / (batch_size * seq_len)))
 
 
@@ -134,9 +144,17 @@ def make_plan(
     flops_per_second: float | None = None,
     reporter: Reporter | None = None,
 ) -> Plan:
-    """Plan a training of `options` on `devices` devices, each with its share of the batch.
+    """Estimate the cost of training the SuperLM of `space`.
 
-    flops_per_second: what one device sustains; None to time steps on `device`.
+    Args:
+        space: Space of the SuperLM.
+        teacher: Teacher that gives the targets.
+        options: Settings of the training.
+        seq_len: Tokens of a sequence.
+        device: Device and precision to run on.
+        devices: Number of devices, each with its share of the batch.
+        flops_per_second: Sustained FLOP/s of one device; None to time steps on `device`.
+        reporter: Receiver of progress.
     """
     model = AutoDistilModel(teacher.student_config(space.largest, space))
     device.place(model)
@@ -145,7 +163,7 @@ def make_plan(
     work = work_of(teacher, model, options, seq_len)
     trained = trained_parameters(model.config, _map_width(teacher, options))
     memory = Memory(
-        teacher=_FLOAT * sum(each.numel() for each in teacher.model.parameters()),
+        teacher=_FLOAT * sum(parameter.numel() for parameter in teacher.model.parameters()),
         weights=_FLOAT * (model.num_parameters() + sum(trained[name] for name in _MAP if name in trained)),
         gradients=_FLOAT * sum(trained.values()),
         moments=2 * _FLOAT * sum(trained.values()),
@@ -154,7 +172,7 @@ def make_plan(
     if flops_per_second is None:
         timer = _Timer(model, teacher, options, (rows, seq_len), device)
         reset_peak_memory(device)
-        timer.seconds(_alone(space.largest))  # warms up, and is the one that needs most memory
+        timer.seconds(_largest_alone(space.largest))  # warms up, and needs more memory than any other step
         seconds = seconds_of_step(timer, typical_steps(model, options), reporter or Reporter(), space.name)
         memory = replace(memory, peak=peak_memory(device))
     else:
@@ -164,9 +182,9 @@ def make_plan(
 
 
 def work_of(teacher: Teacher, model: AutoDistilModel, options: TrainOptions, seq_len: int) -> Work:
-    """The work of a step, the subnets' as the mean over the steps of the run."""
+    """Return the work of a step; the work of subnets is the mean over the steps of the run."""
     reached = teacher.subnet.first(teacher.layer + 1)
-    drawn = _drawn(model, options)
+    drawn = _subnets_of_steps(model, options)
     relations = parse_relations(options.relations)
     unused = len({*"qkv"} - {*"".join(name for name, _ in relations)})
     width, count = _map_width(teacher, options), len(relations)
@@ -177,8 +195,8 @@ def work_of(teacher: Teacher, model: AutoDistilModel, options: TrainOptions, seq
         for subnet, role, _ in step:
             compared = _relations_work(subnet, seq_len, count)
             subnets += _forward_work(subnet, seq_len, width > 0) + seq_len * subnet.hidden_size * width
-            subnets += (1 + in_place) * compared  # with the teacher's, and with the largest's
-            if not width:  # nothing flows back through what no relation is of
+            subnets += (1 + in_place) * compared  # with the teacher's relations, and with those of the largest subnet
+            if not width:  # projections that no relation uses have no gradient
                 subnets -= 2 / 3 * unused * seq_len * subnet.hidden_size * subnet.each_layer[-1].attention_width
             if options.in_place and not in_place and role == "largest":
                 target, in_place = target + compared / len(drawn), True
@@ -186,9 +204,9 @@ def work_of(teacher: Teacher, model: AutoDistilModel, options: TrainOptions, seq
 
 
 def _forward_work(subnet: Subnet, seq_len: int, hidden: bool) -> int:
-    """Multiply-adds of a forward pass on one sequence as far as it is distilled.
+    """Return the multiply-adds of the distilled part of a forward pass on one sequence.
 
-    All layers but the last, and the last one's Q, K and V; with `hidden`, all of the last.
+    That is all layers but the last, and Q, K and V of the last; with `hidden`, all of the last.
     """
     last = subnet.each_layer[-1]
     if hidden:
@@ -197,44 +215,47 @@ def _forward_work(subnet: Subnet, seq_len: int, hidden: bool) -> int:
 
 
 def _relations_work(subnet: Subnet, seq_len: int, count: int) -> int:
-    """Multiply-adds of so many relations of the last layer."""
+    """Return the multiply-adds of `count` relations of the last layer."""
     return count * seq_len * seq_len * subnet.each_layer[-1].attention_width
 
 
 def _map_width(teacher: Teacher, options: TrainOptions) -> int:
-    """The width that hidden states are mapped to; 0 if they are not distilled."""
+    """Return the width to which hidden states are mapped; 0 if they are not distilled."""
     return teacher.subnet.hidden_size if options.hidden else 0
 
 
-def _drawn(model: AutoDistilModel, options: TrainOptions) -> list[list[Drawn]]:
-    """The subnets of each step, of at most `_DRAWN` steps."""
-    return [subnets_of_step(model, options, step) for step in range(min(options.steps, _DRAWN))]
+def _subnets_of_steps(model: AutoDistilModel, options: TrainOptions) -> list[list[Drawn]]:
+    """Return the subnets of each step, of at most `_DRAWN_STEPS` steps."""
+    return [subnets_of_step(model, options, step) for step in range(min(options.steps, _DRAWN_STEPS))]
 
 
 def typical_steps(model: AutoDistilModel, options: TrainOptions) -> list[list[Drawn]]:
-    """The subnets of `STRATA` steps that together cost what as many steps of the run cost on average.
+    """Return the subnets of `STRATA` steps whose mean cost is about that of the run.
 
-    The steps are put in order of their work and divided into `STRATA` of equal number; of each, the one nearest to
-    its mean is taken.
+    The steps are sorted by their work and divided into `STRATA` groups of equal size. The step nearest to the mean of
+    each group is taken.
     """
-    drawn = sorted(_drawn(model, options), key=_work)
+    drawn = sorted(_subnets_of_steps(model, options), key=_work_of_subnets)
     strata = min(STRATA, len(drawn))
     edges = [len(drawn) * i // strata for i in range(strata + 1)]
     groups = [drawn[first:end] for first, end in itertools.pairwise(edges)]
-    means = [statistics.fmean(map(_work, group)) for group in groups]
-    return [min(group, key=lambda step: abs(_work(step) - mean)) for group, mean in zip(groups, means, strict=True)]
+    means = [statistics.fmean(map(_work_of_subnets, group)) for group in groups]
+    return [
+        min(group, key=lambda step: abs(_work_of_subnets(step) - mean))
+        for group, mean in zip(groups, means, strict=True)
+    ]
 
 
-def _work(drawn: list[Drawn]) -> int:
+def _work_of_subnets(drawn: list[Drawn]) -> int:
     return sum(flops(subnet) for subnet, _, _ in drawn)
 
 
-def _alone(subnet: Subnet) -> list[Drawn]:
+def _largest_alone(subnet: Subnet) -> list[Drawn]:
     return [Drawn(subnet, "largest", 1.0)]
 
 
 class _Timer:
-    """Runs training steps on random token ids, whose content no time depends on."""
+    """Timer of training steps on random token ids; the content of the ids does not affect the time."""
 
     def __init__(
         self,
@@ -253,7 +274,7 @@ class _Timer:
         self._clock = clock
 
     def seconds(self, drawn: list[Drawn]) -> float:
-        """Of one step with those subnets, as `distill.distill` takes it."""
+        """Return the seconds of one step with those subnets, as in `training_loop.distill`."""
         start = self._clock()
         train_step(
             self._model, self._teacher, self._ids, drawn, self._options, self._device, last_hidden=self._last_hidden
@@ -267,24 +288,27 @@ class _Timer:
 
 
 def seconds_of_step(timer: _Timer, steps: list[list[Drawn]], reporter: Reporter, name: str) -> float:
-    """The mean over `steps` of each one's median time; the rounds take turns, so that a slow moment hits all alike."""
-    taken: list[list[float]] = [[] for _ in steps]
+    """Return the mean over `steps` of the median time of each step, in seconds.
+
+    Each round times every step once, so that a slow period of the machine affects all steps alike.
+    """
+    timings: list[list[float]] = [[] for _ in steps]
     with reporter.bar(f"timing {name}", "steps", _ROUNDS * len(steps)) as bar:
-        while len(taken[-1]) < _ROUNDS and sum(map(sum, taken)) < _ENOUGH:
-            for times, drawn in zip(taken, steps, strict=True):
+        while len(timings[-1]) < _ROUNDS and sum(map(sum, timings)) < _LONGEST_TIMING:
+            for times, drawn in zip(timings, steps, strict=True):
                 times.append(timer.seconds(drawn))
                 bar.advance(f"{times[-1]:.3g} s a step")
-    return statistics.fmean(map(statistics.median, taken))
+    return statistics.fmean(map(statistics.median, timings))
 
 
 def activation_bytes(
     model: AutoDistilModel, teacher: Teacher, options: TrainOptions, rows: int, seq_len: int, device: Device
 ) -> int:
-    """Bytes that the largest subnet keeps for its backward pass, and the relations at their most.
+    """Return the bytes that the largest subnet keeps for its backward pass, and of the relations at their peak.
 
-    Counted on one sequence and on two: what does not grow between them (weights in another precision) counts once.
-    Relations are float32 `(rows, R, T, T)`: those of the teacher and, in place, of the largest subnet, and two while a
-    loss is computed.
+    Bytes are counted with one sequence and with two. Bytes that do not grow with sequences, such as weights in another
+    precision, count once. Relations are float32 `(rows, R, T, T)`: those of the teacher, with in-place distillation
+    those of the largest subnet, and two more while a loss is computed.
     """
     one, two = (_saved_bytes(model, teacher, options, (n, seq_len), device) for n in (1, 2))
     kept = len(parse_relations(options.relations)) * (2 if options.in_place else 1)
@@ -307,7 +331,7 @@ def _saved_bytes(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        ids, drawn = _random_ids(model, shape, device), _alone(model.config.subnet)
+        ids, drawn = _random_ids(model, shape, device), _largest_alone(model.config.subnet)
         train_step(model, teacher, ids, drawn, options, device, last_hidden=last_hidden)
     model.zero_grad(set_to_none=True)
     return sum(kept.values())
@@ -319,23 +343,28 @@ def _random_ids(model: AutoDistilModel, shape: tuple[int, int], device: Device) 
 
 
 def trained_parameters(config: AutoDistilConfig, map_width: int = 0) -> dict[str, int]:
-    """Names and sizes of the parameters that distillation trains: never the pooler, say.
+    """Return the names and sizes of the parameters that distillation trains.
 
-    Those that get a gradient from the largest subnet, which uses all that any other uses; found without any data.
-    map_width: what hidden states are mapped to, whose map (`_MAP`) is then trained, too; 0 for relations alone, which
-    leave most of the last layer as it is.
+    They are those with a gradient from the largest subnet, which uses every parameter of any subnet. The pooler is
+    never among them. They are determined without data.
+
+    map_width: width to which hidden states are mapped; the map (`_MAP`) is then trained, too. 0 for relations alone,
+        which do not train most of the last layer.
     """
     with torch.device("meta"):
         model = AutoDistilModel(config)
         ids = torch.zeros(1, 2, dtype=torch.long)
     projections, hidden = model.last_layer(ids)
-    torch.stack([each.sum() for each in (*projections, *([hidden] if map_width else []))]).sum().backward()
-    trained = {name: each.numel() for name, each in model.named_parameters() if each.grad is not None}
+    torch.stack([output.sum() for output in (*projections, *([hidden] if map_width else []))]).sum().backward()
+    trained = {name: weight.numel() for name, weight in model.named_parameters() if weight.grad is not None}
     return trained | (dict(zip(_MAP, (config.hidden_size * map_width, map_width), strict=True)) if map_width else {})
 
 
 def checkpoint_bytes(config: AutoDistilConfig, map_width: int = 0) -> int:
-    """Bytes of the tensors in a checkpoint: all weights, and AdamW's two moments and step of those that are trained."""
+    """Return the bytes of the tensors in a checkpoint.
+
+    They are all weights, and AdamW's two moments and step for each trained parameter.
+    """
     with torch.device("meta"):
         weights = AutoDistilModel(config).num_parameters()
     trained = trained_parameters(config, map_width)
@@ -344,16 +373,19 @@ def checkpoint_bytes(config: AutoDistilConfig, map_width: int = 0) -> int:
 
 
 def reset_peak_memory(device: Device) -> None:
-    """Let `peak_memory` begin anew."""
+    """Reset the count of `peak_memory`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
-    with suppress(OSError):  # not Linux, or not allowed: the peak then counts from the start of the process
+    with suppress(OSError):  # not on Linux, or not permitted: the peak then counts from the start of the process
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: Device) -> int | None:
-    """The most bytes in use since the reset: tensors on CUDA, elsewhere the resident process; None if not told."""
+    """Return the peak memory since the reset, in bytes; None if the system does not report it.
+
+    The peak is that of tensors on CUDA, elsewhere the resident memory of the process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:

@@ -1,4 +1,4 @@
-"""Which subnets a training step trains, and how much each one's loss counts."""
+"""Sampling of the subnets of a training step, and the weights of their losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from autodistil_search.spaces.subnet import Subnet
 
 
 class Drawn(NamedTuple):
-    """A subnet of a step. role: one of `weights.ROLES`, or "student"; weight: its share of the step's loss."""
+    """Subnet of a training step.
+
+    role: one of `weighted_names.ROLES`, or "student". weight: share of the subnet's loss in the loss of the step.
+    """
 
     subnet: Subnet
     role: str
@@ -21,7 +24,10 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """A rule. ends: those of "largest" and "smallest" that every step trains; random: how many others by default."""
+    """Sampling rule.
+
+    ends: those of "largest" and "smallest" that every step trains. random: default number of random subnets in a step.
+    """
 
     ends: tuple[str, ...]
     random: int
@@ -33,18 +39,18 @@ SAMPLINGS = {
     "random": Sampling((), 4),
     "largest": Sampling(("largest",), 0),
 }
-"""`sandwich` is the paper's rule (Yu et al., arXiv 1903.05134); `largest` trains no other subnet at all."""
+"""Sampling rules by name. `sandwich` is the paper's (Yu et al., arXiv 1903.05134); `largest` trains no other subnet."""
 
 
 def draw(space: SearchSpace, sampling: str, count: int | None, weights: str, rng: random.Random) -> list[Drawn]:
-    """The subnets of one step by the rule of that name; the largest first where it is one of them.
+    """Draw the subnets of one step by a sampling rule; the largest comes first if the rule has it.
 
     Args:
-        space: Where they come from.
-        sampling: One of `SAMPLINGS`.
-        count: How many are drawn at random, where the rule draws any; None for its own number.
-        weights: See `weights.parse_subnet_weights`; they are scaled to add up to 1 over the step.
-        rng: Decides the random ones.
+        space: Space of the subnets.
+        sampling: Name of the rule, one of `SAMPLINGS`.
+        count: Number of random subnets, if the rule has any; None for the rule's own number.
+        weights: Weights by role (`weighted_names.parse_subnet_weights`), scaled to a sum of 1 over the step.
+        rng: Source of the random subnets.
     """
     rule, weight_of = SAMPLINGS[sampling], parse_subnet_weights(weights)
     ends = {"largest": space.largest, "smallest": space.smallest}

@@ -1,4 +1,4 @@
-"""What a training run writes down while it runs: two CSV files, TensorBoard when asked, and a line for the user."""
+"""Logs of a training run: two CSV files, optional TensorBoard event files, and a progress line for the user."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ TRAINING_CSV = "training.csv"
 HELD_OUT_CSV = "held_out.csv"
 COLUMNS = ("step", "role", *DIMENSIONS, "loss")
 HIDDEN = "hidden_loss"
-"""The column of `training.csv` that the last hidden states have, where they are trained."""
+"""Column of `training.csv` for the losses of last hidden states, if they are trained."""
 _SIZE = re.compile(r"[0-9.]+(-[0-9.]+)*")
 _LOSS = re.compile(r"-?[0-9]+\.[0-9]+|-?inf|nan|")
-"""How `_Table` writes a size, of layers that differ one for each, and a loss."""
+"""Formats in which `_Table` writes a size (a number for each layer if layers differ) and a loss."""
 
 
 class TrainingLog:
-    """`training.csv`, a row for each subnet of each step, and `held_out.csv`, the same of what was measured.
+    """Writer of `training.csv` and `held_out.csv`.
 
-    Losses are relation losses, in the column "loss"; `training.csv` has the losses of last hidden states in `HIDDEN`.
+    `training.csv` has a row for each subnet of each step, `held_out.csv` a row for each measurement on held-out text.
+    The column "loss" has relation losses; the column `HIDDEN` of `training.csv` has losses of last hidden states.
 
     Args:
-        folder: Where they lie; rows after the step resumed from are dropped.
-        first: Steps done before.
-        tensorboard: Whether to write event files into `folder/tensorboard`, too.
+        folder: Folder of the files; rows after step `first` are dropped.
+        first: Number of steps before the training was resumed.
+        tensorboard: True to write event files into `folder/tensorboard`, too.
 
-    Use it as a context manager, which closes the files however training ends. A log is no part of what weights depend
-    on: of a damaged one the good rows are kept, with a warning.
+    Use it as a context manager, which closes the files whether or not training ends with an error. Weights do not
+    depend on the logs: if a log is damaged, its good rows are kept, with a warning.
 
     Raises:
-        InputError: if TensorBoard is asked for and not installed.
+        InputError: if `tensorboard` is True and TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, first: int, tensorboard: bool = False) -> None:
@@ -56,16 +57,19 @@ class TrainingLog:
         self._last_held_out = ""
 
     def write(self, step: int, drawn: Sequence[Drawn], losses: Sequence[float], tokens: int, lr: float) -> str:
-        """Write down what the `step`-th step gave (counted from 1), on `tokens` tokens; returns a line about it.
+        """Write the losses of step number `step` (counted from 1); returns a progress line.
 
-        losses: as `distill.train_step` gives them.
+        drawn: subnets of the step.
+        losses: losses in the order of `training_step.train_step`.
+        tokens: number of tokens in the step.
+        lr: learning rate of the step.
         """
         losses, of_hidden = losses[: len(drawn)], losses[len(drawn) :]
-        rows = [(each.role, each.subnet, loss) for each, loss in zip(drawn, losses, strict=True)]
+        rows = [(entry.role, entry.subnet, loss) for entry, loss in zip(drawn, losses, strict=True)]
         self._training.append(step, rows, of_hidden or [None] * len(rows))
         now = time.monotonic()
         pace, self._since = tokens / max(now - self._since, 1e-9), now
-        means = _means((each.role, loss) for each, loss in zip(drawn, losses, strict=True))
+        means = _means((entry.role, loss) for entry, loss in zip(drawn, losses, strict=True))
         if self._board is not None:
             for role, mean in means.items():
                 self._board.add_scalar(f"loss/{role}", mean, step)
@@ -79,14 +83,14 @@ class TrainingLog:
         return "; ".join([*parts, self._last_held_out] if self._last_held_out else parts)
 
     def write_held_out(self, step: int, measured: Sequence[tuple[str, Subnet, float]]) -> None:
-        """Write down what was measured on held-out text after `step` steps."""
+        """Write the losses `measured` on held-out text after `step` steps: role, sizes and loss of each subnet."""
         self._held_out.append(step, measured)
         means = _means((role, loss) for role, _, loss in measured)
         self._last_held_out = "held out " + ", ".join(f"{role} {mean:.3f}" for role, mean in means.items())
         if self._board is not None:
             for role, mean in means.items():
                 self._board.add_scalar(f"held-out loss/{role}", mean, step)
-        self._since = time.monotonic()  # measuring is not training
+        self._since = time.monotonic()  # the time of measurements does not count in tokens per second
 
     def __enter__(self) -> Self:
         return self
@@ -95,16 +99,16 @@ class TrainingLog:
         self.close()
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         if self._board is not None:
             self._board.close()
 
 
 def read_log(path: Path) -> pd.DataFrame:
-    """Return the rows of a `training.csv` or `held_out.csv`; damaged ones are left out with a warning.
+    """Return the rows of a `training.csv` or `held_out.csv`; damaged rows are left out with a warning.
 
     Raises:
-        InputError: if the file cannot be read by this user.
+        InputError: if this user cannot read the file.
     """
     columns, rows = _good_rows(path)
     numbers = {"step": int, "loss": float} | ({HIDDEN: float} if HIDDEN in columns else {})
@@ -113,9 +117,9 @@ def read_log(path: Path) -> pd.DataFrame:
 
 
 def _good_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
-    """Return the columns of a log and the rows that have a value of its kind in each; a warning tells of the others.
+    """Return the columns of a log and its valid rows; a warning counts the damaged lines.
 
-    A last line without an end is what a killed process leaves, and no damage.
+    A last line without a line break is left by a killed process, and does not count as damage.
     """
     with readable(path):
         *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -153,7 +157,7 @@ def _summary_writer(folder: Path, first: int) -> SummaryWriter:
 
 
 class _Table:
-    """A CSV file with these `columns` (`COLUMNS`, and one more of training) that is only ever appended to."""
+    """CSV file to which rows are only appended. Its columns are `COLUMNS`, in `training.csv` with `HIDDEN`."""
 
     def __init__(self, path: Path, columns: Sequence[str], first: int) -> None:
         self._path = path
@@ -165,13 +169,16 @@ class _Table:
     def append(
         self, step: int, rows: Sequence[tuple[str, Subnet, float]], more: Sequence[float | None] | None = None
     ) -> None:
-        """Append `rows`; more: of each the last column's number, if the table has one more, None for no number."""
+        """Append `rows`.
+
+        more: value of the column `HIDDEN` for each row, None for an empty cell; None for a table without that column.
+        """
         lines: list[tuple[Any, ...]] = []
         for role, subnet, loss in rows:
             sizes = subnet.to_row()
             lines.append((step, role, *(sizes[key] for key in DIMENSIONS), f"{loss:.6f}"))
         if more is not None:
-            lines = [(*line, "" if each is None else f"{each:.6f}") for line, each in zip(lines, more, strict=True)]
+            lines = [(*line, "" if loss is None else f"{loss:.6f}") for line, loss in zip(lines, more, strict=True)]
         with writing(self._path):
             self._add(self._path, lines)
 

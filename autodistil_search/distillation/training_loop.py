@@ -1,8 +1,8 @@
-"""Relation distillation of a SuperLM (several subnets a step) or of one student (only itself).
+"""Training loop of the distillation of a SuperLM (several subnets a step) or of one student.
 
-Everything a step does follows from the seed and the step's number: which subnets, which blocks, which learning
-rate. So a run that is killed and resumed from its last checkpoint ends with the weights of one never stopped, and
-processes that train together need to exchange gradients only.
+The seed and the number of a step determine its subnets, its blocks and its learning rate. So a run that is killed and
+resumed from its last checkpoint ends with the weights of an uninterrupted run. Processes that train together exchange
+only gradients.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from autodistil_search.teachers.teacher import Teacher
 from autodistil_search.text.blocks import TrainingText
 
 _WINDOWS_BETWEEN_GOOD = 2
-"""Windows of `LossWatch` between the checkpoints that a training can go back to."""
+"""Windows of `LossWatch` between the checkpoints to which a training can return."""
 
 
 class HeldOut(Protocol):
-    """Measures a model in training on text that is not trained on."""
+    """Measurement of a model in training on held-out text."""
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether to measure after `step` of `steps` steps."""
+        """Return True if a measurement is due after `step` of `steps` steps."""
 
     def measure(self, model: AutoDistilModel) -> Sequence[tuple[str, Subnet, float]]:
-        """Role, sizes and loss of some subnets."""
+        """Return the role, sizes and loss of the measured subnets."""
 
 
 def distill(
@@ -63,22 +63,36 @@ def distill(
     sample_ids: Tensor | None = None,
     start_notes: Sequence[str] = (),
 ) -> AutoDistilModel:
-    """Train `model` in place to the end, going on from the last good checkpoint in `folder` if there is one.
+    """Train `model` in place to the end, from the last complete checkpoint in `folder` if there is one.
 
-    A SuperLM trains the subnets of its space that `options.sampling` draws for each step; a student trains itself. With
-    `transfer`, which must be between `model` and `teacher`, a student learns layer by layer and not by relations: its
-    loss is the sum of `transfer.LAYER_TERMS` (TinyBERT's general distillation, arXiv 1909.10351, equations 7 to 9).
-    sample_ids: `(N, T)` token ids of training text, on which the map of `options.hidden` starts; needed if it is not 0.
-    start_notes: kept with the finished model.
-    `folder` holds checkpoints while it trains, `training.csv` and `held_out.csv`, and at the end the model and
-    `trainer_state.json`. A model that was finished before is read from there. Launched as several processes, each
-    works on its rows of every batch, and the first alone writes.
+    A SuperLM trains the subnets that `options.sampling` draws for each step; a student trains only itself. A model that
+    is already finished is read from `folder`. If several processes train together, each of them trains on its rows of
+    every batch, and only the first process writes.
+
+    Args:
+        model: SuperLM or student, with its initial weights.
+        teacher: Teacher that gives the targets.
+        text: Training text.
+        options: Settings on which the weights depend.
+        folder: Folder of the checkpoints, `training.csv` and `held_out.csv`; at the end also of the model and
+            `trainer_state.json`.
+        device: Device and precision to run on, and the processes that train together.
+        reporter: Receiver of progress and messages.
+        title: Name of the training in progress and messages.
+        execution: Settings on which only the speed, the logs and the kept checkpoints depend.
+        held_out: Measurement on held-out text.
+        transfer: Losses of layers between `model` and `teacher`. A student then learns layer by layer and not by
+            relations: its loss is the sum of `layer_losses.LAYER_TERMS` (TinyBERT's general distillation, arXiv
+            1909.10351, equations 7 to 9).
+        sample_ids: `(N, T)` token ids of training text, to which the map of `options.hidden` is first fitted; required
+            if `options.hidden` is not 0.
+        start_notes: Notes on the initial weights, kept with the finished model.
 
     Raises:
-        InputError: if what is in `folder` was made with other options.
+        InputError: if the content of `folder` was made with other options.
         FloatingPointError: if the loss or a weight is not finite; names step and subnet. The last checkpoint is kept.
-        CollapseError: if training lost what it had learnt, and again at a half and a quarter of the learning rate.
-        Terminated: after SIGTERM, when all is saved.
+        CollapseError: if training collapsed, and again at a half and a quarter of the learning rate.
+        Terminated: after SIGTERM, once everything is saved.
     """
     execution, reporter = execution or Execution(), reporter or Reporter()
     group, settings = device.processes, asdict(options)
@@ -87,7 +101,11 @@ def distill(
         settings |= {"transfer": transfer.description}
     device.place(model)
     model.train()
-    with _held(folder, group), reporter.bar(title, "steps", options.steps) as bar, _sigterm() as asked_to_stop:
+    with (
+        _locked_for_all(folder, group),
+        reporter.bar(title, "steps", options.steps) as bar,
+        _sigterm() as asked_to_stop,
+    ):
         if group.from_main(group.main and load_finished(folder, model, settings)):
             group.copy_from_main(model.state_dict().values())
             bar.skip(options.steps)
@@ -106,16 +124,16 @@ def distill(
         if group.main:
             finish(folder, model, options.steps, settings, training.watch.returns, start_notes)
         if loop.stop or (group.count == 1 and asked_to_stop()):
-            raise Terminated("stopped; the model is finished and saved, and the same command goes on")
+            raise Terminated("stopped; the model is finished and saved, and the same command continues")
     model.eval()
     return model
 
 
 @dataclass
 class _Loop:
-    """The steps of a training, from its last checkpoint to its end.
+    """Steps of a training, from its last checkpoint to its end.
 
-    stop: whether some process was asked to stop by the last step.
+    stop: True if some process was asked to stop by the last step.
     """
 
     training: ModelInTraining
@@ -128,7 +146,7 @@ class _Loop:
     stop: bool = False
 
     def run(self) -> None:
-        """Take all steps that are left, again from the last good checkpoint where training collapsed."""
+        """Take all remaining steps; after a collapse, take them again from the last good checkpoint."""
         training = self.training
         first: int | None = training.go_on_from(self.checkpoints)
         self.bar.skip(first or 0)
@@ -140,13 +158,13 @@ class _Loop:
                     first = self._steps_from(first, log)
 
     def _log(self, first: int) -> AbstractContextManager[TrainingLog | None]:
-        """Open the log on the process that writes, for the steps after `first`."""
+        """Open the log for the steps after `first` on the main process; other processes have none."""
         if not self.training.group.main:
             return nullcontext()
         return TrainingLog(self.checkpoints.folder, first, self.training.execution.tensorboard)
 
     def _steps_from(self, first: int, log: TrainingLog | None) -> int | None:
-        """Take the steps after `first`; returns the step to begin from again after a collapse, None at the end."""
+        """Take the steps after `first`; returns the step to continue from after a collapse, None at the end."""
         training, steps = self.training, self.training.options.steps
         for step in range(first, steps):
             drawn, losses, (self.stop, save) = training.step(step, self._flags)
@@ -161,7 +179,7 @@ class _Loop:
             if save or self.stop or good:
                 training.save(self.checkpoints, step + 1, good)
             if self.stop and step + 1 < steps:
-                raise Terminated(f"stopped after step {step + 1}, which is saved; the same command goes on")
+                raise Terminated(f"stopped after step {step + 1}, which is saved; the same command continues")
         return None
 
     def _measured(self, held_out: HeldOut, step: int) -> Sequence[tuple[str, Subnet, float]]:
@@ -178,17 +196,17 @@ class _Loop:
             ) from None
 
     def _flags(self) -> tuple[bool, bool]:
-        """Whether this process was asked to stop, and whether saving is due.
+        """Return two flags of this process: True if it was asked to stop, and True if saving is due.
 
-        The main process alone saves and knows how long that takes: on the others saving would always be due.
+        Only the main process saves and knows the time that saving takes; on other processes it would always be due.
         """
         return self.asked_to_stop(), self.training.group.main and self.checkpoints.due
 
     def _go_back(self, step: int) -> int:
-        """Restore the last good checkpoint for half the learning rate, and say so; returns its step.
+        """Restore the last good checkpoint, halve the learning rate, and report it; returns the checkpoint's step.
 
         Raises:
-            CollapseError: if training went back often enough before.
+            CollapseError: if training has already returned `MOST_RETURNS` times.
         """
         training = self.training
         mean, best, returns = cast(float, training.watch.mean), cast(float, training.watch.best), training.watch.returns
@@ -211,9 +229,9 @@ class _Loop:
 
 @contextmanager
 def _compiled(model: AutoDistilModel) -> Iterator[None]:
-    """Run the layers through `torch.compile` inside, with sizes as symbols (dynamic shapes).
+    """Run the layers through `torch.compile` inside the context, with symbolic sizes (dynamic shapes).
 
-    A layer is compiled once for each combination of dimensions that are at their largest or below: at most eight times.
+    A layer is compiled once for each combination of dimensions at or below their largest size: at most eight times.
     """
     layers = list(model.layers)
     for layer in layers:
@@ -226,14 +244,17 @@ def _compiled(model: AutoDistilModel) -> Iterator[None]:
 
 
 def _watched_loss(drawn: Sequence[Drawn], losses: Sequence[float]) -> float:
-    """Return the loss of the largest subnet, which loses first what it had learnt, or the mean of random ones."""
+    """Return the loss of the largest subnet, which collapses first, or else the mean loss of random subnets."""
     whole = [loss for subnet, loss in zip(drawn, losses, strict=False) if subnet.role in ("largest", "student")]
     return fmean(whole or losses[: len(drawn)])
 
 
 @contextmanager
-def _held(folder: Path, group: Processes) -> Iterator[None]:
-    """Keep other runs out of `folder`, and remove what a killed one left half-written; one process holds it for all."""
+def _locked_for_all(folder: Path, group: Processes) -> Iterator[None]:
+    """Lock `folder` against other runs, and remove partial files of a killed run.
+
+    The main process holds the lock for all processes.
+    """
     if not group.main:
         yield
         return
@@ -245,13 +266,16 @@ def _held(folder: Path, group: Processes) -> Iterator[None]:
 
 @contextmanager
 def _sigterm() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came: inside, it no longer kills. Only the main thread may listen; elsewhere it is as ever."""
-    came = threading.Event()
+    """Yield a function that returns True once SIGTERM was received; inside the context, SIGTERM does not kill.
+
+    Only the main thread can handle signals; in other threads SIGTERM keeps its effect.
+    """
+    received = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+        yield received.is_set
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
-        yield came.is_set
+        yield received.is_set
     finally:
         signal.signal(signal.SIGTERM, before)

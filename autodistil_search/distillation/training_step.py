@@ -1,4 +1,4 @@
-"""One training step: its subnets, their losses, gradients and the update."""
+"""One training step: its subnets, their losses, the gradients and the update."""
 
 from __future__ import annotations
 
@@ -27,13 +27,19 @@ from autodistil_search.text.blocks import TrainingText
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the weights depend on, besides model, teacher and text.
+    """Settings on which the weights depend, besides model, teacher and text.
 
-    batch_size: blocks in a step, over all processes. loss: one of `relations.LOSSES`; relations: see
-    `weights.parse_relations`. sampling, random_subnets, subnet_weights: see `sampling.draw`. in_place: the share of
-    a subnet's loss that is taken against the relations of the largest subnet instead of the teacher's (in-place
-    distillation, Yu and Huang, arXiv 1903.05134); it needs a sampling that trains the largest. hidden: the weight of
-    `transfer.LastHidden` beside the relation loss; 0 trains by relations alone.
+    steps: number of training steps.
+    batch_size: blocks in a step, over all processes.
+    lr: peak learning rate.
+    seed: seed of subnets and blocks.
+    loss: name of the relation loss, one of `relation_loss.LOSSES`.
+    relations, relation_heads: relations in the loss (`weighted_names.parse_relations`) and their number of heads.
+    sampling, random_subnets, subnet_weights: arguments of `sampling.draw`.
+    in_place: share of a subnet's loss that is taken against the relations of the largest subnet instead of the
+        teacher's (in-place distillation, Yu and Huang, arXiv 1903.05134). It requires a sampling that trains the
+        largest subnet.
+    hidden: weight of `layer_losses.LastHidden` besides the relation loss; 0 trains by relations alone.
     """
 
     steps: int
@@ -52,10 +58,12 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a training runs; its result stays the same but for rounding.
+    """Settings of a training on which its weights do not depend, except for rounding.
 
-    accumulate: parts that each process divides its rows of a batch into, one in memory at a time. compile: whether
-    layers run through `torch.compile`. keep: checkpoints kept. tensorboard: whether to log for TensorBoard, too.
+    accumulate: number of parts into which each process divides its rows of a batch; one part is in memory at a time.
+    compile: True to run layers through `torch.compile`.
+    keep: number of last checkpoints that are kept.
+    tensorboard: True to write TensorBoard event files, too.
     """
 
     accumulate: int = 1
@@ -67,17 +75,21 @@ class Execution:
 def last_hidden_of(
     model: AutoDistilModel, teacher: Teacher, options: TrainOptions, device: Device
 ) -> LastHidden | None:
-    """The loss of the last hidden states, with a map that is not fitted yet; None if they are not trained."""
+    """Return the loss of the last hidden states, with a map that is not yet fitted; None if they are not trained."""
     if not options.hidden:
         return None
-    found = LastHidden(model.config.hidden_size, teacher.subnet.hidden_size)
-    device.place(found)
-    return found
+    last_hidden = LastHidden(model.config.hidden_size, teacher.subnet.hidden_size)
+    device.place(last_hidden)
+    return last_hidden
 
 
 @dataclass
 class ModelInTraining:
-    """A model in training: all that a step needs, on this process."""
+    """Model in training on this process, with everything that a step needs.
+
+    Raises:
+        InputError: if the batch has fewer blocks than parts over all processes.
+    """
 
     model: AutoDistilModel
     teacher: Teacher
@@ -96,8 +108,8 @@ class ModelInTraining:
                 f"--batch-size {options.batch_size} for {self.group.count} processes with --accumulate "
                 f"{self.execution.accumulate}; allowed: at least one block for each part of a step, {parts} or more"
             )
-        beside = self.transfer or self.last_hidden
-        self.learner = self.model if beside is None else nn.ModuleList([self.model, beside])
+        maps = self.transfer or self.last_hidden
+        self.learner = self.model if maps is None else nn.ModuleList([self.model, maps])
         self.optimizer = torch.optim.AdamW(
             self.learner.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True
         )
@@ -107,13 +119,18 @@ class ModelInTraining:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the last step."""
+        """Return the learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, step: int, flags: Callable[[], Sequence[bool]]) -> tuple[list[Drawn], list[float], list[bool]]:
-        """Take one step; returns its subnets, their losses, and which of two `flags` are set on any process by now.
+        """Take one step; returns its subnets, their losses, and two flags.
+
+        flags: function that returns two flags of this process. A returned flag is True if it is set on any process.
 
         Losses are those of `train_step`.
+
+        Raises:
+            FloatingPointError: if a loss or the norm of the gradients is not finite; names step and subnet.
         """
         drawn = subnets_of_step(self.model, self.options, step)
         own = self._gradients(step, drawn)
@@ -126,7 +143,7 @@ class ModelInTraining:
         return drawn, losses, [first > 0, second > 0]
 
     def _gradients(self, step: int, drawn: Sequence[Drawn]) -> list[float]:
-        """The part of the step's gradients and losses that is this process's."""
+        """Add up this process's part of the step's gradients; returns its part of the losses."""
         size = self.options.batch_size
         rows = self.text.rows(step, size, self.options.seed, self.group.share(size))
         self.tokens_in_a_step = size * rows.shape[1]
@@ -134,9 +151,9 @@ class ModelInTraining:
         for part in rows.tensor_split(self.execution.accumulate):
             share, ids = len(part) / size, part.to(self.device.name)
             if self.transfer is not None:
-                found = [self._layer_step(self.transfer, ids, share)]
+                part_losses = [self._layer_step(self.transfer, ids, share)]
             else:
-                found = train_step(
+                part_losses = train_step(
                     self.model,
                     self.teacher,
                     ids,
@@ -148,21 +165,23 @@ class ModelInTraining:
                     self.last_hidden,
                     self._note_loss_of_nothing if self.watch.nothing is None else None,
                 )
-            losses = [loss + share * more for loss, more in zip(losses or [0.0] * len(found), found, strict=True)]
+            losses = [
+                loss + share * more for loss, more in zip(losses or [0.0] * len(part_losses), part_losses, strict=True)
+            ]
         return losses
 
     def _note_loss_of_nothing(self, target: RelationTarget) -> None:
-        """Keep the loss of a model that knows nothing, as it is on the main process's part of the step."""
+        """Record the loss of an uninformed model, measured on the main process's part of the step."""
         self.watch.nothing = self.group.from_main(uniform_loss(target) if self.group.main else None)
 
     def _layer_step(self, transfer: LayerTransfer, input_ids: Tensor, share: float) -> float:
         """Add up the gradients of `transfer`'s loss on `input_ids` `(B, T)`; returns the loss."""
         mask = torch.ones_like(input_ids)  # blocks of text have no padding
-        with self.device.autocast(), transfer.watching() as (mine, theirs):
+        with self.device.autocast(), transfer.watching() as (student_states, teacher_states):
             with torch.no_grad():
                 self.teacher.model(input_ids=input_ids)
             self.model(input_ids)
-            loss = torch.stack(transfer(mine, theirs, mask)).sum()
+            loss = torch.stack(transfer(student_states, teacher_states, mask)).sum()
         self.scaler.scale(loss * share).backward()
         return loss.item()
 
@@ -170,20 +189,27 @@ class ModelInTraining:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRADIENT_NORM).item()
         if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
-            # In float16 such a step is left out and the scale lowered; below 1 the fault is not the scale's.
+            # In float16 the scaler skips a step with infinite gradients and lowers the scale. Below a scale of 1, the
+            # scale is not the cause.
             check_finite([norm], drawn[:1], step, "norm of the gradients")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
     def save(self, checkpoints: Checkpoints, step: int, good: bool = False) -> None:
-        """Save the state after `step` steps; good: as one to go back to."""
+        """Save the state after `step` steps.
+
+        good: True if training may return to this state after a collapse.
+        """
         positions = self.group.gather(self.text.state())
         if self.group.main:
             checkpoints.save(step, positions, self.watch.to_dict(), good)
 
     def go_on_from(self, checkpoints: Checkpoints, go_back: bool = False) -> int:
-        """Restore the last checkpoint, or the last good one, on every process; returns how many steps were done."""
+        """Restore the last checkpoint on every process; returns its number of steps.
+
+        go_back: True to restore the last good checkpoint.
+        """
         self.optimizer.state.clear()
         restored = (*checkpoints.restore(go_back), checkpoints.watch) if self.group.main else None
         step, positions, watch = self.group.from_main(restored)
@@ -222,12 +248,22 @@ def train_step(
     last_hidden: LastHidden | None = None,
     see_target: Callable[[RelationTarget], None] | None = None,
 ) -> list[float]:
-    """Add up the gradients of the weighted losses of the `drawn` subnets on one batch `(B, T)`.
+    """Add up the gradients of the weighted losses of the `drawn` subnets on one batch.
 
-    share: of the step's batch that this batch is. scaler: scales what gradients are computed of, if it is enabled.
-    last_hidden: what the term of weight `options.hidden` is computed by; None for none. see_target: given the
-    teacher's relations.
-    Returns each subnet's relation loss against the teacher; after those, with `last_hidden`, each one's loss by that.
+    Args:
+        model: SuperLM or student in training.
+        teacher: Teacher that gives the targets.
+        input_ids: `(B, T)` token ids.
+        drawn: Subnets of the step, with their weights.
+        options: Settings of the losses.
+        device: Device and precision to run on.
+        share: Share of this batch in the batch of the step.
+        scaler: Gradient scaler; None for none.
+        last_hidden: Loss of the last hidden states, with weight `options.hidden`; None for none.
+        see_target: Function that is called with the teacher's relations.
+
+    Returns the relation loss of each subnet against the teacher, and with `last_hidden` then the hidden-state loss of
+    each subnet.
     """
     losses, of_hidden = [], []
     relations = parse_relations(options.relations)
@@ -240,8 +276,8 @@ def train_step(
         if last_hidden is None:
             target = target_of(teacher.projections(input_ids))
         else:
-            found, hidden = teacher.last_layer(input_ids)
-            target = target_of(found)
+            teacher_projections, hidden = teacher.last_layer(input_ids)
+            target = target_of(teacher_projections)
     if see_target is not None:
         see_target(target)
     second: RelationTarget | None = None
@@ -251,15 +287,15 @@ def train_step(
                 if last_hidden is None:
                     projections = model.last_projections(input_ids, subnet=subnet, words=words)
                 else:
-                    projections, mine = model.last_layer(input_ids, subnet, words)
+                    projections, student_hidden = model.last_layer(input_ids, subnet, words)
             loss = relation_loss(projections, target)
             losses.append(loss.item())
             if second is not None:
                 loss = (1 - options.in_place) * loss + options.in_place * relation_loss(projections, second)
             elif options.in_place and role == "largest":
-                second = target_of([each.detach() for each in projections])
+                second = target_of([projection.detach() for projection in projections])
             if last_hidden is not None:
-                more = last_hidden(mine, hidden)
+                more = last_hidden(student_hidden, hidden)
                 of_hidden.append(more.item())
                 loss = loss + options.hidden * more
             loss = loss * (weight * share)
@@ -268,7 +304,7 @@ def train_step(
 
 
 def subnets_of_step(model: AutoDistilModel, options: TrainOptions, step: int) -> list[Drawn]:
-    """What that step trains; the same on every process and after every restart."""
+    """Return the subnets that step `step` trains. They are the same on every process and after every restart."""
     if model.config.search_space is None:
         return [Drawn(model.config.subnet, "student", 1.0)]
     rng = random.Random(f"{options.seed}-{step}")
@@ -276,10 +312,10 @@ def subnets_of_step(model: AutoDistilModel, options: TrainOptions, step: int) ->
 
 
 def check_finite(values: Sequence[float], drawn: Sequence[Drawn], step: int, what: str = "loss") -> None:
-    """Raises FloatingPointError, naming step and subnet, if a value is not finite."""
-    for value, each in zip(values, drawn, strict=True):
+    """Raise FloatingPointError, naming step and subnet, if a value is not finite."""
+    for value, entry in zip(values, drawn, strict=True):
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the {what} is {value} at step {step + 1} for subnet {each.subnet}; the last checkpoint is kept. "
+                f"the {what} is {value} at step {step + 1} for subnet {entry.subnet}; the last checkpoint is kept. "
                 "Try a lower --lr, in another --out"
             )

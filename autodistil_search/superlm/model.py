@@ -367,7 +367,7 @@ class AutoDistilModel(_AutoDistil):
         """Reorder the dimensions of `(..., W)` so that each relation head is one block.
 
         In the weights, consecutive dimensions belong to the relation heads in turns. So a weight belongs to the same
-        relation head in every subnet, independently of the number of attention heads: the relation heads of a narrow
+        relation head in every subnet, independently of the number of attention heads. The relation heads of a narrow
         subnet are leading dimensions of those of a wide subnet.
         """
         if self.config.relation_heads is None:

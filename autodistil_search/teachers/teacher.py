@@ -148,8 +148,8 @@ class Teacher:
     def projections(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Projections:
         """Return queries, keys and values of the distilled layer, each `(B, T, width)`.
 
-        They are the outputs of the model's linear layers, before RoPE (ModernBERT) or any other use of positions in
-        attention: a student has positions only in its hidden states. Later layers are not computed.
+        They are the outputs of the model's linear layers, before attention uses positions (as RoPE in ModernBERT). A
+        student has positions only in its hidden states. Later layers are not computed.
         """
         with self._watching(stop=True) as projections, suppress(_Captured):
             self.model(input_ids=input_ids, attention_mask=attention_mask)
@@ -299,9 +299,9 @@ class Teacher:
     def _pass_through(self, model: AutoDistilModel) -> None:
         """Let the layers without a source return their input, up to the scale of each token.
 
-        Attention and FFN add 0 at first. Their norms restore the mean and the variance of the preceding norm's output
-        x = w n + b, where n has mean 0 and variance 1: mean(b) and mean(w^2) + var(b). Both are averaged over the
-        hidden sizes of the model's subnets.
+        Attention and FFN add 0 at first. Their norms restore the mean and the scale of the preceding norm's output
+        x = w n + b, where n has mean 0 and variance 1. The mean of x is mean(b), and its scale is the square root of
+        mean(w^2) + var(b). Both are averaged over the hidden sizes of the model's subnets.
         """
         widths = model.space.hidden_size if model.config.search_space else (model.config.hidden_size,)
         norm = model.embedding_norm

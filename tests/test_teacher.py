@@ -47,8 +47,7 @@ from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target, uniform_loss
-from autodistil_search.teachers import initial_weights
-from autodistil_search.teachers import teacher as teacher_module
+from autodistil_search.teachers import initial_weights, loading
 from autodistil_search.teachers.families import FAMILIES
 from autodistil_search.teachers.loading import PACKAGED_SHA256, load_teacher
 from autodistil_search.teachers.teacher import Teacher
@@ -733,14 +732,14 @@ def test_a_packaged_teacher_with_other_bytes_is_refused(
 ) -> None:
     folder = teacher_folder()
     folder.rename(folder.parent / "model")
-    found = SimpleNamespace(origin=str(folder.parent / "__init__.py"))
-    monkeypatch.setattr(teacher_module.importlib.util, "find_spec", lambda name: found)
+    spec = SimpleNamespace(origin=str(folder.parent / "__init__.py"))
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(InputError, match=f"has sha256 [0-9a-f]{{64}}; allowed: {PACKAGED_SHA256}"):
         load_teacher()
 
 
 def test_without_the_packaged_teacher_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'autodistil_search\[quickstart\]'"):
         load_teacher()
 

@@ -193,7 +193,7 @@ def test_a_folder_in_use_is_refused(toy_config):
     )
     with holder:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="another process is at work"):
+        with pytest.raises(InputError, match="another process is using"):
             search(toy_config)
         holder.kill()
 

@@ -481,7 +481,7 @@ def test_a_cache_that_cannot_be_written_is_blamed_and_not_the_text(monkeypatch: 
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for find in (lambda: find_sources(["hf:some/text"]), lambda: load_task("rte")):
-        with pytest.raises(InputError, match=r"the cache of Hugging Face .* \(Permission denied\); name .* HF_HOME"):
+        with pytest.raises(InputError, match=r"the cache of Hugging Face .* \(Permission denied\); set HF_HOME"):
             find()
 
 

@@ -28,7 +28,7 @@ class Terminated(Exception):  # noqa: N818 - not an error: the process was asked
     """Termination by SIGTERM with all work saved; the same command continues it."""
 
 
-_SIGNS_OF_MEMORY = (
+_OUT_OF_MEMORY_MESSAGES = (
     *("can't allocate memory", "cannot allocate memory", "unable to allocate", "out of memory", "not enough memory"),
     *("bad_alloc", "bad allocation", "failed to map segment", "can't start new thread"),
 )
@@ -44,7 +44,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     kinds = (RuntimeError, ImportError) if getattr(error, "errno", None) else (RuntimeError, ImportError, OSError)
-    return isinstance(error, kinds) and any(sign in text for sign in _SIGNS_OF_MEMORY)
+    return isinstance(error, kinds) and any(sign in text for sign in _OUT_OF_MEMORY_MESSAGES)
 
 
 def came_of_memory(error: BaseException | None) -> bool:

@@ -29,14 +29,14 @@ Settings = Mapping[str, Any]
 EXPORT_RECORD = "export.json"
 """File with the measurements and file list of an export; its presence identifies a folder as an export."""
 
-_SIGNS_OF_DAMAGE = (
+_DAMAGE_ERRORS = (
     ValueError, LookupError, TypeError, AttributeError, EOFError, SafetensorError, yaml.YAMLError, csv.Error, zlib.error
 )  # fmt: skip
 """Exceptions of parsers for content that they cannot read."""
-_SIGNS_OF_OTHER_SHAPES = ("size mismatch", "loading state_dict", "ignore_mismatched_sizes")
+_SHAPE_MISMATCHES = ("size mismatch", "loading state_dict", "ignore_mismatched_sizes")
 """Words in the RuntimeError of torch and transformers for weights that do not fit the model."""
 
-_WHAT_TO_DO = {
+_ADVICE = {
     errno.ENOSPC: "free space on that disk, then run the same command again",
     errno.EDQUOT: "free space in your quota, then run the same command again",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f), then run the same command again",
@@ -48,7 +48,7 @@ _WHAT_TO_DO = {
     errno.EMFILE: "raise the limit on open files (ulimit -n), then run the same command again",
 }
 """Advice to the user for a failed read or write, by the error code of the operating system."""
-_OF_THE_PATH = {
+_PATH_ERRORS = {
     errno.ENOENT,
     errno.EACCES,
     errno.EPERM,
@@ -114,13 +114,13 @@ def _system_error(error: BaseException) -> int | None:
     text = str(error)
     if code := re.search(r"\(os error (\d+)\)", text):
         return int(code[1])
-    return next((code for code in _WHAT_TO_DO if os.strerror(code) in text), None)
+    return next((code for code in _ADVICE if os.strerror(code) in text), None)
 
 
 def _failure(path: Path, what: str, code: int | None, error: BaseException) -> str:
     """Return the message of a failed read or write: the path, the reason and the advice."""
     reason = " ".join(str(error).split())[:200] if code is None else os.strerror(code)
-    advice = _WHAT_TO_DO.get(code) if code is not None else None
+    advice = _ADVICE.get(code) if code is not None else None
     return f"{path} {what}: {reason}" + (f"; {advice}" if advice else "")
 
 
@@ -240,7 +240,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         UnwritableError: if the folder cannot be written.
     """
-    old, fresh = _aside(path)
+    old, fresh = _temporary_paths(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(path)
@@ -258,14 +258,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def recover_folder(path: Path) -> None:
     """Restore the old folder at `path` if a process was killed while `whole_folder` replaced it."""
-    old, new = _aside(path)
+    old, new = _temporary_paths(path)
     if old.is_dir() and not path.exists():
         os.replace(old, path)
     _clear(old)
     _clear(new)
 
 
-def _aside(path: Path) -> tuple[Path, Path]:
+def _temporary_paths(path: Path) -> tuple[Path, Path]:
     """Return the temporary paths of the old and the new folder of a replacement; no user has files of these names."""
     return path.with_name(f".{path.name}.autodistil-old"), path.with_name(f".{path.name}.autodistil-new")
 
@@ -307,7 +307,7 @@ def locked(lock: Path, folder: Path, flag: str | None) -> Iterator[None]:
         InputError: if another process holds the lock (the message names it), or a file of that name is no lock.
         OSError: if the file cannot be made.
     """
-    _refuse_stranger(lock)
+    _refuse_other_file(lock)
     held = FileLock(lock, timeout=-1 if flag is None else 0)
     try:
         held.acquire()
@@ -325,7 +325,7 @@ def locked(lock: Path, folder: Path, flag: str | None) -> Iterator[None]:
         held.release()
 
 
-def _refuse_stranger(lock: Path) -> None:
+def _refuse_other_file(lock: Path) -> None:
     """Refuse a user's file with the name of a lock: the lock would overwrite and remove it."""
     try:
         stat = lock.lstat()
@@ -372,14 +372,14 @@ def readable(path: Path, remedy: str | None = None) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, RuntimeError, *_SIGNS_OF_DAMAGE) as error:
+    except (OSError, RuntimeError, *_DAMAGE_ERRORS) as error:
         if is_out_of_memory(error):
             raise
         code = _system_error(error)
         if code is not None or isinstance(error, OSError):
-            kind = InputError if code is None or code in _OF_THE_PATH else OSError
+            kind = InputError if code is None or code in _PATH_ERRORS else OSError
             raise kind(_failure(path, "cannot be read", code, error)) from None
-        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _SIGNS_OF_OTHER_SHAPES):
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _SHAPE_MISMATCHES):
             raise InputError(_failure(path, "cannot be read", None, error)) from None
         raise damaged(path, f"{type(error).__name__}: {error}", remedy) from None
 

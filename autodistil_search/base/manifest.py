@@ -45,9 +45,9 @@ _DIGEST = "digest"
 """Key in a state file of the digest of the rest of its content."""
 _GROWING = (".log",)
 """Suffixes of append-only files, whose first bytes never change."""
-_OF_MODELS = (".json", ".safetensors", ".txt", ".model", ".jinja", ".csv", ".onnx", ".py")
+_MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".csv", ".onnx", ".py")
 """Suffixes of the files of a model's folder that are read back; the card and figures are not."""
-_MODULES = "[0-9]_*/*"
+_MODULE_FILES = "[0-9]_*/*"
 """Pattern of the module files of sentence-transformers, such as `1_Pooling/config.json`."""
 _LARGE = 64 * 2**20
 """Size in bytes from which a digest is remembered while the file is unchanged."""
@@ -205,12 +205,12 @@ def described(folder: Path) -> str:
 
 def model_files(folder: Path) -> list[str]:
     """Return the names of the files of a model's folder that its manifest covers, including those of its pooling."""
-    paths = (*folder.iterdir(), *folder.glob(_MODULES))
+    paths = (*folder.iterdir(), *folder.glob(_MODULE_FILES))
     return [path.relative_to(folder).as_posix() for path in paths if path.is_file() and _is_of_model(path)]
 
 
 def _is_of_model(path: Path) -> bool:
-    return path.suffix in _OF_MODELS and path.name != MANIFEST and not path.name.startswith((".", "checkpoint-"))
+    return path.suffix in _MODEL_SUFFIXES and path.name != MANIFEST and not path.name.startswith((".", "checkpoint-"))
 
 
 def write_manifest(folder: Path, kind: str, names: Iterable[str]) -> None:
@@ -253,7 +253,7 @@ def reopen(folder: Path) -> None:
     verify(folder, own=True)
     warn_of_lacking(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
-    if (kind := _named_by(folder)) is not None:
+    if (kind := _kind_lacking_manifest(folder)) is not None:
         _name_manifest(folder / KINDS[kind].results, False)
 
 
@@ -286,7 +286,7 @@ def verify(folder: Path, names: Iterable[str] = ("*",), own: bool = False, shown
         InputError: for the first file that is missing or changed; the message says what to do.
     """
     if (manifest := _read(folder)) is None:
-        if not own and (named := _named_by(folder)) is not None:
+        if not own and (named := _kind_lacking_manifest(folder)) is not None:
             place, results = (shown or folder) / MANIFEST, KINDS[named].results
             raise InputError(f"{place} is missing, though {results} names it; {_remedy_of_manifest(named)}")
         return False
@@ -314,11 +314,11 @@ def lacking(folder: Path) -> list[str]:
     """Return the names of the missing files of the manifest of `folder`, or of the manifest itself if it is missing."""
     manifest = _read(folder)
     if manifest is None:
-        return [] if _named_by(folder) is None else [MANIFEST]
+        return [] if _kind_lacking_manifest(folder) is None else [MANIFEST]
     return [name for name in manifest["files"] if not (folder / name).exists()]
 
 
-def _named_by(folder: Path) -> str | None:
+def _kind_lacking_manifest(folder: Path) -> str | None:
     """Return the kind of a folder whose results name a manifest that it does not have; None for any other folder."""
     kind = _kind_by_files(folder)
     content = None if kind is None else _object(folder / KINDS[kind].results)
@@ -349,7 +349,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     if not any((folder / kind.marker).is_file() for kind in KINDS.values()):
         return None  # another program's file of the same name
-    if (kind := _named_by(folder)) is None:
+    if (kind := _kind_lacking_manifest(folder)) is None:
         remedy = "restore it, or delete it: the files are then read without a check of digests"
     else:
         remedy = f"delete it and {_remedy_of_manifest(kind)}" if kind in OF_RUNS else KINDS[kind].remedy

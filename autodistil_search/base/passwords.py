@@ -9,7 +9,7 @@ from urllib.parse import unquote, unquote_plus
 HIDDEN = "***"
 """Replacement of a password."""
 
-_HARMLESS = {
+_SHOWN_PARAMETERS = {
     *("application_name", "charset", "check_same_thread", "client_encoding", "connect_timeout", "dbname", "host"),
     *("hostaddr", "keepalives", "mode", "port", "sslmode", "sslrootcert", "target_session_attrs", "timeout", "uri"),
     "user",
@@ -23,12 +23,12 @@ _SETTING = re.compile(r"[\w%]*(?:pass(?:word|wd|file|phrase)?|pwd)\s*=(?!\s*\*\*
 """Password in a string such as `host=db password=...`; the end of the value is unknown."""
 _WITHOUT_SCHEME = re.compile(r"(?:--storage=)?[\w.%+-]+:(?!//|\*\*\*@)(.+)@[\w.-]+(?::\d+)?(?:/.*)?", re.DOTALL)
 
-_OF_A_DATABASE = re.compile(r"://|(^|\s)(host|hostaddr|user|password|dbname|service)\s*=|^[^/\s]*:.*@", re.DOTALL)
+_DATABASE_NAME = re.compile(r"://|(^|\s)(host|hostaddr|user|password|dbname|service)\s*=|^[^/\s]*:.*@", re.DOTALL)
 
 
 def names_database(storage: str) -> bool:
-    """Return True if the name of a storage is that of a database, as a URL or in another form, and no path."""
-    return _OF_A_DATABASE.search(storage) is not None
+    """Return True if a storage's name is a database, as a URL or in another form, and not a path."""
+    return _DATABASE_NAME.search(storage) is not None
 
 
 def without_password(text: str) -> str:
@@ -38,7 +38,7 @@ def without_password(text: str) -> str:
     password was removed before is unchanged.
     """
     done, at = "", 0
-    for start, end in _places(text):
+    for start, end in _secret_spans(text):
         done += text[at:start] + HIDDEN
         at = end
     return done + text[at:]
@@ -56,14 +56,14 @@ def conceal(text: str, url: str) -> str:
 
 def _secrets(url: str) -> Iterator[str]:
     """Yield the secrets of `url` in every form that drivers may show: decoded, quoted, whole or in parts."""
-    for start, end in _places(url):
+    for start, end in _secret_spans(url):
         hidden = url[start:end]
         for text in (hidden, unquote(hidden), unquote_plus(hidden)):
             for shown in (text, repr(text)[1:-1]):
                 yield from (part for part in (shown, *re.split(r"[@/:?#&=;,\s'\"\\]+", shown)) if part)
 
 
-def _places(text: str) -> Iterator[tuple[int, int]]:
+def _secret_spans(text: str) -> Iterator[tuple[int, int]]:
     """Yield the start and end of each secret in `text`, in order."""
     if (match := _WITHOUT_SCHEME.fullmatch(text)) is not None:
         yield match.span(1)
@@ -108,7 +108,7 @@ def _secret_parameter(text: str, begin: int, end: int, is_page: bool) -> int | N
         return None
     for match in re.compile(r"(?:(?<=[?&;]))([^=&;]*)=([^&;]*)").finditer(text, mark + 1):
         key = unquote_plus(match[1]).strip().lower()
-        secret = _SECRET_KEY.search(key) if is_page else key not in _HARMLESS
+        secret = _SECRET_KEY.search(key) if is_page else key not in _SHOWN_PARAMETERS
         if secret:
             is_left_out = re.match(r"\*\*\*(?:$|[\s,:'\")])", match[2]) and text[match.end() : match.end() + 1] != "&"
             return None if is_left_out else match.start(2)

@@ -94,27 +94,27 @@ def load_config(what: str, source: str, **changes: Any) -> PreTrainedConfig:
                 f"{what} cannot be loaded: its config.json names model_type {content.get('model_type')!r}, which "
                 f"transformers does not know; allowed: {ALLOWED}"
             )
-        config: PreTrainedConfig = kind.from_dict(_plain(content, kind) | changes, name_or_path=source)
+        config: PreTrainedConfig = kind.from_dict(_plain_entries(content, kind) | changes, name_or_path=source)
     return config
 
 
-def _plain(content: Mapping[str, Any], kind: type[PreTrainedConfig]) -> dict[str, Any]:
+def _plain_entries(content: Mapping[str, Any], kind: type[PreTrainedConfig]) -> dict[str, Any]:
     declared = {*(field.name for field in fields(kind)), *kind.attribute_map, *_UNDECLARED} - {*_LEFT_OUT}  # type: ignore[arg-type]
     return {
-        key: _without_private(value)
+        key: _without_code(value)
         for key, value in content.items()
         if not key.startswith("_")
         and (key in declared or (key not in _LEFT_OUT and (value is None or isinstance(value, bool | int | float))))
     }
 
 
-def _without_private(value: Any) -> Any:
+def _without_code(value: Any) -> Any:
     """Return an entry whose nested configurations lack the entries that could load kernels or code."""
     if not isinstance(value, dict):
         return value
     loading_code = ("attn_implementation", "experts_implementation", "quantization_config", "auto_map")
     return {
-        key: _without_private(inner)
+        key: _without_code(inner)
         for key, inner in value.items()
         if not (isinstance(key, str) and (key.startswith("_") or key in loading_code))
     }
@@ -169,7 +169,7 @@ def _check_files(what: str, source: str) -> None:
         if (path := _file(source, name)) is None:
             continue
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - it is no mapping
+            for key in file.keys():  # noqa: SIM118 - not a mapping
                 kind = file.get_slice(key).get_dtype()
                 if kind not in _FLOATS and key.endswith((".weight", ".bias")):
                     raise InputError(f"{what} has {key!r} as {kind}; allowed: weights as {', '.join(_FLOATS)}")
@@ -197,7 +197,7 @@ def check_weights(what: str, model: nn.Module) -> None:
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         low, high = (float(end) for end in torch.aminmax(tensor))
-        if not (low > float("-inf") and high < float("inf")):  # also of NaN
+        if not (low > float("-inf") and high < float("inf")):  # NaN fails both comparisons
             count = int((~torch.isfinite(tensor)).sum())
             raise InputError(f"{what} has {count:,} values that are not finite in {name!r}; allowed: finite weights")
         if low == high == 0 and _must_hold_values(name):
@@ -374,13 +374,13 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-_NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version")
+_IRRELEVANT_ENTRIES = ("_name_or_path", "architectures", "dtype", "transformers_version")
 """Entries of a configuration that do not change the outputs of a model."""
 
 
 def model_sha256(model: PreTrainedModel) -> str:
     """Return the hex SHA-256 digest of a model's weights and configuration, independent of their files."""
-    settings = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_OF_THE_MODEL}
+    settings = {key: value for key, value in model.config.to_diff_dict().items() if key not in _IRRELEVANT_ENTRIES}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

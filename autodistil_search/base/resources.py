@@ -32,11 +32,11 @@ def free_memory(root: Path = Path("/")) -> FreeMemory | None:
     Args:
         root: Folder with `proc` and `sys/fs/cgroup`.
     """
-    free = [*_of_the_machine(root), *_of_control_groups(root), *_of_address_space(root)]
+    free = [*_machine_memory(root), *_control_group_memory(root), *_address_space_memory(root)]
     return min(free, key=lambda part: part.size, default=None)
 
 
-def _of_the_machine(root: Path) -> Iterator[FreeMemory]:
+def _machine_memory(root: Path) -> Iterator[FreeMemory]:
     owner = "this machine"
     if (kilobytes := _named_number(root / "proc/meminfo", "MemAvailable:")) is not None:
         yield FreeMemory(1024 * kilobytes, owner)
@@ -44,7 +44,7 @@ def _of_the_machine(root: Path) -> Iterator[FreeMemory]:
         yield FreeMemory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), owner)
 
 
-def _of_control_groups(root: Path) -> Iterator[FreeMemory]:
+def _control_group_memory(root: Path) -> Iterator[FreeMemory]:
     for folder in _cgroup_folders(root):
         for prefix, limited, used in (
             ("", "memory.max", "memory.current"),
@@ -60,7 +60,7 @@ def _of_control_groups(root: Path) -> Iterator[FreeMemory]:
             yield FreeMemory(max(0, limit - in_use), "the control group of this process")
 
 
-def _of_address_space(root: Path) -> Iterator[FreeMemory]:
+def _address_space_memory(root: Path) -> Iterator[FreeMemory]:
     try:
         import resource
     except ImportError:  # Windows

@@ -3,7 +3,7 @@
 Every cut divides the ascending values of one dimension in two. Each sub-space is therefore a product of value lists,
 and each subnet of the parent is in exactly one sub-space. Each cut is the one that most lowers the variance of log
 FLOPs within the sub-spaces. Partitions are therefore nested: K + 1 divides one sub-space of K and leaves the others
-unchanged, so that a comparison of different K changes nothing else.
+unchanged. A comparison of different K thus changes nothing else.
 
 A subnet keeps its sizes and costs, but not its layers. `subnet.kept_layers` selects them from the SuperLM of the
 sub-space, which is only as deep as its largest subnet. In a SuperLM of 12 layers, a subnet of 4 uses layers 0, 4, 7
@@ -43,8 +43,8 @@ def partition(space: SearchSpace, k: int) -> list[SearchSpace]:
     With `k` = 1 the result is the space itself.
 
     Raises:
-        InputError: if the space has fewer than `k` subnets, too many subnets to compute the FLOPs of each, or sizes
-            that each layer chooses.
+        InputError: if the space has fewer than `k` subnets, too many subnets to compute the FLOPs of each, or
+            dimensions chosen per layer.
     """
     if not 1 <= k <= space.size:
         raise InputError(f"--k {k}; allowed: 1 to {space.size}, the number of subnets of space {space.name!r}")

@@ -160,23 +160,23 @@ class SearchSpace:
         for key in PER_LAYER:
             if key in self.per_layer:
                 of_layer = list(itertools.islice(left, layers))
-                genome += [of_layer[place] for place in self._filled[depth]]
+                genome += [of_layer[place] for place in self._source_layers[depth]]
             else:
                 genome.append(next(left))
         return tuple(genome)
 
     @cached_property
-    def _filled(self) -> list[list[int]]:
+    def _source_layers(self) -> list[list[int]]:
         """Index of the subnet's layer that sets the choice of each layer of the SuperLM, by depth.
 
         A layer that a subnet leaves out repeats the layer below it, or the first layer. A child genome that inherits
         more layers thus gets choices that were selected together with their neighbours.
         """
-        total, filled = self.layers[-1], []
+        total, source_layers = self.layers[-1], []
         for layers in self.layers:
             kept = kept_layers(layers, total, self.depth)
-            filled.append([max(sum(index <= layer for index in kept) - 1, 0) for layer in range(total)])
-        return filled
+            source_layers.append([max(sum(index <= layer for index in kept) - 1, 0) for layer in range(total)])
+        return source_layers
 
     def canonical(self, genome: Genome) -> Genome:
         """Return the canonical genome of the same subnet; genomes may differ in the choices of omitted layers."""
@@ -205,15 +205,15 @@ class SearchSpace:
         if not self.per_layer:
             ratio, heads = self.mlp_ratio[rest[0]], self.heads[rest[1]]
             return Subnet(layers, hidden, round(hidden * ratio), heads, self.head_dim)
-        kept, left, of_layers = kept_layers(layers, self.layers[-1], self.depth), iter(rest), []
+        kept, left, layer_values = kept_layers(layers, self.layers[-1], self.depth), iter(rest), []
         for key in PER_LAYER:
             if key in self.per_layer:
                 of_all = list(itertools.islice(left, self.layers[-1]))
                 indices = [of_all[layer] for layer in kept]
             else:
                 indices = [next(left)] * layers
-            of_layers.append([getattr(self, key)[index] for index in indices])
-        ratios, heads_of_layers = of_layers
+            layer_values.append([getattr(self, key)[index] for index in indices])
+        ratios, heads_of_layers = layer_values
         return Subnet.of_layers(hidden, [round(hidden * ratio) for ratio in ratios], heads_of_layers, self.head_dim)
 
     def encode(self, subnet: Subnet) -> Genome:
@@ -227,13 +227,13 @@ class SearchSpace:
         try:
             depth, hidden = self.layers.index(subnet.layers), self.hidden_size.index(subnet.hidden_size)
             (self.head_dim,).index(subnet.head_dim)
-            ratios = self._of_layers("mlp_ratio", [ffn_sizes.index(ffn_size) for ffn_size, _ in sizes], subnet.layers)
-            heads = self._of_layers("heads", [self.heads.index(heads) for _, heads in sizes], subnet.layers)
+            ratios = self._by_layer("mlp_ratio", [ffn_sizes.index(ffn_size) for ffn_size, _ in sizes], subnet.layers)
+            heads = self._by_layer("heads", [self.heads.index(heads) for _, heads in sizes], subnet.layers)
         except ValueError:
             raise InputError(f"subnet {subnet} is not in space {self.name!r}: {self}") from None
         return self._genome(depth, hidden, [*ratios, *heads])
 
-    def _of_layers(self, key: str, indices: list[int], layers: int) -> list[int]:
+    def _by_layer(self, key: str, indices: list[int], layers: int) -> list[int]:
         """Return the choices of dimension `key` for each layer, or one for all layers, as the space requires.
 
         Args:

@@ -281,20 +281,20 @@ class _Learner(nn.Module):
             if teacher is not None:
                 with torch.no_grad():
                     teacher_logits = teacher(**matched(teacher, inputs)).logits.float()
-            terms = {"labels": self._of_labels(logits.float(), labels)}
+            terms = {"labels": self._label_loss(logits.float(), labels)}
             if teacher_logits is not None:
-                terms["logits"] = self._of_logits(logits.float(), teacher_logits)
+                terms["logits"] = self._logit_loss(logits.float(), teacher_logits)
             if self.transfer is not None and seen is not None:
                 layer_losses = self.transfer(*seen, inputs["attention_mask"], self._by_layer)
                 terms |= dict(zip(self._by_layer, layer_losses, strict=True))
         return torch.stack([weight * terms[name] for name, weight in self._weights.items()]).sum()
 
-    def _of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self._task.labels:
             return F.cross_entropy(logits, labels.long())
         return F.mse_loss(logits[:, 0], labels)
 
-    def _of_logits(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    def _logit_loss(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the soft cross-entropy (Hinton et al., arXiv 1503.02531), or in regression the squared difference."""
         if not self._task.labels:
             return F.mse_loss(logits, teacher_logits)
@@ -324,9 +324,9 @@ class _Run:
             self.learner.parameters(), lr=self.options.lr, weight_decay=WEIGHT_DECAY, fused=True
         )
         self._scaler = self.device.scaler()
-        self._in_an_epoch = math.ceil(len(self.prepared.train) / self.options.batch_size)
+        self._steps_per_epoch = math.ceil(len(self.prepared.train) / self.options.batch_size)
         self._checkpoints = None
-        self._named: dict[str, str] = {}
+        self._best_file: dict[str, str] = {}
         self._saved: list[str] = []  # files of best weights that the kept checkpoints name
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -336,16 +336,16 @@ class _Run:
     @property
     def steps(self) -> int:
         """Number of steps of all epochs."""
-        return self.options.epochs * self._in_an_epoch
+        return self.options.epochs * self._steps_per_epoch
 
     def train(self, bar: Bar) -> None:
         """Train all epochs, and set `best` and `scores`."""
-        first = self._go_on()
+        first = self._resume()
         bar.skip(first)
-        for epoch in range(first // self._in_an_epoch, self.options.epochs):
+        for epoch in range(first // self._steps_per_epoch, self.options.epochs):
             batches = self.prepared.train.shuffled(self.options.batch_size, f"{self.options.seed}-{epoch}")
             for batch, indices in enumerate(batches):
-                step = epoch * self._in_an_epoch + batch
+                step = epoch * self._steps_per_epoch + batch
                 if step < first:
                     continue
                 loss = self._step(step, indices)
@@ -381,24 +381,24 @@ class _Run:
             if self.folder is not None:
                 path = self.folder / _BEST.format(len(self.scores) + 1)
                 write_atomically(path, lambda file: save_file(self.best, file))
-                self._named = {"file": path.name, "sha256": file_sha256(path)}
-                self._drop_all_best_but([*self._saved, path.name])
+                self._best_file = {"file": path.name, "sha256": file_sha256(path)}
+                self._delete_best_except([*self._saved, path.name])
         self.scores.append(score)
 
     def _save(self, checkpoints: Checkpoints, step: int) -> None:
         """Write a checkpoint that names the best weights so far, and delete weights that no checkpoint names."""
         check_weights(self.learner)
-        checkpoints.save(step, [{"scores": self.scores, "best": self._named}])
-        self._saved = [*self._saved, self._named.get("file", "")][-checkpoints.keep :]
-        self._drop_all_best_but(self._saved)
+        checkpoints.save(step, [{"scores": self.scores, "best": self._best_file}])
+        self._saved = [*self._saved, self._best_file.get("file", "")][-checkpoints.keep :]
+        self._delete_best_except(self._saved)
 
-    def _drop_all_best_but(self, names: Sequence[str]) -> None:
+    def _delete_best_except(self, names: Sequence[str]) -> None:
         assert self.folder is not None
         for path in self.folder.glob(_BEST.format("*")):
             if path.name not in names:
                 path.unlink()
 
-    def _go_on(self) -> int:
+    def _resume(self) -> int:
         """Restore the last checkpoint, and return the number of its steps; later steps will give the same results.
 
         If the best weights that it names are damaged or missing, training restarts with a warning.
@@ -411,23 +411,23 @@ class _Run:
         if not step:
             return 0
         state = text[0] if text else {}  # earlier versions did not name the best weights
-        scores, named = state.get("scores", []), state.get("best", {})
-        if len(scores) != step // self._in_an_epoch or not self._load_best(scores, named):
+        scores, best_file = state.get("scores", []), state.get("best", {})
+        if len(scores) != step // self._steps_per_epoch or not self._load_best(scores, best_file):
             warnings.warn(f"the best weights in {self.folder} are damaged; this training restarts", stacklevel=2)
             self._checkpoints.discard()
             self.learner.load_state_dict(initial)
             self._scaler.load_state_dict(scale)
             return 0
-        self.scores, self._named, self._saved = scores, named, [named.get("file", "")]
+        self.scores, self._best_file, self._saved = scores, best_file, [best_file.get("file", "")]
         return step
 
-    def _load_best(self, scores: Sequence[float], named: Mapping[str, str]) -> bool:
+    def _load_best(self, scores: Sequence[float], best_file: Mapping[str, str]) -> bool:
         """Load the weights that a checkpoint names, and return True if they are intact."""
         assert self.folder is not None
         if not scores:
             return True
-        path = self.folder / named["file"]
-        if not path.is_file() or file_sha256(path) != named["sha256"]:
+        path = self.folder / best_file["file"]
+        if not path.is_file() or file_sha256(path) != best_file["sha256"]:
             return False
         self.best = load_file(path, device=self.device.name)
         return True

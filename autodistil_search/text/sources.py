@@ -43,7 +43,7 @@ ALLOWED = (
 _HUB_NAME = re.compile(
     r"hf:(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?::(?P<config>[^\s:/]*))?(?::(?P<split>[\w.-]*))?(?::(?P<column>[^:]*))?"
 )
-_PARTED_BY = 1 << 26
+_SEARCHED_FOR_BLANK_LINES = 1 << 26
 """Characters at the start of a file in which blank lines between documents are searched."""
 LONGEST_PIECE = 1 << 18
 """Characters in a piece; a longer line is read and tokenized in pieces that end before a blank."""
@@ -154,9 +154,9 @@ def _source(name: str, stream: bool) -> Source:
     if name.startswith(HUB):
         return _hub_source(name, stream)
     path = Path(name)
-    if _is(Path.is_dir, path) and _is(Path.is_file, path / "state.json", path / "dataset_dict.json"):
+    if _any_path(Path.is_dir, path) and _any_path(Path.is_file, path / "state.json", path / "dataset_dict.json"):
         return _folder_source(path)
-    if not _is(Path.is_file, path):
+    if not _any_path(Path.is_file, path):
         raise InputError(f"no text file {name!r:.200}; allowed: {ALLOWED}")
     try:
         path.open("rb").close()
@@ -169,7 +169,7 @@ def _source(name: str, stream: bool) -> Source:
     return Source("rows of text", [path], [Shard(name, lambda: _table_documents(path))])
 
 
-def _is(test: Callable[[Path], bool], *paths: Path) -> bool:
+def _any_path(test: Callable[[Path], bool], *paths: Path) -> bool:
     try:
         return any(test(path) for path in paths)
     except (OSError, ValueError):  # not a valid file name, or a folder without access
@@ -218,8 +218,8 @@ def documents(path: Path, one_per_file: bool = False) -> Iterator[Document]:
             document.append(piece.text)
             length += len(piece.text)
             has_text = True
-        parted = piece.ends and (each_line or (piece.blank and not one_per_file))
-        if document and (parted or length >= LONGEST_DOCUMENT):
+        ends_document = piece.ends and (each_line or (piece.blank and not one_per_file))
+        if document and (ends_document or length >= LONGEST_DOCUMENT):
             yield document
             document, length = [], 0
     if document:
@@ -237,7 +237,7 @@ def _has_inner_blank_line(path: Path) -> bool:
         text_seen = text_seen or bool(piece.text)
         blank_after_text = text_seen and piece.blank
         read += len(piece.text)
-        if read >= _PARTED_BY:
+        if read >= _SEARCHED_FOR_BLANK_LINES:
             break
     return False
 
@@ -260,29 +260,29 @@ def _pieces(path: Path) -> Iterator[_Piece]:
     open_file = gzip.open if path.suffix == ".gz" else open
     try:
         with open_file(path, "rt", encoding="utf-8-sig") as file:
-            rest, begun = "", False
+            rest, is_continued = "", False
             while read := file.readline(LONGEST_PIECE):
                 if "\0" in read:
                     raise InputError(f"text file {str(path)!r} holds zero bytes: it is not text")
                 rest += read
                 if read.endswith("\n"):
-                    yield _last(rest, begun)
-                    rest, begun = "", False
+                    yield _last(rest, is_continued)
+                    rest, is_continued = "", False
                 while len(rest) >= LONGEST_PIECE:
                     place = piece_end(rest, LONGEST_PIECE)
-                    head, rest = rest[:place] if begun else rest[:place].lstrip(), rest[place:]
+                    head, rest = rest[:place] if is_continued else rest[:place].lstrip(), rest[place:]
                     if head.strip():
                         yield _Piece(head, ends=False)
-                        begun = True
-            if rest or begun:
-                yield _last(rest, begun)
+                        is_continued = True
+            if rest or is_continued:
+                yield _last(rest, is_continued)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"text file {str(path)!r} cannot be read as UTF-8 text: {error}") from None
 
 
-def _last(rest: str, begun: bool) -> _Piece:
-    text = rest.rstrip() if begun else rest.strip()
-    return _Piece(text, ends=True, blank=not text and not begun)
+def _last(rest: str, is_continued: bool) -> _Piece:
+    text = rest.rstrip() if is_continued else rest.strip()
+    return _Piece(text, ends=True, blank=not text and not is_continued)
 
 
 def piece_end(text: str, most: int) -> int:
@@ -350,7 +350,7 @@ def _hub_source(name: str, stream: bool) -> Source:
         )
     dataset, config = parts["name"], parts["config"] or None
     split, column = parts["split"] or "train", parts["column"] or COLUMN
-    if _is(Path.exists, Path(dataset)):  # datasets would load the local folder instead
+    if _any_path(Path.exists, Path(dataset)):  # datasets would load the local folder instead
         raise InputError(f"text {name!r}: {dataset!r} is also a path here; use another folder, or name its files")
     with _loading(name):
         rows = datasets.load_dataset(dataset, config, split=split, streaming=stream)

@@ -277,7 +277,7 @@ def test_the_onnx_file_computes_what_torch_computes(
             assert_close(torch.from_numpy(array), mine, rtol=0, atol=1e-4)
     stored = sum(onnx.numpy_helper.to_array(each).size for each in onnx.load(folder / "model.onnx").graph.initializer)
     assert stored < student.num_parameters() * 1.01  # no zeros of a stock BERT
-    (stated,) = re.findall(r"difference to\s+PyTorch: ([\d.e-]+)", (folder / "README.md").read_text())
+    (stated,) = re.findall(r"difference from\s+PyTorch: ([\d.e-]+)", (folder / "README.md").read_text())
     assert 0 <= float(stated) < 1e-5
 
 
@@ -340,7 +340,7 @@ def test_the_card_holds_what_was_measured(
     assert teacher_row["name"] == "the teacher, PyTorch"
     assert "1 x 40 tokens, cpu fp32, " in card
     assert "architecture search after" not in card  # of a saved student nobody knows that here
-    assert "3 heads of 16, which hold the student's 3 of 8 and zeros" in card
+    assert "3 heads of 16, which hold the student's 3 heads of 8 and zeros" in card
     assert f"onnxruntime {onnxruntime.__version__}" in card
     texts = [path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".json")]
     assert str(tmp_path) not in "".join(texts)
@@ -459,7 +459,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     _, unlike = saved(UNLIKE_FFN, name="unlike")
     to = ["--to", str(tmp_path / "out")]
     assert "no divisor of hidden size 40 is at least 3" in refusal(["export", str(source), *to, "--format", "bert"])
-    assert "its layers have unlike FFN sizes" in refusal(["export", str(unlike), *to, "--format", "bert"])
+    assert "its layers have different FFN sizes" in refusal(["export", str(unlike), *to, "--format", "bert"])
     assert "allowed: bert, own" in refusal(["export", str(saved(name="fits")[1]), *to, "--format", "mpnet"])
     biased = str(saved(name="biased", biased=True)[1])
     assert "the student has relative attention bias; allowed: mpnet, own" in refusal(

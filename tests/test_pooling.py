@@ -136,7 +136,7 @@ def test_an_export_loads_with_the_teachers_pooling(modes, subnet, normalize, tea
     found = torch.from_numpy(encoder.encode(TEXTS))
     # Two layers of 48 units in float32: differences of the two formats stay below 1e-5 of values of some units.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert f"A vector is {Pooling(modes, normalize).words}." in (out / "README.md").read_text()
+    assert f"A sentence vector is {Pooling(modes, normalize).words}." in (out / "README.md").read_text()
     export_student(tmp_path / "student", out, ExportOptions(teacher=name))  # its folders are those of an earlier export
     assert verify(out)
     path = out / "1_Pooling" / "config.json"

@@ -1,1 +1,1 @@
-"""Internal: a student as a folder that others can load."""
+"""Internal: export of students as folders that load without this package."""

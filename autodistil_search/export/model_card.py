@@ -1,4 +1,4 @@
-"""The model card of an exported student: what was measured, where it comes from and how to load it."""
+"""Model card of an exported student: measurements, origin and usage."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from autodistil_search.spaces.cost import FLOPS_SEQ_LEN
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the model, or its teacher: a row of the table of costs.
+    """A row of the table of costs: the model in one format and runtime, or its teacher.
 
     Attributes:
         name: Format and runtime.
-        file: With the weights; empty for the teacher.
+        file: File with the weights; empty for the teacher.
         params: Number of parameters.
-        flops: Multiply-adds of matrix products at batch 1 and `FLOPS_SEQ_LEN` tokens; None where they were not counted.
-        megabytes: 10^6 bytes of the file; of the teacher, of its weights in float32.
+        flops: Multiply-adds of matrix products at batch 1 and `FLOPS_SEQ_LEN` tokens; None if they were not counted.
+        megabytes: Size of the file in MB (10^6 bytes); for the teacher, size of its float32 weights.
         latency: Median milliseconds of a forward pass.
-        latency_iqr: Distance of their quartiles.
+        latency_iqr: Interquartile range of the milliseconds.
     """
 
     name: str
@@ -40,7 +40,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class ObjectiveValue:
-    """What the search knew of the subnet, in words; better: lower or higher."""
+    """Value of one objective for the subnet, as text.
+
+    Attributes:
+        label: Name in figures and tables.
+        name: Name of the column.
+        value: Value, rounded for reading.
+        unit: Unit of the value.
+        better: "lower" or "higher".
+    """
 
     label: str
     name: str
@@ -51,21 +59,23 @@ class ObjectiveValue:
 
 @dataclass(frozen=True)
 class Card:
-    """All that the card says.
+    """Content of a model card.
 
     Attributes:
-        name: Of the model: its repository on the hub, or its folder.
-        student: Sizes, in words.
-        labels: Of the head; 0 without one.
-        own_file: Whether the folder brings its own modelling file.
-        variants: What can be run, and the teacher's row last if `has_teacher`.
-        load: What latency was measured under, in words.
-        notes: On format and checks, a paragraph each.
-        vectors: What a sentence's vector is, in words.
-        facts: Teacher, text and training: (what, how) pairs.
-        objectives: What the search knew.
+        name: Name of the model: its repository on the hub, or its folder.
+        student: Sizes of the student, in words.
+        labels: Number of labels of the head; 0 without a head.
+        own_file: True if the folder contains its own modelling file.
+        variants: Rows of the table of costs, the teacher's row last if `has_teacher`.
+        has_teacher: True if the teacher was measured, too.
+        onnx: True if the folder contains ONNX files.
+        load: Inputs and device of the latency, in words.
+        notes: Paragraphs on format and checks.
+        vectors: Description of sentence vectors.
+        facts: Teacher, text and training, as pairs of a name and a description.
+        objectives: Objectives of the search with their values; empty without a search.
         base_model: The teacher's id on the hub, if it has one.
-        licence: As the hub names it; None if none was given.
+        licence: Licence as the hub names it; None if none was given.
     """
 
     name: str
@@ -87,27 +97,27 @@ class Card:
 
     @property
     def auto_class(self) -> str:
-        """The class of transformers that loads it."""
+        """Return the name of the transformers class that loads the model."""
         return "AutoModelForSequenceClassification" if self.labels else "AutoModel"
 
     @property
     def task(self) -> str:
-        """The pipeline of transformers that it is for."""
+        """Return the name of the model's transformers pipeline."""
         return "text-classification" if self.labels else "feature-extraction"
 
     @property
     def trust(self) -> str:
-        """The argument without which neither model nor tokenizer loads, or someone is asked, with its comma."""
+        """Return the argument that models with their own modelling file need to load, with a leading comma, or ''."""
         return ", trust_remote_code=True" if self.own_file else ""
 
     @property
     def licence_given(self) -> bool:
-        """Whether the user said under which licence the weights are."""
+        """Return True if the user stated a licence of the weights."""
         return self.licence is not None
 
     @property
     def front_matter(self) -> str:
-        """What the hub reads, as YAML."""
+        """Return the metadata for the hub, as YAML."""
         tags = ["autodistil", "neural-architecture-search", "knowledge-distillation"]
         tags += (["custom_code"] if self.own_file else []) + (["onnx"] if self.onnx else [])
         content: dict[str, object] = {"library_name": "transformers", "pipeline_tag": self.task, "tags": tags}
@@ -118,7 +128,7 @@ class Card:
 
     @property
     def words(self) -> str:
-        """Return it as Markdown."""
+        """Return the card as Markdown."""
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader(__name__.rpartition(".")[0], "."), keep_trailing_newline=True
         )
@@ -130,5 +140,5 @@ class Card:
         return environment.get_template("card.md").render(card=self, front_matter=self.front_matter)
 
     def write(self, path: Path) -> None:
-        """Write it as Markdown."""
+        """Write the card as Markdown."""
         path.write_text(self.words, encoding="utf-8")

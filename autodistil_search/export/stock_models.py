@@ -1,9 +1,9 @@
-"""A student as transformers' own BERT or MPNet, where one with the same outputs exists.
+"""Conversion of a student to a stock BERT or MPNet of transformers, if one has the same outputs.
 
-A BERT holds a student without relative attention bias, an MPNet one with it. The heads of both are as wide as hidden
-size / heads. A student's have a width of their own, so each head is padded with zeros to the stock model's width, and
-heads that only give zeros are added. A stock model divides scores by the root of its wider heads: queries are scaled
-up by as much. H hidden size, A heads, D head_dim, A' and D' those of the stock model, W = A * D.
+A stock BERT holds a student without relative attention bias, a stock MPNet a student with it. Their heads are hidden
+size / heads wide, while a student's heads have a width of their own. So each head is padded with zeros to the stock
+model's width, and heads of zeros are added. A stock model divides scores by the root of its wider heads; the queries
+are scaled to compensate. Symbols: H hidden size, A heads, D head_dim, A' and D' those of the stock model, W = A * D.
 """
 
 from __future__ import annotations
@@ -35,35 +35,38 @@ _SHARED = (
     *("vocab_size", "hidden_act", "layer_norm_eps", "initializer_range"),
     *("pad_token_id", "id2label", "label2id", "problem_type"),
 )
-"""What all configurations call by the same name."""
+"""Settings with the same name in all configurations."""
 
 MPNET_BUCKETS, MPNET_MAX_DISTANCE = 32, 128
-"""How MPNet's encoder numbers distances, whatever its configuration says."""
+"""Number of buckets and largest distance in MPNet's encoder, whatever its configuration states."""
 
 MPNET_PADDING = 1
-"""The token that MPNet takes for padding. Its positions are counted from the next number on, over all other tokens."""
+"""Id of MPNet's padding token. Positions start at the next number and count all other tokens."""
 
 Stock = Literal["bert", "mpnet"]
 
 
 def stock_format(config: AutoDistilConfig) -> Stock:
-    """Return the kind of stock model that a student of this configuration may be."""
+    """Return the kind of stock model that a student of this configuration could become."""
     return "bert" if config.relative_attention_buckets is None else "mpnet"
 
 
 def why_not(config: AutoDistilConfig, stock: Stock, pad_token_id: int | None) -> str:
-    """Return the reason why no stock model of that kind computes what a student does; empty if one does.
+    """Return the reason why no stock model of a kind has the student's outputs; empty if there is such a model.
 
-    pad_token_id: the tokenizer's.
+    Args:
+        config: Configuration of the student.
+        stock: Kind of the stock model.
+        pad_token_id: Id of the tokenizer's padding token.
     """
     if stock != stock_format(config):
         has = "has" if stock == "bert" else "has no"
         return f"the student {has} relative attention bias"
     if stock == "mpnet":
-        numbered = config.relative_attention_buckets, config.relative_attention_max_distance
-        if numbered != (MPNET_BUCKETS, MPNET_MAX_DISTANCE):
+        distances = config.relative_attention_buckets, config.relative_attention_max_distance
+        if distances != (MPNET_BUCKETS, MPNET_MAX_DISTANCE):
             return (
-                f"it has {numbered[0]} buckets up to a distance of {numbered[1]}, and MPNet {MPNET_BUCKETS} up to "
+                f"it has {distances[0]} buckets up to a distance of {distances[1]}, and MPNet {MPNET_BUCKETS} up to "
                 f"{MPNET_MAX_DISTANCE}"
             )
         if config.type_vocab_size > 1:
@@ -72,7 +75,7 @@ def why_not(config: AutoDistilConfig, stock: Stock, pad_token_id: int | None) ->
             return f"the tokenizer pads with token {pad_token_id}, and MPNet with token {MPNET_PADDING}"
     subnet = config.subnet
     if len({layer.ffn_size for layer in subnet.each_layer}) > 1:
-        return "its layers have unlike FFN sizes"
+        return "its layers have different FFN sizes"
     if bert_heads(subnet) is None:
         return (
             f"no divisor of hidden size {subnet.hidden_size} is at least {subnet.heads} and leaves heads at least "
@@ -82,10 +85,10 @@ def why_not(config: AutoDistilConfig, stock: Stock, pad_token_id: int | None) ->
 
 
 def bert_heads(subnet: Subnet) -> int | None:
-    """The least number of a stock model's heads that hold the student's; None if no stock model does.
+    """Return the least number of heads of a stock model that holds the student; None if there is no such model.
 
-    It divides the hidden size, is at least the student's, and leaves heads at least as wide. All layers of a stock
-    model have one FFN size.
+    The number divides the hidden size, is at least the student's number, and leaves heads at least as wide. All layers
+    of a stock model have the same FFN size.
     """
     if len({layer.ffn_size for layer in subnet.each_layer}) > 1:
         return None
@@ -95,10 +98,10 @@ def bert_heads(subnet: Subnet) -> int | None:
 
 
 def bert_sizes(subnet: Subnet) -> Subnet:
-    """The sizes of the stock model that holds the student: attention as wide as the hidden size.
+    """Return the sizes of the stock model that holds the student, whose attention is as wide as the hidden size.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such model.
     """
     if (heads := bert_heads(subnet)) is None:
         raise ValueError(f"no stock model has the sizes of {subnet}")
@@ -108,12 +111,14 @@ def bert_sizes(subnet: Subnet) -> Subnet:
 
 @torch.no_grad()
 def to_stock(model: AutoDistilModel | AutoDistilForSequenceClassification, pad_token_id: int | None) -> PreTrainedModel:
-    """Return the stock model with the outputs of `model`, and with its head if it has one; in evaluation mode.
+    """Return the stock model with the outputs of `model`, including its head if any, in evaluation mode.
 
-    pad_token_id: the tokenizer's.
+    Args:
+        model: Student to convert.
+        pad_token_id: Id of the tokenizer's padding token.
 
     Raises:
-        ValueError: if there is none (`why_not`).
+        ValueError: if there is no such model, with the reason from `why_not`.
     """
     stock = stock_format(model.config)
     if reason := why_not(model.config, stock, pad_token_id):
@@ -136,7 +141,7 @@ def _to_bert(
 
 
 def _bert_config(config: AutoDistilConfig, sizes: Subnet) -> BertConfig:
-    """With no dropout in the encoder, as the student was trained."""
+    """Return the configuration of the BERT, without dropout in the encoder, as the student was trained."""
     return BertConfig(
         **_settings(config, sizes),
         max_position_embeddings=config.max_position_embeddings,
@@ -146,7 +151,7 @@ def _bert_config(config: AutoDistilConfig, sizes: Subnet) -> BertConfig:
 
 
 def _settings(config: AutoDistilConfig, sizes: Subnet) -> dict[str, Any]:
-    """Return the settings that the configurations of both stock models have."""
+    """Return the settings that both kinds of stock models share."""
     return {
         **{key: getattr(config, key) for key in _SHARED},
         "num_hidden_layers": sizes.layers,
@@ -174,7 +179,7 @@ def _copy_encoder(student: AutoDistilModel, bert: BertModel) -> None:
 def _to_mpnet(
     model: AutoDistilModel | AutoDistilForSequenceClassification,
 ) -> MPNetModel | MPNetForSequenceClassification:
-    """Build the MPNet, without dropout in its head: one probability serves an MPNet's encoder and head."""
+    """Return the MPNet, without dropout in its head, since an MPNet's encoder and head share one dropout rate."""
     config, sizes = model.config, bert_sizes(model.config.subnet)
     settings = MPNetConfig(
         **_settings(config, sizes),
@@ -194,7 +199,7 @@ def _to_mpnet(
 
 
 def _copy_to_mpnet(student: AutoDistilModel, mpnet: MPNetModel) -> None:
-    """Copy all but the pooler; the one row of token types is added to each position."""
+    """Copy all weights except the pooler; the single row of token types is added to each position."""
     embeddings, encoder, sizes = mpnet.embeddings, mpnet.encoder, bert_sizes(student.config.subnet)
     positions = student.position_embeddings.weight + student.token_type_embeddings.weight
     embeddings.word_embeddings.weight.copy_(student.word_embeddings.weight)
@@ -202,7 +207,7 @@ def _copy_to_mpnet(student: AutoDistilModel, mpnet: MPNetModel) -> None:
     embeddings.position_embeddings.weight[MPNET_PADDING + 1 :].copy_(positions)
     _copy(student.embedding_norm, embeddings.LayerNorm)
     bias = cast(nn.Embedding, student.relative_attention_bias).weight
-    encoder.relative_attention_bias.weight.zero_()  # of the heads that only give zeros
+    encoder.relative_attention_bias.weight.zero_()  # for the added heads of zeros
     encoder.relative_attention_bias.weight[:, : bias.shape[1]].copy_(bias)
     for layer, own, target in zip(student.layers, student.config.subnet.each_layer, encoder.layer, strict=True):
         attention = cast(Any, target).attention
@@ -211,16 +216,25 @@ def _copy_to_mpnet(student: AutoDistilModel, mpnet: MPNetModel) -> None:
 
 
 def _copy_layer(
-    layer: ElasticLayer, linears: tuple[nn.Linear, ...], norm: nn.Module, target: Any, mine: Subnet, theirs: Subnet
+    layer: ElasticLayer, linears: tuple[nn.Linear, ...], norm: nn.Module, target: Any, own: Subnet, stock: Subnet
 ) -> None:
-    """Copy a layer; linears, norm: the query, key, value and output of its attention, and the norm after it."""
+    """Copy a layer of the student into a stock model.
+
+    Args:
+        layer: Layer of the student.
+        linears: Query, key, value and output of the attention of `target`.
+        norm: Norm after the attention of `target`.
+        target: Layer of the stock model.
+        own: Sizes of the student's layer.
+        stock: Sizes of the stock model.
+    """
     *sides, output = linears
     for part, into in zip(("query", "key", "value"), sides, strict=True):
         source = getattr(layer, part)
-        scale = math.sqrt(theirs.head_dim / mine.head_dim) if part == "query" else 1.0
-        into.weight.copy_(scale * _padded(source.weight, mine, theirs))
-        into.bias.copy_(scale * _padded(source.bias, mine, theirs))
-    output.weight.copy_(_padded(layer.attention_output.weight.T, mine, theirs).T)
+        scale = math.sqrt(stock.head_dim / own.head_dim) if part == "query" else 1.0
+        into.weight.copy_(scale * _padded(source.weight, own, stock))
+        into.bias.copy_(scale * _padded(source.bias, own, stock))
+    output.weight.copy_(_padded(layer.attention_output.weight.T, own, stock).T)
     output.bias.copy_(layer.attention_output.bias)
     _copy(layer.attention_norm, norm)
     _copy(layer.ffn_in, target.intermediate.dense)
@@ -228,11 +242,11 @@ def _copy_layer(
     _copy(layer.ffn_norm, target.output.LayerNorm)
 
 
-def _padded(rows: Tensor, mine: Subnet, theirs: Subnet) -> Tensor:
-    """`(A * D, ...)` rows of heads as `(A' * D', ...)`: the others are zeros."""
-    heads = rows.unflatten(0, (mine.heads, mine.head_dim))
-    wide = rows.new_zeros(theirs.heads, theirs.head_dim, *rows.shape[1:])
-    wide[: mine.heads, : mine.head_dim] = heads
+def _padded(rows: Tensor, own: Subnet, stock: Subnet) -> Tensor:
+    """Return the rows of heads `(A * D, ...)` padded with zeros to `(A' * D', ...)`."""
+    heads = rows.unflatten(0, (own.heads, own.head_dim))
+    wide = rows.new_zeros(stock.heads, stock.head_dim, *rows.shape[1:])
+    wide[: own.heads, : own.head_dim] = heads
     return wide.flatten(0, 1)
 
 

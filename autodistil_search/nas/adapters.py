@@ -16,7 +16,7 @@ from autodistil_search.spaces.subnet import Subnet
 
 
 class Scored(Protocol):
-    """Subnets of one space that can be scored; `run.open_subnets` returns an implementation."""
+    """Subnets of one space that can be scored; `open_subnets` returns an implementation."""
 
     @property
     def space(self) -> SearchSpace:

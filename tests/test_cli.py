@@ -253,7 +253,7 @@ def test_out_of_memory_is_one_line_that_says_what_to_do(error, run_instead, caps
         run_instead("search", run)
         assert main(["search"]) == 1
         told = capsys.readouterr().err
-        assert told.startswith("autodistil-search: out of memory; what was done is kept; try a larger --accumulate, ")
+        assert told.startswith("autodistil-search: out of memory; finished work is kept; try a larger --accumulate, ")
         assert "a smaller --batch-size, fewer --eval-blocks" in told
         assert told.count("\n") == 1
     blameless = InputError("no text file 'out of memory.txt'")
@@ -271,5 +271,5 @@ def test_an_interrupted_search_says_how_to_go_on(toy_config, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     process.join(timeout=60)
     assert process.exitcode == 130
-    assert (tmp_path / "printed").read_text() == "autodistil-search: stopped; the same command goes on from here\n"
+    assert (tmp_path / "printed").read_text() == "autodistil-search: stopped; the same command continues from here\n"
     assert list((Path(config.out) / "superlm" / "debug").glob("checkpoint-*.json"))

@@ -180,7 +180,7 @@ def test_the_command_prints_the_script_for_zsh(capsys):
 
 @pytest.mark.parametrize(
     ("stdout", "code", "told"),
-    [("left", 0, ""), ("closed", 0, ""), ("full", 1, "what was found is kept, but cannot be printed: No space left")],
+    [("left", 0, ""), ("closed", 0, ""), ("full", 1, "the result is saved, but cannot be printed: No space left")],
 )
 def test_a_result_that_nobody_can_read_is_no_traceback(stdout, code, told, tmp_path):
     reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""A command: its help, its flags, and its result, which is printed in one place, as text or as JSON."""
+"""Commands with their help and flags, and the printing of results as text or JSON."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from autodistil_search.cli.parser import CommandParser
 
 _NO_END = 100_000
-"""Columns of a file or pipe: there a table is as wide as it is, and no cell is cut."""
+"""Console width for files and pipes, where a table takes its full width and no cell is cut."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found.
+    """Result of a command.
 
     Args:
-        record: For programs: what JSON can hold. Docs: docs/cli.md.
-        show: Prints the same for people.
+        record: Result as a JSON object, documented in docs/cli.md.
+        show: Function that prints the result as text.
         code: Exit code.
     """
 
@@ -36,7 +36,7 @@ class Outcome:
     code: int = 0
 
     def print(self, as_json: bool) -> None:
-        """Print it on standard output."""
+        """Print the result on standard output, as JSON or text."""
         if as_json:
             print(json.dumps(self.record, indent=2, allow_nan=False), flush=True)
             return
@@ -48,16 +48,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of `autodistil-search`.
+    """Command of `autodistil-search`.
 
     Args:
-        name: As it is called.
-        summary: Its line in the list of commands.
-        description: Its purpose, for its own help.
-        examples: Command lines, for its own help.
-        run: Takes the settings that were given, and returns the result.
-        add_flags: Adds its flags to a parser.
-        has_record: Whether `--json` and `--quiet` are among its flags.
+        name: Name on the command line.
+        summary: Line in the list of commands.
+        description: Purpose, for the help of the command.
+        examples: Command lines, for the help of the command.
+        run: Function that takes the given settings and returns the result.
+        add_flags: Function that adds the flags to a parser.
+        has_record: True if `--json` and `--quiet` are among the flags.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Command:
 
 
 def lines(*texts: str) -> Callable[[Console], object]:
-    """Return what prints each text on a line of its own."""
+    """Return a function that prints each text on a line of its own."""
 
     def show(console: Console) -> None:
         for text in texts:
@@ -80,9 +80,10 @@ def lines(*texts: str) -> Callable[[Console], object]:
 
 
 def json_record(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `entries` as JSON can hold them.
+    """Return `entries` with values of JSON's types.
 
-    Tables become lists of rows, paths text, and numpy's numbers Python's; numbers that are not finite become null.
+    Tables become lists of rows, paths become text, and numpy's numbers become Python's. A number that is not finite
+    becomes None.
     """
     record: dict[str, Any] = _plain(entries)
     return record

@@ -1,4 +1,4 @@
-"""Scripts with which a shell completes commands, flags and the words that some flags take."""
+"""Scripts for shells that complete commands, flags and the words of some flags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FOLDERS = ("out", "to", "superlm", "run", "runs", "model", "teacher")
 _FILES = ("config", "text", "task", "storage")
 
 _PREAMBLES = {
-    "bash": """# The words of a list that is separated by commas: $1 all, $2 what is there of the list.
+    "bash": """# Words of a comma-separated list: $1 is all words, $2 is the list so far.
 _autodistil_search_words() {{
   local before="${{2%"${{2##*,}}"}}"
   compgen -P "$before" -W "$1" -- "${{2##*,}}"
@@ -45,14 +45,14 @@ _YAML_FILES = {
 
 
 def completion_script(parser: ArgumentParser, shell: Shell) -> str:
-    """The script for a `parser` of ours, which is changed on the way and of no use afterwards.
+    """Return the completion script of a `shell`. `parser` is changed and cannot be used afterwards.
 
-    It knows what is installed when it is made; what is installed later needs a new one.
+    The script contains the names of installed plug-ins. Plug-ins that are installed later need a new script.
     """
     import shtab
 
     plugins = Plugins()
-    lists = {name: [*own, *plugins.names(group)] for name, group, own in _lists()}
+    lists = {name: [*built_in, *plugins.names(group)] for name, group, built_in in _lists()}
     words = choices(SearchConfig) | choices(ExportOptions) | {"shell": get_args(Shell)}
     words["engine"] = (*ENGINES, *plugins.names("engines"))
     for command in _commands(parser):
@@ -67,17 +67,17 @@ def completion_script(parser: ArgumentParser, shell: Shell) -> str:
             elif action.dest in _FILES:
                 completes["complete"] = shtab.FILE
     functions = [
-        _FUNCTIONS[shell].format(name=name, words=" ".join(each), files=_YAML_FILES[shell] if name == "space" else "")
-        for name, each in lists.items()
+        _FUNCTIONS[shell].format(name=name, words=" ".join(names), files=_YAML_FILES[shell] if name == "space" else "")
+        for name, names in lists.items()
     ]
     return str(shtab.complete(parser, shell, preamble=_PREAMBLES[shell].format(functions="".join(functions))))
 
 
 def _lists() -> list[tuple[str, str, Sequence[str]]]:
-    """Flags that take several words, separated by commas: their group of plugins, and our own words."""
+    """Return the flags that take comma-separated words, each with its group of plug-ins and its built-in words."""
     return [("objectives", "objectives", NAMES), ("space", "search_spaces", shipped_spaces())]
 
 
 def _commands(parser: ArgumentParser) -> list[ArgumentParser]:
-    found = [action.choices for action in parser._actions if action.dest == "command"]
-    return [command for commands in found if isinstance(commands, dict) for command in commands.values()]
+    choices_of_commands = [action.choices for action in parser._actions if action.dest == "command"]
+    return [command for commands in choices_of_commands if isinstance(commands, dict) for command in commands.values()]

@@ -1,6 +1,6 @@
-"""The command line: parse, run, print the result on standard output; all else goes to standard error.
+"""The command line. Results go to standard output, everything else to standard error.
 
-Exit codes: 0 done, 1 failed, 2 input that cannot be used, 130 interrupted, 143 terminated.
+Exit codes: 0 for success, 1 for a failure, 2 for input that cannot be used, 130 if interrupted, 143 if terminated.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ _SAVES_MEMORY = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command, and return the exit code."""
     open_closed_streams()
     try:
-        return _answer(sys.argv[1:] if argv is None else list(argv))
+        return _exit_code(sys.argv[1:] if argv is None else list(argv))
     finally:
         flush()
 
 
-def _answer(argv: Sequence[str]) -> int:
-    """Parse, run and say how it ended."""
+def _exit_code(argv: Sequence[str]) -> int:
+    """Parse and run a command, print its error if there is one, and return the exit code."""
     name = None
     try:
         name, settings = _parse(argv)
         return _run(name, settings)
     except KeyboardInterrupt:
-        _complain("stopped; the same command goes on from here")
+        _print_error("stopped; the same command continues from here")
         return 130
     except Terminated as error:
-        _complain(error)
+        _print_error(error)
         return 143
     except Exception as error:
         if came_of_memory(error):
-            _complain(_out_of_memory(name))
+            _print_error(_out_of_memory(name))
             return 1
         if isinstance(error, InputError) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
-            _complain(error)
+            _print_error(error)
             return 2
         if isinstance(error, FloatingPointError | OSError | ScoringError | ExportError):
-            _complain(error)
+            _print_error(error)
             return 1
         raise
 
 
 def _parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Return the command's name and its settings; those with a default in their class only if they were given."""
+    """Return the name of the command and its settings, without defaults that the settings class supplies."""
     parser = make_parser()
     parsed = parser.parse_args(argv)
     name: str = parsed.command
@@ -74,14 +74,14 @@ def _parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 
 def _run(name: str, settings: dict[str, Any]) -> int:
-    """Run a command and print its result, from one of the processes that were started together."""
+    """Run a command, print its result on the main process, and return the exit code."""
     from autodistil_search.base.progress import ConsoleReporter, Reporter, plain_console
 
     settings.pop("config", None)
     as_json, quiet = settings.pop("json", False), settings.pop("quiet", False)
-    # Whatever a library or a plugin prints is not the result.
+    # Output of libraries and plug-ins is not part of the result.
     with warnings.catch_warnings(), messages_on_stderr():
-        warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
+        warnings.showwarning = lambda message, *_: _print_error(f"warning: {message}")
         reporter = Reporter() if quiet or not is_main() else ConsoleReporter(plain_console(stderr=True))
         outcome = command(name).run(settings, reporter)
     if is_main():
@@ -90,26 +90,26 @@ def _run(name: str, settings: dict[str, Any]) -> int:
 
 
 def _print(outcome: Outcome, as_json: bool) -> None:
-    """Print a result; a reader that has left has what it wanted."""
+    """Print a result. A closed pipe is no error, because its reader has ended on purpose."""
     try:
         outcome.print(as_json)
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # which rich makes of it
+    except (BrokenPipeError, SystemExit):  # rich turns the former into the latter
         discard(sys.stdout)
     except OSError as error:
         discard(sys.stdout)
-        raise OSError(f"what was found is kept, but cannot be printed: {error.strerror}") from None
+        raise OSError(f"the result is saved, but cannot be printed: {error.strerror}") from None
 
 
 def _out_of_memory(name: str | None) -> str:
-    """Say what takes less memory."""
+    """Return the message after running out of memory, with the flags that save memory."""
     flags = parsers_of(make_parser())[name]._option_string_actions if name else ()
     ways = [words for flag, words in _SAVES_MEMORY.items() if flag in flags]
-    return f"out of memory; what was done is kept; try {', '.join([*ways, 'or a machine with more memory'])}"
+    return f"out of memory; finished work is kept; try {', '.join([*ways, 'or a machine with more memory'])}"
 
 
-def _complain(message: object) -> None:
-    """One line on standard error, from one of the processes that were started together."""
+def _print_error(message: object) -> None:
+    """Print one line on standard error, on the main process only."""
     if is_main():
         try:
             print(f"autodistil-search: {without_password(str(message))}", file=sys.stderr)

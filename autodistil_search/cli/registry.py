@@ -1,4 +1,4 @@
-"""The commands of `autodistil-search` in the order of its help, and the parser of them all."""
+"""The commands of `autodistil-search` in the order of its help, and their common parser."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _EXAMPLES = (
 )
 _EXIT_CODES = """exit codes:
   0    done
-  1    failed, or what doctor looks at is broken
+  1    failed, or doctor has found a broken part
   2    input that cannot be used
-  130  interrupted; the same command goes on
-  143  terminated (SIGTERM); the same command goes on"""
+  130  interrupted; the same command continues
+  143  terminated (SIGTERM); the same command continues"""
 
 
 def command(name: str) -> Command:
-    """Return the command of that name, which has a module of its own in `cli.commands`."""
-    found: Command = import_module(f"autodistil_search.cli.commands.{name.replace('-', '_')}").COMMAND
-    return found
+    """Return the command of that name from its module in `cli.commands`."""
+    loaded: Command = import_module(f"autodistil_search.cli.commands.{name.replace('-', '_')}").COMMAND
+    return loaded
 
 
 def commands() -> Iterator[Command]:
@@ -43,8 +43,8 @@ def commands() -> Iterator[Command]:
 def make_parser() -> CommandParser:
     """Return the parser of `autodistil-search`."""
     parser = CommandParser(
-        "Multi-objective search for compressed language encoders. Results go to standard output, all else to standard "
-        "error.",
+        "Multi-objective search for compressed language encoders. Results go to standard output, everything else to "
+        "standard error.",
         f"{_listed(_EXAMPLES)}\n\n{_EXIT_CODES}",
         prog="autodistil-search",
         version=__version__,
@@ -54,7 +54,7 @@ def make_parser() -> CommandParser:
         dest="command",
         metavar="COMMAND",
         title="commands",
-        description="autodistil-search COMMAND --help tells the flags of each.",
+        description="autodistil-search COMMAND --help lists the flags of a command.",
     )
     for entry in commands():
         subparser = CommandParser(entry.description, _listed(entry.examples))
@@ -69,8 +69,8 @@ def make_parser() -> CommandParser:
 
 def parsers_of(parser: CommandParser) -> Mapping[str, CommandParser]:
     """Return the parser of each command."""
-    found: Any = next(action.choices for action in parser._actions if action.dest == "command")
-    return dict(found)
+    parsers: Any = next(action.choices for action in parser._actions if action.dest == "command")
+    return dict(parsers)
 
 
 def _listed(examples: Sequence[str]) -> str:

@@ -1,1 +1,1 @@
-"""Internal: the commands, a file each, with flags, help, examples and the printed result."""
+"""Internal: the commands, one file each, with flags, help, examples and the printed result."""

@@ -1,4 +1,4 @@
-"""`completion`: a script for a shell."""
+"""`completion`: a completion script for a shell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _add_completion(parser: CommandParser) -> None:
-    parser.add_argument("shell", choices=("bash", "zsh"), help="Which shell it is for.")
+    parser.add_argument("shell", choices=("bash", "zsh"), help="Shell of the script.")
 
 
 def _completion(settings: Mapping[str, Any], _: Reporter) -> Outcome:

@@ -1,4 +1,4 @@
-"""`distil`: train a chosen student further."""
+"""`distil`: the further training of a selected student."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ def _distil(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
 
     from autodistil_search.runs.distil import distil
 
-    reporter.say(f"training a student of {config.run} further; it goes to {config.folder}")
-    found = distil(config, reporter)
-    line = f"held-out relation loss {found.before:.4f} before, {found.after:.4f} now; student: {found.folder}"
-    return Outcome(distilled_record(found), lines(line))
+    reporter.say(f"training a student of {config.run} further; results go to {config.folder}")
+    distilled = distil(config, reporter)
+    line = (
+        f"held-out relation loss {distilled.before:.4f} before, {distilled.after:.4f} after; "
+        f"student: {distilled.folder}"
+    )
+    return Outcome(distilled_record(distilled), lines(line))
 
 
-def distilled_record(found: Distilled) -> dict[str, Any]:
-    """The student, the row of the frontier that it was, and what training it further gained."""
-    losses = {"before": found.before, "after": found.after}
-    return json_record({"student": found.folder, "row": found.row, "relation_loss": losses})
+def distilled_record(distilled: Distilled) -> dict[str, Any]:
+    """Return the folder of the student, its row of the frontier, and its losses before and after."""
+    losses = {"before": distilled.before, "after": distilled.after}
+    return json_record({"student": distilled.folder, "row": distilled.row, "relation_loss": losses})
 
 
 COMMAND = Command(
     "distil",
-    summary="train a chosen student further",
-    description="Train a student of a finished search further, alone, from the weights that its SuperLM has for it.",
+    summary="train a selected student further",
+    description="Train a student of a finished search further, alone, starting from its SuperLM weights.",
     examples=(
         "autodistil-search distil runs/mine --pick 'flops<=200M' --steps 20000",
         "autodistil-search distil runs/mine --pick 3 --out students/third",

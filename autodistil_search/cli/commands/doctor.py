@@ -1,4 +1,4 @@
-"""`doctor`: the state of this machine."""
+"""`doctor`: an inspection of this machine."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ COMMAND = Command(
     "doctor",
     summary="check this machine: what is missing, broken or slow",
     description=(
-        "Check versions, device, precision, threads, memory, disk and extras of this machine; nothing is "
-        "downloaded. The exit code is 1 if something required is broken."
+        "Check versions, device, precision, threads, memory, disk and extras of this machine, without "
+        "downloads. The exit code is 1 if a required part is broken."
     ),
     examples=("autodistil-search doctor", "autodistil-search doctor --json"),
     run=_doctor,

@@ -1,4 +1,4 @@
-"""`export`: a student as a folder that others can load."""
+"""`export`: a student as a folder that loads without this package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _add_export(parser: CommandParser) -> None:
-    parser.add_argument("model", type=as_text, help="Folder of a finished search, distil or finetune, or a student's.")
+    parser.add_argument("model", type=as_text, help="Folder of a finished search, distil or finetune, or of a student.")
     parser.add_argument("--to", type=as_text, required=True, help="Folder to write: new, empty, or an earlier export.")
     add_settings(parser, ExportOptions)
 
@@ -25,18 +25,18 @@ def _export(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     from autodistil_search.export.student_folder import export_student
     from autodistil_search.report.escape import without_markdown
 
-    own = ("model", "to")
-    options = ExportOptions(**{name: value for name, value in settings.items() if name not in own})
+    arguments = ("model", "to")
+    options = ExportOptions(**{name: value for name, value in settings.items() if name not in arguments})
     folder = export_student(Path(settings["model"]), Path(settings["to"]), options, reporter)
     record = {"folder": str(folder), **read_json(folder / EXPORT_RECORD)}
     notes = [without_markdown(note) for note in record["notes"]]
-    return Outcome(record, lines(*notes, f"exported to {folder}; its README.md says how to load it"))
+    return Outcome(record, lines(*notes, f"exported to {folder}; its README.md shows how to load it"))
 
 
 COMMAND = Command(
     "export",
-    summary="write a student as a folder that others can load",
-    description="Write a student as a folder that loads without this package, with a model card.",
+    summary="write a student as a folder that loads without this package",
+    description="Write a student, with a model card, as a folder that loads without this package.",
     examples=(
         "autodistil-search export runs/mine --to my-student",
         "autodistil-search export runs/mine --to my-student --pick 1 --int8 --license apache-2.0",

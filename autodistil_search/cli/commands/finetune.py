@@ -1,4 +1,4 @@
-"""`finetune`: a model on a labelled task."""
+"""`finetune`: the fine-tuning of a model on a labelled task."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _finetune(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
 
 
 def finetuning_record(run: FinetuneRun) -> dict[str, Any]:
-    """Mean and spread of each metric over the seeds, and what each seed and learning rate gave."""
+    """Return mean and standard deviation of each metric over the seeds, and the results of all trainings."""
     means = {metric: run.mean_and_spread(metric) for metric in run.task.metrics}
     several = len(run.chosen) > 1
     return json_record(
@@ -49,7 +49,7 @@ def finetuning_record(run: FinetuneRun) -> dict[str, Any]:
 
 
 def print_finetuning(run: FinetuneRun, console: Console) -> None:
-    """Mean and spread of each metric over the seeds, and where the models lie."""
+    """Print mean and standard deviation of each metric over the seeds, and the folder of the model."""
     from rich.table import Table
 
     from autodistil_search.tasks.metrics import METRICS
@@ -71,8 +71,8 @@ COMMAND = Command(
     "finetune",
     summary="fine-tune a model on a labelled task",
     description=(
-        "Fine-tune a teacher or a student on a labelled task, with several seeds: by the labels, by a "
-        "fine-tuned teacher, or by both."
+        "Fine-tune a teacher or a student on a labelled task with several seeds. It learns from the labels, from a "
+        "fine-tuned teacher, or from both."
     ),
     examples=(
         "autodistil-search finetune packaged --task topic --seeds 5",

@@ -1,4 +1,4 @@
-"""`list`: names of objectives, engines, proxies, teachers and spaces."""
+"""`list`: the names of objectives, engines, proxies, teachers and spaces."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _list(_: Mapping[str, Any], __: Reporter) -> Outcome:
 
 
 def names_record(plugins: Plugins) -> dict[str, Any]:
-    """What can be named, by group: our own, and what is installed beside it, with its origin or its error."""
-    from autodistil_search.runs.named_parts import built_in  # it loads torch, which most commands' records do without
+    """Return the names by group: built-in ones, and plug-ins with their origin and their error."""
+    from autodistil_search.runs.named_parts import built_in  # loads torch, which other records do not need
 
     of_tasks = {"proxies": [f"{kind}NAME" for kind in (COSINE, PROBE, TASK)]}
     return {
@@ -48,11 +48,11 @@ def _installed(plugins: Plugins, group: str, name: str) -> dict[str, Any]:
 
 
 def print_names(record: Mapping[str, Any], console: Console) -> None:
-    """What can be named, group by group; what is installed beside it, with its package, or why it cannot be loaded."""
-    for group, found in record.items():
-        console.print(f"{group.replace('_', ' ')}: {', '.join(found['own'])}", highlight=False, soft_wrap=True)
-        for each in found["installed"]:
-            line = f"  {each['error'] or each['origin']}"
+    """Print the built-in names of each group, and its plug-ins with their package or the error of loading them."""
+    for group, names in record.items():
+        console.print(f"{group.replace('_', ' ')}: {', '.join(names['own'])}", highlight=False, soft_wrap=True)
+        for plugin in names["installed"]:
+            line = f"  {plugin['error'] or plugin['origin']}"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

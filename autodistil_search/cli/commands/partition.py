@@ -1,4 +1,4 @@
-"""`partition`: split a space into K sub-spaces."""
+"""`partition`: the split of a space into K sub-spaces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _add_partition(parser: CommandParser) -> None:
-    parser.add_argument("space", type=as_text, help="Search space: a shipped one's name, or the path of a YAML file.")
+    parser.add_argument("space", type=as_text, help="Search space: name of a shipped space, or path of a YAML file.")
     parser.add_argument("--k", type=as_whole_number, required=True, help="Number of sub-spaces.")
     parser.add_argument("--to", type=as_text, default=".", help="Folder for the YAML files.")
 
@@ -35,9 +35,9 @@ def _partition(settings: Mapping[str, Any], _: Reporter) -> Outcome:
 
 
 def partition_record(parent: SearchSpace, parts: Sequence[SearchSpace], paths: Sequence[Path]) -> dict[str, Any]:
-    """The sub-spaces, how alike they are inside, and the value of `--space` that searches them all.
+    """Return the sub-spaces, the share of variance within them, and the value of `--space` that searches them all.
 
-    FLOPs are multiply-adds at 128 tokens and batch 1, parameters those with BERT's vocabulary.
+    FLOPs are multiply-adds at 128 tokens and batch 1. Parameters are counted with BERT's vocabulary.
     """
     import numpy as np
 
@@ -61,7 +61,7 @@ def partition_record(parent: SearchSpace, parts: Sequence[SearchSpace], paths: S
 
 
 def print_partition(record: Mapping[str, Any], console: Console) -> None:
-    """The sub-spaces as a table, how alike they are inside, and the flag that searches them all."""
+    """Print the sub-spaces as a table, the share of variance within them, and the flag that searches them all."""
     from rich.table import Table
 
     from autodistil_search.spaces.partition import millions
@@ -75,8 +75,8 @@ def print_partition(record: Mapping[str, Any], console: Console) -> None:
         table.add_row(row["name"], f"{row['subnets']:,}", *(millions(row[cost]) for cost in costs))
     console.print(table)
     for line in (
-        f"{record['share_of_variance_within']:.0%} of the variance of log FLOPs is within the sub-spaces, the rest "
-        "between them. FLOPs: multiply-adds at 128 tokens, batch 1; params: with BERT's vocabulary",
+        f"{record['share_of_variance_within']:.0%} of the variance of log FLOPs is within the sub-spaces. FLOPs: "
+        "multiply-adds at 128 tokens, batch 1; params: with BERT's vocabulary",
         record["space_flag"],
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -84,7 +84,7 @@ def print_partition(record: Mapping[str, Any], console: Console) -> None:
 
 COMMAND = Command(
     "partition",
-    summary="split a search space into K",
+    summary="split a search space into K sub-spaces",
     description="Split a search space into K sub-spaces of neighbouring cost, each a YAML file.",
     examples=("autodistil-search partition oneshot --k 3 --to spaces",),
     run=_partition,

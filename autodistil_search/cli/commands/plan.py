@@ -1,4 +1,4 @@
-"""`plan`: the time and memory that a training will take."""
+"""`plan`: an estimate of the time and memory of a training."""
 
 from __future__ import annotations
 
@@ -25,26 +25,30 @@ _PLANNED = (
     *("space", "depth", "teacher", "teacher_layer", "seq_len", "loss", "relations", "relation_heads", "sampling"),
     *("random_subnets", "subnet_weights", "in_place", "hidden", "seed", "device", "precision", "keep"),
 )
-"""Settings that a plan depends on."""
+"""Settings on which a plan depends."""
 
 
 def _add_plan(parser: CommandParser) -> None:
     parser.add_argument("--tokens", type=as_text, required=True, help="Tokens to train on, such as 26B.")
     parser.add_argument("--devices", type=as_whole_number, default=1, help="Devices that share each step.")
-    parser.add_argument("--batch-size", type=as_whole_number, help="Blocks in a step of all devices; 4 for each.")
     parser.add_argument(
-        "--flops-per-second", type=as_text, help="What a device sustains, such as 100T; else it is measured here."
+        "--batch-size", type=as_whole_number, help="Blocks of a step on all devices; by default 4 per device."
+    )
+    parser.add_argument(
+        "--flops-per-second",
+        type=as_text,
+        help="Sustained FLOP/s of a device, such as 100T; by default measured on this machine.",
     )
     add_settings(parser, TrainConfig, _PLANNED)
 
 
 def _plan(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
-    own = ("tokens", "devices", "batch_size", "flops_per_second")
-    tokens_text, devices, batch_size, speed_text = (settings[name] for name in own)
+    own_flags = ("tokens", "devices", "batch_size", "flops_per_second")
+    tokens_text, devices, batch_size, speed_text = (settings[name] for name in own_flags)
     tokens = parse_amount(tokens_text, "--tokens")
     speed = parse_amount(speed_text, "--flops-per-second")
     check_value("--devices", devices, Count)
-    others = {name: value for name, value in settings.items() if name not in own}
+    others = {name: value for name, value in settings.items() if name not in own_flags}
     if batch_size is not None:
         check_value("--batch-size", batch_size, Count)
     else:
@@ -58,17 +62,20 @@ def _plan(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     from autodistil_search.runs.training_inputs import resolve_training
 
     config = replace(config, steps=steps_for(tokens, config.batch_size, config.seq_len))
-    found = resolve_training(config, needs_text=False)
+    inputs = resolve_training(config, needs_text=False)
     plans = [
-        make_plan(space, found.teacher, found.options, config.seq_len, found.device, devices, speed, reporter)
-        for space in found.spaces
+        make_plan(space, inputs.teacher, inputs.options, config.seq_len, inputs.device, devices, speed, reporter)
+        for space in inputs.spaces
     ]
-    where = "as stated" if speed else f"measured here, {found.device.name} {found.device.precision}"
+    where = "as stated" if speed else f"measured here, {inputs.device.name} {inputs.device.precision}"
     return Outcome(plans_record(plans, where, config.keep), partial(print_plans, plans, where, config.keep))
 
 
 def plans_record(plans: Sequence[Plan], speed: str, keep: int) -> dict[str, Any]:
-    """A row for each space. speed: where the seconds of a step come from; keep: checkpoints on disk at a time."""
+    """Return the plans with a row for each space.
+
+    speed: origin of the seconds of a step. keep: number of checkpoints on disk at a time.
+    """
     rows = [
         {
             "space": plan.space.name,
@@ -90,7 +97,10 @@ def plans_record(plans: Sequence[Plan], speed: str, keep: int) -> dict[str, Any]
 
 
 def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) -> None:
-    """A column for each space, and what the numbers leave out. speed: where the seconds of a step come from."""
+    """Print the plans with a column for each space, and the limits of the numbers.
+
+    speed: origin of the seconds of a step. keep: number of checkpoints on disk at a time.
+    """
     from rich.table import Table
 
     from autodistil_search.report.views import shown
@@ -102,7 +112,7 @@ def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) 
     rows: dict[str, Callable[[Plan], str]] = {
         "steps": lambda plan: f"{plan.steps:,}",
         "tokens of a step": lambda plan: f"{plan.devices} x {plan.rows} x {plan.seq_len}",
-        "FLOPs of a step, each device": lambda plan: shown(plan.flops),
+        "FLOPs of a step per device": lambda plan: shown(plan.flops),
         f"seconds of a step ({speed})": lambda plan: f"{plan.seconds:.3g}",
         "FLOP/s of a device": lambda plan: shown(plan.flops / plan.seconds),
         "hours": lambda plan: f"{plan.hours:,.2f}",
@@ -121,9 +131,9 @@ def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) 
     console.print(table)
     hours = sum(plan.hours for plan in plans)
     for line in (
-        f"all: {hours:,.2f} hours, {hours / 24:,.1f} days; saving adds up to 5 %, exchanging gradients is left out",
-        "FLOPs: two for each multiply-add of teacher (forward) and subnets (forward and backward), as far as run",
-        "memory: the most in use while steps are timed, on a CPU by the whole process; else the sum of the parts",
+        f"total: {hours:,.2f} hours, {hours / 24:,.1f} days; saving adds up to 5 %; gradient exchange is not included",
+        "FLOPs: two for each executed multiply-add of teacher (forward) and subnets (forward and backward)",
+        "memory: peak while steps are timed (on a CPU, of the whole process), or else the sum of the parts",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -131,7 +141,7 @@ def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) 
 COMMAND = Command(
     "plan",
     summary="estimate the time and memory of a training",
-    description="Estimate what training a SuperLM takes: steps, hours, device memory, checkpoints.",
+    description="Estimate the steps, hours, device memory and checkpoints of training a SuperLM.",
     examples=(
         "autodistil-search plan --space tiny --tokens 100M",
         "autodistil-search plan --space base --tokens 26B --devices 8 --batch-size 256 --flops-per-second 100T",

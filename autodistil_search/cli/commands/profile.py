@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _PROFILED = ("space", "teacher", "device", "precision", "latency_batch", "throughput_batch", "measured_seq_len")
-"""Settings that costs depend on."""
+"""Settings on which costs depend."""
 
 
 def _profile(settings: Mapping[str, Any], _: Reporter) -> Outcome:
@@ -35,7 +35,7 @@ def _profile(settings: Mapping[str, Any], _: Reporter) -> Outcome:
     device = choose_device(config.device, config.precision)
     teacher = find_teacher(config, device, plugins)
     check_measured_length(config.measured_seq_len, teacher)
-    costs = [each for each in known_objectives(config, device, plugins).values() if not each.is_proxy]
+    costs = [cost for cost in known_objectives(config, device, plugins).values() if not cost.is_proxy]
     profiled = [(space, profile_space(space, teacher, costs)) for space in spaces]
     return Outcome(profiles_record(profiled, costs), partial(print_profiles, profiled, costs))
 
@@ -43,23 +43,23 @@ def _profile(settings: Mapping[str, Any], _: Reporter) -> Outcome:
 def profiles_record(
     profiled: Sequence[tuple[SearchSpace, Sequence[Profile]]], costs: Sequence[Objective]
 ) -> dict[str, Any]:
-    """Of each space the profiled subnets, a row each: role, sizes and a column for each of `costs`."""
+    """Return the profiled subnets of each space, with a row for each: role, sizes and `costs`."""
     spaces = [
         {
             "space": space.name,
             "subnets": space.size,
-            "profiles": [{"role": each.role, **each.subnet.to_row(), **each.costs} for each in profiles],
+            "profiles": [{"role": profile.role, **profile.subnet.to_row(), **profile.costs} for profile in profiles],
         }
         for space, profiles in profiled
     ]
-    columns = [{key: getattr(each, key) for key in ("name", "label", "unit", "direction")} for each in costs]
+    columns = [{key: getattr(cost, key) for key in ("name", "label", "unit", "direction")} for cost in costs]
     return json_record({"columns": columns, "spaces": spaces})
 
 
 def print_profiles(
     profiled: Sequence[tuple[SearchSpace, Sequence[Profile]]], costs: Sequence[Objective], console: Console
 ) -> None:
-    """A table for each space, with a column for each of the profiled subnets and a row for each cost."""
+    """Print a table for each space, with a column for each profiled subnet and a row for each cost."""
     from rich.table import Table
 
     from autodistil_search.report.views import shown
@@ -79,7 +79,7 @@ def print_profiles(
 COMMAND = Command(
     "profile",
     summary="measure the costs of a space's subnets",
-    description="Measure the costs of a space's subnets: the range that constraints can ask for.",
+    description="Measure the costs of a space's smallest, median and largest subnet, as a guide for constraints.",
     examples=(
         "autodistil-search profile --space tiny",
         "autodistil-search profile --space tiny,small --throughput-batch 64 --json",

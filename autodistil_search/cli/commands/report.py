@@ -1,4 +1,4 @@
-"""`report`: the page of one run, or of several together."""
+"""`report`: the page of one or several runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def _add_report(parser: CommandParser) -> None:
     parser.add_argument(
         "--to",
         type=as_text,
-        help="Folder to write to: new, empty, or an earlier report's. If not given, the search's own; of several, one "
-        "beside the first.",
+        help="Folder to write to: new, empty, or of an earlier report. The default is the folder of a single search, "
+        "or a new folder beside the first of several.",
     )
     parser.add_argument(
         "--figure",
@@ -32,14 +32,14 @@ def _report(settings: Mapping[str, Any], _: Reporter) -> Outcome:
     from autodistil_search.runs.report import report_runs
 
     to = settings["to"]
-    paths = report_runs([Path(each) for each in settings["runs"]], None if to is None else Path(to), settings["figure"])
+    paths = report_runs([Path(run) for run in settings["runs"]], None if to is None else Path(to), settings["figure"])
     page, *figures = map(str, paths)
     return Outcome({"page": page, "figures": figures[0] if figures else None}, lines(page, *figures))
 
 
 COMMAND = Command(
     "report",
-    summary="write the page of one run, or of several together",
+    summary="write the page of one or several runs",
     description=(
         "Write report.html of a finished search again, with later findings, or one page of several searches "
         "whose numbers may share axes."

@@ -1,4 +1,4 @@
-"""`search`: train, search and report."""
+"""`search`: the training of SuperLMs, the search and its report."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def _search(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
 
 
 def search_record(run: Run) -> dict[str, Any]:
-    """The frontier, and what `summary.json` says of the search."""
+    """Return the frontier, the baselines and the content of `summary.json`."""
     report = run.folder / "report.html"
     record = {"folder": run.folder, "report": report, "frontier": run.frontier, "baselines": run.baselines}
     return json_record({**record, "summary": run.summary})
 
 
 def print_frontier(run: Run, console: Console) -> None:
-    """The frontier as a table with the knee marked, the notes, and where the report lies."""
+    """Print the frontier as a table with the knee marked, the notes, and the path of the report."""
     from rich.table import Table
 
     from autodistil_search.report.caveats import warnings_of
@@ -47,7 +47,7 @@ def print_frontier(run: Run, console: Console) -> None:
     table = Table(title=title, box=None, pad_edge=False, padding=(0, 1))
     values = [objective.name for objective in report.columns]
     for name in ("space", "layers", "hidden", "ratio", "heads", *values, ""):
-        of_layers = name in ("ratio", "heads")  # long where layers differ
+        of_layers = name in ("ratio", "heads")  # long if layers differ
         justify: Literal["left", "right"] = "left" if name == "space" else "right"
         table.add_column(name, justify=justify, no_wrap=not of_layers, overflow="fold" if of_layers else "ellipsis")
     for row in run.frontier.to_dict("records"):

@@ -1,4 +1,4 @@
-"""`train`: SuperLMs for later searches."""
+"""`train`: the training of SuperLMs for later searches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _train(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
 
     from autodistil_search.runs.train import train
 
-    reporter.say(f"training SuperLMs of {config.space}; they go to {config.folder}")
+    reporter.say(f"training SuperLMs of {config.space}; results go to {config.folder}")
     folder = train(config, reporter)
     record = {"folder": str(folder), "spaces": config.space_names}
     return Outcome(record, lines(f"search them: autodistil-search search --space {config.space} --superlm {folder}"))
@@ -27,10 +27,10 @@ def _train(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
 
 COMMAND = Command(
     "train",
-    summary="train SuperLMs only; search them later with search --superlm",
+    summary="train SuperLMs for later searches with search --superlm",
     description=(
-        "Train the SuperLM of each space, for later searches. To train in several processes, on one machine "
-        "or many, start it with `accelerate launch -m autodistil_search train ...` or `torchrun -m ...`."
+        "Train the SuperLM of each space for later searches. For several processes, on one or more machines, start "
+        "the command with `accelerate launch -m autodistil_search train ...` or `torchrun -m ...`."
     ),
     examples=(
         "autodistil-search train --space small --text hf:wikimedia/wikipedia:20231101.en --stream --steps 100000",

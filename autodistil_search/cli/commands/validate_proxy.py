@@ -1,4 +1,4 @@
-"""`validate-proxy`: rank correlations of a search's proxy."""
+"""`validate-proxy`: the rank correlations of a search's proxy."""
 
 from __future__ import annotations
 
@@ -24,51 +24,51 @@ def _validate_proxy(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     from autodistil_search.runs.validate_proxy import validate_proxy
 
     reporter.say(f"validating the proxy of {config.run}; results go to {config.folder}")
-    found = validate_proxy(config, reporter)
-    return Outcome(validation_record(found), partial(print_validation, found))
+    validation = validate_proxy(config, reporter)
+    return Outcome(validation_record(validation), partial(print_validation, validation))
 
 
-def validation_record(found: Validation) -> dict[str, Any]:
-    """Rank correlations with their intervals, the measures they compare, and every measured subnet."""
+def validation_record(validation: Validation) -> dict[str, Any]:
+    """Return the rank correlations with their intervals, the compared measures, and every measured subnet."""
     return json_record(
         {
-            "folder": found.folder,
-            "figure": found.folder / "ranking.png",
-            "measures": [asdict(each) for each in found.measures],
-            "ranking": found.ranking,
-            "measured": found.measured,
-            "notes": found.notes,
+            "folder": validation.folder,
+            "figure": validation.folder / "ranking.png",
+            "measures": [asdict(measure) for measure in validation.measures],
+            "ranking": validation.ranking,
+            "measured": validation.measured,
+            "notes": validation.notes,
         }
     )
 
 
-def print_validation(found: Validation, console: Console) -> None:
-    """Rank correlations with their intervals, and what follows."""
+def print_validation(validation: Validation, console: Console) -> None:
+    """Print the rank correlations with their intervals, and the conclusions."""
     import numpy as np
     from rich.table import Table
 
     from autodistil_search.nas.rank_correlation import Agreement
 
-    labels = {each.column: each.label for each in found.measures}
+    labels = {measure.column: measure.label for measure in validation.measures}
     table = Table(
-        title=f"{len(found.measured)} subnets: Kendall's tau [95 %]", box=None, pad_edge=False, padding=(0, 1)
+        title=f"{len(validation.measured)} subnets: Kendall's tau [95 %]", box=None, pad_edge=False, padding=(0, 1)
     )
     for name in ("measure", "ranks", "all", "within bands"):
         table.add_column(name)
-    rows = found.ranking.to_dict("records")
+    rows = validation.ranking.to_dict("records")
     for whole, within in zip(rows[::2], rows[1::2], strict=True):
-        taus = [Agreement(each["kendall"], each["kendall_low"], each["kendall_high"]) for each in (whole, within)]
-        cells = [str(tau) if np.isfinite(tau.value) else "all alike" for tau in taus]
+        taus = [Agreement(row["kendall"], row["kendall_low"], row["kendall_high"]) for row in (whole, within)]
+        cells = [str(tau) if np.isfinite(tau.value) else "all equal" for tau in taus]
         table.add_row(labels[whole["measure"]], labels[whole["target"]], *cells)
     console.print(table)
-    for note in found.notes:
+    for note in validation.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"figure: {found.folder / 'ranking.png'}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"figure: {validation.folder / 'ranking.png'}", highlight=False, markup=False, soft_wrap=True)
 
 
 COMMAND = Command(
     "validate-proxy",
-    summary="measure how well a proxy ranks, with confidence intervals",
+    summary="measure how well a proxy ranks subnets, with confidence intervals",
     description=(
         "Measure how well the proxy of a finished search ranks subnets of similar cost, and whether it beats FLOPs."
     ),

@@ -1,4 +1,4 @@
-"""`worker`: score subnets for searches on other machines."""
+"""`worker`: the scoring of subnets for searches on other machines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def _add_worker(parser: CommandParser) -> None:
+    parser.add_argument("--storage", type=as_text, required=True, help="URL of a database, or path of a journal file.")
+    parser.add_argument("--study", type=as_text, default=SearchConfig.study, help="Name of the study in the storage.")
     parser.add_argument(
-        "--storage", type=as_text, required=True, help="A database's URL, or the path of a journal file."
+        "--superlm", type=as_text, help="Folder of the search on this machine, if its path is different."
     )
-    parser.add_argument("--study", type=as_text, default=SearchConfig.study, help="Name of the study there.")
-    parser.add_argument("--superlm", type=as_text, help="Folder of the search, if it has another path here.")
-    parser.add_argument("--patience", type=as_number, help="Seconds without work after which to leave.")
+    parser.add_argument("--patience", type=as_number, help="Seconds without work after which the worker ends.")
 
 
 def _worker(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
@@ -33,7 +33,7 @@ COMMAND = Command(
     "worker",
     summary="score subnets for searches on other machines",
     description=(
-        "Score subnets for the searches of a study, on this machine, until they have ended. Start one on each "
+        "Score subnets for the searches of a study on this machine until they have ended. Start one worker on each "
         "machine. Teacher, text and settings are those of `search --storage URL --study NAME`."
     ),
     examples=(

@@ -95,7 +95,7 @@ def test_a_report_of_a_space_scored_whole_says_what_each_engine_would_have_found
     assert set(engines["engine"]) == {"surrogate", "random", "age-moea2"}
     assert engines["share"].between(0.2, 1).all()
     page = (run.folder / "report.html").read_text()
-    assert "What each engine would have found" in page
+    assert "Comparison of engines" in page
     assert "after 20" in page
     share = engines.set_index("engine")["share"]["surrogate"]
     assert f"{share:.4f} ±" in page

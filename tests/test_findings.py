@@ -88,7 +88,7 @@ def test_a_kind_of_a_later_version_keeps_its_sentence_and_damage_is_refused():
     [
         ((0.3, 0.1, 0.5), True, "better than FLOPs"),
         ((-0.3, -0.5, -0.1), False, "worse than FLOPs"),
-        ((0.0, -0.1, 0.1), None, "no telling apart by 8 subnets"),
+        ((0.0, -0.1, 0.1), None, "not distinguishable with 8 subnets"),
     ],
 )
 def test_a_comparison_says_as_data_which_side_is_better(gained, better, words):

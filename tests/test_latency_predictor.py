@@ -99,8 +99,8 @@ def test_a_search_by_predicted_latency_measures_a_few_and_the_frontier(toy_confi
         [row.layers * 2 + row.heads / 8 for row in run.frontier.itertuples()]
     )
     note = run.report.notes[0]
-    assert note.startswith("Latency was predicted, fitted on 5 measured subnets, each left out: mean error ")
-    assert f"of its {len(run.frontier)} subnets are on the frontier of what was measured, too." in note
+    assert note.startswith("Latency was predicted by a model fitted on 5 measured subnets; leave-one-out: mean error ")
+    assert f"of its {len(run.frontier)} subnets are also on the frontier of the measured values." in note
     (run.folder / "report.html").unlink()
     again = search(config)  # nothing is measured twice
     assert len(clock) == ROUNDS * (5 + len(run.frontier))

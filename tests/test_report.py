@@ -212,7 +212,7 @@ def test_the_page_loads_nothing_and_hostile_names_stay_text(report):
 
 def test_the_page_shows_every_frontier_row_and_note(report):
     text = render_html(report)
-    frontier = text[text.index('aria-label="Frontier"') : text.index("How the search went")]
+    frontier = text[text.index('aria-label="Frontier"') : text.index("Search progress")]
     assert frontier.count("<tr") == 1 + len(FRONT)
     assert frontier.count('<tr class="knee"') == 1
     assert text.count('class="best') == len(FRONT)
@@ -270,12 +270,12 @@ def test_a_baseline_far_off_is_drawn_on_the_edge_with_its_value(report):
     panel = frontier_figure(replace(report, baselines=pd.concat([near, far]))).axes[0]
     drawn = {each.get_label(): each.get_offsets()[0][1] for each in panel.collections}
     assert drawn["near"] == near["relation_loss"].item()
-    assert drawn[f"far ({shown(far['relation_loss'].item())}, off the picture)"] == panel.get_ylim()[1]
+    assert drawn[f"far ({shown(far['relation_loss'].item())}, outside the axes)"] == panel.get_ylim()[1]
     assert panel.get_ylim()[1] < far["relation_loss"].item()
     assert panel.get_xlim()[1] > dear
     three = replace(report, objectives=[FLOPS, PARAMS, RELATION_LOSS], baselines=far)  # the first panel has no loss
     told = {text.get_text() for text in frontier_figure(three).legends[0].get_texts()}
-    assert f"far ({shown(far['relation_loss'].item())}, off the picture)" in told
+    assert f"far ({shown(far['relation_loss'].item())}, outside the axes)" in told
     one = replace(report, evaluations=report.evaluations.head(1), baselines=far)  # has no range to be far off from
     assert frontier_figure(one).axes[0].get_ylim()[1] > far["relation_loss"].item()
 
@@ -330,7 +330,7 @@ def test_what_runs_measured_differently_beside_their_objectives_is_left_out(repo
     both = overlay([part(report, "a"), replace(part(report, "b"), columns=[RELATION_LOSS, FLOPS, other])])
     assert both.columns == [RELATION_LOSS, FLOPS]
     assert "params" not in both.evaluations
-    assert both.notes[0] == "Not measured alike in all runs, and left out: params."
+    assert both.notes[0] == "Columns that are not measured alike in all runs are left out: params."
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,9 @@ def test_a_run_is_not_laid_over_itself(report):
 
 def test_a_report_warns_of_a_search_that_was_still_finding_something(report):
     (warning, _) = warnings_of(report)  # the fourth and fifth of five evaluations are on the frontier
-    assert str(warning) == "The last tenth of the 5 evaluations still found something: the frontier has not converged."
+    assert str(warning) == (
+        "The last tenth of the 5 evaluations still increased the hypervolume: the frontier has not converged."
+    )
     assert warnings_of(replace(report, exact=True)) == [remark("a note & more")]
 
 
@@ -387,7 +389,7 @@ def test_a_validation_takes_the_place_of_the_note_that_there_is_none(report, tar
     assert "in 0 of 1 comparisons" in str(warning)
     page = render_html(checked)
     assert "Proxy validation: validation-toy" in page
-    assert "difference -0.10 [-0.20, 0.10]: no telling apart by 2 subnets" in page
+    assert "difference -0.10 [-0.20, 0.10]: not distinguishable with 2 subnets" in page
     assert "2.00M to 3.00M FLOPs" in page
     assert warnings_of(replace(checked, runs=[])) == unvalidated
     older = replace(check, findings=[remark("a sentence of before")], has_data=False)

@@ -20,7 +20,7 @@ def test_a_run_is_reported_again_alone_and_with_others(run, tmp_path, capsys, re
     tables = {path: path.read_bytes() for path in run.folder.glob("*.csv")}
     page = run.folder / "report.html"
     before = page.read_text()
-    assert "How the SuperLM was trained" in before  # also at the end of a search
+    assert "Training of the SuperLM" in before  # also at the end of a search
     assert f"export {run.folder} --pick 1 --to student" in before
     page.unlink()
     assert main(["report", str(run.folder)]) == 0
@@ -41,7 +41,7 @@ def test_a_run_is_reported_again_alone_and_with_others(run, tmp_path, capsys, re
     (other / "environment.json").write_text((other / "environment.json").read_text().replace('"text": "', '"text": "0'))
     refused = refusal(["report", str(run.folder), str(other)])
     assert "cannot share axes: the text behind relation_loss is" in refused
-    assert "another, of the same name" in refused
+    assert "a different one of the same name" in refused
 
 
 def test_a_run_shows_itself_in_a_notebook_and_its_tables_have_units(run, monkeypatch):

@@ -113,7 +113,7 @@ def test_the_budget_finds_the_row_that_pick_finds(browser, tmp_path):
     assert not page.is_visible("#command")
     assert page.locator(".chosen").count() == 0
     page.fill("#amount", "many")
-    assert "“many” is no amount" in page.inner_text("#words")
+    assert "“many” is not an amount" in page.inner_text("#words")
     page.close()
 
 

@@ -425,7 +425,9 @@ def test_wide_and_deep_spaces_train_at_a_lower_rate_unless_told_otherwise(toy_co
 
 
 def test_where_nothing_scored_keeps_a_measured_constraint_the_run_says_so_and_keeps_what_it_scored(toy_config):
-    said = r"none of the 8 scored subnets keeps relation_loss<=1e-09; the best each: relation_loss [\d.]+; allowed:"
+    said = (
+        r"none of the 8 scored subnets keeps relation_loss<=1e-09; best values reached: relation_loss [\d.]+; allowed:"
+    )
     with pytest.raises(InputError, match=said):
         search(replace(toy_config, constraint=["acc<=.000000001"], baselines="shapes"))
     assert "baselines" not in json.loads((Path(toy_config.out) / "seconds.json").read_text())  # nor before it says so

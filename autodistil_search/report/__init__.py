@@ -1,1 +1,1 @@
-"""Internal: the report of a run as data, then as page, figures and tables."""
+"""Internal: the report of a run, as data and as page, figures and tables."""

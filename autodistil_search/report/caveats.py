@@ -1,4 +1,4 @@
-"""Where a claim drawn from a report is weak, beyond what its search noted."""
+"""Warnings about the conclusions from a report, in addition to the findings of its search."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ from autodistil_search.report.run_parts import ProxyCheck
 from autodistil_search.report.views import of_runs
 
 _LAST = 0.1
-"""What is found in this last share of the evaluations says that there may be more."""
+"""Last share of the evaluations. A gain of hypervolume within it shows that the frontier has not converged."""
 
 
 def warnings_of(report: ParetoReport) -> list[Finding]:
-    """Return what a reader should know before trusting the report.
+    """Return the findings that limit the conclusions from the report.
 
-    Convergence comes first, then what each `validate-proxy` in the run's folder says of the proxy, then what the search
-    found itself. A search's finding that the proxy was not validated is dropped where a validation has been made since.
+    Convergence comes first, then the result of each `validate-proxy` in the run's folder, then the findings of the
+    search. The finding that the proxy was not validated is dropped if a validation exists by now.
     """
     checks = [(part.name, check) for part in report.runs for check in part.checks]
-    own = [finding for finding in report.findings if not (checks and finding.kind == NOT_VALIDATED)]
-    return [*_not_converged(report), *(_worth(report, run, check) for run, check in checks), *own]
+    search_findings = [finding for finding in report.findings if not (checks and finding.kind == NOT_VALIDATED)]
+    return [
+        *_not_converged(report),
+        *(_validation_finding(report, run, check) for run, check in checks),
+        *search_findings,
+    ]
 
 
 def found_after(report: ParetoReport) -> list[tuple[str, list[tuple[int, int]]]]:
-    """Return for each run after how many evaluations 90, 99 and 100 % of its last hypervolume were there."""
-    found = []
+    """Return for each run the numbers of evaluations that reached 90, 99 and 100 % of its final hypervolume.
+
+    Each number is a pair of percentage and evaluations.
+    """
+    reached = []
     for run, table in of_runs(report.progress):
         last = table["hypervolume"].iloc[-1]
         if last > 0:
@@ -32,8 +39,8 @@ def found_after(report: ParetoReport) -> list[tuple[str, list[tuple[int, int]]]]
                 (percent, int(table.loc[table["hypervolume"] >= (percent / 100 - 1e-9) * last, "evaluations"].iloc[0]))
                 for percent in (90, 99, 100)
             ]
-            found.append((run, counts))
-    return found
+            reached.append((run, counts))
+    return reached
 
 
 def _not_converged(report: ParetoReport) -> list[Finding]:
@@ -46,8 +53,8 @@ def _not_converged(report: ParetoReport) -> list[Finding]:
     ]
 
 
-def _worth(report: ParetoReport, run: str, check: ProxyCheck) -> Finding:
-    """Return how far a `validate-proxy` bears the proxy out."""
+def _validation_finding(report: ParetoReport, run: str, check: ProxyCheck) -> Finding:
+    """Return a finding that summarises a `validate-proxy`."""
     compared = [finding for finding in check.findings if finding.kind == COMPARISON]
     values = {
         "check": f"{run}, {check.name}" if len(report.runs) > 1 else check.name,

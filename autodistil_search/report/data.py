@@ -1,4 +1,4 @@
-"""The report as data: every number that a table or figure shows is decided here."""
+"""The report as data, with every number of its tables and figures."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from autodistil_search.report.findings import NOT_TRAINED_FOR, VERSUS_BASELINE, 
 from autodistil_search.report.run_parts import RunPart
 
 _FEW = 4
-"""Objectives up to which a subnet's gain is found without the volume of all; the time grows with n to their number."""
+"""Largest number of objectives for which only the gain of hypervolume is computed; its time is n to this power."""
 
 SUBNET_COLUMNS = ["space", "layers", "hidden_size", "mlp_ratio", "heads", "head_dim"]
 
 
 @dataclass(frozen=True)
 class ParetoReport:
-    """A finished search.
+    """Results of a finished search.
 
     Attributes:
-        title: What was searched.
-        objectives: What was minimised or maximised, in order.
-        columns: What has a column: the objectives, what was bounded, FLOPs and parameters.
-        constraints: What a subnet must keep to be on the frontier.
-        evaluations: All scored subnets: `SUBNET_COLUMNS`, then a column for each number measured.
-        frontier: The rows that no other dominates, by the first cost, with `knee` True on the balanced choice.
+        title: Names of the searched spaces.
+        objectives: Objectives of the search, in order.
+        columns: Quantities with a column: the objectives, the bounded quantities, FLOPs and parameters.
+        constraints: Constraints that every subnet of the frontier keeps.
+        evaluations: All scored subnets: `SUBNET_COLUMNS`, then a column for each measured quantity.
+        frontier: Subnets that no other subnet dominates, ordered by the first cost. The column `knee` marks the one
+            nearest to the ideal point.
         baselines: Hand-designed shapes measured in the same way; empty if there are none.
-        published: Published results with sources; another metric, never on the same axes.
-        box: The ideal and the reference value of each objective, by name; fixed when the search began.
-        hypervolume: Between the frontier and the reference point, in the product of the objectives' units.
-        hypervolume_share: Of the box between the ideal and the reference point; 0 to 1.
-        progress: The hypervolume after each evaluation, in their order, and its share of the last.
-        engines: Where every subnet was scored: the share of the exact hypervolume that each engine would have had after
-            so many evaluations, mean and standard deviation of a few seeds; else empty.
-        exact: Whether every subnet within the bounds was scored, so that the frontier is the exact one.
-        conditions: How things were measured: (what, how) pairs.
-        findings: What a reader should know before trusting the result.
-        runs: Where it comes from, and what else lies there. If there are several, every table has a column `run`, and
-            the frontier is that of each run, one after the other; see `overlay`.
+        published: Published results with their sources. Their metric differs, so they never share axes with the others.
+        box: Ideal and reference value of each objective, by name; fixed at the start of the search.
+        hypervolume: Volume between the frontier and the reference point, in the product of the objectives' units.
+        hypervolume_share: Share of the box between the ideal and the reference point, from 0 to 1.
+        progress: Hypervolume after each evaluation, in their order, and its share of the final one.
+        engines: Share of the exact hypervolume that each engine reaches after a number of evaluations, as mean and
+            standard deviation over a few seeds. Empty unless every subnet was scored.
+        exact: True if every subnet within the bounds was scored. The frontier is then exact.
+        conditions: Conditions of the measurements, as pairs of subject and description.
+        findings: Facts that a reader should know before relying on the results.
+        runs: Folders of the results and their further contents. In a report of several runs, every table has a column
+            `run`, and the frontiers of the runs follow each other; see `overlay`.
     """
 
     title: str
@@ -74,7 +75,7 @@ class ParetoReport:
 
 
 def evaluation_table(evaluations: Sequence[Evaluation], columns: Sequence[str]) -> pd.DataFrame:
-    """One row for each evaluation: `SUBNET_COLUMNS`, then `columns`."""
+    """Return a table with a row for each evaluation: `SUBNET_COLUMNS`, then `columns`."""
     rows = [
         {
             "space": evaluation.space,
@@ -87,16 +88,19 @@ def evaluation_table(evaluations: Sequence[Evaluation], columns: Sequence[str]) 
 
 
 def minimised(table: pd.DataFrame, objectives: Sequence[Objective]) -> pareto.Values:
-    """The `(n, m)` values of `objectives` in `table`, signs turned such that lower is better."""
+    """Return the `(n, m)` values of `objectives` in `table`, with signs such that lower is better."""
     columns = [[objective.minimised(value) for value in table[objective.name]] for objective in objectives]
     return np.array(columns, dtype=float).T.reshape(len(table), len(objectives))
 
 
 def frontier_table(evaluations: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
-    """The rows of `evaluations` that no other dominates, cheapest first, with the column `knee`."""
+    """Return the rows of `evaluations` that no other row dominates, cheapest first, with the column `knee`."""
     on_frontier = pareto.is_on_frontier(minimised(evaluations, objectives))
     order = [objective for objective in objectives if not objective.is_proxy] or [objectives[0]]
-    names, turned = [each.name for each in order], {each.name for each in order if each.direction == "maximize"}
+    names, turned = (
+        [objective.name for objective in order],
+        {objective.name for objective in order if objective.direction == "maximize"},
+    )
     frontier = evaluations[on_frontier].sort_values(
         [*names, *SUBNET_COLUMNS],
         ignore_index=True,
@@ -107,12 +111,12 @@ def frontier_table(evaluations: pd.DataFrame, objectives: Sequence[Objective]) -
 
 
 def _sortable(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Sizes that differ from layer to layer are text, among numbers."""
+    """Return a column as text if it mixes numbers with text, as sizes that differ from layer to layer are text."""
     return column.astype(str) if column.dtype == object else column
 
 
 def baseline_table(baselines: Sequence[Baseline], columns: Sequence[Objective]) -> pd.DataFrame:
-    """One row for each measured baseline, with what was measured of `columns`."""
+    """Return a table with a row for each measured baseline, including its values of `columns`."""
     names = [column.name for column in columns]
     rows = [
         {
@@ -129,14 +133,13 @@ def baseline_table(baselines: Sequence[Baseline], columns: Sequence[Objective]) 
 
 
 def against_frontier(evaluations: pd.DataFrame, baselines: pd.DataFrame, proxy: Objective) -> list[Finding]:
-    """Return what the frontier has at each baseline's proxy and at its FLOPs.
+    """Return findings that compare the frontier with each baseline, at its proxy and at its FLOPs.
 
-    Between neighbours on the frontier of `evaluations` by proxy and FLOPs values are interpolated; beyond its ends
-    nothing is made up.
+    The frontier of `evaluations` by proxy and FLOPs is interpolated linearly. It is not extrapolated beyond its ends.
     """
     values = np.column_stack([minimised(evaluations, [proxy])[:, 0], evaluations["flops"].to_numpy(float)])
     front = values[pareto.is_on_frontier(values)]
-    front = front[np.argsort(front[:, 1])]  # dearer and better from row to row
+    front = front[np.argsort(front[:, 1])]  # costs and quality rise from row to row
     findings = []
     for row in baselines.to_dict("records"):
         known: dict[str, Any] = {"baseline": str(row["name"]), "how": str(row["how"]), "label": proxy.label}
@@ -144,26 +147,29 @@ def against_frontier(evaluations: pd.DataFrame, baselines: pd.DataFrame, proxy: 
         if np.isnan(score):
             findings.append(Finding(NOT_TRAINED_FOR, {**known, "weights": str(row["weights"])}))
         else:
-            known |= {"flops": cost, "score": score, **_against(front, proxy.minimised(score), cost)}
+            known |= {"flops": cost, "score": score, **_compared_with(front, proxy.minimised(score), cost)}
             findings.append(Finding(VERSUS_BASELINE, known))
     return findings
 
 
-def _against(front: pareto.Values, score: float, cost: float) -> dict[str, Any]:
-    """Return how a frontier `(n, 2)` of score and cost, dearer and better from row to row, compares with one point.
+def _compared_with(front: pareto.Values, score: float, cost: float) -> dict[str, Any]:
+    """Return the values of a comparison between a frontier and one point.
 
-    reached_with: share of `cost` at which the frontier reaches `score`, or None. cheapest_reaches: whether its cheapest
-    row does. compared_at: share of `cost` at which scores are compared, or None if no row costs as little. gain: by how
-    much the frontier is better there.
+    The frontier is an array `(n, 2)` of score and cost, whose costs and quality rise from row to row. The result has:
+
+    - `reached_with`: share of `cost` at which the frontier reaches `score`, or None;
+    - `cheapest_reaches`: True if the cheapest row reaches `score`;
+    - `compared_at`: share of `cost` at which scores are compared, or None if every row costs more;
+    - `gain`: difference by which the frontier is better there, or None.
     """
     scores, costs = front.T
-    needed = None if score < scores[-1] else float(np.interp(-score, -scores, costs))  # the cheapest beyond the end
-    dear = cost >= costs[0]
+    needed = None if score < scores[-1] else float(np.interp(-score, -scores, costs))  # the cheapest row beyond the end
+    comparable = cost >= costs[0]
     return {
         "reached_with": None if needed is None else needed / cost,
         "cheapest_reaches": bool(score >= scores[0]),
-        "compared_at": min(1.0, float(costs[-1]) / cost) if dear else None,
-        "gain": score - float(np.interp(cost, costs, scores)) if dear else None,  # the dearest beyond the end
+        "compared_at": min(1.0, float(costs[-1]) / cost) if comparable else None,
+        "gain": score - float(np.interp(cost, costs, scores)) if comparable else None,  # the last row beyond the end
     }
 
 
@@ -181,17 +187,17 @@ def pareto_report(
     conditions: Mapping[str, Any],
     findings: Sequence[Finding],
 ) -> ParetoReport:
-    """Decide frontier, knee and hypervolume of `evaluations` and put them together with their surroundings.
+    """Compute frontier, knee and hypervolume of `evaluations`, and return them with the rest of the report.
 
     Raises:
-        InputError: if none of them keeps the constraints.
+        InputError: if no evaluation keeps the constraints.
     """
     measured = dict.fromkeys(name for evaluation in evaluations for name in evaluation.measured)
     names = dict.fromkeys((*(column.name for column in columns), *measured))
     table = evaluation_table(evaluations, list(names))
     check_kept(table, constraints)
     kept = table[keeps(table, constraints)]
-    corners = [[objective.minimised(each) for each in box[objective.name]] for objective in objectives]
+    corners = [[objective.minimised(value) for value in box[objective.name]] for objective in objectives]
     ideal, reference = np.array(corners).T
     volume = pareto.hypervolume(minimised(kept, objectives), reference)
     return ParetoReport(
@@ -220,7 +226,7 @@ def progress_table(
     constraints: Sequence[Constraint],
     reference: pareto.Values,
 ) -> pd.DataFrame:
-    """The hypervolume after each row of `evaluations`: their number, the volume, its share of the last."""
+    """Return the hypervolume after each row of `evaluations`: number of rows, volume and share of the final volume."""
     values, kept = minimised(evaluations, objectives), keeps(evaluations, constraints).to_numpy()
     front, volume, volumes = values[:0], 0.0, []
     for row, counts in zip(values, kept, strict=True):
@@ -239,10 +245,10 @@ def progress_table(
 
 
 def check_kept(evaluations: pd.DataFrame, constraints: Sequence[Constraint]) -> None:
-    """Refuse bounds that nothing scored keeps.
+    """Refuse bounds that no scored subnet keeps.
 
     Raises:
-        InputError: naming the bounds and what was reached.
+        InputError: if no row keeps them; the message names the bounds and the best value reached for each.
     """
     if keeps(evaluations, constraints).any():
         return
@@ -252,13 +258,13 @@ def check_kept(evaluations: pd.DataFrame, constraints: Sequence[Constraint]) -> 
         reached.append(f"{constraint.objective.name} {min(values, key=constraint.excess):.4g}")
     raise InputError(
         f"none of the {len(evaluations)} scored subnets keeps {' and '.join(map(str, constraints))}"
-        + (f"; the best each: {', '.join(reached)}" if reached else "")
+        + (f"; best values reached: {', '.join(reached)}" if reached else "")
         + "; allowed: bounds that can be kept, in another --out"
     )
 
 
 def keeps(table: pd.DataFrame, constraints: Sequence[Constraint]) -> pd.Series[bool]:
-    """Which rows keep all constraints."""
+    """Return True for each row that keeps all constraints."""
     kept = pd.Series(True, index=table.index)
     for constraint in constraints:
         kept &= table[constraint.objective.name].map(constraint.excess) <= 0

@@ -1,4 +1,4 @@
-"""What exploring a report shows, as data: the student a budget picks, what a point is, what each engine finds."""
+"""The data of the explorers: the best student within a budget, details of a subnet, and results of each engine."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ from autodistil_search.spaces.subnet import Subnet
 
 @dataclass(frozen=True)
 class Points:
-    """Subnets that are drawn alike and can be pointed at, in the order of `rows`.
+    """Subnets with the same marker, in the order of `rows`.
 
-    series: whose colour and marker they have, as in `series_of`. on_frontier: whether they are rows of the frontier.
+    Args:
+        series: Number in `series_of` of the series that gives colour and marker.
+        rows: Rows of the subnets.
+        on_frontier: True if they are rows of the frontier.
     """
 
     series: int
@@ -40,14 +43,14 @@ class Points:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is told of a subnet.
+    """Details of a subnet.
 
     Attributes:
-        subnet: Its space and sizes, in words.
-        place: Where it lies: which row of the frontier it is, or why it is none.
-        measured: Name, value, and unit with direction of all that was measured.
-        parts: Its parameters by what holds them.
-        get: How to get its model: a command, or Python where no command picks it; None where no run has weights.
+        subnet: Space and sizes in words.
+        place: Row of the frontier in words, or the reason why the subnet is not on the frontier.
+        measured: Name, value, and unit with direction of each measured quantity.
+        parts: Number of parameters of each part of the model.
+        get: Command or Python code that returns the model; None if no run has weights.
     """
 
     subnet: str
@@ -58,67 +61,75 @@ class Facts:
 
 
 def explorable_costs(report: ParetoReport) -> list[Objective]:
-    """What a budget can bound: every cost but the objective that is optimised within it; those asked for first."""
+    """Return the costs that a budget can bound, the objectives of the search first.
+
+    The first objective is excluded, because it is optimised within the budget.
+    """
     first, *others = report.objectives
-    found = [each for each in budget_costs(report) if each != first and stops(report, each)]
-    return sorted(found, key=lambda each: others.index(each) if each in others else len(others))
+    costs = [cost for cost in budget_costs(report) if cost != first and stops(report, cost)]
+    return sorted(costs, key=lambda cost: others.index(cost) if cost in others else len(others))
 
 
 def named_cost(report: ParetoReport, name: str | None) -> Objective:
-    """The cost of that name, the first if none is given.
+    """Return the cost of that name, or the first cost for None.
 
     Raises:
-        InputError: if the run has no such cost; it lists those it has.
+        InputError: if the run has no such cost; the message lists its costs.
     """
-    known = {each.name: each for each in explorable_costs(report)}
-    if name is not None and name not in known:
-        raise InputError(f"budget {name!r}; allowed: {', '.join(known)}")
-    return known[name] if name is not None else next(iter(known.values()))
+    costs = {cost.name: cost for cost in explorable_costs(report)}
+    if name is not None and name not in costs:
+        raise InputError(f"budget {name!r}; allowed: {', '.join(costs)}")
+    return costs[name] if name is not None else next(iter(costs.values()))
 
 
 def stops(report: ParetoReport, cost: Objective) -> list[float]:
-    """The budgets at which another student may be the best, ascending: what the frontier's rows cost."""
+    """Return the budgets at which the best student may change: the costs of the frontier's rows, ascending."""
     return sorted({float(value) for value in report.frontier[cost.name] if value > 0})
 
 
 def best_within(report: ParetoReport, cost: Objective, amount: float | str) -> pd.Series[Any]:
-    """The row of the frontier that `Run.pick` finds for at most so much of a cost, or at least where more is better.
+    """Return the row of the frontier that `Run.pick` selects for a budget.
 
-    amount: a number, or one as on the command line, such as "200M".
+    The budget is an upper bound on the cost, or a lower bound if more is better.
+
+    Args:
+        report: Report of the run.
+        cost: Cost that the budget bounds.
+        amount: Number, or text as on the command line, such as "200M".
 
     Raises:
-        InputError: if it is no amount, or no row keeps it.
+        InputError: if the amount is not a number, or no row keeps the bound.
     """
     words = amount if isinstance(amount, str) else np.format_float_positional(amount, trim="-")
     return pick(report, f"{cost.name}{'<=' if cost.direction == 'minimize' else '>='}{words}")
 
 
 def point_sets(report: ParetoReport) -> list[Points]:
-    """The scored subnets of each space that are drawn, then the frontier's of each."""
+    """Return the drawn scored subnets of each series, then the frontier of each series."""
     numbers = np.array(series_numbers(report, report.frontier))
     scored = [Points(number, rows, on_frontier=False) for number, rows in drawn_rows(report)]
     return scored + [Points(i, report.frontier[numbers == i], on_frontier=True) for i in sorted(set(numbers.tolist()))]
 
 
 def facts(report: ParetoReport, row: pd.Series[Any]) -> Facts:
-    """What is told of a row of `frontier` or `evaluations`."""
+    """Return the details of a row of `frontier` or `evaluations`."""
     values = _values(row)
     number = _frontier_number(report, row)
-    known = {each.name: each for each in report.columns}
+    columns = {column.name: column for column in report.columns}
     measured = [
-        (known[name].label, shown(value), f"{known[name].unit}, {better(known[name])}")
-        if name in known
+        (columns[name].label, shown(value), f"{columns[name].unit}, {better(columns[name])}")
+        if name in columns
         else (name, shown(value), "")
         for name, value in values.items()
         if name not in (*SUBNET_COLUMNS, "knee")
     ]
-    own = params_by_part(Subnet.from_row(values))
-    parts = {"embeddings": int(values["params"]) - sum(own.values()), **own}
-    return Facts(subnet_words(values), _place(report, row, number), measured, parts, _get(report, row, number))
+    encoder_parts = params_by_part(Subnet.from_row(values))
+    parts = {"embeddings": int(values["params"]) - sum(encoder_parts.values()), **encoder_parts}
+    return Facts(subnet_words(values), _place(report, row, number), measured, parts, _way_to_get(report, row, number))
 
 
 def _values(row: pd.Series[Any]) -> dict[str, Any]:
-    """Of a row, in Python's own types: those of a table's column, which a row that mixes them may have lost."""
+    """Return the values of a row as native Python types."""
     return {str(key): value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
 
 
@@ -128,7 +139,7 @@ def _key(row: pd.Series[Any]) -> tuple[str, Subnet]:
 
 
 def _frontier_number(report: ParetoReport, row: pd.Series[Any]) -> int | None:
-    """Which row of the frontier a subnet is, from 1, as `export --pick` counts them."""
+    """Return the number of a subnet's row in the frontier, counted from 1 as by `export --pick`, or None."""
     return next((i for i, (_, other) in enumerate(report.frontier.iterrows(), 1) if _key(other) == _key(row)), None)
 
 
@@ -137,14 +148,14 @@ def _place(report: ParetoReport, row: pd.Series[Any], number: int | None) -> str
         knee = ", its knee" if report.frontier["knee"].iloc[number - 1] else ""
         return f"row {number} of {len(report.frontier)} of the frontier{knee}"
     alone = row.to_frame().T
-    broken = [str(each) for each in report.constraints if not keeps(alone, [each]).all()]
+    broken = [str(constraint) for constraint in report.constraints if not keeps(alone, [constraint]).all()]
     if broken:
         return f"not on the frontier: it breaks {' and '.join(broken)}"
     as_good = (minimised(report.frontier, report.objectives) <= minimised(alone, report.objectives)).all(axis=1)
-    return f"not on the frontier: row {int(as_good.argmax()) + 1} of it is as good or better in every objective"
+    return f"not on the frontier: its row {int(as_good.argmax()) + 1} is as good or better in every objective"
 
 
-def _get(report: ParetoReport, row: pd.Series[Any], number: int | None) -> str | None:
+def _way_to_get(report: ParetoReport, row: pd.Series[Any], number: int | None) -> str | None:
     commands = export_commands(report)
     if number is not None:
         return commands[number - 1]
@@ -152,14 +163,15 @@ def _get(report: ParetoReport, row: pd.Series[Any], number: int | None) -> str |
 
 
 def engine_marks(report: ParetoReport) -> list[int]:
-    """The numbers of evaluations after which engines are compared; none where not every subnet was scored."""
+    """Return the numbers of evaluations at which engines are compared; empty unless every subnet was scored."""
     return sorted({int(mark) for mark in report.engines["evaluations"]})
 
 
 def engines_after(report: ParetoReport, mark: int) -> pd.DataFrame:
-    """What engines found after so many evaluations: `name`, `share` of the exact hypervolume and `spread`, best first.
+    """Return the results of the engines after `mark` evaluations, best first.
 
-    name: the engine's, and the space's where there are several.
+    The columns are `name` (engine, preceded by the space if there are several), `share` of the exact hypervolume, and
+    `spread`, its standard deviation.
     """
     rows = report.engines[report.engines["evaluations"] == mark]
     names = rows["space"] + ": " + rows["engine"] if len(set(rows["space"])) > 1 else rows["engine"]

@@ -1,4 +1,4 @@
-"""Figures of a `ParetoReport` by matplotlib. They decide nothing: every number comes from the report and its views."""
+"""Figures of a `ParetoReport` by matplotlib. Every number comes from the report and `views`."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ from autodistil_search.report.views import (
 )
 
 SPACE_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Okabe and Ito's palette, told apart by colour-blind readers; markers differ as well."""
+"""Palette of Okabe and Ito, which colour-blind readers can distinguish; markers differ as well."""
 SPACE_MARKERS = "o<>p"
 BASELINE_COLOUR = "#D55E00"
 KNEE_COLOUR = "#000000"
 _BASELINE_MARKERS = "sD^vPX<>ph"
 LINE_COLOUR = "#333333"
 _LETTERS_PER_INCH = 11
-"""Of an axis's name, by the width of its panel in print."""
+"""Letters of an axis label for each inch of its panel's width in print."""
 _DASHES = ("-", (0, (7, 3)), (0, (2, 2)), (0, (9, 3, 2, 3)))
 
 ONE_COLUMN, TWO_COLUMNS, SCREEN = 3.3, 6.9, 7.2
-"""Widths in inches: of a column and of both in a paper, and of what is not for print."""
+"""Widths in inches: one column and two columns of a paper, and figures for screens."""
 COLUMNS = {"one-column": ONE_COLUMN, "two-columns": TWO_COLUMNS}
 FORMATS = ("pdf", "png", "svg")
 
 
 @contextmanager
 def for_papers() -> Iterator[None]:
-    """One style: 7 and 8 points as they are printed, embedded TrueType, files that are the same each time."""
+    """Set the style for print: text of 6.5 to 8 points, embedded TrueType fonts and reproducible files."""
     settings: Any = {
         "font.size": 7,
         "axes.labelsize": 7,
@@ -86,9 +86,11 @@ def _marker(series: int) -> str:
 
 
 def frontier_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
-    """The scored subnets, the frontier as a step line, the knee and the measured baselines, a panel for each pair.
+    """Return the figure of the frontier, with a panel for each pair of objectives.
 
-    width: in inches.
+    A panel shows the scored subnets, the frontier as a step line, the knee and the measured baselines.
+
+    width: width of the figure in inches.
     """
     pairs = axes_pairs(report)
     across = 1 if width != TWO_COLUMNS else min(len(pairs), 3 if len(pairs) != 4 else 2)
@@ -101,7 +103,7 @@ def frontier_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
         axes.set_visible(False)
     if width == SCREEN:
         figure.suptitle(f"Pareto frontier of {report.title}", fontsize=11)
-    marks: dict[str, Any] = {}  # a baseline may be off the picture in some panels only
+    marks: dict[str, Any] = {}  # a baseline may be outside the axes in some panels only
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         marks |= dict(zip(labels, handles, strict=True))
@@ -120,20 +122,23 @@ def _legend_columns(width: float) -> int:
 
 
 def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, inches: float | None = None) -> None:
-    """One panel: `y` against `x`. inches: its width in print, where names have to be wrapped; None for a screen."""
+    """Draw one panel of `y` against `x`.
+
+    inches: width of the panel in print, where labels are wrapped; None for a screen.
+    """
     small = inches is not None
     scale = 0.45 if small else 1.0
     series = series_of(report)
-    for number, each in enumerate(series):
+    for number, scored in enumerate(series):
         axes.scatter(
-            each.rows[x.name],
-            each.rows[y.name],
+            scored.rows[x.name],
+            scored.rows[y.name],
             s=12 * scale,
             marker=_marker(number),
             color=_colour(number),
             alpha=0.45,
             lw=0,
-            label=f"scored, {each.name}",
+            label=f"scored, {scored.name}",
         )
     for number, line in enumerate(step_lines(report, x, y)):
         _draw_step(axes, line, _DASHES[number % len(_DASHES)] if line.whole else ":")
@@ -168,14 +173,17 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
 def _draw_near_baselines(
     axes: Axes, report: ParetoReport, x: Objective, y: Objective, scale: float
 ) -> list[tuple[BaselinePoint, tuple[bool, bool]]]:
-    """Those that leave room for what was scored; the others are returned, with the axes that they are far off on."""
+    """Draw the baselines near the scored subnets, and return the others.
+
+    Each of the others comes with a flag for each axis, True if the baseline is far off on the axis.
+    """
     inside, far_off = report.evaluations[[x.name, y.name]].iloc[0], []
     for point in baseline_points(report, x, y):
         far = is_far_off(report, x, point.x), is_far_off(report, y, point.y)
         if any(far):
             far_off.append((point, far))
             place = [scored if off else own for scored, own, off in zip(inside, (point.x, point.y), far, strict=True)]
-            axes.update_datalim([place])  # what is not far off on an axis belongs on it
+            axes.update_datalim([place])  # a coordinate that is not far off must lie within its axis
         else:
             _draw_baseline(axes, point, scale)
     axes.autoscale_view()
@@ -183,12 +191,12 @@ def _draw_near_baselines(
 
 
 def _draw_on_the_edge(axes: Axes, far_off: Sequence[tuple[BaselinePoint, tuple[bool, bool]]], scale: float) -> None:
-    """Baselines outside, where the picture ends nearest to them, with their values in the legend."""
+    """Draw distant baselines at the nearest edge of the axes, with their values in the legend."""
     horizontal, vertical = axes.get_xlim(), axes.get_ylim()
     for point, far in far_off:
         said = ", ".join(shown(value) for value, off in zip((point.x, point.y), far, strict=True) if off)
         on_edge = replace(point, x=float(np.clip(point.x, *horizontal)), y=float(np.clip(point.y, *vertical)))
-        _draw_baseline(axes, replace(on_edge, name=f"{point.name} ({said}, off the picture)"), scale)
+        _draw_baseline(axes, replace(on_edge, name=f"{point.name} ({said}, outside the axes)"), scale)
     axes.set(xlim=horizontal, ylim=vertical)
 
 
@@ -199,7 +207,7 @@ def _draw_baseline(axes: Axes, point: BaselinePoint, scale: float) -> None:
 
 
 def _style_axis(axis: Axis, set_scale: Callable[[str], Any], objective: Objective, most: int) -> None:
-    """Equal ratios are equal lengths, where costs range widely; ticks as 300M."""
+    """Set a logarithmic scale if costs range widely, and ticks such as 300M."""
     low, high = axis.get_data_interval()
     if wide := is_wide(objective, [low, high]):
         set_scale("log")
@@ -224,7 +232,10 @@ def _draw_step(axes: Axes, line: Line, dashes: Any) -> None:
 
 
 def parallel_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
-    """The frontier in parallel coordinates: a line for each subnet, an axis for each objective, best at the bottom."""
+    """Return the figure of the frontier in parallel coordinates.
+
+    It has a line for each subnet and an axis for each objective, with the best value at the bottom.
+    """
     figure = PlainFigure(figsize=(width, min(0.75 * width, 3.4)), layout="constrained")
     axes = figure.subplots()
     places = range(len(report.objectives))
@@ -239,12 +250,12 @@ def parallel_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
     axes.set_ylim(-0.22, 1.1)
     axes.set_xlim(-0.3, len(report.objectives) - 0.7)
     axes.set_axis_off()
-    axes.set_title("top: worst of the frontier; bottom: best; thick: knee", fontsize="medium")
+    axes.set_title("top: worst of the frontier; bottom: best; thick line: knee", fontsize="medium")
     return figure
 
 
 def progress_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
-    """The hypervolume against evaluations: whether the search was still finding something when it ended."""
+    """Return the figure of the hypervolume against evaluations, which shows the convergence of the search."""
     figure = PlainFigure(figsize=(width, 2.8 if width == SCREEN else 0.55 * min(width, 4.5)), layout="constrained")
     axes = figure.subplots()
     for dash, (run, table) in enumerate(of_runs(report.progress)):
@@ -259,7 +270,7 @@ def progress_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
         )
     axes.set_xlabel("evaluations")
     several = "run" in report.progress
-    final = "the exact frontier's" if report.exact else "the frontier of all" if several else "the last"
+    final = "the exact frontier's" if report.exact else "all runs together" if several else "the final value"
     axes.set_ylabel(f"hypervolume\n(% of {final})")
     axes.set_ylim(0, 103)
     axes.set_xlim(left=0)
@@ -270,11 +281,11 @@ def progress_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
 
 
 def explored_figure(report: ParetoReport, cost: Objective, row: pd.Series[Any], limit: float | None) -> Figure:
-    """What `Run.explore` shows, as a picture: the frontier, the budget and a subnet, and where its parameters are.
+    """Return the picture of `Run.explore`: the frontier, the budget, and a subnet with its parameters by part.
 
-    limit: the budget of `cost`; None if the subnet was not found by one.
+    limit: budget of `cost`; None if the subnet was selected without a budget.
     """
-    y, told = report.objectives[0], facts(report, row)
+    y, details = report.objectives[0], facts(report, row)
     near = replace(report, baselines=report.baselines.head(0)) if is_crowded(report, cost, y) else report
     figure = PlainFigure(figsize=(9.6, 4.6), layout="constrained")
     axes, bars = figure.subplots(1, 2, width_ratios=[2.2, 1])
@@ -283,31 +294,36 @@ def explored_figure(report: ParetoReport, cost: Objective, row: pd.Series[Any], 
         axes.axvline(limit, color=KNEE_COLOUR, lw=1, linestyle=(0, (4, 3)), label="budget")
     ring = {"facecolor": "none", "edgecolor": KNEE_COLOUR, "lw": 2, "s": 230, "zorder": 6}
     axes.scatter([row[cost.name]], [row[y.name]], label="the subnet shown", **ring)
-    names, counts = list(told.parts), list(told.parts.values())
+    names, counts = list(details.parts), list(details.parts.values())
     drawn = bars.barh(names, counts, color=[SPACE_COLOURS[i] for i in range(len(names))])
-    bars.bar_label(drawn, [f"{shown(each)} ({each / sum(counts):.0%})" for each in counts], padding=3, fontsize=8)
+    bars.bar_label(drawn, [f"{shown(count)} ({count / sum(counts):.0%})" for count in counts], padding=3, fontsize=8)
     bars.invert_yaxis()
     bars.set_xlim(0, 1.6 * max(counts))
     bars.set_xticks([])
     bars.spines[["top", "right", "bottom"]].set_visible(False)
-    bars.set_title(f"Where its {shown(sum(counts))} parameters are", fontsize=9)
-    figure.suptitle("\n".join([f"{told.subnet}; {told.place}", *([told.get] if told.get else [])]), fontsize=10)
+    bars.set_title(f"Its {shown(sum(counts))} parameters by part", fontsize=9)
+    figure.suptitle(
+        "\n".join([f"{details.subnet}; {details.place}", *([details.get] if details.get else [])]), fontsize=10
+    )
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 
 def engines_figure(report: ParetoReport) -> Figure:
-    """What each engine misses of the exact hypervolume after so many evaluations, best first at the most."""
+    """Return the figure of the exact hypervolume that each engine misses after each number of evaluations.
+
+    Engines are ordered by their results at the greatest number of evaluations, best first.
+    """
     marks = engine_marks(report)
     names = engines_after(report, marks[-1])["name"].tolist()
     figure = PlainFigure(figsize=(SCREEN, 1.6 + 0.28 * len(names)), layout="constrained")
     axes = figure.subplots()
     for number, mark in enumerate(marks):
-        found = engines_after(report, mark).set_index("name").loc[names]
+        result = engines_after(report, mark).set_index("name").loc[names]
         axes.errorbar(
-            100 * (1 - found["share"]),
+            100 * (1 - result["share"]),
             names,
-            xerr=100 * found["spread"],
+            xerr=100 * result["spread"],
             fmt=_marker(number),
             color=_colour(number),
             ms=6,
@@ -316,14 +332,20 @@ def engines_figure(report: ParetoReport) -> Figure:
         )
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel("missing of the exact frontier's hypervolume (%), mean and deviation\nlower is better", fontsize=9)
+    axes.set_xlabel(
+        "missing share of the exact frontier's hypervolume (%), mean and standard deviation\nlower is better",
+        fontsize=9,
+    )
     axes.grid(axis="x", alpha=0.25)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 
 def published_figure(published: pd.DataFrame) -> Figure:
-    """Average GLUE score against FLOPs of published models: another metric than the search's, so its own figure."""
+    """Return the figure of average GLUE scores against FLOPs of published models.
+
+    Their metric differs from that of the search, so they have a figure of their own.
+    """
     figure = PlainFigure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
     styles = {
@@ -348,7 +370,7 @@ def published_figure(published: pd.DataFrame) -> Figure:
 
 
 def _annotate_column(axes: Axes, rows: pd.DataFrame) -> None:
-    """Names beside their points; those of one column are kept a line apart."""
+    """Draw names beside points of equal FLOPs, at least one line apart."""
     gap, last = 0.4, np.inf
     for _, row in rows.sort_values("average", ascending=False).iterrows():
         height = min(float(row["average"]), last - gap)
@@ -357,18 +379,18 @@ def _annotate_column(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write `figure` as PNG, for screens and documents."""
+    """Write `figure` as a PNG file for screens and documents."""
     figure.savefig(path, dpi=150, format="png")
 
 
 def paper_figures(report: ParetoReport, width: float) -> dict[str, Figure]:
-    """The figures of a report by name, so many inches wide."""
+    """Return the figures of a report by name. width: width of each in inches."""
     figures = {"frontier": frontier_figure(report, width), "progress": progress_figure(report, width)}
     return figures | ({"parallel": parallel_figure(report, width)} if len(report.objectives) > 2 else {})
 
 
 def save_for_papers(report: ParetoReport, folder: Path) -> list[Path]:
-    """Write each of `paper_figures` in each of `COLUMNS` and `FORMATS`; the same bytes each time."""
+    """Write `paper_figures` in each width of `COLUMNS` and each of `FORMATS`, reproducibly, and return the paths."""
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
     paths = []
     with for_papers():

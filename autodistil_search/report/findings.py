@@ -1,7 +1,7 @@
-"""Findings about a run: a kind with numbers and names as data, and the one place where each kind is put into words.
+"""Findings about a run, as data (`kind` and `values`), and the wording of each kind.
 
-Code decides by `kind` and `values`; only people read the sentence. To add a kind, add its wording to `_WORDS` and make
-it with `Finding(kind, {...})`. Values are what JSON holds: numbers, text, lists and mappings of these, None.
+Code decides by `kind` and `values`; the sentences are for readers only. A new kind needs its wording in `_WORDS`; a
+finding is created as `Finding(kind, {...})`. Values are of JSON's types: numbers, text, None, lists and mappings.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _NOT_VALIDATED = "The proxy was not compared with fine-tuned accuracy in this ru
 
 @dataclass(frozen=True)
 class Finding:
-    """Something a reader should know before trusting a result.
+    """Fact that a reader should know before relying on a result.
 
     Args:
-        kind: What was found; a key of `_WORDS`.
-        values: Numbers and names, as JSON holds them.
-        run: Name of the run in a report of several; empty otherwise.
+        kind: Kind of the fact, a key of `_WORDS`.
+        values: Numbers and names of the fact, of JSON's types.
+        run: Name of the run in a report of several runs; empty otherwise.
 
     Raises:
-        InputError: for an unknown kind, or values that its wording lacks.
+        InputError: if the kind is unknown, or a value that its wording needs is missing or of another type.
     """
 
     kind: str
@@ -63,25 +63,33 @@ class Finding:
             raise InputError(f"finding {self.kind!r} with {dict(self.values)!r:.200}: {error!r}") from None
 
     def __str__(self) -> str:
-        """Return the sentence for people."""
+        """Return the finding as a sentence."""
         words = _WORDS[self.kind](self.values)
         return f"{self.run}: {words}" if self.run else words
 
     @property
     def record(self) -> dict[str, Any]:
-        """Return kind and values as `summary.json` holds them; a number that is not finite becomes null."""
+        """Return kind and values for `summary.json`; a number that is not finite becomes None."""
         return {"kind": self.kind, "values": _plain(self.values)}
 
 
 def remark(words: str) -> Finding:
-    """Return a finding of which only the sentence is known."""
+    """Return a finding that is known only as a sentence."""
     return Finding(REMARK, {"words": words})
 
 
 def comparison(measure: str, target: str, own: Agreement, free: Agreement, gained: Agreement, subnets: int) -> Finding:
-    """Return how a measure and FLOPs rank subnets of like cost, against a target; measure and target by their labels.
+    """Return a finding that compares how a measure and FLOPs rank subnets of similar cost by a target.
 
-    `better` in its values is True or False where the 95 % interval of the difference excludes 0, else None.
+    Its value `better` is True or False if the 95 % interval of the difference excludes 0, else None.
+
+    Args:
+        measure: Label of the measure.
+        target: Label of the target.
+        own: Agreement of the measure with the target.
+        free: Agreement of FLOPs with the target.
+        gained: Difference of the two agreements.
+        subnets: Number of subnets.
     """
     values: dict[str, Any] = {"measure": measure, "target": target, "subnets": subnets}
     values |= {
@@ -93,27 +101,27 @@ def comparison(measure: str, target: str, own: Agreement, free: Agreement, gaine
 
 
 def records(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return the fields `notes` and `findings` of a `summary.json`: sentences, and their data in the same order."""
+    """Return the fields `notes` and `findings` of a `summary.json`: sentences, and the same facts as data."""
     return {"notes": [str(finding) for finding in findings], "findings": [finding.record for finding in findings]}
 
 
 def rates_in_words(least: float, greatest: float) -> str:
-    """Return a range of learning rates as text; one number if both ends are equal."""
+    """Return a range of learning rates as text, or one number if both ends are equal."""
     return f"{least:g}" if least == greatest else f"{least:g} to {greatest:g} by size"
 
 
 def read(summary: Mapping[str, Any]) -> list[Finding]:
-    """Return the findings of a `summary.json`, or of one from before there was a field `findings`.
+    """Return the findings of a `summary.json`. Files of earlier versions have only the field `notes`.
 
     Raises:
-        InputError: for values that do not belong to their kind.
+        InputError: if values do not belong to their kind.
     """
     notes: list[str] = summary["notes"]
     if "findings" not in summary:
         return [Finding(NOT_VALIDATED) if note == _NOT_VALIDATED else remark(note) for note in notes]
     return [
-        Finding(found["kind"], found["values"]) if found["kind"] in _WORDS else remark(note)
-        for note, found in zip(notes, summary["findings"], strict=True)
+        Finding(entry["kind"], entry["values"]) if entry["kind"] in _WORDS else remark(note)
+        for note, entry in zip(notes, summary["findings"], strict=True)
     ]
 
 
@@ -126,22 +134,22 @@ def _plain(value: Any) -> Any:
 
 
 def _floats(values: Sequence[float | None]) -> list[float]:
-    """Return numbers as `_plain` was given them."""
+    """Return numbers with NaN in place of None, which reverses `_plain`."""
     return [math.nan if value is None else value for value in values]
 
 
 def _collapsed(values: Mapping[str, Any]) -> str:
     return (
         f"The training of SuperLM {values['space']} collapsed at step {values['step']} (mean loss "
-        f"{values['loss']:.3g}, at best {values['best']:.3g} before); it went back to step {values['to']} and on at a "
-        f"peak learning rate of {values['lr']:g}."
+        f"{values['loss']:.3g}, best before {values['best']:.3g}); it returned to step {values['to']} and continued "
+        f"with a peak learning rate of {values['lr']:g}."
     )
 
 
 def _comparison(values: Mapping[str, Any]) -> str:
     own, free, gained = (Agreement(*_floats(values[name])) for name in ("tau", "tau_of_flops", "difference"))
     verdicts = {True: "better than FLOPs", False: "worse than FLOPs", None: None}
-    verdict = verdicts[values["better"]] or f"no telling apart by {values['subnets']} subnets"
+    verdict = verdicts[values["better"]] or f"not distinguishable with {values['subnets']} subnets"
     return (
         f"{values['measure']} for {values['target']}: tau {own} within bands, FLOPs alone {free}, difference {gained}: "
         f"{verdict}"
@@ -157,15 +165,15 @@ def _costs_more(values: Mapping[str, Any]) -> str:
 
 def _learnt_little(values: Mapping[str, Any]) -> str:
     return (
-        f"The SuperLM of {values['space']} has hardly learnt anything: the median of its scored subnets is "
-        f"{values['median']:.4g} and the best {values['best']:.4g}, where a model that knows nothing has "
-        f"{values['reference']:.4g}. Its frontier means nothing yet: try a lower --lr (it was {values['lr']:g}) or "
+        f"The SuperLM of {values['space']} has hardly learnt anything: the proxy of its scored subnets has median "
+        f"{values['median']:.4g} and best value {values['best']:.4g}; a model that has learnt nothing has "
+        f"{values['reference']:.4g}. Its frontier is not meaningful yet: try a lower --lr (it was {values['lr']:g}) or "
         "more --steps."
     )
 
 
 def _left_out(values: Mapping[str, Any]) -> str:
-    return f"Not measured alike in all runs, and left out: {', '.join(values['columns'])}."
+    return f"Columns that are not measured alike in all runs are left out: {', '.join(values['columns'])}."
 
 
 def _not_all_scored(values: Mapping[str, Any]) -> str:
@@ -177,14 +185,14 @@ def _not_all_scored(values: Mapping[str, Any]) -> str:
 
 def _not_converged(values: Mapping[str, Any]) -> str:
     return (
-        f"The last tenth of the {values['evaluations']} evaluations still found something: the frontier has not "
-        "converged."
+        f"The last tenth of the {values['evaluations']} evaluations still increased the hypervolume: the frontier has "
+        "not converged."
     )
 
 
 def _not_trained_for(values: Mapping[str, Any]) -> str:
     return (
-        f"{values['baseline']} ({values['how']}): not trained for the {values['label']}; to compare it, fine-tune "
+        f"{values['baseline']} ({values['how']}): not trained for the {values['label']}; for a comparison, fine-tune "
         f"{values['weights']}"
     )
 
@@ -192,7 +200,7 @@ def _not_trained_for(values: Mapping[str, Any]) -> str:
 def _nothing_learnt_alone(values: Mapping[str, Any]) -> str:
     return (
         f"{values['broken']} of {values['subnets']} subnets learnt nothing when they were trained alone, at a peak "
-        f"learning rate of {rates_in_words(*values['lr'])}: try a lower --alone-lr, or more steps."
+        f"learning rate of {rates_in_words(*values['lr'])}: try a lower --alone-lr, or more --alone-steps."
     )
 
 
@@ -210,9 +218,9 @@ def _predicted_latency(values: Mapping[str, Any]) -> str:
         for error in (values["error_left_out"], values["error_on_frontier"])
     )
     return (
-        f"Latency was predicted, fitted on {values['fitted_on']} measured subnets, each left out: {fitted}. Measured "
-        f"again on the frontier: {off}; {values['kept']} of its {values['subnets']} subnets are on the frontier of "
-        "what was measured, too."
+        f"Latency was predicted by a model fitted on {values['fitted_on']} measured subnets; leave-one-out: {fitted}. "
+        f"On the frontier, measured again: {off}; {values['kept']} of its {values['subnets']} subnets are also on the "
+        "frontier of the measured values."
     )
 
 
@@ -223,7 +231,7 @@ def _proxy_worth(values: Mapping[str, Any]) -> str:
     if values["comparisons"] is None:
         return f"{compared}; its own section has the figures."
     return (
-        f"{compared}: in {values['better']} of {values['comparisons']} comparisons a measure ranks subnets of like "
+        f"{compared}: in {values['better']} of {values['comparisons']} comparisons a measure ranks subnets of similar "
         "cost better than FLOPs do."
     )
 
@@ -258,9 +266,9 @@ def _watched_little(values: Mapping[str, Any]) -> str:
     losses = ", ".join(f"{subnet['role']} {subnet['loss']:.4g}" for subnet in values["subnets"])
     return (
         f"{len(values['subnets'])} of the {values['watched']} watched subnets of SuperLM {values['space']} have learnt "
-        f"next to nothing: their held-out relation loss is {losses}, where a model that knows nothing has "
-        f"{values['reference']:.4g}. Their scores mean nothing yet: try a lower --lr (it was {values['lr']:g}) or more "
-        "--steps."
+        f"next to nothing: their held-out relation loss is {losses}; a model that has learnt nothing has "
+        f"{values['reference']:.4g}. Their scores are not meaningful yet: try a lower --lr (it was {values['lr']:g}) "
+        "or more --steps."
     )
 
 
@@ -283,7 +291,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     START: lambda values: f"SuperLM {values['space']}: {values['words']}",
     TRAINING: _training,
     UNCHECKED: lambda values: (
-        f"{values['folder']} has no manifest.json, as it was made by an earlier version: its files are read without a "
+        f"{values['folder']} has no manifest.json, because an earlier version wrote it: its files are read without a "
         "check of digests."
     ),
     VERSUS_BASELINE: _versus_baseline,

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page, which a browser opens offline; without scripts it is as complete."""
+"""The report as one self-contained HTML page, which works offline and is complete without scripts."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ from autodistil_search.report.views import (
 )
 
 _LONG = 30
-"""Letters from which a cell is given more room."""
+"""Number of letters above which a cell gets more width."""
 LISTED = 1000
-"""So many scored subnets are in the page's table at most, the first ones; `evaluations.csv` has all."""
+"""Greatest number of scored subnets in the page's table, which lists the first ones; `evaluations.csv` has all."""
 
 
 def render_html(report: ParetoReport) -> str:
-    """The page; nothing is loaded from elsewhere."""
+    """Return the page as HTML that loads nothing from elsewhere."""
     return visible(_rendered(report), keep="\n\t")
 
 
 def _rendered(report: ParetoReport) -> str:
     commands, numbers = export_commands(report), frontier_numbers(report)
     labels = row_labels(report, commands, numbers)
-    every, drawn = series_of(report), drawn_rows(report)
+    all_series, drawn = series_of(report), drawn_rows(report)
     pairs = axes_pairs(report)
-    units = {each.name: axis_words(each) for each in report.columns}
+    units = {column.name: axis_words(column) for column in report.columns}
     frontier = report.frontier.copy()
     frontier.insert(0, "pick", numbers)
-    source = {"source", "weights"} & set(report.baselines.columns)  # the heading says it; for the CSV file
-    together = "the frontier of all runs" if "run" in report.progress else "the last"
+    source = {"source", "weights"} & set(report.baselines.columns)  # the heading and the CSV file have them
+    final = "all runs together" if "run" in report.progress else "the final value"
     return (
         _environment()
         .get_template("page.html")
@@ -75,7 +75,7 @@ def _rendered(report: ParetoReport) -> str:
                 if is_crowded(report, x, y)
             ],
             parallel=parallel_panel(report, labels) if len(report.objectives) > 2 else "",
-            legend=frontier_legend(report, *pairs[0], [each.name for each in every]),
+            legend=frontier_legend(report, *pairs[0], [series.name for series in all_series]),
             left_out=len(report.evaluations) - sum(len(rows) for _, rows in drawn),
             listed=min(LISTED, len(report.evaluations)),
             frontier=_table(frontier, "Frontier", "frontier", units, mark="knee"),
@@ -84,8 +84,8 @@ def _rendered(report: ParetoReport) -> str:
             engines=_table(_by_mark(report.engines), "Engines", "engines", {}) if len(report.engines) else "",
             published=_table(report.published, "Published results", "published", {}),
             published_panel=published_panel(report.published),
-            progress=progress_panel(report, "the exact frontier's" if report.exact else together),
-            found=found_after(report),
+            progress=progress_panel(report, "the exact frontier's" if report.exact else final),
+            reached=found_after(report),
             training=[
                 (title, training_panel(curves, title))
                 for part in report.runs
@@ -112,11 +112,11 @@ def _rendered(report: ParetoReport) -> str:
 
 
 def frontier_html(report: ParetoReport) -> str:
-    """Title, knee and frontier, for notebooks."""
-    (row,) = report.frontier[report.frontier["knee"]].to_dict("records")  # Python's own numbers, not numpy's
+    """Return title, knee and frontier as HTML for notebooks."""
+    (row,) = report.frontier[report.frontier["knee"]].to_dict("records")  # native Python numbers instead of numpy's
     knee = {str(key): value for key, value in row.items()}
     words = ", ".join([subnet_words(knee), *value_words(knee, report.columns)])
-    units = {each.name: axis_words(each) for each in report.columns}
+    units = {column.name: axis_words(column) for column in report.columns}
     return Markup("<p><strong>Pareto frontier of {}</strong>: {} of {} scored subnets. Knee: {}</p>{}").format(
         report.title, len(report.frontier), len(report.evaluations), words, _rows(report.frontier, units, "knee")
     )
@@ -139,12 +139,12 @@ def _for_script(
     labels: Sequence[str],
     drawn: Sequence[tuple[int, pd.DataFrame]],
 ) -> dict[str, Any]:
-    """What the page's script knows: costs, the frontier's values and commands, and words for each scored subnet."""
-    columns = [each for each in report.columns if each.name in report.frontier]
+    """Return the data of the page's script: costs, values and commands of the frontier, words for scored subnets."""
+    columns = [column for column in report.columns if column.name in report.frontier]
     return {
         "costs": [
-            {"name": each.name, "label": each.label, "unit": each.unit, "least": each.direction == "maximize"}
-            for each in budget_costs(report)
+            {"name": cost.name, "label": cost.label, "unit": cost.unit, "least": cost.direction == "maximize"}
+            for cost in budget_costs(report)
         ],
         "first": {
             "name": report.objectives[0].name,
@@ -156,20 +156,20 @@ def _for_script(
                 "knee": bool(row["knee"]),
                 "command": commands[i],
                 "words": labels[i],
-                "values": {each.name: float(row[each.name]) for each in columns},
+                "values": {column.name: float(row[column.name]) for column in columns},
             }
             for i, (_, row) in enumerate(report.frontier.iterrows())
         ],
         "scored": [
             "\n".join([subnet_words(row), *value_words(row, report.columns)])
             for _, rows in drawn
-            for row in ({str(key): value for key, value in each.items()} for each in rows.to_dict("records"))
+            for row in ({str(key): value for key, value in record.items()} for record in rows.to_dict("records"))
         ],
     }
 
 
 def _json(data: Mapping[str, Any]) -> Markup:
-    """JSON that ends no script element, whatever names it holds."""
+    """Return JSON that cannot end a script element, whatever names it contains."""
     text = json.dumps(data, separators=(",", ":"))
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -177,7 +177,7 @@ def _json(data: Mapping[str, Any]) -> Markup:
 
 
 def _by_mark(engines: pd.DataFrame) -> pd.DataFrame:
-    """A row for each engine, by name, and a column for each number of evaluations."""
+    """Return a table with a row for each engine and a column for each number of evaluations."""
     cells = [f"{share:.4f} ± {spread:.4f}" for share, spread in zip(engines["share"], engines["spread"], strict=True)]
     index = [name for name in ("run", "space", "engine") if name in engines]
     table = engines.assign(cells=cells).pivot_table(index=index, columns="evaluations", values="cells", aggfunc="first")
@@ -185,7 +185,10 @@ def _by_mark(engines: pd.DataFrame) -> pd.DataFrame:
 
 
 def _table(table: pd.DataFrame, caption: str, name: str, units: Mapping[str, str], mark: str | None = None) -> Markup:
-    """`table` with a place for its tools; nothing if it has no rows. name: of the CSV that its copy is."""
+    """Return `table` as HTML with a place for its tools, or nothing if it has no rows.
+
+    name: name of the table as CSV. mark: column that marks the row to emphasise.
+    """
     if table.empty:
         return Markup("")
     return Markup(
@@ -195,9 +198,9 @@ def _table(table: pd.DataFrame, caption: str, name: str, units: Mapping[str, str
 
 
 def _rows(table: pd.DataFrame, units: Mapping[str, str], mark: str | None) -> Markup:
-    """`table` as HTML, its numbers readable; the row where the column `mark` is True stands out.
+    """Return `table` as HTML with readable numbers; the row where the column `mark` is True is emphasised.
 
-    Where a number is shown in fewer digits than it has, the cell keeps it whole for sorting and copying.
+    A cell that shows a number with fewer digits keeps the full number for sorting and copying.
     """
     text = {str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])}
     head = Markup("").join(

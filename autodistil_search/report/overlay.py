@@ -1,4 +1,4 @@
-"""Several runs in one report, if their numbers may share axes."""
+"""Reports of several runs whose numbers may share axes."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ _EXACT = {cost.name for cost in COSTS}
 
 
 def overlay(reports: Sequence[ParetoReport]) -> ParetoReport:
-    """One report of several runs; each must have its `RunPart`.
+    """Return one report of several runs, each of which must have its `RunPart`.
 
-    The hypervolume is measured again, from a reference point as bad as the worst of theirs, so that the runs' are
-    comparable; that of the report is what they found together.
+    All hypervolumes are measured again from the worst of the reference points, so that runs can be compared. The
+    hypervolume of the report is that of all runs together.
 
     Raises:
-        InputError: if they cannot share axes; it says what differs.
+        InputError: if the runs cannot share axes; the message states the difference.
     """
     if len(reports) == 1:
         return reports[0]
-    reports = _named_apart(reports)
+    reports = _with_distinct_names(reports)
     first, names = reports[0], [report.runs[0].name for report in reports]
     for other in reports[1:]:
         _check_comparable(first, other)
-    columns = [each for each in first.columns if all(each in report.columns for report in reports)]
-    left_out = list(dict.fromkeys(each.name for report in reports for each in report.columns if each not in columns))
+    columns = [column for column in first.columns if all(column in report.columns for report in reports)]
+    left_out = list(
+        dict.fromkeys(column.name for report in reports for column in report.columns if column not in columns)
+    )
 
     def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         parts = [table.assign(run=name) for table, name in zip(tables, names, strict=True) if len(table)]
@@ -46,16 +48,20 @@ def overlay(reports: Sequence[ParetoReport]) -> ParetoReport:
         order = ["run", *(name for name in whole.columns if name != "run" and name not in left_out)]
         return whole[order]
 
-    box = {each.name: _joint_ends(each, reports) for each in first.objectives}
-    ideal, reference = np.array([[each.minimised(end) for end in box[each.name]] for each in first.objectives]).T
+    box = {objective.name: _joint_ends(objective, reports) for objective in first.objectives}
+    ideal, reference = np.array(
+        [[objective.minimised(end) for end in box[objective.name]] for objective in first.objectives]
+    ).T
     frontier = joined([report.frontier for report in reports])
     volume = pareto.hypervolume(minimised(frontier, first.objectives), reference)
-    progress = [progress_table(each.evaluations, first.objectives, each.constraints, reference) for each in reports]
-    conditions = _once([report.conditions for report in reports])
+    progress = [
+        progress_table(report.evaluations, first.objectives, report.constraints, reference) for report in reports
+    ]
+    conditions = _shared_and_own([report.conditions for report in reports])
     findings = [Finding(LEFT_OUT, {"columns": left_out})] if left_out else []
     findings += [
         finding if i is None else replace(finding, run=names[i])
-        for i, finding in _once([report.findings for report in reports])
+        for i, finding in _shared_and_own([report.findings for report in reports])
     ]
     return replace(
         first,
@@ -68,7 +74,7 @@ def overlay(reports: Sequence[ParetoReport]) -> ParetoReport:
         box=box,
         hypervolume=volume,
         hypervolume_share=pareto.share_of_box(minimised(frontier, first.objectives), ideal, reference),
-        progress=joined([each.assign(share=each["hypervolume"] / (volume or 1.0)) for each in progress]),
+        progress=joined([table.assign(share=table["hypervolume"] / (volume or 1.0)) for table in progress]),
         engines=joined([report.engines for report in reports]),
         exact=all(report.exact for report in reports),
         conditions=[(what if i is None else f"{what}, {names[i]}", how) for i, (what, how) in conditions],
@@ -77,8 +83,8 @@ def overlay(reports: Sequence[ParetoReport]) -> ParetoReport:
     )
 
 
-def _named_apart(reports: Sequence[ParetoReport]) -> list[ParetoReport]:
-    """Runs by the names of their folders; by their paths if two have one name.
+def _with_distinct_names(reports: Sequence[ParetoReport]) -> list[ParetoReport]:
+    """Return the reports with distinct names of their runs: folder names, or paths if two folders share a name.
 
     Raises:
         InputError: if a run is given twice.
@@ -93,43 +99,47 @@ def _named_apart(reports: Sequence[ParetoReport]) -> list[ParetoReport]:
 
 
 def _check_comparable(first: ParetoReport, other: ParetoReport) -> None:
-    """Raises InputError, saying what differs, unless the objectives mean the same in both."""
+    """Raise InputError with the difference unless the objectives mean the same in both reports."""
     runs = first.runs[0], other.runs[0]
     before = f"runs {runs[0].name!r} and {runs[1].name!r} cannot share axes: "
-    names = [sorted(each.name for each in report.objectives) for report in (first, other)]
+    names = [sorted(objective.name for objective in report.objectives) for report in (first, other)]
     if names[0] != names[1]:
         raise InputError(f"{before}their objectives are {', '.join(names[0])} and {', '.join(names[1])}")
-    for mine in first.objectives:
-        theirs = next(each for each in other.objectives if each.name == mine.name)
+    for objective in first.objectives:
+        counterpart = next(candidate for candidate in other.objectives if candidate.name == objective.name)
         for what in ("unit", "direction"):
-            if getattr(mine, what) != getattr(theirs, what):
+            if getattr(objective, what) != getattr(counterpart, what):
                 raise InputError(
-                    f"{before}the {what} of {mine.name} is {getattr(mine, what)!r} and {getattr(theirs, what)!r}"
+                    f"{before}the {what} of {objective.name} is {getattr(objective, what)!r} and "
+                    f"{getattr(counterpart, what)!r}"
                 )
-        kind = "proxy" if mine.is_proxy else "" if mine.name in _EXACT else "machine"
-        known = [run.inputs.get(kind, {}) for run in runs]
-        for what in dict.fromkeys((*known[0], *known[1])):
-            one, two = (each.get(what, Input("not known")) for each in known)
+        kind = "proxy" if objective.is_proxy else "" if objective.name in _EXACT else "machine"
+        inputs_of_runs = [run.inputs.get(kind, {}) for run in runs]
+        for what in dict.fromkeys((*inputs_of_runs[0], *inputs_of_runs[1])):
+            one, two = (inputs.get(what, Input("not known")) for inputs in inputs_of_runs)
             if one.identity != two.identity:
-                again = "another, of the same name" if one.words == two.words else repr(two.words)
-                raise InputError(f"{before}the {what} behind {mine.name} is {one.words!r} and {again}")
+                again = "a different one of the same name" if one.words == two.words else repr(two.words)
+                raise InputError(f"{before}the {what} behind {objective.name} is {one.words!r} and {again}")
 
 
 def _joint_ends(objective: Objective, reports: Sequence[ParetoReport]) -> list[float]:
-    """The best ideal and the worst reference value."""
+    """Return the best ideal value and the worst reference value of an objective."""
     ideals, references = zip(*(report.box[objective.name] for report in reports), strict=True)
     return [min(ideals, key=objective.minimised), max(references, key=objective.minimised)]
 
 
-def _once(lists: Sequence[Sequence[Item]]) -> list[tuple[int | None, Item]]:
-    """What all lists have, once and with None; the rest with the number of its list."""
-    found: list[tuple[int | None, Item]] = [(None, each) for each in lists[0] if all(each in other for other in lists)]
-    shared = {each for _, each in found}
-    return found + [(i, each) for i, own in enumerate(lists) for each in own if each not in shared]
+def _shared_and_own(lists: Sequence[Sequence[Item]]) -> list[tuple[int | None, Item]]:
+    """Return the items of all lists without repeating shared ones.
+
+    An item that all lists contain comes once, paired with None. Other items are paired with the number of their list.
+    """
+    items: list[tuple[int | None, Item]] = [(None, item) for item in lists[0] if all(item in other for other in lists)]
+    shared = {item for _, item in items}
+    return items + [(i, item) for i, own_items in enumerate(lists) for item in own_items if item not in shared]
 
 
 def _merged(baselines: pd.DataFrame) -> pd.DataFrame:
-    """Baselines that several runs share, once."""
+    """Return the baselines with one row for those that several runs share."""
     others = [name for name in baselines.columns if name != "run"]
     if baselines.empty:
         return baselines

@@ -1,5 +1,5 @@
 "use strict";
-// Hover, budget, and the tables' tools. All that is said comes from the page's data, as text.
+// Tooltips, budget, and tools of the tables. All words come from the page's data, as text.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 
@@ -24,7 +24,7 @@ async function copy(text, button) {
   setTimeout(() => { button.textContent = before; }, 1200);
 }
 
-// Numbers: as people write them, with the endings that the command line takes.
+// Numbers with the suffixes of the command line.
 const ENDINGS = [["G", 1e9], ["M", 1e6], ["K", 1e3], ["", 1]];
 const FACTORS = { "": 1, K: 1e3, M: 1e6, G: 1e9, B: 1e9, T: 1e12 };
 
@@ -33,16 +33,16 @@ function parsed(text) {
   return match ? Number(match[1]) * FACTORS[match[2].toUpperCase()] : NaN;
 }
 
-// Four digits that still allow the value: rounded up where it is a most, down where it is a least.
+// A bound of four digits that the value keeps: an upper bound is rounded up, a lower bound down.
 function bound(value, least) {
-  const [ending, factor] = ENDINGS.find(([, each]) => value >= (each === 1 ? 0 : each * (each === 1e3 ? 10 : 1)));
+  const [ending, factor] = ENDINGS.find(([, size]) => value >= (size === 1 ? 0 : size * (size === 1e3 ? 10 : 1)));
   const scaled = value / factor;
   const unit = 10 ** (Math.floor(Math.log10(scaled || 1)) - 3);
   const rounded = least ? Math.floor(scaled / unit + 1e-9) * unit : Math.ceil(scaled / unit - 1e-9) * unit;
   return String(Number(rounded.toPrecision(4))) + ending;
 }
 
-// What is pointed at or focused.
+// Tooltip of the point under the pointer or in focus.
 const tip = byId("tip");
 
 function tell(words, x, y) {
@@ -83,14 +83,14 @@ for (const svg of document.querySelectorAll("svg.frontier")) {
     mark.addEventListener("focus", () => {
       const box = mark.getBoundingClientRect();
       tell(data.frontier[mark.dataset.row].words, box.right, box.bottom);
-      best.forEach((each) => each.setAttribute("tabindex", each === mark ? "0" : "-1"));
+      best.forEach((other) => other.setAttribute("tabindex", other === mark ? "0" : "-1"));
     });
     mark.addEventListener("blur", () => { tip.hidden = true; });
-    mark.addEventListener("click", () => choose(Number(mark.dataset.row), "Chosen."));
+    mark.addEventListener("click", () => choose(Number(mark.dataset.row), "Selected:"));
     mark.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
       if (step) best[(i + step + best.length) % best.length].focus();
-      else if (event.key === "Enter" || event.key === " ") choose(Number(mark.dataset.row), "Chosen.");
+      else if (event.key === "Enter" || event.key === " ") choose(Number(mark.dataset.row), "Selected:");
       else if (event.key === "Escape") tip.hidden = true;
       else return;
       event.preventDefault();
@@ -108,8 +108,8 @@ const [cost, slider, amount, command] = ["cost", "slider", "amount", "command"].
 
 function choose(row, why) {
   const student = data.frontier[row];
-  document.querySelectorAll(".chosen").forEach((each) => each.classList.remove("chosen"));
-  document.querySelectorAll(`[data-row="${row}"]`).forEach((each) => each.classList.add("chosen"));
+  document.querySelectorAll(".chosen").forEach((element) => element.classList.remove("chosen"));
+  document.querySelectorAll(`[data-row="${row}"]`).forEach((element) => element.classList.add("chosen"));
   command.hidden = !student?.command;
   if (student) {
     const lines = student.words.split("\n");
@@ -118,28 +118,28 @@ function choose(row, why) {
   } else byId("words").textContent = why;
 }
 
-// As Run.pick: of the frontier's rows within the bound the best in the first objective, of equal ones the first.
+// Like Run.pick: the row of the frontier within the bound that is best in the first objective; among equal rows, the first.
 function within(name, least, limit) {
-  let found = -1;
+  let bestRow = -1;
   data.frontier.forEach(({ values }, row) => {
     if (least ? values[name] < limit : values[name] > limit) return;
-    const [now, best] = [values[data.first.name], data.frontier[found]?.values[data.first.name]];
-    if (found < 0 || (data.first.most ? now > best : now < best)) found = row;
+    const [now, best] = [values[data.first.name], data.frontier[bestRow]?.values[data.first.name]];
+    if (bestRow < 0 || (data.first.most ? now > best : now < best)) bestRow = row;
   });
-  return found;
+  return bestRow;
 }
 
 function chosenCost() {
-  const it = data.costs[cost.selectedIndex];
-  const values = [...new Set(data.frontier.map((row) => row.values[it.name]))].sort((a, b) => a - b);
-  return { ...it, values };
+  const selected = data.costs[cost.selectedIndex];
+  const values = [...new Set(data.frontier.map((row) => row.values[selected.name]))].sort((a, b) => a - b);
+  return { ...selected, values };
 }
 
-function answer() {
+function showBest() {
   const { name, label, least, values } = chosenCost();
   const limit = parsed(amount.value);
   amount.setAttribute("aria-invalid", String(!(limit > 0)));
-  if (!(limit > 0)) return choose(-1, `“${amount.value}” is no amount; allowed: a number above 0 such as 300M, 1.5G or 8000000.`);
+  if (!(limit > 0)) return choose(-1, `“${amount.value}” is not an amount; allowed: a number above 0 such as 300M, 1.5G or 8000000.`);
   const row = within(name, least, limit);
   slider.setAttribute("aria-valuetext", `${label} ${amount.value}`);
   const end = least ? `highest ${label}: ${bound(values.at(-1), true)}` : `lowest ${label}: ${bound(values[0], false)}`;
@@ -150,11 +150,11 @@ function answer() {
 function slide() {
   const { least, values } = chosenCost();
   amount.value = bound(values[slider.value], least);
-  answer();
+  showBest();
 }
 
 if (data.costs.length) {
-  data.costs.forEach((each) => cost.append(made("option", { textContent: each.label, title: each.unit })));
+  data.costs.forEach(({ label, unit }) => cost.append(made("option", { textContent: label, title: unit })));
   const start = () => {
     const { name, label, unit, least, values } = chosenCost();
     byId("bound-name").textContent = `${label}, at ${least ? "least" : "most"} (${unit})`;
@@ -166,8 +166,8 @@ if (data.costs.length) {
   slider.addEventListener("input", slide);
   amount.addEventListener("input", () => {
     const { values } = chosenCost(), limit = parsed(amount.value);
-    slider.value = Math.max(0, values.findLastIndex((each) => each <= limit));
-    answer();
+    slider.value = Math.max(0, values.findLastIndex((value) => value <= limit));
+    showBest();
   });
   command.querySelector("button").addEventListener("click", (event) =>
     copy(command.querySelector("code").textContent, event.target));
@@ -193,7 +193,7 @@ for (const sheet of document.querySelectorAll(".sheet")) {
     head.replaceChildren(button);
     button.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
-      heads.forEach((each) => each.removeAttribute("aria-sort"));
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const rows = [...body.rows].sort((a, b) => compare(valueOf(a.cells[column]), valueOf(b.cells[column])));
       body.append(...(down ? rows.reverse() : rows));

@@ -1,4 +1,4 @@
-"""What a paper or a README takes from a report: tables in Markdown and LaTeX beside the figures."""
+"""Tables in Markdown and LaTeX, and figures, for papers and READMEs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from autodistil_search.report.figures import save_for_papers
 from autodistil_search.report.views import better, shown_size
 
 FIGURES = "figures"
-"""Folder of what is for papers, in that of the report."""
+"""Folder of the files for papers, within the folder of the report."""
 
 
 def write_for_papers(report: ParetoReport, folder: Path) -> list[Path]:
-    """Write figures for one and two columns, `tables.md` and `tables.tex` into `folder`; returns their paths."""
+    """Write figures for one and two columns, `tables.md` and `tables.tex` into `folder`, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = save_for_papers(report, folder)
     for name, table in (("tables.md", markdown_table), ("tables.tex", latex_table)):
@@ -29,18 +29,18 @@ def write_for_papers(report: ParetoReport, folder: Path) -> list[Path]:
 
 
 def _tables(report: ParetoReport) -> Mapping[str, pd.DataFrame]:
-    """By caption, which says units and directions."""
-    units = "; ".join(f"{each.name}: {each.label}, {each.unit}, {better(each)}" for each in report.columns)
+    """Return the tables by caption, which states units and directions."""
+    units = "; ".join(f"{column.name}: {column.label}, {column.unit}, {better(column)}" for column in report.columns)
     return {
         f"Pareto frontier of {report.title}. {units}.": report.frontier,
-        f"Baselines, measured as the subnets of {report.title}. {units}.": report.baselines.drop(
+        f"Baselines, measured like the subnets of {report.title}. {units}.": report.baselines.drop(
             columns={"source"} & set(report.baselines.columns)
         ),
     }
 
 
 def markdown_table(table: pd.DataFrame, caption: str) -> str:
-    """`table` in Markdown, its caption before it."""
+    """Return `table` in Markdown, preceded by its caption."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cells) + " |"
@@ -51,7 +51,7 @@ def markdown_table(table: pd.DataFrame, caption: str) -> str:
 
 
 def latex_table(table: pd.DataFrame, caption: str) -> str:
-    """`table` in LaTeX for the package booktabs, its caption before it."""
+    """Return `table` in LaTeX for the package booktabs, preceded by its caption."""
 
     def line(cells: Sequence[str]) -> str:
         return "  " + " & ".join(cells) + r" \\"

@@ -1,4 +1,4 @@
-"""Which row of the frontier is meant: by its number, as the knee, or as the best within bounds."""
+"""Selection of a row of the frontier: by number, as the knee, or as the best row within bounds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from autodistil_search.report.data import ParetoReport
 
 
 def pick(report: ParetoReport, which: str) -> pd.Series[Any]:
-    """A row of the frontier; see `Run.pick`.
+    """Return a row of the frontier; see `Run.pick`.
 
     Raises:
-        InputError: for what no row is meant by; it says what the frontier reaches.
+        InputError: if `which` selects no row; the message gives the allowed values, or the range of the frontier.
     """
     if which.strip() == "knee":
         return report.frontier[report.frontier["knee"]].iloc[0]
@@ -28,11 +28,12 @@ def pick(report: ParetoReport, which: str) -> pd.Series[Any]:
         return report.frontier.iloc[place - 1]
     if not re.search("[<>=]", which):
         raise InputError(
-            f"--pick {quoted(which)}; allowed: knee, a row of the frontier from 1 to {rows}, or bounds, as flops<=200M"
+            f"--pick {quoted(which)}; allowed: knee, a row of the frontier from 1 to {rows}, or bounds such as "
+            "flops<=200M"
         )
-    known = {"acc" if each.is_proxy else each.name: each for each in report.columns}
-    known |= {each.name: each for each in report.columns}
-    return _best_within(report, [parse_constraint(text, known, "--pick") for text in which.split(",")])
+    columns = {"acc" if column.is_proxy else column.name: column for column in report.columns}
+    columns |= {column.name: column for column in report.columns}
+    return _best_within(report, [parse_constraint(text, columns, "--pick") for text in which.split(",")])
 
 
 def _best_within(report: ParetoReport, bounds: Sequence[Constraint]) -> pd.Series[Any]:
@@ -40,8 +41,8 @@ def _best_within(report: ParetoReport, bounds: Sequence[Constraint]) -> pd.Serie
     for bound in bounds:
         kept = kept[[bound.excess(value) <= 0 for value in kept[bound.objective.name]]]
     if kept.empty:
-        reached = {each.objective.name: report.frontier[each.objective.name] for each in bounds}
+        reached = {bound.objective.name: report.frontier[bound.objective.name] for bound in bounds}
         ranges = "; ".join(f"{name} from {min(col):,.4g} to {max(col):,.4g}" for name, col in reached.items())
-        raise InputError(f"--pick {','.join(map(str, bounds))}: no row of the frontier keeps that; it has {ranges}")
+        raise InputError(f"--pick {','.join(map(str, bounds))}: no row of the frontier keeps it; it has {ranges}")
     first = report.objectives[0]
     return kept.iloc[int(np.argmin([first.minimised(value) for value in kept[first.name]]))]

@@ -1,4 +1,4 @@
-"""What a report says of its runs beside the search: where each lies, how it was trained, what its proxy is worth."""
+"""The parts of a report beyond the search: folders, training curves and proxy validations of its runs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from autodistil_search.distillation.training_log import HELD_OUT_CSV, TRAINING_C
 from autodistil_search.report.findings import Finding, read
 
 _TEXT = ("space", "name", "engine", "run", "how", "source", "weights", "role", "measure", "target", "scope")
-"""Columns whose values may look like numbers, or like nothing: a space of 512.yaml or NA.yaml."""
+"""Columns of text that may look like numbers or missing values, such as the space of 512.yaml or NA.yaml."""
 _RANKING = ("measure", "target", "scope", "kendall", "kendall_low", "kendall_high")
 _POINTS = 200
-"""Longer trainings are drawn as means over so many stretches."""
+"""Greatest number of points of a curve. Longer trainings are drawn as means over as many stretches."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses against steps of the subnets with one role, as trained on or as measured on held-out text."""
+    """Losses against steps of the subnets with one role, from training or from held-out text."""
 
     role: str
     held_out: bool
@@ -34,16 +34,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class ProxyCheck:
-    """A finished `validate-proxy`.
+    """Results of a finished `validate-proxy`.
 
     Attributes:
-        name: Its folder in that of the run.
-        labels: What each column of `measured` is, in words.
-        measured: A row for each subnet, with its `band` of costs.
+        name: Name of its folder within the folder of the run.
+        labels: Label of each column of `measured`.
+        measured: Table with a row for each subnet, including its `band` of costs.
         ranking: Rank correlations of each measure with each target, over all subnets and within bands.
         findings: Conclusions.
-        fine_tuned: Whether a target is a metric of fine-tuned subnets.
-        has_data: Whether the findings are data; of a validation from before they were, they are sentences only.
+        fine_tuned: True if a target is a metric of fine-tuned subnets.
+        has_data: True if the findings are data. Earlier versions wrote sentences only.
     """
 
     name: str
@@ -56,21 +56,21 @@ class ProxyCheck:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The (measure, target) of each comparison."""
+        """Return the (measure, target) pair of each comparison."""
         pairs = self.ranking[["measure", "target"]].drop_duplicates()
         return list(pairs.itertuples(index=False, name=None))
 
 
 @dataclass(frozen=True)
 class Input:
-    """What a value depends on: in words, and a digest where words do not tell all."""
+    """Input on which a value depends, in words, with a digest if words do not identify it."""
 
     words: str
     digest: str = ""
 
     @property
     def identity(self) -> str:
-        """Equal where the input is."""
+        """Return a text that is equal for equal inputs only."""
         return self.digest or self.words
 
 
@@ -79,13 +79,13 @@ class RunPart:
     """One run of a report.
 
     Attributes:
-        name: What the column `run` calls it where there are several.
-        folder: As commands name it.
-        exact: Whether every subnet within its bounds was scored.
-        inputs: What values depend on beside the subnet, by what it is: those of the "proxy", and those measured on a
-            "machine".
-        curves: Of the training of each space's SuperLM.
-        checks: What was found out about the proxy.
+        name: Name in the column `run` of a report of several runs.
+        folder: Path of the folder, as in commands.
+        exact: True if every subnet within its bounds was scored.
+        inputs: Inputs by name on which values depend besides the subnet, under "proxy" for the proxy and under
+            "machine" for quantities measured on a machine.
+        curves: Training curves of the SuperLM of each space.
+        checks: Validations of the proxy.
     """
 
     name: str
@@ -102,13 +102,13 @@ def read_table(
     """Return the table in a CSV file.
 
     Args:
-        path: The file.
-        columns: Those that it must have.
+        path: Path of the file.
+        columns: Columns that the table must have.
         numbers: Columns that must hold a finite number in each row.
-        rows: How many it must have, if that is known.
+        rows: Number of rows that the table must have; None if it is unknown.
 
     Raises:
-        InputError: naming the file, if it is something else.
+        InputError: if the table is not as described; the message names the file.
     """
     with readable(path):
         table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
@@ -118,14 +118,16 @@ def read_table(
             raise ValueError(f"{len(table)} rows instead of {rows}")
         for name in numbers:
             if len(table) and not np.isfinite(table[name].to_numpy(float)).all():
-                raise ValueError(f"column {name!r} holds something else than finite numbers")
+                raise ValueError(f"column {name!r} holds values other than finite numbers")
     return table
 
 
 def training_curves(training: pd.DataFrame, held_out: pd.DataFrame) -> list[Curve]:
-    """Mean losses by role: as trained on, over stretches of steps, each at its last; then as held out.
+    """Return the curves of mean losses by role: those of the training, then those on held-out text.
 
-    training, held_out: columns `step`, `role` and `loss`, among others.
+    A long training is averaged over stretches of steps; a point is placed at the last step of its stretch.
+
+    training, held_out: tables with the columns `step`, `role` and `loss`, among others.
     """
     curves = []
     for role, rows in training.groupby("role", sort=False):
@@ -140,29 +142,32 @@ def training_curves(training: pd.DataFrame, held_out: pd.DataFrame) -> list[Curv
 
 
 def run_part(folder: Path, conditions: Sequence[tuple[str, str]], exact: bool) -> RunPart:
-    """What lies in the folder of a run.
+    """Return the parts of a report that lie in the folder of a run.
 
-    conditions, exact: of its report; the conditions name what `environment.json` has digests of.
+    Args:
+        folder: Folder of the run.
+        conditions: Conditions of its report, with the words for the digests of `environment.json`.
+        exact: True if every subnet within its bounds was scored.
 
     Raises:
-        InputError: for damaged files.
+        InputError: if a file is damaged.
     """
     environment = folder / ENVIRONMENT
-    found = read_json(environment) if environment.is_file() else {}
+    content = read_json(environment) if environment.is_file() else {}
     with readable(environment):
-        inputs = _inputs(dict(conditions), found)
+        inputs = _inputs(dict(conditions), content)
     return RunPart(
         folder.name,
-        _as_named(folder),
+        _shown_path(folder),
         exact,
         inputs,
         {superlm.name: curves for superlm in sorted(folder.glob("superlm/[!.]*")) if (curves := _curves(superlm))},
-        [_check(found) for found in sorted(folder.glob("validation-*")) if _has_ended(found)],
+        [_read_check(validation) for validation in sorted(folder.glob("validation-*")) if _has_ended(validation)],
     )
 
 
 def _inputs(conditions: Mapping[str, str], environment: Mapping[str, Any]) -> dict[str, dict[str, Input]]:
-    """Of the proxy and of the machine, what is known."""
+    """Return the known inputs of the proxy and of the machine."""
     digests = environment.get("inputs", {})
     named = {"teacher": "teacher_model", "text": "text", "labelled rows": "proxy_task"}
     proxy = {what: Input(conditions.get(what, "given"), digests[key]) for what, key in named.items() if key in digests}
@@ -176,14 +181,14 @@ def _inputs(conditions: Mapping[str, str], environment: Mapping[str, Any]) -> di
     return {"proxy": proxy, "machine": machine}
 
 
-def _as_named(folder: Path) -> str:
-    """Relative to where the command was given, if the folder lies below or was named so."""
+def _shown_path(folder: Path) -> str:
+    """Return the path of a folder, relative to the working directory if it lies below."""
     whole, here = folder.resolve(), Path.cwd()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else folder)
 
 
 def _curves(superlm: Path) -> list[Curve]:
-    """The curves of a SuperLM's training; none if it has no logs."""
+    """Return the curves of a SuperLM's training; empty if it has no logs."""
     paths = [superlm / name for name in (TRAINING_CSV, HELD_OUT_CSV)]
     verify(superlm, [path.name for path in paths])
     if not all(path.is_file() for path in paths):
@@ -195,7 +200,7 @@ def _has_ended(validation: Path) -> bool:
     return (validation / SUMMARY).exists() or (validation / MANIFEST).exists()
 
 
-def _check(folder: Path) -> ProxyCheck:
+def _read_check(folder: Path) -> ProxyCheck:
     verify(folder)
     path = folder / SUMMARY
     summary, environment = read_json(path), read_json(folder / ENVIRONMENT)

@@ -1,7 +1,7 @@
-"""Figures of the page: inline SVG whose colours follow the page's, from the same views as matplotlib's figures.
+"""Figures of the page as inline SVG in the colours of the page, from the same views as the figures of matplotlib.
 
-Scored subnets of a series are one path, in the order of its rows, so that thousands of them stay small; the page's
-script finds them there. Points of the frontier are elements of their own, which can be focused.
+The scored subnets of a series are one path in the order of its rows, which keeps thousands of them small. The page's
+script reads their positions from the path. Each point of the frontier is a separate element, which can be focused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from autodistil_search.report.views import (
 _WIDTH, _HEIGHT = 460, 310
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 10, 26
 _PADDING = 0.04
-"""Of an axis, beside the outermost points."""
+"""Share of an axis that is left free beyond the outermost points."""
 
 _SHAPES = (
     "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0",  # circle
@@ -47,7 +47,7 @@ _SHAPES = (
     "m3.4 0-6-3.6v7.2z",  # triangle to the right
     "m0-3.6 3.4 2.5-1.3 4h-4.2l-1.3-4z",  # pentagon
 )
-"""Markers of series, as paths relative to their middle."""
+"""Markers of series, as paths relative to their centre."""
 _BASELINE_SHAPES = (
     "m-4.5-4.5h9v9h-9z",
     "m0-6 6 6-6 6-6-6z",
@@ -62,18 +62,18 @@ _BASELINE_SHAPES = (
 )
 _STAR = "m0-9 2.2 6.1 6.4.2-5.1 3.9 1.8 6.2-5.3-3.6-5.3 3.6 1.8-6.2-5.1-3.9 6.4-.2z"
 COLOURS = 5
-"""Classes `c0` and so on, which the page's style gives their colours."""
+"""Number of the classes `c0` to `c4`, whose colours the page's style defines."""
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
 def colour_class(series: int | None) -> str:
-    """The class of a series' colour; without one it is that of text."""
+    """Return the CSS class of a series' colour, or that of text for None."""
     return "ink" if series is None else f"c{series % COLOURS}"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Where values lie between two edges of the figure."""
+    """Axis that maps values to coordinates between two edges of the figure."""
 
     low: float
     high: float
@@ -82,7 +82,7 @@ class Axis:
 
     @classmethod
     def around(cls, values: Sequence[float], wide: bool, edges: tuple[float, float]) -> Axis:
-        """An axis for all of `values`, with room beside the outermost."""
+        """Return an axis for `values`, with some room beyond the outermost."""
         turn: Callable[[float], float] = math.log if wide else float
         low, high = turn(min(values)), turn(max(values))
         room = _PADDING * (high - low) or abs(high) * _PADDING or 1.0
@@ -90,14 +90,14 @@ class Axis:
         return cls(*((math.exp(low), math.exp(high)) if wide else (low, high)), wide, edges)
 
     def place(self, value: float) -> float:
-        """The coordinate of a value."""
+        """Return the coordinate of a value."""
         turn: Callable[[float], float] = math.log if self.wide else float
         share = (turn(value) - turn(self.low)) / (turn(self.high) - turn(self.low))
         return self.edges[0] + share * (self.edges[1] - self.edges[0])
 
 
 def _number(value: float) -> str:
-    """A coordinate, to a tenth."""
+    """Return a coordinate as text, rounded to a tenth."""
     return f"{value:.1f}".removesuffix(".0")
 
 
@@ -106,25 +106,25 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _plane(xs: Sequence[float], ys: Sequence[float], wide_x: bool, wide_y: bool) -> tuple[Axis, Axis, Markup]:
-    """Both axes, with their grid and ticks."""
+    """Return both axes, and their grid and ticks as SVG."""
     x = Axis.around(xs, wide_x, (_LEFT, _WIDTH - _RIGHT))
     y = Axis.around(ys, wide_y, (_HEIGHT - _BOTTOM, _TOP))
     parts = [
-        f'<path class="grid" d="M{_number(x.place(each))} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
-        f'<text x="{_number(x.place(each))}" y="{_HEIGHT - 8}" text-anchor="middle">{tick_label(each)}</text>'
-        for each in ticks(x.low, x.high, wide_x)
+        f'<path class="grid" d="M{_number(x.place(tick))} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
+        f'<text x="{_number(x.place(tick))}" y="{_HEIGHT - 8}" text-anchor="middle">{tick_label(tick)}</text>'
+        for tick in ticks(x.low, x.high, wide_x)
     ]
     parts += [
-        f'<path class="grid" d="M{_LEFT} {_number(y.place(each))}H{_WIDTH - _RIGHT}"/>'
-        f'<text x="{_LEFT - 5}" y="{_number(y.place(each) + 4)}" text-anchor="end">{tick_label(each)}</text>'
-        for each in ticks(y.low, y.high, wide_y)
+        f'<path class="grid" d="M{_LEFT} {_number(y.place(tick))}H{_WIDTH - _RIGHT}"/>'
+        f'<text x="{_LEFT - 5}" y="{_number(y.place(tick) + 4)}" text-anchor="end">{tick_label(tick)}</text>'
+        for tick in ticks(y.low, y.high, wide_y)
     ]
     frame = f'<path class="axis" d="M{_LEFT} {_TOP}V{_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}"/>'
     return x, y, Markup("".join(parts) + frame)
 
 
 def _figure(content: Markup, words: str, across: str, up: str, css: str = "") -> Markup:
-    """A figure with its axes' names as text of the page, which wraps."""
+    """Return a figure whose axis labels are text of the page, so that they wrap."""
     return Markup(
         '<figure class="plot"><p>{}</p><svg viewBox="0 0 {} {}" role="group" aria-label="{}" class="{}">{}</svg>'
         '<p class="below">{}</p></figure>'
@@ -132,7 +132,7 @@ def _figure(content: Markup, words: str, across: str, up: str, css: str = "") ->
 
 
 def _step(line: Line, x: Axis, y: Axis) -> str:
-    """The path of a step line."""
+    """Return the path of a step line."""
     points = [(x.place(line.x[0]), y.place(line.y[0]))]
     for across, up in itertools.islice(zip(line.x, line.y, strict=True), 1, None):
         corner = (x.place(across), points[-1][1]) if line.where == "post" else (points[-1][0], y.place(up))
@@ -143,13 +143,13 @@ def _step(line: Line, x: Axis, y: Axis) -> str:
 def frontier_panel(
     report: ParetoReport, x: Objective, y: Objective, drawn: Sequence[tuple[int, pd.DataFrame]], labels: Sequence[str]
 ) -> Markup:
-    """`y` against `x`: scored subnets, step lines, frontier, knee and baselines.
+    """Return the panel of `y` against `x` with scored subnets, step lines, frontier, knee and baselines.
 
-    drawn: the scored subnets by the number of their series; labels: of each row of the frontier, as the page's.
+    drawn: scored subnets by the number of their series. labels: label of each row of the frontier.
     """
     baselines = baseline_points(report, x, y)
-    xs = [*report.evaluations[x.name], *report.frontier[x.name], *(each.x for each in baselines)]
-    ys = [*report.evaluations[y.name], *report.frontier[y.name], *(each.y for each in baselines)]
+    xs = [*report.evaluations[x.name], *report.frontier[x.name], *(baseline.x for baseline in baselines)]
+    ys = [*report.evaluations[y.name], *report.frontier[y.name], *(baseline.y for baseline in baselines)]
     across, up, plane = _plane(xs, ys, is_wide(x, xs), is_wide(y, ys))
     parts, first = [plane], 0
     for number, rows in drawn:
@@ -193,7 +193,7 @@ def frontier_panel(
 
 
 def legend(entries: Sequence[Markup]) -> Markup:
-    """A row of keys that wraps."""
+    """Return a legend, whose keys wrap."""
     return Markup('<ul class="legend">{}</ul>').format(Markup("").join(map(Markup("<li>{}</li>").format, entries)))
 
 
@@ -204,7 +204,7 @@ def _key(css: str, d: str, name: str, dash: str = "") -> Markup:
 
 
 def frontier_legend(report: ParetoReport, x: Objective, y: Objective, names: Sequence[str]) -> Markup:
-    """Of the panels; names: of the series."""
+    """Return the legend of the frontier's panels. names: names of the series."""
     entries = [
         _key(f"scored {colour_class(i)}", f"M0 0{_SHAPES[i % len(_SHAPES)]}", f"scored, {name}")
         for i, name in enumerate(names)
@@ -213,16 +213,16 @@ def frontier_legend(report: ParetoReport, x: Objective, y: Objective, names: Seq
         dash = _DASHES[i % len(_DASHES)] if line.whole else "2 3"
         css = f"step {colour_class(line.series)}{'' if line.whole else ' own'}"
         entries.append(_key(css, "M-12 0H12", line.name, dash))
-    entries.append(_key("knee", f"M0 0{_STAR}", "knee, the balanced choice"))
+    entries.append(_key("knee", f"M0 0{_STAR}", "knee, nearest to the ideal point"))
     entries += [
-        _key("baseline", f"M0 0{_BASELINE_SHAPES[each.number % len(_BASELINE_SHAPES)]}", each.name)
-        for each in baseline_points(report, x, y)
+        _key("baseline", f"M0 0{_BASELINE_SHAPES[baseline.number % len(_BASELINE_SHAPES)]}", baseline.name)
+        for baseline in baseline_points(report, x, y)
     ]
     return legend(entries)
 
 
 def parallel_panel(report: ParetoReport, labels: Sequence[str]) -> Markup:
-    """The frontier in parallel coordinates: an axis for each objective, the best at the bottom."""
+    """Return the frontier in parallel coordinates: an axis for each objective, with the best value at the bottom."""
     count = len(report.objectives)
     left, right, top, bottom = 62, _WIDTH - 62, 26, _HEIGHT - 22
     places = [left + (right - left) * i / (count - 1) for i in range(count)]
@@ -247,18 +247,18 @@ def parallel_panel(report: ParetoReport, labels: Sequence[str]) -> Markup:
                 css, i, _path(points), labels[i]
             )
         )
-    names = ", ".join(each.label for each in report.objectives)
+    names = ", ".join(objective.label for objective in report.objectives)
     return _figure(
         Markup("").join(parts),
         f"The frontier in parallel coordinates of {names}; the table of the frontier has the numbers",
-        "one line for each subnet of the frontier; the knee's is thick",
-        "worst of the frontier on top, best at the bottom, on every axis",
+        "one line for each subnet of the frontier; thick line: knee",
+        "worst of the frontier at the top of every axis, best at the bottom",
         "parallel",
     )
 
 
 def progress_panel(report: ParetoReport, of_what: str) -> Markup:
-    """The share of the hypervolume against evaluations; a step line for each run, in its colour."""
+    """Return the panel of the hypervolume's share against evaluations, with a step line for each run."""
     tables, numbers = of_runs(report.progress), run_numbers(report)
     ends = [0.0, max(float(table["evaluations"].iloc[-1]) for _, table in tables)]
     across, up, plane = _plane(ends, [0.0, 100.0], False, False)
@@ -282,13 +282,13 @@ def progress_panel(report: ParetoReport, of_what: str) -> Markup:
 
 
 def _thinned(line: Line) -> Line:
-    """Only the corners where something changes, and the end."""
+    """Return the line with only its first and last corner and those where `y` changes."""
     kept = [i for i in range(len(line.x)) if i in (0, len(line.x) - 1) or line.y[i] != line.y[i - 1]]
     return Line(line.name, [line.x[i] for i in kept], [line.y[i] for i in kept], line.where, line.series, line.whole)
 
 
 def training_panel(curves: Sequence[Curve], title: str) -> Markup:
-    """Losses against steps by role: lines as trained on, points as measured on held-out text."""
+    """Return the panel of losses against steps by role: lines for training losses, points for held-out losses."""
     steps = [step for curve in curves for step in curve.steps]
     losses = [loss for curve in curves for loss in curve.losses]
     across, up, plane = _plane([0.0, *steps], losses, False, False)
@@ -315,7 +315,7 @@ def training_panel(curves: Sequence[Curve], title: str) -> Markup:
 
 
 def check_panels(check: ProxyCheck) -> list[Markup]:
-    """Each measure against each target of a proxy validation, marked by bands of cost."""
+    """Return a panel for each measure and target of a proxy validation, with a marker for each band of costs."""
     panels = []
     for measure, target in check.pairs:
         xs, ys = check.measured[measure].tolist(), check.measured[target].tolist()
@@ -334,7 +334,7 @@ def check_panels(check: ProxyCheck) -> list[Markup]:
 
 
 def check_legend(check: ProxyCheck) -> Markup:
-    """The bands of cost of `check_panels`."""
+    """Return the legend of `check_panels`, which lists the bands of costs."""
     return legend(
         [
             _key(
@@ -348,7 +348,7 @@ def check_legend(check: ProxyCheck) -> Markup:
 
 
 def published_panel(published: pd.DataFrame) -> Markup:
-    """Average GLUE score against FLOPs of published models, with their names."""
+    """Return the panel of average GLUE scores against FLOPs of published models, with their names."""
     xs, ys = (published[name].tolist() for name in ("flops_g", "average"))
     across, up, plane = _plane([0.9 * min(xs), *xs, 2.5 * max(xs)], ys, True, False)
     parts = [plane]
@@ -377,7 +377,10 @@ def published_panel(published: pd.DataFrame) -> Markup:
 
 
 def _label_places(names: Sequence[str], points: Sequence[tuple[float, float]]) -> list[tuple[float, float, str]]:
-    """Where names stand beside their points, (x, y, anchor): inside the figure, and off each other and the points."""
+    """Return a place (x, y, anchor) for each name beside its point.
+
+    Names lie inside the figure, and overlap neither each other nor the points if there is room.
+    """
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     places = {}
     for i in sorted(range(len(names)), key=lambda i: points[i][1]):
@@ -394,7 +397,7 @@ def _label_places(names: Sequence[str], points: Sequence[tuple[float, float]]) -
 
 
 _LETTER = 6.2
-"""Width of a letter of a name, with room for a phone's larger type."""
+"""Width of a letter of a name, with room for the larger type on a phone."""
 _SHIFTS = (0, 14, -14, 28, -28, 42, -42, 56, -56)
 
 
@@ -403,7 +406,7 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def row_labels(report: ParetoReport, commands: Sequence[str | None], numbers: Sequence[int]) -> list[str]:
-    """What is said of each row of the frontier, where it is pointed at or focused."""
+    """Return the words for each row of the frontier that appear when it is pointed at or focused."""
     labels = []
     for row, number, command in zip(report.frontier.to_dict("records"), numbers, commands, strict=True):
         named = {str(key): value for key, value in row.items()}
@@ -413,5 +416,5 @@ def row_labels(report: ParetoReport, commands: Sequence[str | None], numbers: Se
 
 
 def axis_words(objective: Objective) -> str:
-    """An objective's name, unit and direction, for tables."""
+    """Return unit and direction of an objective, for tables."""
     return f"{objective.unit}; {better(objective)}"

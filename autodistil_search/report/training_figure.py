@@ -1,4 +1,4 @@
-"""How a training went, drawn from its two CSV files."""
+"""The figure of a training, drawn from its two CSV files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _COLOURS = {
 
 
 def training_figure(training: pd.DataFrame, held_out: pd.DataFrame, title: str) -> Figure:
-    """Loss against steps by a subnet's role: lines as trained, points as measured on held-out text.
+    """Return the figure of losses against steps by role: lines for training losses, points for held-out losses.
 
-    training, held_out: columns `step`, `role` and `loss`, among others.
+    training, held_out: tables with the columns `step`, `role` and `loss`, among others.
     """
     figure = PlainFigure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -44,7 +44,7 @@ def training_figure(training: pd.DataFrame, held_out: pd.DataFrame, title: str) 
 
 
 def write_training_figure(folder: Path, title: str) -> None:
-    """Draw `training.png` from `training.csv` and `held_out.csv` in `folder`, if anything was trained yet."""
+    """Draw `training.png` from `training.csv` and `held_out.csv` in `folder`, once there is a training step."""
     paths = [folder / name for name in (TRAINING_CSV, HELD_OUT_CSV)]
     if not all(path.exists() for path in paths):
         return

@@ -1,4 +1,4 @@
-"""What a proxy's ranking is worth, drawn: each measure against the one it should predict."""
+"""The figure of a proxy validation, which plots each measure against its targets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _MARKERS = "osD^vPX*"
 def validation_figure(
     measured: pd.DataFrame, pairs: Sequence[tuple[str, str]], labels: Mapping[str, str], titles: Sequence[str]
 ) -> Figure:
-    """A panel for each pair of columns, `(x, y)`; a colour and a marker for each band of costs (column `band`)."""
+    """Return a figure with a panel for each pair of columns `(x, y)`.
+
+    Each band of costs (column `band`) has a colour and a marker of its own.
+    """
     columns = min(3, len(pairs))
     rows = -(-len(pairs) // columns)
     figure = PlainFigure(figsize=(3.6 * columns, 0.4 + 3.4 * rows), layout="constrained")

@@ -1,4 +1,4 @@
-"""What each figure shows of a `ParetoReport`, decided once for the page's figures and matplotlib's."""
+"""The contents of the figures of a `ParetoReport`, shared by the page and matplotlib."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from autodistil_search.nas.objectives import Objective
 from autodistil_search.report.data import SUBNET_COLUMNS, ParetoReport, frontier_table, keeps, minimised
 
 _WIDE = 3.0
-"""A cost that ranges over more than this ratio gets a logarithmic axis."""
+"""Ratio of the greatest to the least cost above which an axis is logarithmic."""
 _ROOM = 0.5
-"""A panel is drawn again without baselines where what was scored has less than this share of an axis."""
+"""Share of an axis below which the scored subnets get a second panel without baselines."""
 _FAR = 0.2
-"""A single baseline that would leave what was scored less than this share of an axis is drawn on its edge."""
+"""Share of an axis. A single baseline that leaves the scored subnets less than this share is drawn at the edge."""
 DRAWN = 4000
-"""So many scored subnets are drawn at most where one can point at them, evenly taken of all; the frontier always is."""
+"""Greatest number of scored subnets in interactive figures, evenly selected. The frontier is always complete."""
 _LARGE = 1e4
-"""From here on numbers are written as 12.3K."""
+"""Least absolute value that is written as 12.3K."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """What has one colour and one marker: the scored subnets of a space of a run. name: what the legend says."""
+    """Scored subnets of a space of a run, which share a colour and a marker.
+
+    name: name in the legend.
+    """
 
     name: str
     rows: pd.DataFrame
@@ -39,15 +42,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """A step line: what a frontier offers at each budget, as between two subnets there is none.
+    """Step line of a frontier. Between two subnets there is no other, so the best value is constant.
 
     Attributes:
-        name: What the legend says.
-        x: Of its corners, ascending.
-        y: Of its corners.
-        where: The value between two corners: that of the left ("post") where less of `x` is better, else of the right.
-        series: The series whose colour it has; None for the frontier of all.
-        whole: Whether it is a whole run's, not a space's.
+        name: Name in the legend.
+        x: Coordinates of the corners, ascending.
+        y: Values of the corners.
+        where: Side of the value between two corners: the left corner ("post") if less of `x` is better, else the right
+            corner ("pre").
+        series: Number of the series that gives the colour; None for the frontier of all series.
+        whole: True for the frontier of a run, False for that of one of its spaces.
     """
 
     name: str
@@ -60,7 +64,10 @@ class Line:
 
 @dataclass(frozen=True)
 class BaselinePoint:
-    """A measured baseline in a panel. number: of its marker, the same in each panel."""
+    """Measured baseline in a panel.
+
+    number: number of its marker, the same in each panel.
+    """
 
     name: str
     x: float
@@ -69,22 +76,25 @@ class BaselinePoint:
 
 
 def axes_pairs(report: ParetoReport) -> list[tuple[Objective, Objective]]:
-    """The (x, y) of each panel: every pair of objectives, costs on the x axis; one objective alone goes with a cost."""
+    """Return the (x, y) of each panel: every pair of objectives, with costs on the x axis.
+
+    A single objective is paired with a cost.
+    """
     if len(report.objectives) == 1:
         (only,) = report.objectives
-        return [(next(each for each in report.columns if each != only and not each.is_proxy), only)]
+        return [(next(column for column in report.columns if column != only and not column.is_proxy), only)]
     return [(b, a) if a.is_proxy and not b.is_proxy else (a, b) for a, b in combinations(report.objectives, 2)]
 
 
 def of_runs(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The rows of each run, in order; of one that has no name, all."""
+    """Return the rows of each run by name, in order; all rows under an empty name if there is only one run."""
     if "run" not in table:
         return [("", table)]
     return [(str(name), rows) for name, rows in table.groupby("run", sort=False)]
 
 
 def series_of(report: ParetoReport) -> list[Series]:
-    """The spaces of each run."""
+    """Return a series for each space of each run."""
     return [
         Series(f"{run}: {space}" if run else str(space), rows)
         for run, table in of_runs(report.evaluations)
@@ -93,24 +103,27 @@ def series_of(report: ParetoReport) -> list[Series]:
 
 
 def drawn_rows(report: ParetoReport) -> list[tuple[int, pd.DataFrame]]:
-    """The scored subnets that are drawn, by the number of their series."""
+    """Return the scored subnets that are drawn, by the number of their series."""
     share = min(1.0, DRAWN / len(report.evaluations))
     drawn = []
-    for number, each in enumerate(series_of(report)):
-        count = max(1, int(share * len(each.rows)))
-        drawn.append((number, each.rows.iloc[np.linspace(0, len(each.rows) - 1, count).round().astype(int)]))
+    for number, series in enumerate(series_of(report)):
+        count = max(1, int(share * len(series.rows)))
+        drawn.append((number, series.rows.iloc[np.linspace(0, len(series.rows) - 1, count).round().astype(int)]))
     return drawn
 
 
 def series_numbers(report: ParetoReport, table: pd.DataFrame) -> list[int]:
-    """The number in `series_of` of each row of `table`, such as the frontier."""
+    """Return the number in `series_of` for each row of `table`, such as the frontier."""
     keys = ["run", "space"] if "run" in report.evaluations else ["space"]
-    known = {key: i for i, key in enumerate(report.evaluations[keys].drop_duplicates().itertuples(False, None))}
-    return [known[key] for key in table[keys].itertuples(False, None)]
+    numbers = {key: i for i, key in enumerate(report.evaluations[keys].drop_duplicates().itertuples(False, None))}
+    return [numbers[key] for key in table[keys].itertuples(False, None)]
 
 
 def run_numbers(report: ParetoReport) -> dict[str, int]:
-    """The series whose colour each run has: its first; empty where there is but one run, which has that of text."""
+    """Return the number of the series that gives each run its colour, which is its first.
+
+    The result is empty for a report of one run, which has the colour of text.
+    """
     if "run" not in report.evaluations:
         return {}
     numbers = series_numbers(report, report.evaluations)
@@ -118,7 +131,7 @@ def run_numbers(report: ParetoReport) -> dict[str, int]:
 
 
 def step_line(frontier: pd.DataFrame, x: Objective, y: Objective, name: str, series: int | None, whole: bool) -> Line:
-    """The step line through those of `frontier` that no other dominates in `x` and `y`."""
+    """Return the step line through the rows of `frontier` that no other row dominates in `x` and `y`."""
     on_pair = pareto.is_on_frontier(minimised(frontier, [x, y]))
     corners = frontier[on_pair].sort_values([x.name, y.name])
     where: Literal["post", "pre"] = "post" if x.direction == "minimize" else "pre"
@@ -126,7 +139,7 @@ def step_line(frontier: pd.DataFrame, x: Objective, y: Objective, name: str, ser
 
 
 def step_lines(report: ParetoReport, x: Objective, y: Objective) -> list[Line]:
-    """The frontier; of several spaces also each one's own; of several runs each run's."""
+    """Return the step lines of a panel: the frontier of each run, and that of each space if one run has several."""
     series = series_of(report)
     if "run" in report.evaluations:
         firsts = run_numbers(report)
@@ -134,16 +147,16 @@ def step_lines(report: ParetoReport, x: Objective, y: Objective) -> list[Line]:
             step_line(rows, x, y, f"frontier, {run}", firsts[run], whole=True) for run, rows in of_runs(report.frontier)
         ]
     lines = [step_line(report.frontier, x, y, "frontier", None, whole=True)]
-    for number, each in enumerate(series if len(series) > 1 else []):
-        kept = each.rows[keeps(each.rows, report.constraints)]
+    for number, space_series in enumerate(series if len(series) > 1 else []):
+        kept = space_series.rows[keeps(space_series.rows, report.constraints)]
         if len(kept):
-            own = frontier_table(kept, report.objectives)
-            lines.append(step_line(own, x, y, f"frontier of {each.name} alone", number, whole=False))
+            space_frontier = frontier_table(kept, report.objectives)
+            lines.append(step_line(space_frontier, x, y, f"frontier of {space_series.name} alone", number, whole=False))
     return lines
 
 
 def baseline_points(report: ParetoReport, x: Objective, y: Objective) -> list[BaselinePoint]:
-    """The baselines that have both numbers."""
+    """Return the baselines that have both values."""
     points = []
     for number, (_, row) in enumerate(report.baselines.iterrows()):
         if x.name in row and y.name in row and np.isfinite([row[x.name], row[y.name]]).all():
@@ -154,57 +167,62 @@ def baseline_points(report: ParetoReport, x: Objective, y: Objective) -> list[Ba
 
 
 def is_crowded(report: ParetoReport, x: Objective, y: Objective) -> bool:
-    """Whether the baselines lie so far off that little room is left for what was scored."""
+    """Return True if distant baselines leave little room for the scored subnets."""
     baselines = baseline_points(report, x, y)
-    pairs = ((x, [each.x for each in baselines]), (y, [each.y for each in baselines]))
+    pairs = ((x, [point.x for point in baselines]), (y, [point.y for point in baselines]))
     return any(_room(report, objective, values) < _ROOM for objective, values in pairs)
 
 
 def is_far_off(report: ParetoReport, objective: Objective, value: float) -> bool:
-    """Whether a baseline's `value` would by itself leave hardly any room for what was scored, if that takes any."""
+    """Return True if a baseline at `value` would leave hardly any room for the scored subnets.
+
+    Scored subnets that do not differ need no room.
+    """
     return 0 < _room(report, objective, [value]) < _FAR
 
 
 def _room(report: ParetoReport, objective: Objective, values: Sequence[float]) -> float:
-    """Share of an axis that what was scored has, if the axis shows `values`, too."""
+    """Return the share of an axis that the scored subnets take if the axis also shows `values`."""
     scored = report.evaluations[objective.name].tolist()
     wide = is_wide(objective, [*scored, *values])
-    own, whole = (float(np.ptp(np.log(each) if wide else each)) for each in (scored, [*scored, *values]))
-    return own / whole if whole else 1.0
+    scored_span, full_span = (
+        float(np.ptp(np.log(axis_values) if wide else axis_values)) for axis_values in (scored, [*scored, *values])
+    )
+    return scored_span / full_span if full_span else 1.0
 
 
 def is_wide(objective: Objective, values: Sequence[float]) -> bool:
-    """Whether equal ratios should be equal lengths: costs that range widely."""
+    """Return True if an axis should be logarithmic, because its values are costs that range widely."""
     return not objective.is_proxy and max(values) > _WIDE * min(values) > 0
 
 
 def ticks(low: float, high: float, wide: bool, most: int = 6) -> list[float]:
-    """Round values between both, at most about so many."""
+    """Return round values between `low` and `high`, about `most` of them at most."""
     if wide:
         for subs in ((1, 2, 5), (1, 3), (1,)):
-            found = [each for each in LogLocator(subs=subs).tick_values(low, high) if low <= each <= high]
-            if 2 <= len(found) <= most:
-                return found
-    return [each for each in MaxNLocator(most - 1).tick_values(low, high) if low <= each <= high]
+            values = [tick for tick in LogLocator(subs=subs).tick_values(low, high) if low <= tick <= high]
+            if 2 <= len(values) <= most:
+                return values
+    return [tick for tick in MaxNLocator(most - 1).tick_values(low, high) if low <= tick <= high]
 
 
 def tick_label(value: float) -> str:
-    """A number on an axis: large ones as 300M."""
+    """Return the text of a number on an axis; large ones are written as 300M."""
     return EngFormatter(sep="")(value) if abs(value) >= _LARGE else f"{value:.6g}"
 
 
 def axis_label(objective: Objective) -> str:
-    """What an axis shows, its unit, and which way is better."""
+    """Return the label of an axis: quantity, unit and direction."""
     return f"{objective.label} ({objective.unit}), {better(objective)}"
 
 
 def better(objective: Objective) -> str:
-    """Which way is better, in words."""
+    """Return the direction of an objective in words."""
     return "lower is better" if objective.direction == "minimize" else "higher is better"
 
 
 def shown(value: object) -> str:
-    """A number or word as tables for people show it: four digits, thousands of millions as G."""
+    """Return the text of a value in tables: numbers with four digits, large ones as 1.23G."""
     if isinstance(value, bool):
         return "knee" if value else ""
     if isinstance(value, int | float) and abs(value) >= _LARGE:
@@ -213,12 +231,12 @@ def shown(value: object) -> str:
 
 
 def shown_size(name: str, value: object) -> str:
-    """`shown`, but for ratios, which are sizes and not measurements."""
+    """Return the text of a value as by `shown`; MLP ratios, which are sizes, keep their exact value."""
     return f"{value:g}" if name == "mlp_ratio" and isinstance(value, float) else shown(value)
 
 
 def subnet_words(row: Mapping[str, Any]) -> str:
-    """A subnet's space and sizes."""
+    """Return the space and the sizes of a subnet in words."""
     run = f"{row['run']}, " if "run" in row else ""
     return (
         f"{run}{row['space']}: {row['layers']} layers x {row['hidden_size']}, MLP ratio "
@@ -227,26 +245,26 @@ def subnet_words(row: Mapping[str, Any]) -> str:
 
 
 def value_words(row: Mapping[str, Any], columns: Sequence[Objective]) -> list[str]:
-    """What was measured of a subnet, a line for each column."""
-    return [f"{each.label}: {shown(row[each.name])}" for each in columns if each.name in row]
+    """Return the measured values of a subnet, a line for each column."""
+    return [f"{column.label}: {shown(row[column.name])}" for column in columns if column.name in row]
 
 
 def budget_costs(report: ParetoReport) -> list[Objective]:
-    """Return what a budget, which is above 0, can bound: every cost of the frontier that is above 0 everywhere."""
+    """Return the costs that a budget can bound: those that are above 0 on the whole frontier, as budgets are."""
     costs = [column for column in report.columns if not column.is_proxy and column.name in report.frontier]
     return [cost for cost in costs if report.frontier[cost.name].min() > 0]
 
 
 def frontier_numbers(report: ParetoReport) -> list[int]:
-    """The number of each row of the frontier in its run, from 1, cheapest first, as `export --pick` counts them."""
+    """Return the number of each row of the frontier within its run, counted from 1 as by `export --pick`."""
     return [number for _, rows in of_runs(report.frontier) for number in range(1, len(rows) + 1)]
 
 
 def export_commands(report: ParetoReport) -> list[str | None]:
-    """The command that exports each row of the frontier; None where no run has weights to export."""
-    if not report.runs or not any(each.is_proxy for each in report.columns):
+    """Return the command that exports each row of the frontier, or None if no run has weights."""
+    if not report.runs or not any(column.is_proxy for column in report.columns):
         return [None] * len(report.frontier)
-    folders = {each.name: each.folder for each in report.runs}
+    folders = {part.name: part.folder for part in report.runs}
     alone = report.runs[0].folder
     of_row = [folders[name] for name in report.frontier["run"]] if "run" in report.frontier else None
     return [
@@ -256,21 +274,24 @@ def export_commands(report: ParetoReport) -> list[str | None]:
 
 
 def parallel_rows(report: ParetoReport) -> pareto.Values:
-    """The frontier's `(n, m)` objectives scaled to its range, 0 the best and 1 the worst; 0 of what does not vary."""
+    """Return the `(n, m)` objectives of the frontier scaled to its range: 0 is the best value and 1 the worst.
+
+    An objective that does not vary is 0.
+    """
     values = minimised(report.frontier, report.objectives)
     span = np.ptp(values, axis=0)
     return np.asarray((values - values.min(axis=0)) / np.where(span > 0, span, np.inf), dtype=float)
 
 
 def parallel_ends(report: ParetoReport) -> list[tuple[float, float]]:
-    """The best and the worst value of each objective on the frontier."""
+    """Return the best and the worst value of each objective on the frontier."""
     ends = []
-    for each in report.objectives:
-        values = [float(value) for value in report.frontier[each.name]]
-        ends.append((min(values, key=each.minimised), max(values, key=each.minimised)))
+    for objective in report.objectives:
+        values = [float(value) for value in report.frontier[objective.name]]
+        ends.append((min(values, key=objective.minimised), max(values, key=objective.minimised)))
     return ends
 
 
 def subnet_columns(table: pd.DataFrame) -> list[str]:
-    """The columns that say which subnet a row is."""
+    """Return the columns of `table` that identify a subnet."""
     return [name for name in ("run", *SUBNET_COLUMNS) if name in table]

@@ -1,6 +1,6 @@
-"""Exploring a report in Jupyter, by plotly and ipywidgets. They decide nothing: what they show is of `explore.py`.
+"""Explorers of a report in Jupyter, by plotly and ipywidgets. Their data come from `explore`.
 
-Each widget is also a picture, for where a notebook is read without a kernel.
+Each widget also has a picture, for notebooks that are read without a kernel.
 """
 
 from __future__ import annotations
@@ -56,24 +56,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SYMBOLS = ("circle", "triangle-left", "triangle-right", "pentagon")
-"""As `SPACE_MARKERS`."""
+"""Counterparts of `SPACE_MARKERS` in plotly."""
 _BASELINE_SYMBOLS = ("square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star-square", "hexagon")
 _LARGE = 1e4
-"""From here on an axis has ticks as 300M."""
+"""Least absolute value of an axis whose ticks are written as 300M."""
 
 
 def _library(name: str) -> Any:
-    """One of the packages that only notebooks need.
+    """Return a package that only notebooks need.
 
     Raises:
-        InputError: if it is not installed.
+        InputError: if the package is not installed.
     """
     try:
         import_module("anywidget")
         return import_module(name)
     except ImportError as error:
         raise InputError(
-            f"exploring needs {str(error.name).partition('.')[0]}, in Jupyter; run pip install "
+            f"exploring a run in Jupyter needs {str(error.name).partition('.')[0]}; run pip install "
             "'autodistil_search[notebooks]'"
         ) from None
 
@@ -96,18 +96,17 @@ export default () => {
 """
 
 
-def _patient(figure_widget: Any) -> Any:
-    """Plotly's `FigureWidget`, which loads its 5 MB when it is drawn.
+def _lazy_figure_widget(figure_widget: Any) -> Any:
+    """Return plotly's `FigureWidget` as a class that loads its 5 MB of script only when it is drawn.
 
-    Its own is given two seconds to load them by anywidget 0.10 and later; on a slow or busy machine it then stays empty
-    for good.
+    anywidget 0.10 and later allow the original two seconds to load. On a slow or busy machine, it then stays empty.
     """
     text = import_module("traitlets").Unicode(str(figure_widget._esm)).tag(sync=True)
     return type("FigureWidget", (figure_widget,), {"_esm": _LOADER, "_bundle": text})
 
 
 class _Widget(ABC):
-    """What a notebook shows: a widget where there is a kernel, else words and a picture of it as it was."""
+    """Widget of a notebook, which shows its last state as text and picture if there is no kernel."""
 
     _box: Any
 
@@ -126,10 +125,10 @@ class _Widget(ABC):
 
 
 class Explorer(_Widget):
-    """The frontier, to move a budget along and to click at.
+    """Widget of the frontier, with a budget to move and points to click.
 
     Attributes:
-        row: The row of `frontier` or `evaluations` that is shown, for `Run.student`.
+        row: Row of `frontier` or `evaluations` on display, an argument for `Run.student`.
     """
 
     row: pd.Series[Any]
@@ -142,26 +141,26 @@ class Explorer(_Widget):
         self._aligning = False
         self._facts = controls.HTML()
         wide = {"description_width": "initial"}
-        costs = [(each.label, each) for each in explorable_costs(report)]
+        costs = [(cost.label, cost) for cost in explorable_costs(report)]
         self._choice = controls.Dropdown(options=costs, value=self._cost, description="Budget of", style=wide)
         self._slider = controls.SelectionSlider(options=[""], description="at", layout={"width": "380px"})
         self._amount = controls.Text(
             continuous_update=False, placeholder="200M", description="or type it", layout={"width": "180px"}
         )
-        self._bound(self._cost)
+        self._select_cost(self._cost)
         traces, clicked = self._traces()
-        self._figure = _patient(self._graphs.FigureWidget)(traces, self._layout())
+        self._figure = _lazy_figure_widget(self._graphs.FigureWidget)(traces, self._layout())
         self._listen(clicked)
         self._choice.observe(lambda change: self._redraw(change["new"]), "value")
         self._slider.observe(lambda change: self._slide(change["new"]), "value")
         self._amount.observe(lambda change: self._type(change["new"]), "value")
         row = {"flex_flow": "row wrap", "align_items": "flex-start"}
         plot = controls.Box([self._figure], layout={"flex": "0 0 590px"})
-        told = controls.Box([self._facts], layout={"flex": "1 1 320px"})
+        details = controls.Box([self._facts], layout={"flex": "1 1 320px"})
         self._box = controls.VBox(
             [
                 controls.Box([self._choice, self._slider, self._amount], layout=row),
-                controls.Box([plot, told], layout=row),
+                controls.Box([plot, details], layout=row),
             ]
         )
 
@@ -169,26 +168,26 @@ class Explorer(_Widget):
         return explored_figure(self._report, self._cost, self.row, self._limit)
 
     def _words(self) -> str:
-        told = facts(self._report, self.row)
-        values = [f"{name}: {value}" for name, value, _ in told.measured]
-        return "\n".join([f"{told.subnet}; {told.place}", *values, *([told.get] if told.get else [])])
+        details = facts(self._report, self.row)
+        values = [f"{name}: {value}" for name, value, _ in details.measured]
+        return "\n".join([f"{details.subnet}; {details.place}", *values, *([details.get] if details.get else [])])
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        self._figure._repr_mimebundle_()  # tells a browser what was changed before it is drawn
+        self._figure._repr_mimebundle_()  # sends changes to the browser before it draws
         return super()._repr_mimebundle_(**kwargs)
 
-    def _bound(self, cost: Objective) -> None:
-        """Begin with another cost, at the budget of the knee."""
+    def _select_cost(self, cost: Objective) -> None:
+        """Select another cost, with the cost of the knee as its budget."""
         self._cost, self._amount.value = cost, ""
         sign = "≤" if cost.direction == "minimize" else "≥"
         self._aligning = True
-        self._slider.options = [(f"{sign} {shown(each)}", each) for each in stops(self._report, cost)]
+        self._slider.options = [(f"{sign} {shown(stop)}", stop) for stop in stops(self._report, cost)]
         self._aligning = False
-        self._align(float(self._report.frontier.loc[self._report.frontier["knee"], cost.name].iloc[0]))
+        self._move_slider(float(self._report.frontier.loc[self._report.frontier["knee"], cost.name].iloc[0]))
         self._within(self._slider.value, f"Best with {cost.label} {self._slider.label}")
 
     def _redraw(self, cost: Objective) -> None:
-        self._bound(cost)
+        self._select_cost(cost)
         traces, clicked = self._traces()
         self._figure.data = ()
         self._figure.add_traces(traces)
@@ -199,10 +198,10 @@ class Explorer(_Widget):
         for number, points in clicked.items():
             self._figure.data[number].on_click(partial(self._click, points))
 
-    def _align(self, amount: float) -> None:
-        """Move the slider, and nothing else, to the budget that has the same student as `amount`."""
-        found, least = stops(self._report, self._cost), self._cost.direction == "maximize"
-        kept = [each for each in found if (each >= amount if least else each <= amount)] or found
+    def _move_slider(self, amount: float) -> None:
+        """Move only the slider, to the budget with the same student as `amount`."""
+        budgets, least = stops(self._report, self._cost), self._cost.direction == "maximize"
+        kept = [budget for budget in budgets if (budget >= amount if least else budget <= amount)] or budgets
         self._aligning = True
         self._slider.value = min(kept) if least else max(kept)
         self._aligning = False
@@ -211,12 +210,12 @@ class Explorer(_Widget):
         if not self._aligning:
             self._amount.value = ""
             self._within(amount, f"Best with {self._cost.label} {self._slider.label}")
-            self._mark()
+            self._move_marks()
 
     def _type(self, text: str) -> None:
         if text.strip():
             self._within(text, f"Best with {self._cost.label} {self._slider.label[0]} {text.strip()}")
-            self._mark()
+            self._move_marks()
 
     def _within(self, amount: float | str, why: str) -> None:
         try:
@@ -226,32 +225,32 @@ class Explorer(_Widget):
             return
         self._limit = parse_amount(amount, "budget") if isinstance(amount, str) else amount
         if isinstance(amount, str):
-            self._align(float(row[self._cost.name]))
-        self._tell(row, why)
+            self._move_slider(float(row[self._cost.name]))
+        self._show(row, why)
 
-    def _tell(self, row: pd.Series[Any], why: str) -> None:
+    def _show(self, row: pd.Series[Any], why: str) -> None:
         self.row = row
         self._facts.value = facts_html(facts(self._report, row), why)
 
-    def _mark(self) -> None:
-        """Move the budget and the ring, which are the last traces."""
+    def _move_marks(self) -> None:
+        """Move the budget and the ring, which are the last two traces."""
         with self._figure.batch_update():
             for trace, (x, y) in zip(self._figure.data[-2:], self._places(), strict=True):
                 trace.x, trace.y = x, y
 
     def _places(self) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
-        """Where the budget and the ring are."""
+        """Return the coordinates of the budget and of the ring."""
         budget = ([], []) if self._limit is None else ([self._limit, self._limit], self._heights)
         return budget, ([float(self.row[self._cost.name])], [float(self.row[self._y.name])])
 
     def _click(self, points: Points, _trace: Any, at: Any, _state: Any) -> None:
         if at.point_inds:
             self._limit, self._amount.value = None, ""
-            self._tell(points.rows.iloc[at.point_inds[0]], "The point you clicked")
-            self._mark()
+            self._show(points.rows.iloc[at.point_inds[0]], "The point you clicked")
+            self._move_marks()
 
     def _traces(self) -> tuple[list[Any], dict[int, Points]]:
-        """The traces, and what can be clicked of them by its number."""
+        """Return the traces, and the points of clickable traces by the number of the trace."""
         report, x, y, scatter = self._report, self._cost, self._y, self._graphs.Scatter
         series = series_of(report)
         traces: list[Any] = []
@@ -298,7 +297,10 @@ class Explorer(_Widget):
         ]
 
     def _baselines(self) -> list[Any]:
-        """Off at first where they lie so far off that little room is left; their names in the legend bring them."""
+        """Return the traces of the baselines, hidden at first if they leave little room for the scored subnets.
+
+        A click on the name in the legend shows a hidden baseline.
+        """
         report, x, y = self._report, self._cost, self._y
         return [
             self._graphs.Scatter(
@@ -319,7 +321,7 @@ class Explorer(_Widget):
         ]
 
     def _marks(self) -> list[Any]:
-        """The knee, the budget and the ring around what is shown."""
+        """Return the traces of the knee, of the budget and of the ring around the subnet on display."""
         scatter, knee = self._graphs.Scatter, self._report.frontier[self._report.frontier["knee"]]
         budget, place = self._places()
         star = {"symbol": "star", "size": 13, "color": KNEE_COLOUR}
@@ -367,10 +369,10 @@ def _hover(report: ParetoReport, row: Mapping[Any, Any]) -> str:
 
 
 class EngineExplorer(_Widget):
-    """What each engine finds of the exact hypervolume after a number of evaluations that one chooses.
+    """Widget of the share of the exact hypervolume that each engine reaches after a number of evaluations.
 
     Raises:
-        InputError: if the run has no such comparison.
+        InputError: if the run has no comparison of engines.
     """
 
     def __init__(self, report: ParetoReport) -> None:
@@ -378,31 +380,31 @@ class EngineExplorer(_Widget):
         marks = engine_marks(report)
         if not marks:
             raise InputError(
-                "this run compared no engines; allowed: runs that scored every subnet of a space of more than 20, such "
-                "as those of --engine exhaustive"
+                "this run has no comparison of engines; allowed: runs that scored every subnet of a space of more than "
+                "20, such as those of --engine exhaustive"
             )
         self._report = report
         self._table = controls.HTML()
         self._choice = controls.ToggleButtons(
             options=marks, description="evaluations", style={"button_width": "60px"}, tooltips=[""] * len(marks)
         )
-        self._choice.observe(lambda change: self._tell(change["new"]), "value")
-        self._tell(self._choice.value)
+        self._choice.observe(lambda change: self._show(change["new"]), "value")
+        self._show(self._choice.value)
         self._box = controls.VBox([self._choice, self._table])
 
     def _picture(self) -> Figure:
         return engines_figure(self._report)
 
     def _words(self) -> str:
-        found = engines_after(self._report, self._choice.value)
-        return f"after {self._choice.value} evaluations:\n{found.round(4).to_string(index=False)}"
+        results = engines_after(self._report, self._choice.value)
+        return f"after {self._choice.value} evaluations:\n{results.round(4).to_string(index=False)}"
 
-    def _tell(self, mark: int) -> None:
+    def _show(self, mark: int) -> None:
         self._table.value = engines_html(self._report, mark)
 
 
 def _row(name: str, words: str, share: float, colour: str) -> Markup:
-    """A line of a table, with a bar that is so much of its cell."""
+    """Return a line of a table with a bar. share: share of the cell's width that the bar takes."""
     return Markup(
         '<tr><td style="padding-right:1em">{}</td>'
         '<td style="text-align:right;white-space:nowrap;padding-right:1em">{}</td>'
@@ -418,14 +420,14 @@ def _table(rows: list[Markup], caption: str) -> Markup:
 
 
 def facts_html(told: Facts, why: str) -> Markup:
-    """A subnet's facts: in words, as a table of what was measured, and a bar for each part of its parameters."""
+    """Return the details of a subnet as HTML: words, a table of measurements, and a bar for each part's parameters."""
     measured = [
         Markup(
             '<tr><td style="padding-right:1em">{}</td>'
             '<td style="text-align:right;white-space:nowrap;padding-right:1em">{}</td>'
             '<td style="width:45%;font-size:85%">{}</td></tr>'
-        ).format(*each)
-        for each in told.measured
+        ).format(*line)
+        for line in told.measured
     ]
     total = sum(told.parts.values())
     parts = [
@@ -433,7 +435,7 @@ def facts_html(told: Facts, why: str) -> Markup:
         for i, (name, count) in enumerate(told.parts.items())
     ]
     get = (
-        Markup('<p>Take it out:<br><code style="white-space:pre-wrap">{}</code></p>').format(told.get)
+        Markup('<p>Get the model:<br><code style="white-space:pre-wrap">{}</code></p>').format(told.get)
         if told.get
         else ""
     )
@@ -442,17 +444,20 @@ def facts_html(told: Facts, why: str) -> Markup:
         told.subnet,
         told.place,
         _table(measured, "Measured"),
-        _table(parts, f"Where its {shown(total)} parameters are"),
+        _table(parts, f"Its {shown(total)} parameters by part"),
         get,
     )
 
 
 def engines_html(report: ParetoReport, mark: int) -> Markup:
-    """A line for each engine, with a bar for what it misses, as long as at any other number of evaluations."""
+    """Return a table of engines as HTML, with a bar for the share that each misses.
+
+    Bars have the same scale at every number of evaluations.
+    """
     worst = 1 - report.engines["share"].min()
     rows = [
         _row(name, f"{share:.2%} ± {spread:.2%}", (1 - share) / (worst or 1.0), BASELINE_COLOUR)
         for name, share, spread in engines_after(report, mark).itertuples(index=False)
     ]
-    caption = f"Share of the exact hypervolume after {mark} evaluations; bars: what is missing of it, lower is better"
+    caption = f"Share of the exact hypervolume after {mark} evaluations; bars: missing share, lower is better"
     return Markup('<div style="line-height:1.4;max-width:48em">{}</div>').format(_table(rows, caption))

@@ -1,4 +1,4 @@
-"""Write a report: tables as CSV, figures and the page, all from the same numbers."""
+"""Writing of a report: tables as CSV files, figures and the page, all from the same numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autodistil_search.report.html import render_html
 
 
 def write_report(report: ParetoReport, folder: Path) -> None:
-    """Write the tables, figures and page of `report` into `folder`; each file is there whole or not at all."""
+    """Write the tables, figures and page of `report` into `folder`. Each file is written atomically."""
     for name in TABLES:
         table = getattr(report, name).map(_cell)
         write_atomically(folder / f"{name}.csv", lambda path, table=table: table.to_csv(path, index=False))  # type: ignore[misc]
@@ -21,12 +21,12 @@ def write_report(report: ParetoReport, folder: Path) -> None:
 
 
 def _cell(value: object) -> object:
-    """Return a cell as CSV holds it: of control characters only what its readers take for text."""
+    """Return a cell for a CSV file, with escapes for control characters that readers of CSV do not accept as text."""
     return visible(value, keep="\n\t") if isinstance(value, str) else value
 
 
 def write_page(report: ParetoReport, folder: Path) -> None:
-    """Write the figures and the page alone: what may say more once there is more to say."""
+    """Write only the figures and the page, which may include later validations and results."""
     figures = (frontier_figure(report), progress_figure(report), published_figure(report.published))
     for name, figure in zip(FIGURES, figures, strict=True):
         write_atomically(folder / name, lambda path, figure=figure: save_figure(figure, path))  # type: ignore[misc]

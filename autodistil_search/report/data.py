@@ -259,7 +259,7 @@ def check_kept(evaluations: pd.DataFrame, constraints: Sequence[Constraint]) -> 
     raise InputError(
         f"none of the {len(evaluations)} scored subnets keeps {' and '.join(map(str, constraints))}"
         + (f"; best values reached: {', '.join(reached)}" if reached else "")
-        + "; allowed: bounds that can be kept, in another --out"
+        + "; allowed: looser bounds, in another --out"
     )
 
 

@@ -103,7 +103,7 @@ def model_folder(folder: Path) -> Path:
         with readable(summary):
             model = folder / (read_json(summary)["model"] if summary.is_file() else "none yet")
     if ended and not model.is_dir():
-        raise InputError(f"{str(model)!r} is missing; repeat the {kind}, which makes it again")
+        raise InputError(f"{str(model)!r} is missing; repeat the {kind}, which writes it again")
     if not ended and not (model / "model.safetensors").is_file():
         raise InputError(f"the {kind} in {str(folder)!r} is not finished; the same command continues it")
     return model

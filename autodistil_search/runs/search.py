@@ -143,7 +143,7 @@ def _opened(
     """Yield the inputs of `config`, loaded and checked, and its folder, locked by this process."""
     if launched() > 1:
         raise InputError(
-            f"search was started as {launched()} processes; allowed: one. Train with several, then search --superlm"
+            f"search was started as {launched()} processes; allowed: one. Train with several, then use search --superlm"
         )
     config = config.absolute(plugins)
     folder = config.folder
@@ -176,7 +176,7 @@ def _prepared(
         clock.go_on_from(folder / "seconds.json")
         if inputs.predicts:
             with clock.phase("fit predictor"):
-                reporter.say("measuring latency, to predict it")
+                reporter.say("measuring latency for its predictor")
                 inputs.predictor.take(archive.fixed(PREDICTOR, inputs.fit_predictor))
         superlms, findings = _superlms(inputs, folder, clock, reporter)
         if isinstance(archive, SharedArchive):

@@ -61,7 +61,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
     if group.main:
         check_folder(folder, TRAIN_CONFIG, settings)
     if group.count > 1:
-        reporter.say(f"{group.count} processes, each with its part of every batch")
+        reporter.say(f"{group.count} processes, each with a part of every batch")
     reporter.say("loading the teacher and the text")
     materials = resolve_training(config, reporter)
     if not group.main:

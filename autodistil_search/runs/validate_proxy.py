@@ -364,7 +364,7 @@ class _Job:
         if self._cosine is not None:
             words.append(f"cosine, {start}: {self._scores[self._cosine.objective.name].description}")
         if self._task is not None:
-            words.append(f"fine-tuned, {start} before: {self._scores[self._task.objective.name].description}")
+            words.append(f"fine-tuned after being {start}: {self._scores[self._task.objective.name].description}")
         return "; ".join(words)
 
 

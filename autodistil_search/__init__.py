@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from autodistil_search.settings.train import TrainConfig
     from autodistil_search.settings.validate_proxy import ValidateConfig
     from autodistil_search.spaces.cost import flops, params
-    from autodistil_search.spaces.search_space import SearchSpace, load_space
+    from autodistil_search.spaces.partition import partition
+    from autodistil_search.spaces.search_space import SearchSpace, load_space, shipped_spaces
     from autodistil_search.spaces.subnet import Subnet
     from autodistil_search.superlm.model import AutoDistilForSequenceClassification, AutoDistilModel
+    from autodistil_search.teachers.loading import load_teacher
 
 _HOMES = {
     "AutoDistilForSequenceClassification": "superlm.model",
@@ -65,9 +67,12 @@ _HOMES = {
     "flops": "spaces.cost",
     "load_run": "runs.finished_run",
     "load_space": "spaces.search_space",
+    "load_teacher": "teachers.loading",
     "open_subnets": "runs.search",
     "params": "spaces.cost",
+    "partition": "spaces.partition",
     "search": "runs.search",
+    "shipped_spaces": "spaces.search_space",
     "train": "runs.train",
     "validate_proxy": "runs.validate_proxy",
 }
@@ -98,9 +103,12 @@ __all__ = [
     "flops",
     "load_run",
     "load_space",
+    "load_teacher",
     "open_subnets",
     "params",
+    "partition",
     "search",
+    "shipped_spaces",
     "train",
     "validate_proxy",
 ]

@@ -92,7 +92,7 @@ def test_subnets_of_a_run_are_measured_once_and_kept_in_its_archive(toy_config):
 
 def test_several_spaces_at_once_are_refused(toy_config):
     with (
-        pytest.raises(InputError, match="allowed: one space, where"),
+        pytest.raises(InputError, match="allowed: one space for a custom search"),
         open_subnets(replace(toy_config, objectives="flops,params", space="tiny,debug", relation_heads=4)),
     ):
         pass

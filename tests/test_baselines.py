@@ -99,7 +99,7 @@ def test_an_exported_student_scores_as_itself_or_is_refused(toy_config, tmp_path
     config = replace(toy_config, baselines=str(tmp_path / "own"), out=str(tmp_path / "with-own"))
     found = search(config).baselines["relation_loss"].item()
     assert found == pytest.approx(run.knee["relation_loss"], abs=loss_rounding(16))
-    with pytest.raises(InputError, match=r"exported as stock BERT.*allowed: an export with --format own"):
+    with pytest.raises(InputError, match=r"exported as standard BERT.*allowed: an export with --format own"):
         search(replace(config, baselines=str(tmp_path / "bert"), out=str(tmp_path / "with-bert")))
 
 
@@ -231,8 +231,9 @@ def bench_of(config):
 
     def measure(cache):
         bench = baseline_training.Bench(
-            inputs.teacher, inputs.text.begin, proxy, inputs.columns, inputs.options_of, "random", inputs.sample_ids,
-            {}, cache, inputs.device, Reporter(), inputs.execution,
+            teacher=inputs.teacher, begin_text=inputs.text.begin, proxy=proxy, columns=inputs.columns,
+            options_of=inputs.options_of, init="random", sample_ids=inputs.sample_ids, identity={}, cache=cache,
+            device=inputs.device, reporter=Reporter(), execution=inputs.execution,
         )  # fmt: skip
         return bench.measure(["minilm", "truncated"], {}, inputs.spaces)
 

@@ -237,8 +237,8 @@ def test_saving_is_due_when_it_takes_at_most_its_share_of_the_time(
 _ON_A_FULL_DISK = """
 import sys, torch
 from pathlib import Path
-from autodistil_search.checkpoint import Checkpoints
-from autodistil_search.model import AutoDistilConfig, AutoDistilModel
+from autodistil_search.distillation.checkpoints import Checkpoints
+from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 folder = Path(sys.argv[1])
 model = AutoDistilModel(AutoDistilConfig(vocab_size=3000, hidden_size=64, num_hidden_layers=1, num_attention_heads=4))
 optimizer = torch.optim.AdamW(model.parameters())

@@ -231,7 +231,7 @@ WINNERS = {
 
 def published_rows():
     """The shipped table with its numbers as text: how many digits are printed matters."""
-    path = Path(autodistil_search.__file__).with_name("nas") / "baselines.csv"
+    path = Path(autodistil_search.__file__).parent / "nas" / "baselines.csv"
     with path.open(encoding="utf-8", newline="") as file:
         return {row["model"]: row for row in csv.DictReader(file)}
 

@@ -371,7 +371,7 @@ def test_a_constraint_on_a_cost_that_does_not_grow_is_tried_on_all_subnets(toy_c
 
 def test_in_a_space_too_large_to_list_costs_lie_between_the_ends_or_are_refused(toy_config):
     elastic = replace(toy_config, space="elastic", teacher="packaged", evaluations=4)
-    with pytest.raises(InputError, match=r"objective 'mine' is .* for subnet .*; allowed: costs between these, or"):
+    with pytest.raises(InputError, match=r"objective 'mine' is .* for subnet .*; allowed: costs in this range, or"):
         with_cost(elastic, lambda subnet: len({layer.ffn_size for layer in subnet.each_layer}))
 
 

@@ -92,11 +92,11 @@ def test_every_measure_is_there_and_ranks_are_those_of_the_rows(run, config):
 
 
 def test_a_validation_goes_on_where_it_was_stopped(config, tmp_path, monkeypatch):
-    from autodistil_search.runs import validate_proxy
+    from autodistil_search.runs import validate_proxy as module
 
     config = replace(config, subnets=4, probe=None)
     whole = validate_proxy(replace(config, out=str(tmp_path / "whole")))
-    row, left = validate_proxy._Job._row, [3]
+    row, left = module._Job._row, [3]
 
     def failing(self, *arguments):
         if not left[0]:
@@ -104,7 +104,7 @@ def test_a_validation_goes_on_where_it_was_stopped(config, tmp_path, monkeypatch
         left[0] -= 1
         return row(self, *arguments)
 
-    monkeypatch.setattr(validate_proxy._Job, "_row", failing)
+    monkeypatch.setattr(module._Job, "_row", failing)
     with pytest.raises(KeyboardInterrupt):
         validate_proxy(config)
     assert len(pd.read_csv(Path(config.folder) / "subnets.csv")) == 3

@@ -16,16 +16,17 @@ class ExportOptions:
     """Settings of an export: student, formats, and the comparisons for its card.
 
     Args:
-        pick: Row of the frontier: knee (the default), a number from 1, cheapest first, or bounds such as flops<=200M:
-            of the rows that keep them, the best in the search's first objective.
+        pick: Row of the frontier: knee (the default), a number from 1, cheapest first, or bounds such as flops<=200M.
+            Bounds select the best row within them, by the search's first objective.
         teacher: Teacher to compare with, if not the search's.
-        task: Task to measure a fine-tuned student on, in every runtime.
-        format: Stock BERT (bert) or MPNet (mpnet), with its own modelling file (own), or the first that can be (auto).
-        onnx: Write model.onnx, checked against PyTorch (extra onnx).
-        int8: Write model_int8.onnx, too, and say what it costs.
-        license: Licence of the weights, for the card, such as apache-2.0.
-        push_to_hub: Repository of the hub to upload the folder to: NAME, of the user's own, or OWNER/NAME.
-        public: Let everyone see the repository; else it is private.
+        task: Labelled task on which a fine-tuned student is measured in every runtime.
+        format: Standard BERT (bert), standard MPNet (mpnet), a bundled modelling file (own), or the first of these that
+            the shapes allow (auto).
+        onnx: Write model.onnx and compare it with PyTorch (extra onnx).
+        int8: Also write model_int8.onnx and measure what it costs.
+        license: Licence of the weights for the card, such as apache-2.0.
+        push_to_hub: Repository of the hub for the folder: NAME in the user's own account, or OWNER/NAME.
+        public: Make the repository public; it is private by default.
 
     Raises:
         InputError: for a value that is not allowed.

@@ -15,7 +15,7 @@ test: $(VENV)/.test lint
 
 # The tests of numbers with other instructions and two threads: what they assert must hold on any processor.
 NUMBERS = hardware initial_weights latency_predictor layer_losses model objectives proxies \
-	rank_correlation relation_loss stock_models teacher training_loop
+	rank_correlation relation_loss standard_models teacher training_loop
 numbers: $(VENV)/.test
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell \
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(NUMBERS:%=tests/test_%.py) $(ARGS)

@@ -92,7 +92,7 @@ def test_other_models_are_scored_as_they_are(toy_config, teacher_folder, tokeniz
 
 
 def test_an_exported_student_scores_as_itself_or_is_refused(toy_config, tmp_path):
-    """Stock BERT's heads are padded with zeros: its relation heads are not those that were trained."""
+    """Standard BERT's heads are padded with zeros: its relation heads are not those that were trained."""
     run = search(toy_config)
     for layout in ("own", "bert"):
         export_student(run.folder, tmp_path / layout, ExportOptions(format=layout))

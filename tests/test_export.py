@@ -147,7 +147,7 @@ def test_an_exported_student_with_relative_attention_bias_computes_the_same_in_t
     asked: Any,
     labels: int,
 ) -> None:
-    """As stock MPNet, or with its own file; padding of sentences has no position in the former."""
+    """As standard MPNet, or with its own file; padding of sentences has no position in the former."""
     student, source = saved(subnet, labels, biased=True)
     folder = export_student(source, tmp_path / "out", ExportOptions(format=asked, int8=True))
     auto = AutoModelForSequenceClassification if labels else AutoModel
@@ -276,7 +276,7 @@ def test_the_onnx_file_computes_what_torch_computes(
         for mine, array in zip(outputs(student, given), theirs, strict=True):
             assert_close(torch.from_numpy(array), mine, rtol=0, atol=1e-4)
     stored = sum(onnx.numpy_helper.to_array(each).size for each in onnx.load(folder / "model.onnx").graph.initializer)
-    assert stored < student.num_parameters() * 1.01  # no zeros of a stock BERT
+    assert stored < student.num_parameters() * 1.01  # no zeros of a standard BERT
     (stated,) = re.findall(r"difference from\s+PyTorch: ([\d.e-]+)", (folder / "README.md").read_text())
     assert 0 <= float(stated) < 1e-5
 

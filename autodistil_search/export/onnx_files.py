@@ -1,6 +1,6 @@
 """Export of a student to ONNX: `model.onnx`, checked against torch, and `model_int8.onnx`, with its loss of accuracy.
 
-The extra "onnx" is required. The files hold the student itself, without the zeros that a stock model needs.
+The extra "onnx" is required. The files hold the student itself, without the zeros that a standard model needs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Export of a student as a folder with weights, tokenizer, optional ONNX files and a model card.
 
-The folder loads without this package. It holds a stock BERT or MPNet if one has the same outputs (`stock_models.py`),
-and otherwise one bundled modelling file (`modeling_student.py`).
+The folder loads without this package. It holds a standard BERT or MPNet if one has the same outputs
+(`standard_models.py`), and otherwise one bundled modelling file (`modeling_student.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.export import onnx_files
 from autodistil_search.export.model_card import Card, Variant
 from autodistil_search.export.onnx_files import MODEL, MODEL_INT8, TOLERANCE
-from autodistil_search.export.stock_models import bert_sizes, stock_format, to_stock, why_not
+from autodistil_search.export.standard_models import bert_sizes, standard_format, to_standard, why_not
 from autodistil_search.export.student_source import CPU, Exportable, Student, find_exportable, load_task_as_finetuned
 from autodistil_search.nas import hardware
 from autodistil_search.nas.hardware import Load
@@ -182,24 +182,24 @@ def _converted(exportable: Exportable, form: Format) -> PreTrainedModel:
     """Return the student in a format.
 
     Raises:
-        InputError: if no stock model of that format has the student's outputs.
+        InputError: if no standard model of that format has the student's outputs.
     """
     student = exportable.student
     if form == "own" or (form == "auto" and _why_own(exportable)):
         return _standalone(student)
-    stock = stock_format(student.config) if form == "auto" else form
-    if reason := why_not(student.config, stock, exportable.tokenizer.pad_token_id):
-        allowed = "own" if _why_own(exportable) else f"{stock_format(student.config)}, own"
+    standard = standard_format(student.config) if form == "auto" else form
+    if reason := why_not(student.config, standard, exportable.tokenizer.pad_token_id):
+        allowed = "own" if _why_own(exportable) else f"{standard_format(student.config)}, own"
         raise InputError(
-            f"--format {stock}, but none is equal to {student.config.subnet}: {reason}; allowed: {allowed}"
+            f"--format {standard}, but none is equal to {student.config.subnet}: {reason}; allowed: {allowed}"
         )
-    return to_stock(student, exportable.tokenizer.pad_token_id)
+    return to_standard(student, exportable.tokenizer.pad_token_id)
 
 
 def _why_own(exportable: Exportable) -> str:
-    """Return the reason why no stock model has the student's outputs; empty if there is such a model."""
+    """Return the reason why no standard model has the student's outputs; empty if there is such a model."""
     config = exportable.student.config
-    return why_not(config, stock_format(config), exportable.tokenizer.pad_token_id)
+    return why_not(config, standard_format(config), exportable.tokenizer.pad_token_id)
 
 
 def _standalone(student: Student) -> PreTrainedModel:
@@ -244,7 +244,7 @@ def _measure(
     positions = [student.config.max_position_embeddings] + ([teacher.vocabulary.positions] if teacher else [])
     load = Load(1, min(FLOPS_SEQ_LEN, *positions), CPU)
     sizes = student.config.subnet if _is_own(exported) else bert_sizes(student.config.subnet)
-    kind = "own modelling file" if _is_own(exported) else f"stock `{type(exported).__name__}`"
+    kind = "own modelling file" if _is_own(exported) else f"standard `{type(exported).__name__}`"
     variants = [_variant(f"PyTorch, {kind}", exported, sizes, folder / WEIGHTS, hardware.latency(exported, load))]
     measured = _Measured(variants, [_format_note(exportable, exported, options.format)], load)
     if options.writes_onnx:
@@ -318,9 +318,9 @@ def _format_note(exportable: Exportable, exported: PreTrainedModel, form: Format
         [sum(weight.numel() for weight in model.parameters()) for model in (exported, exportable.student)],
     )
     if sizes == student_sizes:
-        return f"Stock `{type(exported).__name__}`, with the student's own sizes. {difference_words}"
+        return f"Standard `{type(exported).__name__}`, with the student's own sizes. {difference_words}"
     return (
-        f"Stock `{type(exported).__name__}`: {sizes.heads} heads of {sizes.head_dim}, which hold the student's "
+        f"Standard `{type(exported).__name__}`: {sizes.heads} heads of {sizes.head_dim}, which hold the student's "
         f"{student_sizes.heads} heads of {student_sizes.head_dim} and zeros. Zeros change no output, but they are "
         f"stored and multiplied: {params[0]:,} parameters and {_flops(exported, sizes):,} multiply-adds, where the "
         f"student has {params[1]:,} and {_flops(exported, student_sizes):,}. {difference_words}"

@@ -1,9 +1,10 @@
-"""Conversion of a student to a stock BERT or MPNet of transformers, if one has the same outputs.
+"""Conversion of a student to a standard BERT or MPNet of transformers, if one has the same outputs.
 
-A stock BERT holds a student without relative attention bias, a stock MPNet a student with it. Their heads are hidden
-size / heads wide, while a student's heads have a width of their own. So each head is padded with zeros to the stock
-model's width, and heads of zeros are added. A stock model divides scores by the root of its wider heads; the queries
-are scaled to compensate. Symbols: H hidden size, A heads, D head_dim, A' and D' those of the stock model, W = A * D.
+A standard BERT holds a student without relative attention bias, a standard MPNet a student with it. Their heads are
+hidden size / heads wide, while a student's heads have a width of their own. So each head is padded with zeros to the
+standard model's width, and heads of zeros are added. A standard model divides scores by the root of its wider heads;
+the queries are scaled to compensate. Symbols: H hidden size, A heads, D head_dim, A' and D' those of the standard
+model, W = A * D.
 """
 
 from __future__ import annotations
@@ -43,26 +44,26 @@ MPNET_BUCKETS, MPNET_MAX_DISTANCE = 32, 128
 MPNET_PADDING = 1
 """Id of MPNet's padding token. Positions start at the next number and count all other tokens."""
 
-Stock = Literal["bert", "mpnet"]
+Standard = Literal["bert", "mpnet"]
 
 
-def stock_format(config: AutoDistilConfig) -> Stock:
-    """Return the kind of stock model that a student of this configuration could become."""
+def standard_format(config: AutoDistilConfig) -> Standard:
+    """Return the kind of standard model that a student of this configuration could become."""
     return "bert" if config.relative_attention_buckets is None else "mpnet"
 
 
-def why_not(config: AutoDistilConfig, stock: Stock, pad_token_id: int | None) -> str:
-    """Return the reason why no stock model of a kind has the student's outputs; empty if there is such a model.
+def why_not(config: AutoDistilConfig, standard: Standard, pad_token_id: int | None) -> str:
+    """Return the reason why no standard model of a kind has the student's outputs; empty if there is such a model.
 
     Args:
         config: Configuration of the student.
-        stock: Kind of the stock model.
+        standard: Kind of the standard model.
         pad_token_id: Id of the tokenizer's padding token.
     """
-    if stock != stock_format(config):
-        has = "has" if stock == "bert" else "has no"
+    if standard != standard_format(config):
+        has = "has" if standard == "bert" else "has no"
         return f"the student {has} relative attention bias"
-    if stock == "mpnet":
+    if standard == "mpnet":
         distances = config.relative_attention_buckets, config.relative_attention_max_distance
         if distances != (MPNET_BUCKETS, MPNET_MAX_DISTANCE):
             return (
@@ -85,10 +86,10 @@ def why_not(config: AutoDistilConfig, stock: Stock, pad_token_id: int | None) ->
 
 
 def bert_heads(subnet: Subnet) -> int | None:
-    """Return the least number of heads of a stock model that holds the student; None if there is no such model.
+    """Return the least number of heads of a standard model that holds the student; None if there is no such model.
 
     The number divides the hidden size, is at least the student's number, and leaves heads at least as wide. All layers
-    of a stock model have the same FFN size.
+    of a standard model have the same FFN size.
     """
     if len({layer.ffn_size for layer in subnet.each_layer}) > 1:
         return None
@@ -98,20 +99,22 @@ def bert_heads(subnet: Subnet) -> int | None:
 
 
 def bert_sizes(subnet: Subnet) -> Subnet:
-    """Return the sizes of the stock model that holds the student, whose attention is as wide as the hidden size.
+    """Return the sizes of the standard model that holds the student, whose attention is as wide as the hidden size.
 
     Raises:
         ValueError: if there is no such model.
     """
     if (heads := bert_heads(subnet)) is None:
-        raise ValueError(f"no stock model has the sizes of {subnet}")
+        raise ValueError(f"no standard model has the sizes of {subnet}")
     hidden = subnet.hidden_size
     return Subnet(subnet.layers, hidden, subnet.ffn_size, heads, hidden // heads)
 
 
 @torch.no_grad()
-def to_stock(model: AutoDistilModel | AutoDistilForSequenceClassification, pad_token_id: int | None) -> PreTrainedModel:
-    """Return the stock model with the outputs of `model`, including its head if any, in evaluation mode.
+def to_standard(
+    model: AutoDistilModel | AutoDistilForSequenceClassification, pad_token_id: int | None
+) -> PreTrainedModel:
+    """Return the standard model with the outputs of `model`, including its head if any, in evaluation mode.
 
     Args:
         model: Student to convert.
@@ -120,10 +123,10 @@ def to_stock(model: AutoDistilModel | AutoDistilForSequenceClassification, pad_t
     Raises:
         ValueError: if there is no such model, with the reason from `why_not`.
     """
-    stock = stock_format(model.config)
-    if reason := why_not(model.config, stock, pad_token_id):
-        raise ValueError(f"no {stock} computes what the student does: {reason}")
-    return _to_bert(model) if stock == "bert" else _to_mpnet(model)
+    standard = standard_format(model.config)
+    if reason := why_not(model.config, standard, pad_token_id):
+        raise ValueError(f"no {standard} computes what the student does: {reason}")
+    return _to_bert(model) if standard == "bert" else _to_mpnet(model)
 
 
 def _to_bert(
@@ -151,7 +154,7 @@ def _bert_config(config: AutoDistilConfig, sizes: Subnet) -> BertConfig:
 
 
 def _settings(config: AutoDistilConfig, sizes: Subnet) -> dict[str, Any]:
-    """Return the settings that both kinds of stock models share."""
+    """Return the settings that both kinds of standard models share."""
     return {
         **{key: getattr(config, key) for key in _SHARED},
         "num_hidden_layers": sizes.layers,
@@ -216,25 +219,25 @@ def _copy_to_mpnet(student: AutoDistilModel, mpnet: MPNetModel) -> None:
 
 
 def _copy_layer(
-    layer: ElasticLayer, linears: tuple[nn.Linear, ...], norm: nn.Module, target: Any, own: Subnet, stock: Subnet
+    layer: ElasticLayer, linears: tuple[nn.Linear, ...], norm: nn.Module, target: Any, own: Subnet, standard: Subnet
 ) -> None:
-    """Copy a layer of the student into a stock model.
+    """Copy a layer of the student into a standard model.
 
     Args:
         layer: Layer of the student.
         linears: Query, key, value and output of the attention of `target`.
         norm: Norm after the attention of `target`.
-        target: Layer of the stock model.
+        target: Layer of the standard model.
         own: Sizes of the student's layer.
-        stock: Sizes of the stock model.
+        standard: Sizes of the standard model.
     """
     *sides, output = linears
     for part, into in zip(("query", "key", "value"), sides, strict=True):
         source = getattr(layer, part)
-        scale = math.sqrt(stock.head_dim / own.head_dim) if part == "query" else 1.0
-        into.weight.copy_(scale * _padded(source.weight, own, stock))
-        into.bias.copy_(scale * _padded(source.bias, own, stock))
-    output.weight.copy_(_padded(layer.attention_output.weight.T, own, stock).T)
+        scale = math.sqrt(standard.head_dim / own.head_dim) if part == "query" else 1.0
+        into.weight.copy_(scale * _padded(source.weight, own, standard))
+        into.bias.copy_(scale * _padded(source.bias, own, standard))
+    output.weight.copy_(_padded(layer.attention_output.weight.T, own, standard).T)
     output.bias.copy_(layer.attention_output.bias)
     _copy(layer.attention_norm, norm)
     _copy(layer.ffn_in, target.intermediate.dense)
@@ -242,10 +245,10 @@ def _copy_layer(
     _copy(layer.ffn_norm, target.output.LayerNorm)
 
 
-def _padded(rows: Tensor, own: Subnet, stock: Subnet) -> Tensor:
+def _padded(rows: Tensor, own: Subnet, standard: Subnet) -> Tensor:
     """Return the rows of heads `(A * D, ...)` padded with zeros to `(A' * D', ...)`."""
     heads = rows.unflatten(0, (own.heads, own.head_dim))
-    wide = rows.new_zeros(stock.heads, stock.head_dim, *rows.shape[1:])
+    wide = rows.new_zeros(standard.heads, standard.head_dim, *rows.shape[1:])
     wide[: own.heads, : own.head_dim] = heads
     return wide.flatten(0, 1)
 

@@ -1,4 +1,4 @@
-"""A student as stock BERT or MPNet: the same numbers, wherever there is such a model."""
+"""A student as standard BERT or MPNet: the same numbers, wherever there is such a model."""
 
 import itertools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import BertForSequenceClassification, BertModel, MPNetForSequenceClassification, MPNetModel
 
-from autodistil_search.export.stock_models import bert_heads, bert_sizes, to_stock, why_not
+from autodistil_search.export.standard_models import bert_heads, bert_sizes, to_standard, why_not
 from autodistil_search.spaces.cost import Vocabulary, flops, params
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet
@@ -54,9 +54,9 @@ def test_the_bert_of_a_student_computes_what_the_student_computes(
     student = randomised(AutoDistilModel(CONFIG.resized(subnet)))
     if not fits:
         with pytest.raises(ValueError, match="no bert computes what the student does: no divisor of hidden size"):
-            to_stock(student, 0)
+            to_standard(student, 0)
         return
-    bert = to_stock(student, 0)
+    bert = to_standard(student, 0)
     assert type(bert) is BertModel
     assert not bert.training
     inputs = _inputs(toy_batch)
@@ -86,7 +86,7 @@ def test_the_bert_of_a_student_keeps_its_head(
         config.id2label = {0: "no", 1: "maybe", 2: "yes"}
         config.label2id = {"no": 0, "maybe": 1, "yes": 2}
     model = randomised(AutoDistilForSequenceClassification(config))
-    bert = to_stock(model, 0)
+    bert = to_standard(model, 0)
     assert type(bert) is BertForSequenceClassification
     assert bert.config.id2label == config.id2label
     assert bert.num_labels == labels
@@ -116,7 +116,7 @@ def test_a_student_with_relative_attention_bias_is_computed_by_an_mpnet(
     if labels:
         config.num_labels = labels
     student = randomised((AutoDistilForSequenceClassification if labels else AutoDistilModel)(config))
-    mpnet = to_stock(student, 1)
+    mpnet = to_standard(student, 1)
     assert type(mpnet) is (MPNetForSequenceClassification if labels else MPNetModel)
     assert (mpnet.config.num_attention_heads, mpnet.config.max_position_embeddings) == (heads, 42)
     assert not mpnet.training

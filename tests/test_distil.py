@@ -76,7 +76,7 @@ def test_two_processes_train_the_student_of_one_and_only_the_first_writes_and_ta
         [*LAUNCH_TWO, "distil", *flags, "--precision=fp32", f"--out={out}"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" now") == 1
+    assert done.stdout.count(" after;") == 1
     found, expected = (load_file(folder / "model.safetensors") for folder in (out / "student", alone.folder))
     idle = [name for name in expected if name.endswith("key.bias") and name != "layers.1.key.bias"]  # see test_training
     for name in expected.keys() - idle:
@@ -135,7 +135,7 @@ def test_from_the_command_line(run, tmp_path, capsys):
     out = tmp_path / "by hand"
     assert main(["distil", str(run.folder), "--pick", "knee", "--steps", "4", "--out", str(out)]) == 0
     summary = json.loads((out / "distil.json").read_text())
-    assert f"{summary['relation_loss']['after']:.4f} now" in capsys.readouterr().out
+    assert f"{summary['relation_loss']['after']:.4f} after" in capsys.readouterr().out
 
 
 def test_what_cannot_be_used_is_one_line(run, refusal, tmp_path):

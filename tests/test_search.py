@@ -220,7 +220,7 @@ def test_a_run_killed_while_it_wrote_its_settings_goes_on(toy_config, searched):
     for name in ("environment.json", "manifest.json"):
         (run.folder / name).unlink()
     (run.folder / ".environment.json.new").write_text("{")
-    with pytest.warns(UserWarning, match=r"manifest\.json is missing, and is written again"):
+    with pytest.warns(UserWarning, match=r"manifest\.json is missing and will be written again"):
         assert search(toy_config).frontier.equals(run.frontier)
 
 

@@ -38,6 +38,7 @@ from autodistil_search.report.figures import frontier_figure, progress_figure
 from autodistil_search.report.findings import remark
 from autodistil_search.report.html import render_html
 from autodistil_search.report.papers import latex_table, markdown_table, write_for_papers
+from autodistil_search.report.training_figure import training_figure
 from autodistil_search.report.writing import write_report
 from autodistil_search.spaces.subnet import Subnet
 
@@ -113,6 +114,13 @@ def test_a_console_prints_text_as_it_is(text):
     console.print(visible(text), highlight=False, soft_wrap=True)
     ConsoleReporter(console).say(visible(text))
     assert file.getvalue() == 2 * f"{visible(text)}\n"
+
+
+def test_a_title_of_a_training_with_half_a_formula_is_drawn(tmp_path):
+    training = pd.DataFrame({"step": [1, 2], "role": ["largest"] * 2, "loss": [2.0, 1.0]})
+    figure = training_figure(training, training.iloc[1:], "SuperLM $\\frac{x}{$")
+    figure.savefig(tmp_path / "training.png")  # formulas that cannot be read would raise here
+    assert (tmp_path / "training.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("text", HOSTILE)

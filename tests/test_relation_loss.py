@@ -287,3 +287,18 @@ def test_the_backward_pass_of_kl_keeps_nothing_of_size_tokens_by_tokens() -> Non
     assert kept.count(torch.Size([rows, heads, tokens, width // heads])) == 3 + 2  # QK keeps one for each side
     assert all(shape.numel() <= rows * tokens * width for shape in kept)
     assert not any(shape[-2:] == (tokens, tokens) for shape in kept)
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_a_loss_is_the_same_number_with_any_number_of_threads(loss: str) -> None:
+    """A worker of a search may have fewer threads than the search. The scores of a part are more than torch splits."""
+    before = torch.get_num_threads()
+    student, teacher = _projections(24, 0, (2, 80)), _projections(24, 1, (2, 80))
+    losses = set()
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            losses.add(float(relation_loss(student, relation_target(teacher, None, 12, loss))))
+    finally:
+        torch.set_num_threads(before)
+    assert len(losses) == 1

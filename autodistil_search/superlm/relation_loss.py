@@ -93,13 +93,18 @@ class Loss(NamedTuple):
     compare: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum of the products of `(n, T, T)`, row by row: the same number with any number of threads."""
+    return (a * b).sum(dim=-1).sum()
+
+
 def _kl_table(scores: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the softmax p times the row's weight, and the negative weighted entropy of p."""
     scores.sub_(scores.amax(dim=-1, keepdim=True))
     table = scores.exp()
     total = table.sum(dim=-1, keepdim=True)
     table.mul_(row_weight / total)
-    return table, torch.dot(table.flatten(), scores.flatten()) - (total.log() * row_weight).sum()
+    return table, _dot(table, scores) - (total.log() * row_weight).sum()
 
 
 def _kl(scores: Tensor, table: Tensor, row_weight: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ def _kl(scores: Tensor, table: Tensor, row_weight: Tensor) -> Tensor:
 
     The gradient with respect to s is w (softmax(s) - p). Value and gradient share one exponential and one buffer.
     """
-    value = -torch.dot(table.flatten(), scores.flatten())
+    value = -_dot(table, scores)
     highest = scores.amax(dim=-1, keepdim=True)
     total = scores.sub_(highest).exp_().sum(dim=-1, keepdim=True)
     value += ((total.log() + highest) * row_weight).sum()

@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 from processes import SERVER, start_command
 
 from autodistil_search import Objective, Plugins, load_run, search
-from autodistil_search.base.errors import InputError, ScoringError
+from autodistil_search.base.errors import ExecutorError, InputError
 from autodistil_search.base.files import file_sha256
 from autodistil_search.base.manifest import SEARCH_CONFIG
 from autodistil_search.base.passwords import without_password
@@ -280,7 +280,7 @@ def test_a_subnet_that_no_one_can_score_ends_the_search_and_says_why(storage):
     asking = opened(storage)
     for _ in range(TRIES):
         let_a_worker_fail()
-    with pytest.raises(ScoringError, match="could not be scored in 3 tries: FloatingPointError: the loss is nan"):
+    with pytest.raises(ExecutorError, match="could not be scored in 3 tries: FloatingPointError: the loss is nan"):
         asking.answer(SPACE, SUBNETS[:1], measure, no_bar)
     assert opened(storage).answer(SPACE, SUBNETS[:1], measure, no_bar) == [measure(SPACE, SUBNETS[0])]  # mended since
 

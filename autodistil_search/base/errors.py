@@ -16,8 +16,8 @@ class DamagedError(InputError):
     """Damaged file; the message names the file and says what deleting it costs."""
 
 
-class ScoringError(RuntimeError):
-    """Subnet that no worker can score; all scores so far are kept."""
+class ExecutorError(RuntimeError):
+    """Executor that failed, or task that none of its workers can run; everything done before is kept."""
 
 
 class ExportError(RuntimeError):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from autodistil_search.base.distributed import is_main
-from autodistil_search.base.errors import ExportError, InputError, ScoringError, Terminated, came_of_memory
+from autodistil_search.base.errors import ExecutorError, ExportError, InputError, Terminated, came_of_memory
 from autodistil_search.base.passwords import without_password
 from autodistil_search.base.standard_streams import discard, flush, messages_on_stderr, open_closed_streams
 from autodistil_search.cli.command import Outcome
@@ -56,7 +56,7 @@ def _exit_code(argv: Sequence[str]) -> int:
         if isinstance(error, InputError) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
             _print_error(error)
             return 2
-        if isinstance(error, FloatingPointError | OSError | ScoringError | ExportError):
+        if isinstance(error, FloatingPointError | OSError | ExecutorError | ExportError):
             _print_error(error)
             return 1
         raise

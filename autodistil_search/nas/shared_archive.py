@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from autodistil_search.base.errors import InputError, ScoringError
+from autodistil_search.base.errors import ExecutorError, InputError
 from autodistil_search.base.passwords import HIDDEN, conceal, names_database, without_password
 from autodistil_search.nas.archive import Archive, journal
 from autodistil_search.nas.evaluation import Evaluation
@@ -227,7 +227,7 @@ class SharedArchive(Archive):
         """Return the evaluations of `subnets`, as `Archive.answer` does, with the help of all workers of the study.
 
         Raises:
-            ScoringError: if scoring a subnet failed `TRIES` times.
+            ExecutorError: if scoring a subnet failed `TRIES` times.
         """
         keys = [(space.name, subnet) for subnet in subnets]
         self._requested |= dict.fromkeys(keys)
@@ -277,7 +277,7 @@ class SharedArchive(Archive):
         """Request the subnets of `keys` that have no unfinished trial."""
         for key in keys:
             if len(errors := self._errors.get(key, [])) >= TRIES:
-                raise ScoringError(f"{key[1]} of space {key[0]} could not be scored in {TRIES} tries: {errors[-1]}")
+                raise ExecutorError(f"{key[1]} of space {key[0]} could not be scored in {TRIES} tries: {errors[-1]}")
         new = [key for key in keys if key not in self._open_trials]
         for key in new:
             self._study.add_trial(self._trial(*key, state=TrialState.WAITING))

@@ -1,0 +1,174 @@
+"""Dask clusters: a local cluster with one worker for each GPU, and workers that have proven to compute the same.
+
+Scheduling, retries, lost workers and the dashboard are Dask's own. A worker plugin loads the job in every worker that
+is there or comes later. A worker that passes the check gets a resource named after the job, which all tasks require;
+any other worker stays without tasks, and its reason is reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from typing import Any
+
+from distributed import Client, LocalCluster, Status, Worker, WorkerPlugin
+
+from autodistil_search.base.errors import ExecutorError, InputError
+from autodistil_search.base.jobs import Job, load_job, unload_job
+from autodistil_search.base.plugins import shown
+from autodistil_search.base.progress import Reporter
+
+_RETRIES = 2
+"""Times that Dask runs a task again after an error."""
+_TASKS = 2**20
+"""Amount of a job's resource that a worker has; a task needs 1, so it never limits the tasks of a worker."""
+
+
+class _Preparation(WorkerPlugin):
+    """Worker plugin that loads a job, and offers the job's resource if the worker would compute the same numbers."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.name = job.token
+
+    async def setup(self, worker: Worker) -> None:
+        """Load the job in a thread, so that the worker goes on answering the scheduler."""
+        try:
+            await asyncio.to_thread(load_job, self._job)
+        except Exception as error:
+            refusal = {"worker": worker.address, "reason": str(error)}
+            worker.log_event(self._job.token, refusal)
+            return
+        await worker.set_resources(**{self._job.token: _TASKS})
+        # The scheduler gives waiting tasks to a worker that begins to run, not to one that gets a resource.
+        worker.status = Status.paused
+        worker.status = Status.running
+
+    async def teardown(self, worker: Worker) -> None:
+        """Free the memory of the job."""
+        await worker.set_resources(**{self._job.token: 0})
+        await asyncio.to_thread(unload_job, self._job.token)
+
+
+@contextmanager
+def prepared_workers(client: Client, job: Job, reporter: Reporter) -> Iterator[Executor]:
+    """Yield an executor of the workers of `client` that have loaded `job` and would compute the same numbers.
+
+    Workers that come later are prepared as well. A refused worker is reported with its reason.
+
+    Raises:
+        InputError: if all workers are refused; the message has the reason of the first.
+    """
+    reported: dict[str, str] = {}
+
+    def report(event: tuple[float, dict[str, str]]) -> None:
+        _, refusal = event
+        if reported.setdefault(refusal["worker"], refusal["reason"]) is refusal["reason"]:
+            reporter.say(f"worker {refusal['worker']} gets no tasks: {refusal['reason']}")
+
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        reporter.say("waiting for the first worker of the Dask scheduler")
+        client.wait_for_workers(1)
+    client.subscribe_topic(job.token, report)
+    try:
+        _register(client, _Preparation(job))
+        refused = {refusal["worker"]: refusal["reason"] for _, refusal in client.get_events(job.token)}
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        if workers and all(address in refused for address in workers):
+            raise InputError(f"all {len(workers)} workers are refused: {next(iter(refused.values()))}")
+        yield client.get_executor(pure=False, retries=_RETRIES, resources={job.token: 1})
+    finally:
+        if client.status == "running":  # otherwise the scheduler is gone, and each call would wait for it
+            client.unsubscribe_topic(job.token)
+            client.unregister_worker_plugin(job.token)
+
+
+def _register(client: Client, plugin: WorkerPlugin) -> None:
+    """Set up a plugin in all workers.
+
+    Raises:
+        ExecutorError: if the scheduler is gone.
+        InputError: if a worker cannot read the plugin, as without this package.
+    """
+    try:
+        client.register_plugin(plugin)
+    except OSError as error:
+        raise ExecutorError(f"the Dask scheduler does not answer: {shown(error)}") from error
+    except Exception as error:
+        raise InputError(f"a worker cannot read the job: {shown(error)}; allowed: workers with this package") from error
+
+
+@contextmanager
+def open_client(address: str, workers: int | None, threads: int, reporter: Reporter) -> Iterator[Client]:
+    """Yield a client of the scheduler at an address, or of a new local cluster.
+
+    Args:
+        address: Address of a scheduler, such as tcp://host:8786, or path of its JSON file; empty for a local cluster.
+        workers: Number of workers of the local cluster; by default one for each GPU, or for each `threads` CPUs.
+        threads: Number of CPU threads of a task.
+        reporter: Receiver of messages.
+
+    Raises:
+        InputError: if no scheduler answers at the address.
+    """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    if not address:
+        with _local_cluster(workers, threads, reporter) as cluster, Client(cluster) as client:
+            yield client
+        return
+    where: dict[str, Any] = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
+    try:
+        client = Client(**where)
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"--executor dask:{address}: no scheduler answers there: {reason:.200}") from None
+    with client:
+        reporter.say(f"Dask: {len(client.scheduler_info(n_workers=-1)['workers'])} workers at {address}")
+        yield client
+
+
+class _OneGpuEach(LocalCluster):
+    """Local cluster whose workers see one GPU each, and do not spin while they wait for a CPU."""
+
+    def new_worker_spec(self) -> dict[Any, Any]:
+        """Return the specification of a further worker; see `distributed.SpecCluster`."""
+        gpus = visible_gpus()
+        spec = {}
+        for name, entry in super().new_worker_spec().items():
+            env = {"OMP_WAIT_POLICY": "PASSIVE"} | (
+                {"CUDA_VISIBLE_DEVICES": gpus[int(name) % len(gpus)]} if gpus else {}
+            )
+            spec[name] = {**entry, "options": {**entry["options"], "env": env}}
+        return spec
+
+
+def visible_gpus() -> list[str]:
+    """Return the CUDA devices that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    import torch
+
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named or [str(index) for index in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def _local_cluster(workers: int | None, threads: int, reporter: Reporter) -> Iterator[LocalCluster]:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = len(visible_gpus())
+    count = workers or gpus or max(1, cpus // threads)
+    share = f"{count} workers with {threads} CPU threads each"
+    with _OneGpuEach(
+        n_workers=0,
+        threads_per_worker=1,
+        memory_limit=1 / count,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,  # an error of a task is told once, by this process
+    ) as cluster:
+        cluster.scale(count)
+        reporter.say(f"Dask: {share}; dashboard {cluster.dashboard_link}")
+        if not gpus and count * threads > cpus:
+            reporter.say(f"{share} share {cpus} CPUs; OMP_NUM_THREADS=1 is faster, and numbers change by rounding")
+        yield cluster

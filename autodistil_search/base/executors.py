@@ -1,0 +1,119 @@
+"""Independent tasks of a job, run in this process or by the workers of any `concurrent.futures` executor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from autodistil_search.base.errors import ExecutorError, InputError, Terminated
+from autodistil_search.base.jobs import Job, LoadedJob, keep_loaded, run_task, unload_job
+from autodistil_search.base.plugins import shown
+from autodistil_search.base.progress import Reporter
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    AnyExecutor: TypeAlias = Executor | Client
+
+_OUR_ERRORS = (InputError, FloatingPointError, MemoryError, OSError, Terminated)
+"""Errors of a task that have a message for the user."""
+
+
+class Team(Protocol):
+    """Processes that have loaded a job and run its tasks."""
+
+    def results(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the index and the result of each task, in the order in which they are done.
+
+        Raises:
+            ExecutorError: if no worker can run a task, or the executor fails; all other results are yielded before.
+        """
+
+
+@contextmanager
+def open_team(executor: AnyExecutor | None, job: Job, loaded: LoadedJob, reporter: Reporter) -> Iterator[Team]:
+    """Yield the workers of an executor that have loaded `job`; without an executor, this process.
+
+    Args:
+        executor: Any `concurrent.futures` executor, or a `distributed.Client`.
+        job: Job for the workers.
+        loaded: The same job, loaded in this process.
+        reporter: Receiver of messages.
+
+    Raises:
+        InputError: if the workers of a `Client` have other conditions than this process.
+    """
+    if executor is None:
+        yield _ThisProcess(loaded)
+        return
+    keep_loaded(job, loaded)
+    try:
+        if isinstance(executor, Executor):
+            yield _Workers(executor, job)
+            return
+        from autodistil_search.base.dask_cluster import prepared_workers  # extra "distributed"
+
+        with prepared_workers(executor, job, reporter) as prepared:
+            yield _Workers(prepared, job)
+    finally:
+        unload_job(job.token)
+
+
+@dataclass(frozen=True)
+class _ThisProcess:
+    _job: LoadedJob
+
+    def results(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        for index, task in enumerate(tasks):
+            yield index, self._job.run(task)
+
+
+@dataclass(frozen=True)
+class _Workers:
+    _executor: Executor
+    _job: Job
+
+    def results(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        futures: dict[Future[Any], int] = {}
+        try:
+            for index, task in enumerate(tasks):
+                futures[self._submit(task)] = index
+            for future in as_completed(list(futures)):
+                index = futures.pop(future)
+                if (error := _error_of(future)) is not None:
+                    yield from [(futures[other], other.result()) for other in futures if _has_succeeded(other)]
+                    raise _explained(tasks[index], error) from error
+                yield index, future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _submit(self, task: Any) -> Future[Any]:
+        try:
+            return self._executor.submit(run_task, self._job, task)
+        except (BrokenExecutor, RuntimeError) as error:  # broken or shut down before
+            raise _explained(task, error) from error
+
+
+def _error_of(future: Future[Any]) -> BaseException | None:
+    """Return the error of a future that is done; None if it has a result."""
+    return CancelledError() if future.cancelled() else future.exception()
+
+
+def _has_succeeded(future: Future[Any]) -> bool:
+    return future.done() and _error_of(future) is None
+
+
+def _explained(task: Any, error: BaseException) -> BaseException:
+    """Return the error of a task as an error with a message for the user."""
+    kept = "everything done so far is kept, and the same command continues"
+    if isinstance(error, _OUR_ERRORS):
+        return error
+    if isinstance(error, CancelledError):
+        return ExecutorError(f"the executor has cancelled its tasks or lost its scheduler; {kept}")
+    if isinstance(error, BrokenExecutor):
+        return ExecutorError(f"a worker process of the executor has died; {kept}")
+    return ExecutorError(f"{task} could not be done by any worker: {shown(error)}; {kept}")

@@ -1,0 +1,138 @@
+"""Jobs whose tasks run in this process or in workers, with equal results.
+
+A `Job` says what a process loads once (teacher, text, model), and the loaded job runs any number of tasks. The result
+of a task depends neither on the process nor on the order of the tasks. A worker therefore proves by digests that it has
+loaded the same, computes with as many threads as the process that asks, and runs one task at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import uuid
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from autodistil_search.base.errors import InputError
+
+_MOST_LOADED = 2
+"""Jobs that a worker keeps in memory, such as those of two searches on one cluster; the next replaces the oldest."""
+
+
+class LoadedJob(Protocol):
+    """Job with everything in memory that its tasks need."""
+
+    def conditions(self) -> Mapping[str, str]:
+        """Return digests and settings by name: everything on which the results depend."""
+
+    def run(self, task: Any) -> Any:
+        """Return the result of a task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """Description of a job, small enough to be sent with every task.
+
+    Attributes:
+        conditions: Conditions of this process, which those of each worker must equal.
+        threads: Number of CPU threads that compute.
+        token: Name of the job in the memory of a worker.
+    """
+
+    conditions: Mapping[str, str]
+    threads: int
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @abstractmethod
+    def load(self) -> LoadedJob:
+        """Load what the tasks need, in a worker.
+
+        Raises:
+            InputError: if an input is missing or cannot be used.
+        """
+
+
+_loaded: OrderedDict[str, tuple[int, LoadedJob]] = OrderedDict()
+"""Loaded jobs of this process by token, each with the id of the process that loaded it."""
+_one_at_a_time = threading.RLock()
+"""Held by a task: random state, number of threads and devices belong to the process, not to a thread."""
+
+
+def run_task(job: Job, task: Any) -> Any:
+    """Return the result of a task; runs in a worker, which loads the job for its first task.
+
+    Raises:
+        InputError: if this worker cannot load the job, or has other conditions.
+    """
+    with _one_at_a_time:
+        _compute_with(job.threads)
+        return _loaded_here(job).run(task)
+
+
+def load_job(job: Job) -> None:
+    """Load a job in this worker, unless it is loaded.
+
+    Raises:
+        InputError: if this worker cannot load the job, or has other conditions.
+    """
+    with _one_at_a_time:
+        _compute_with(job.threads)
+        _loaded_here(job)
+
+
+def keep_loaded(job: Job, loaded: LoadedJob) -> None:
+    """Keep a job that this process has loaded, for workers that are threads of this process."""
+    _loaded[job.token] = (os.getpid(), loaded)
+
+
+def unload_job(token: str) -> None:
+    """Free the memory of a job in this worker."""
+    with _one_at_a_time:
+        _loaded.pop(token, None)
+
+
+def _loaded_here(job: Job) -> LoadedJob:
+    if job.token in _loaded:
+        process, loaded = _loaded[job.token]
+        if process != os.getpid():
+            raise InputError(
+                "the worker processes were forked from this process, whose threads do not exist in them; allowed: "
+                "ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn'))"
+            )
+        return loaded
+    while len(_loaded) >= _MOST_LOADED:
+        _loaded.popitem(last=False)
+    from threadpoolctl import threadpool_limits
+
+    loaded = job.load()
+    threadpool_limits(limits=job.threads)  # of NumPy and scikit-learn, whose libraries are loaded by now
+    refuse_other_conditions(job.conditions, loaded.conditions(), f"worker {platform.node()}, process {os.getpid()}")
+    _loaded[job.token] = (os.getpid(), loaded)
+    return loaded
+
+
+def refuse_other_conditions(there: Mapping[str, str], here: Mapping[str, str], what: str) -> None:
+    """Refuse conditions that differ.
+
+    Args:
+        there: Conditions to which those of this process are compared.
+        here: Conditions of this process.
+        what: Subject of the message.
+
+    Raises:
+        InputError: if a condition differs; the message names each of them with both values.
+    """
+    if unlike := [key for key in {**there, **here} if there.get(key) != here.get(key)]:
+        details = "; ".join(f"{key} is {there.get(key)!r:.80} there and {here.get(key)!r:.80} here" for key in unlike)
+        raise InputError(f"{what} would compute other numbers: {details}; allowed: the same values")
+
+
+def _compute_with(threads: int) -> None:
+    """Set the number of CPU threads of torch for this thread, which new threads of the process take over."""
+    import torch
+
+    torch.set_num_threads(threads)

@@ -40,7 +40,7 @@ from autodistil_search.nas.engines.registry import ENGINES, MakeEngine
 from autodistil_search.nas.engines.running import run_engine
 from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import Objective
-from autodistil_search.nas.shared_archive import SharedArchive, open_storage
+from autodistil_search.nas.storages import open_storage
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace, load_space
 from autodistil_search.spaces.subnet import Genome, Subnet
@@ -188,7 +188,7 @@ def overhead(engines: list[str], storage: str) -> None:
 
 @contextmanager
 def _archive(storage: str, space: SearchSpace) -> Iterator[Archive]:
-    """A run's own archive, or one that several processes can share."""
+    """A run's own archive, or a study in a storage."""
     with ExitStack() as open_until_the_end:
         folder = Path(open_until_the_end.enter_context(tempfile.TemporaryDirectory()))
         if storage == "own":
@@ -201,7 +201,7 @@ def _archive(storage: str, space: SearchSpace) -> Iterator[Archive]:
             open_until_the_end.callback(server.cleanup)
             name = server.get_uri()
         opened = open_until_the_end.enter_context(open_storage(name))
-        yield SharedArchive(opened, [space], OBJECTIVES, "overhead", timeout=60)
+        yield Archive(opened, [space], OBJECTIVES, "overhead")
 
 
 def _overhead(engine: str, at: list[int], storage: str) -> tuple[list[float], float]:
@@ -217,13 +217,14 @@ def _overhead(engine: str, at: list[int], storage: str) -> tuple[list[float], fl
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
 
-    def evaluate(space: SearchSpace, subnet: Subnet) -> Evaluation:
+    def evaluate(space: SearchSpace, subnets: Sequence[Subnet]) -> Iterator[Evaluation]:
         nonlocal count
-        count += 1
-        if count in marks:
-            marks[count] = time.monotonic() - start
-        error = 1 / subnet.layers + 1 / subnet.hidden_size + 0.01 * abs(subnet.heads - 7)
-        return Evaluation(space.name, subnet, {"error": error, "size": float(subnet.hidden_size)})
+        for subnet in subnets:
+            count += 1
+            if count in marks:
+                marks[count] = time.monotonic() - start
+            error = 1 / subnet.layers + 1 / subnet.hidden_size + 0.01 * abs(subnet.heads - 7)
+            yield Evaluation(space.name, subnet, {"error": error, "size": float(subnet.hidden_size)})
 
     with _archive(storage, space) as archive, Reporter().bar("", "", 1) as bar:
         run_engine(asking, candidates, evaluate, archive, OBJECTIVES, [], max(marks), bar)

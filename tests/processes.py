@@ -17,7 +17,7 @@ from autodistil_search.distillation.checkpoints import Checkpoints
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["pytest", "hypothesis", *(f"autodistil_search.{name}" for name in ("finetuning", "run", "students", "worker"))]
+    ["pytest", "hypothesis", *(f"autodistil_search.runs.{name}" for name in ("finetune", "search", "distil"))]
 )
 
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

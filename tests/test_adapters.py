@@ -38,6 +38,9 @@ class Closed:
         size = subnet.layers * subnet.hidden_size * (1 + subnet.mlp_ratio)
         return {"error": 1 / size + 0.001 * subnet.heads, "speed": 1e4 / (size + subnet.heads)}
 
+    def evaluate_all(self, subnets):
+        return [self.evaluate(subnet) for subnet in subnets]
+
     def exact(self):
         subnets = [self.space.decode(genome) for genome in self.space.genomes()]
         values = [[each["error"], -each["speed"]] for each in map(self.evaluate, subnets)]

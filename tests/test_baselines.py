@@ -235,7 +235,8 @@ def bench_of(config):
             options_of=inputs.options_of, init="random", sample_ids=inputs.sample_ids, identity={}, cache=cache,
             device=inputs.device, reporter=Reporter(), execution=inputs.execution,
         )  # fmt: skip
-        return bench.measure(["minilm", "truncated"], {}, inputs.spaces)
+        names = ["minilm", "truncated"]
+        return [*bench.untrained(names, {}), *map(bench.train_and_score, bench.recipes(names, inputs.spaces))]
 
     return measure
 

@@ -137,11 +137,12 @@ def search(name, path, budget, space=None, admits=admit_all, stop_after=ENOUGH, 
     engine, candidates = make_engine(name, space, admits, seed, population, objectives)
     evaluated = []
 
-    def evaluate(space, subnet):
-        if len(evaluated) == stop_after:
-            raise StoppedError
-        evaluated.append(subnet)
-        return measure(space, subnet)
+    def evaluate(space, subnets):
+        for subnet in subnets:
+            if len(evaluated) == stop_after:
+                raise StoppedError
+            evaluated.append(subnet)
+            yield measure(space, subnet)
 
     with Reporter().bar("search", "subnets", budget) as bar:
         try:
@@ -298,7 +299,10 @@ def test_the_bar_advances_by_what_was_evaluated_now(name, tmp_path):
     search(name, tmp_path / "archive.log", 5)
     engine, candidates = make_engine(name, space, admit_all, 3, 6, 2)
     archive, bar = Archive(tmp_path / "archive.log", [space], OBJECTIVES[:2]), Advances()
-    run_engine(engine, candidates, measure, archive, OBJECTIVES[:2], [], 12, bar)
+    run_engine(
+        engine, candidates, lambda space, subnets: (measure(space, subnet) for subnet in subnets), archive,
+        OBJECTIVES[:2], [], 12, bar,
+    )  # fmt: skip
     assert bar.units == 7
 
 

@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 import torch
-from toy_job import LOADED, toy_job
+from toy_job import LOADED, ToyJob, ToyLoaded, toy_job
 
 from autodistil_search.base import dask_cluster
 from autodistil_search.base.dask_cluster import open_client, visible_gpus
@@ -25,8 +26,18 @@ class Said(Reporter):
         self.lines.append(message)
 
 
+@dataclass(frozen=True)
+class Described(ToyLoaded):
+    """A loaded job that is described to workers by another job."""
+
+    by: ToyJob
+
+    def job(self):
+        return self.by
+
+
 def results_of(executor, tasks, job=None, reporter=None):
-    with open_team(executor, job or toy_job(), LOADED, reporter or Reporter()) as team:
+    with open_team(executor, Described("same", job or toy_job()), reporter or Reporter()) as team:
         return dict(team.results(tasks))
 
 
@@ -72,7 +83,7 @@ def run_into(error, executor, tasks, after_each=lambda: None):
             done.append(index)
             after_each()
 
-    with open_team(executor, toy_job(), LOADED, Reporter()) as team, pytest.raises(error) as caught:
+    with open_team(executor, LOADED, Reporter()) as team, pytest.raises(error) as caught:
         run(team)
     return str(caught.value), done
 

@@ -13,7 +13,7 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.passwords import conceal, without_password
 from autodistil_search.cli.main import main
 from autodistil_search.cli.registry import make_parser
-from autodistil_search.nas.shared_archive import open_storage
+from autodistil_search.nas.storages import open_storage
 
 SHAPES = (
     "postgresql://me:{}@host/base",
@@ -94,17 +94,15 @@ def test_nothing_that_is_written_of_a_setting_has_its_password(shape, tmp_path, 
     for arguments in (["--storage", storage], ["--config", "given.yaml"], [f"--storage={storage}"]):
         with pytest.raises(SystemExit):
             make_parser().parse_args(["search", *arguments, "--print_config"])
-    assert (
-        main(["worker", "--storage", storage.replace("postgresql", "nonsense").replace("mysql+pymysql", "nonsense")])
-        == 2
-    )
+    unusable = storage.replace("postgresql", "nonsense").replace("mysql+pymysql", "nonsense")
+    assert main(["search", "--objectives", "flops,params", "--storage", unusable]) == 2
     with pytest.raises(SystemExit):
         main(["search", "--storage", *storage.split(" ")])  # as a shell splits what is not quoted
     printed = capsys.readouterr()
     written += [printed.out, printed.err]
     assert "storage: " in printed.out
     assert [text for text in written if "Zq7" in text or "Xj9" in text] == []
-    assert [path.name for path in tmp_path.iterdir()] == ["given.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given.yaml", "runs"]  # with an empty folder
 
 
 def test_a_storage_whose_password_was_left_out_is_asked_for():

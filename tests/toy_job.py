@@ -18,6 +18,9 @@ from autodistil_search.base.jobs import Job
 class ToyLoaded:
     data: str
 
+    def job(self) -> Job:
+        return toy_job()
+
     def conditions(self) -> Mapping[str, str]:
         return {"data": self.data}
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autodistil_search.base.errors import ExecutorError, InputError, Terminated
 from autodistil_search.base.jobs import Job, LoadedJob, keep_loaded, run_task, unload_job
@@ -22,9 +23,10 @@ _OUR_ERRORS = (InputError, FloatingPointError, MemoryError, OSError, Terminated)
 """Errors of a task that have a message for the user."""
 
 
-class Team(Protocol):
+class Team(ABC):
     """Processes that have loaded a job and run its tasks."""
 
+    @abstractmethod
     def results(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Yield the index and the result of each task, in the order in which they are done.
 
@@ -32,15 +34,61 @@ class Team(Protocol):
             ExecutorError: if no worker can run a task, or the executor fails; all other results are yielded before.
         """
 
+    def all_results(self, tasks: Sequence[Any], reporter: Reporter, title: str, unit: str) -> list[Any]:
+        """Return the results of all tasks, in the order of the tasks, with a progress bar.
+
+        Args:
+            tasks: Tasks of the job.
+            reporter: Owner of the progress bar.
+            title: Title of the bar.
+            unit: Unit of the bar, which counts tasks.
+
+        Raises:
+            ExecutorError: see `results`.
+        """
+        done: dict[int, Any] = {}
+        with reporter.bar(title, unit, len(tasks)) as bar:
+            for index, result in self.results(tasks):
+                done[index] = result
+                bar.advance()
+        return [done[index] for index in range(len(tasks))]
+
 
 @contextmanager
-def open_team(executor: AnyExecutor | None, job: Job, loaded: LoadedJob, reporter: Reporter) -> Iterator[Team]:
-    """Yield the workers of an executor that have loaded `job`; without an executor, this process.
+def open_executor(
+    name: str | None, workers: int | None, reporter: Reporter, given: AnyExecutor | None = None
+) -> Iterator[AnyExecutor | None]:
+    """Yield the executor that the settings name, or one that a Python caller has given; None for this process alone.
+
+    Args:
+        name: "dask" for a local cluster, or "dask:ADDRESS".
+        workers: Number of workers of the local cluster.
+        reporter: Receiver of messages.
+        given: Executor that takes precedence over `name`; it stays open.
+
+    Raises:
+        InputError: if Dask is not installed, or no scheduler answers at the address.
+    """
+    if given is not None or name is None:
+        yield given
+        return
+    try:
+        from autodistil_search.base.dask_cluster import open_client
+    except ImportError as error:
+        raise InputError(f"--executor {name}: {error}; run pip install 'autodistil_search[distributed]'") from None
+    import torch
+
+    with open_client(name.partition(":")[2], workers, torch.get_num_threads(), reporter) as client:
+        yield client
+
+
+@contextmanager
+def open_team(executor: AnyExecutor | None, loaded: LoadedJob, reporter: Reporter) -> Iterator[Team]:
+    """Yield the workers of an executor, which load the same job; without an executor, this process.
 
     Args:
         executor: Any `concurrent.futures` executor, or a `distributed.Client`.
-        job: Job for the workers.
-        loaded: The same job, loaded in this process.
+        loaded: Job, loaded in this process.
         reporter: Receiver of messages.
 
     Raises:
@@ -49,6 +97,7 @@ def open_team(executor: AnyExecutor | None, job: Job, loaded: LoadedJob, reporte
     if executor is None:
         yield _ThisProcess(loaded)
         return
+    job = loaded.job()
     keep_loaded(job, loaded)
     try:
         if isinstance(executor, Executor):
@@ -63,7 +112,7 @@ def open_team(executor: AnyExecutor | None, job: Job, loaded: LoadedJob, reporte
 
 
 @dataclass(frozen=True)
-class _ThisProcess:
+class _ThisProcess(Team):
     _job: LoadedJob
 
     def results(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -72,7 +121,7 @@ class _ThisProcess:
 
 
 @dataclass(frozen=True)
-class _Workers:
+class _Workers(Team):
     _executor: Executor
     _job: Job
 

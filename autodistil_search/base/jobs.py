@@ -26,6 +26,9 @@ _MOST_LOADED = 2
 class LoadedJob(Protocol):
     """Job with everything in memory that its tasks need."""
 
+    def job(self) -> Job:
+        """Return the description by which workers load the same; it is called where the job was first loaded."""
+
     def conditions(self) -> Mapping[str, str]:
         """Return digests and settings by name: everything on which the results depend."""
 
@@ -110,25 +113,27 @@ def _loaded_here(job: Job) -> LoadedJob:
 
     loaded = job.load()
     threadpool_limits(limits=job.threads)  # of NumPy and scikit-learn, whose libraries are loaded by now
-    refuse_other_conditions(job.conditions, loaded.conditions(), f"worker {platform.node()}, process {os.getpid()}")
+    worker = f"worker {platform.node()}, process {os.getpid()}"
+    refuse_other_conditions(job.conditions, loaded.conditions(), f"{worker} would compute other numbers")
     _loaded[job.token] = (os.getpid(), loaded)
     return loaded
 
 
-def refuse_other_conditions(there: Mapping[str, str], here: Mapping[str, str], what: str) -> None:
+def refuse_other_conditions(there: Mapping[str, str], here: Mapping[str, str], what: str, or_else: str = "") -> None:
     """Refuse conditions that differ.
 
     Args:
         there: Conditions to which those of this process are compared.
         here: Conditions of this process.
-        what: Subject of the message.
+        what: Statement that the message explains.
+        or_else: What is allowed instead of equal conditions.
 
     Raises:
         InputError: if a condition differs; the message names each of them with both values.
     """
     if unlike := [key for key in {**there, **here} if there.get(key) != here.get(key)]:
         details = "; ".join(f"{key} is {there.get(key)!r:.80} there and {here.get(key)!r:.80} here" for key in unlike)
-        raise InputError(f"{what} would compute other numbers: {details}; allowed: the same values")
+        raise InputError(f"{what}: {details}; allowed: the same values{or_else and f', or {or_else}'}")
 
 
 def _compute_with(threads: int) -> None:

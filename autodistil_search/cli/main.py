@@ -16,7 +16,7 @@ from autodistil_search.base.errors import ExecutorError, ExportError, InputError
 from autodistil_search.base.passwords import without_password
 from autodistil_search.base.standard_streams import discard, flush, messages_on_stderr, open_closed_streams
 from autodistil_search.cli.command import Outcome
-from autodistil_search.cli.registry import command, make_parser, parsers_of
+from autodistil_search.cli.registry import REPLACED, command, make_parser, parsers_of
 
 _SAVES_MEMORY = {
     "--accumulate": "a larger --accumulate",
@@ -64,6 +64,8 @@ def _exit_code(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Return the name of the command and its settings, without defaults that the settings class supplies."""
+    if argv and argv[0] in REPLACED:
+        raise InputError(f"{argv[0]} is no longer a command; allowed: {REPLACED[argv[0]]}")
     parser = make_parser()
     parsed = parser.parse_args(argv)
     name: str = parsed.command

@@ -11,9 +11,13 @@ from autodistil_search.cli.command import Command
 from autodistil_search.cli.parser import CommandParser
 
 NAMES = (
-    *("search", "train", "plan", "profile", "worker", "distil", "validate-proxy", "finetune", "list", "partition"),
-    *("report", "export", "doctor", "completion"),
+    *("search", "train", "plan", "profile", "distil", "validate-proxy", "finetune", "list", "partition", "report"),
+    *("export", "doctor", "completion"),
 )
+REPLACED = {
+    "worker": "start Dask workers, such as dask worker tcp://host:8786, and search --executor dask:tcp://host:8786",
+}
+"""Commands of earlier versions, each with what replaces it."""
 
 _EXAMPLES = (
     "autodistil-search doctor",

@@ -37,6 +37,10 @@ class Scored(Protocol):
         """Return the measured values of `subnet`, by objective name."""
         ...
 
+    def evaluate_all(self, subnets: Sequence[Subnet]) -> Sequence[Mapping[str, float]]:
+        """Return the measured values of each of `subnets`, by objective name."""
+        ...
+
 
 class SubnetProblem(Problem):  # type: ignore[misc]
     """Subnets of a space as a pymoo problem. Each variable is an integer, the index of the choice in one dimension.
@@ -65,7 +69,11 @@ class SubnetProblem(Problem):  # type: ignore[misc]
         return self.subnets.space.decode(tuple(int(index) for index in np.rint(x)))
 
     def _evaluate(self, x: NDArray[Any], out: dict[str, Any], *_: Any, **__: Any) -> None:
-        rows = [_evaluated(self.subnets, self.subnet(genome)) for genome in x]
+        drawn = [self.subnet(genome) for genome in x]
+        rows = [
+            answer(measured, _columns(self.subnets), subnet)
+            for subnet, measured in zip(drawn, self.subnets.evaluate_all(drawn), strict=True)
+        ]
         out["F"] = np.array(
             [[column.minimised(row[column.name]) for column in self.subnets.objectives] for row in rows]
         )
@@ -99,7 +107,7 @@ class SubnetObjective:
             for dimension, count in zip(space.dimensions, space.choices, strict=True)
         ]
         subnet = space.decode(tuple(genome))
-        measured = _evaluated(self.subnets, subnet)
+        measured = answer(self.subnets.evaluate(subnet), _columns(self.subnets), subnet)
         trial.set_user_attr("subnet", str(subnet))
         trial.set_user_attr("measured", dict(measured))
         for constraint in self.subnets.constraints:
@@ -107,9 +115,9 @@ class SubnetObjective:
         return tuple(measured[objective.name] for objective in self.subnets.objectives)
 
 
-def _evaluated(subnets: Scored, subnet: Subnet) -> dict[str, float]:
-    columns = [*subnets.objectives, *(constraint.objective for constraint in subnets.constraints)]
-    return answer(subnets.evaluate(subnet), columns, subnet)
+def _columns(subnets: Scored) -> list[Objective]:
+    """Return the objectives and the constrained quantities."""
+    return [*subnets.objectives, *(constraint.objective for constraint in subnets.constraints)]
 
 
 def _excess(constraint: Constraint, measured: Mapping[str, float]) -> float:

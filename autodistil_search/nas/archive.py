@@ -1,24 +1,22 @@
-"""Archive of a search: every scored subnet, as a trial of one Optuna study.
+"""Archive of a search: a record of every scored subnet, as a trial of one Optuna study.
 
 By default the study lies in a journal file of the run folder. Each evaluation is one finished trial, whichever engine
-asked for it, so that Optuna's own tools read the study. A dictionary in memory serves look-ups.
+asked for it and whichever process scored it, so that Optuna's own tools read the study. A dictionary in memory serves
+look-ups.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autodistil_search.base.errors import InputError
@@ -26,6 +24,7 @@ from autodistil_search.base.files import readable
 from autodistil_search.base.manifest import content_sha256
 from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import Objective, answer
+from autodistil_search.nas.storages import journal
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 
@@ -33,9 +32,6 @@ STUDY = "search"
 """Default name of a study."""
 
 _ATTRIBUTES = "measured"
-_FIRST_BYTES = b'{"op_code":'
-"""First bytes of every Optuna journal."""
-_LONGEST_FIRST_LINE = 1 << 16
 _DIGEST_SUFFIX = " sha256"
 """Suffix that turns the name of a study's attribute into the name of the attribute with its digest."""
 _DIGEST = "trial sha256"
@@ -43,7 +39,7 @@ _DIGEST = "trial sha256"
 
 
 class Archive:
-    """Evaluations in the order they were made, by space and subnet. A single process uses an archive.
+    """Evaluations by space and subnet. Several searches may use one study, one after another or at once.
 
     Args:
         storage: Journal file, created if missing and continued otherwise, or an Optuna storage.
@@ -67,6 +63,9 @@ class Archive:
         self._distributions = _distributions(spaces)
         self._spaces = {space.name: space for space in spaces}
         self._known: dict[tuple[str, Subnet], Evaluation] = {}
+        self._requested: dict[tuple[str, Subnet], None] = {}
+        self._read: set[int] = set()
+        """Numbers of the trials that were read."""
         self._place = str(storage) if isinstance(storage, Path) else f"study {study!r}"
         if isinstance(storage, Path):
             with readable(storage):
@@ -94,8 +93,14 @@ class Archive:
             with warnings.catch_warnings():  # naming metrics is marked experimental; the dashboard shows the names
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 self._study.set_metric_names(names)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Read the trials that were finished since the last call, by this search or another."""
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-            self._learn(trial)
+            if trial.number not in self._read:
+                self._read.add(trial.number)
+                self._learn(trial)
 
     def _learn(self, trial: FrozenTrial) -> None:
         """Add the measured values of a finished trial. The first trial of a subnet counts.
@@ -139,26 +144,24 @@ class Archive:
         self,
         space: SearchSpace,
         subnets: Sequence[Subnet],
-        evaluate: Callable[[SearchSpace, Subnet], Evaluation],
+        evaluate: Callable[[SearchSpace, Sequence[Subnet]], Iterable[Evaluation]],
         advance: Callable[[], None],
     ) -> list[Evaluation]:
-        """Return the evaluations of `subnets`. Missing ones are made by `evaluate` and kept, one by one.
+        """Return the evaluations of `subnets`. Missing ones are made by `evaluate`, and each is stored as it comes.
 
         Args:
             space: Space of the subnets.
             subnets: Subnets to look up or evaluate.
-            evaluate: Function that scores one subnet.
+            evaluate: Function that scores subnets, and yields their evaluations in any order.
             advance: Callback after each new evaluation.
         """
-        answers = []
-        for subnet in subnets:
-            evaluation = self.find(space.name, subnet)
-            if evaluation is None:
-                evaluation = evaluate(space, subnet)
-                self.record(evaluation)
-                advance()
-            answers.append(evaluation)
-        return answers
+        self._refresh()
+        keys = dict.fromkeys((space.name, subnet) for subnet in subnets)
+        self._requested |= keys
+        for evaluation in evaluate(space, [key[1] for key in keys if key not in self._known]):
+            self.record(evaluation)
+            advance()
+        return [self._known[space.name, subnet] for subnet in subnets]
 
     def find(self, space: str, subnet: Subnet) -> Evaluation | None:
         """Return the evaluation of `subnet`; None if there is none."""
@@ -174,20 +177,20 @@ class Archive:
     def fixed(self, name: str, make: Callable[[], Any]) -> Any:
         """Return the value that `make` gave on the first call with `name` in this study, as JSON holds it."""
         if name not in self._study.user_attrs:
-            self._fix(name, make())
-        return self._as_fixed(name, self._study.user_attrs)
+            value = make()
+            self._study.set_user_attr(name, value)
+            self._study.set_user_attr(name + _DIGEST_SUFFIX, _value_sha256(value))
+        return self.attribute(name)
 
-    def _fix(self, name: str, value: Any) -> None:
-        """Store a constant value among the study's attributes, with a digest."""
-        self._study.set_user_attr(name, value)
-        self._study.set_user_attr(name + _DIGEST_SUFFIX, _value_sha256(value))
+    def attribute(self, name: str) -> Any:
+        """Return the value that `fixed` stored under `name`; None if there is none.
 
-    def _as_fixed(self, name: str, attributes: Mapping[str, Any]) -> Any:
-        """Return the value under `name`; None if there is none. A value without a digest is not checked.
+        A value without a digest, as of an earlier version, is not checked.
 
         Raises:
             InputError: if the value differs from the value that was written.
         """
+        attributes = self._study.user_attrs
         value, digest = attributes.get(name), attributes.get(name + _DIGEST_SUFFIX)
         if digest is not None and digest != _value_sha256(value):
             raise self._damaged(f"its value of {name!r} is not as written")
@@ -201,67 +204,8 @@ class Archive:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Return all evaluations, oldest first."""
-        return list(self._known.values())
-
-
-class _ProcessLock(JournalFileOpenLock):
-    """Lock of a journal that is released when its process is killed, and that removes an incomplete last line.
-
-    Optuna's own lock delays the next run by half a minute, and its backend refuses a journal in which an incomplete
-    line is followed by others.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path, self._lock = path, FileLock(path.with_name(f".{path.name}.lock"))
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        _drop_torn_line(self._path)
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-def journal(path: Path, ours: bool = False) -> JournalStorage:
-    """Open the storage in a journal file, which processes on one machine can share.
-
-    Nothing is created, truncated or locked before the file is known to be a journal. An empty file is an empty journal.
-
-    Args:
-        path: Journal file, created if missing. A link stands for its target.
-        ours: True if this package named the file, so that even its first bytes may be incomplete.
-
-    Raises:
-        ValueError: if the path is another file, or cannot be read line by line.
-        OSError: if the file cannot be opened.
-    """
-    path = path.resolve()
-    if path.exists() and not _is_journal(path, ours):
-        raise ValueError("it is not an Optuna journal")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = _ProcessLock(path)
-    lock.acquire()
-    lock.release()
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-
-
-def _is_journal(path: Path, ours: bool) -> bool:
-    """Return True if `path` begins as Optuna's journals do. Reads a few bytes and changes nothing."""
-    if not path.is_file():  # a folder, a pipe or a device
-        return False
-    with path.open("rb") as file:
-        first = file.readline(_LONGEST_FIRST_LINE)
-    if not first.endswith(b"\n"):
-        torn = first.startswith(_FIRST_BYTES) and len(first) < _LONGEST_FIRST_LINE
-        return not first or torn or (ours and _FIRST_BYTES.startswith(first))
-    try:
-        operation = json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(operation, dict) and {"op_code", "worker_id"} <= operation.keys()
+        """Return all evaluations: first those requested here, in the order of the requests, then all others."""
+        return [self._known[key] for key in dict.fromkeys((*self._requested, *self._known)) if key in self._known]
 
 
 def _value_sha256(value: Any) -> str:
@@ -285,14 +229,3 @@ def _distributions(spaces: Sequence[SearchSpace]) -> dict[str, BaseDistribution]
         else:
             distributions[name] = IntDistribution(min(values), max(values))
     return distributions
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut off the incomplete last line that a killed process left."""
-    if not path.exists() or not path.stat().st_size:
-        return
-    with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read() != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)

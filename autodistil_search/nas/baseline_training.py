@@ -49,7 +49,7 @@ _RANDOM_SUBNETS = 3
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class Recipe:
     """Recipe of a baseline that is trained alone."""
 
     name: str
@@ -57,6 +57,9 @@ class _Recipe:
     how: str
     options: TrainOptions
     layer_by_layer: bool = False
+
+    def __str__(self) -> str:
+        return f"baseline {self.name}, {self.how}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,31 +94,32 @@ class Bench:
     reporter: Reporter
     execution: Execution
 
-    def measure(
-        self, names: Sequence[str], given: Mapping[str, AutoDistilModel], spaces: Sequence[SearchSpace]
-    ) -> list[Baseline]:
-        """Score the baselines in `names` as the SuperLM's subnets are scored.
-
-        A trained baseline has the SuperLM's steps, text, batch size, start and learning rate.
+    def untrained(self, names: Sequence[str], given: Mapping[str, AutoDistilModel]) -> list[Baseline]:
+        """Return the measured baselines among `names` that need no training.
 
         Args:
             names: Names of `BASELINES` of the settings, or of models in `given`.
-            given: Models by name, scored without training.
-            spaces: Spaces from which the baseline "random" draws.
+            given: Models by name.
         """
         scored = [self._score(_shown(name), given[name], AS_IT_IS, Path(name)) for name in names if name in given]
         if "truncated" in names and (half := truncated(self.teacher)) is not None:
             name = f"teacher's first {half.config.subnet.layers} layers"
             scored.append(self._score(name, half, TRUNCATED, self._saved(half)))
-        return [*scored, *(self._train_and_score(recipe) for recipe in self._recipes(names, spaces))]
+        return scored
 
-    def _recipes(self, names: Sequence[str], spaces: Sequence[SearchSpace]) -> list[_Recipe]:
+    def recipes(self, names: Sequence[str], spaces: Sequence[SearchSpace]) -> list[Recipe]:
+        """Return the recipes of the baselines among `names` that are trained, for `train_and_score`.
+
+        Args:
+            names: Names of `BASELINES` of the settings.
+            spaces: Spaces from which the baseline "random" draws.
+        """
         recipes = []
         if "shapes" in names:
-            recipes += [_Recipe(name, subnet, DISTILLED, self._options(subnet)) for name, subnet in SHAPES.items()]
+            recipes += [Recipe(name, subnet, DISTILLED, self._options(subnet)) for name, subnet in SHAPES.items()]
         if "tinybert" in names:
             recipes += [
-                _Recipe(name, subnet, TINYBERT, replace(self._options(subnet), hidden=0.0), layer_by_layer=True)
+                Recipe(name, subnet, TINYBERT, replace(self._options(subnet), hidden=0.0), layer_by_layer=True)
                 for name, subnet in SHAPES.items()
                 if name.startswith("TinyBERT")
             ]
@@ -127,7 +131,7 @@ class Bench:
                 "hidden": 0.0,
             }
             recipes += [
-                _Recipe(name, subnet, MINILM, replace(self._options(subnet), **own))
+                Recipe(name, subnet, MINILM, replace(self._options(subnet), **own))
                 for name, subnet in SHAPES.items()
                 if name.startswith("MiniLM")
             ]
@@ -136,7 +140,7 @@ class Bench:
             for space in spaces:
                 drawn = dict.fromkeys(space.sample(rng) for _ in range(_RANDOM_SUBNETS))
                 recipes += [
-                    _Recipe(f"random {i} of {space.name}", subnet, DRAWN, self._options(subnet))
+                    Recipe(f"random {i} of {space.name}", subnet, DRAWN, self._options(subnet))
                     for i, subnet in enumerate(drawn, start=1)
                 ]
         return recipes
@@ -167,8 +171,11 @@ class Bench:
         measured |= {column.name: score for column in self.columns if column.is_proxy}
         return Baseline(name, subnet, how, measured, weights)
 
-    def _train_and_score(self, recipe: _Recipe) -> Baseline:
-        """Train a baseline alone, unless it starts as a complete copy of the teacher, and score it."""
+    def train_and_score(self, recipe: Recipe) -> Baseline:
+        """Train a baseline alone, unless it starts as a complete copy of the teacher, and score it.
+
+        It has the SuperLM's steps, text, batch size, start and learning rate, and is scored as the SuperLM's subnets.
+        """
         teacher, options = self.teacher, recipe.options
         model = begin_alone(teacher, recipe.subnet, options, self.init, self.sample_ids)
         is_copy = self.init in COPYING_STARTS and recipe.subnet == teacher.subnet and teacher.copies_exactly
@@ -188,7 +195,7 @@ class Bench:
                 folder,
                 self.device,
                 self.reporter,
-                f"baseline {recipe.name}, {recipe.how}",
+                str(recipe),
                 self.execution,
                 transfer=transfer,
                 sample_ids=self.sample_ids,
@@ -196,7 +203,7 @@ class Bench:
             save_tokenizer(teacher.tokenizer, folder)
         return self._score(recipe.name, model, recipe.how, folder)
 
-    def _key(self, recipe: _Recipe, transfer: str) -> str:
+    def _key(self, recipe: Recipe, transfer: str) -> str:
         settings = {**self.identity, **asdict(recipe.options), **asdict(recipe.subnet), "init": self.init}
         settings |= {"version": __version__, "transfer": transfer}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -92,6 +92,11 @@ class Predictor:
         """Use the result of an earlier `fit`, of this or another process."""
         self._fitted = fitted
 
+    @property
+    def fitted(self) -> Mapping[str, Any]:
+        """Return the argument of `take`; empty before it."""
+        return self._fitted
+
     def predict(self, subnet: Subnet) -> float:
         """Return the predicted milliseconds of a forward pass of `subnet`."""
         return float(features(subnet) @ np.array(self._fitted["weights"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.user_input import PACKAGED
 from autodistil_search.nas import objectives
 from autodistil_search.nas.objectives import HIDDEN, RELATION
+from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import shipped_spaces
 from autodistil_search.teachers.families import FAMILIES
 
@@ -60,3 +62,24 @@ def named_part(
     if plugin is None:
         raise InputError(f"{flag} {name!r}; allowed: {', '.join([*own, *others, *plugins.names(group)])}")
     return plugin
+
+
+def requested_objectives(config: SearchConfig) -> set[str]:
+    """Return the names of objectives in the objectives and constraints of a search, and numbers of constraints."""
+    return {word for text in (config.objectives, *config.constraints) for word in re.split(r"[\s,<>=]+", text)}
+
+
+def plugin_origins(config: SearchConfig, plugins: Plugins) -> dict[str, str]:
+    """Return the package and version of each plug-in on which the scores of a search depend."""
+    requested = {
+        "objectives": sorted(requested_objectives(config)),
+        "proxies": [config.proxy],
+        "teachers": [config.teacher],
+        "search_spaces": config.space_names,
+    }
+    return {
+        f"plug-in {name}": plugins.origin(group, name)
+        for group, names in requested.items()
+        for name in names
+        if name in plugins.all_names(group)
+    }

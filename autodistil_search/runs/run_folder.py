@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
@@ -39,6 +40,8 @@ from autodistil_search.base.user_input import load_yaml
 from autodistil_search.base.version import __version__
 from autodistil_search.settings.common import grouped_yaml
 
+_ID = ".id"
+"""File by which several processes recognise a shared folder."""
 STUDENT = "student"
 """Folder of the model within the folder of a `distil`."""
 
@@ -53,6 +56,25 @@ def versions() -> dict[str, str]:
     packages = ("torch", "transformers", "tokenizers", "numpy", "optuna", "pymoo", "moocore")
     package_versions = {package: metadata.version(package) for package in packages}
     return {"autodistil_search": __version__, "python": platform.python_version(), **package_versions}
+
+
+def computing_versions() -> dict[str, str]:
+    """Return the versions of the packages that compute scores, as conditions of a job."""
+    computing = ("autodistil_search", "torch", "transformers", "tokenizers", "numpy")
+    return {f"version of {name}": version for name, version in versions().items() if name in computing}
+
+
+def mark_folder(folder: Path) -> None:
+    """Write a file with a random id into a folder, unless it is there, by which `folder_id` recognises the folder."""
+    if not (folder / _ID).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / _ID, lambda path: path.write_text(uuid.uuid4().hex))
+
+
+def folder_id(folder: Path) -> str:
+    """Return the id of a marked folder: equal in all processes that see the same folder, "missing" in others."""
+    path = folder / _ID
+    return path.read_text() if path.is_file() else "missing"
 
 
 class Stopwatch:

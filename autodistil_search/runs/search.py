@@ -6,24 +6,27 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from autodistil_search.base.distributed import launched
 from autodistil_search.base.errors import InputError
+from autodistil_search.base.executors import Team, open_executor, open_team
 from autodistil_search.base.files import cache_folder
 from autodistil_search.base.manifest import ARCHIVE, SEARCH_CONFIG, reopen, verify, write_manifest
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.progress import Reporter
-from autodistil_search.nas import baseline_training, baselines, engine_comparison, latency_predictor
+from autodistil_search.nas import baselines, engine_comparison, latency_predictor
 from autodistil_search.nas.archive import Archive
 from autodistil_search.nas.engines.base import Candidates, Goal
 from autodistil_search.nas.engines.running import run_engine
 from autodistil_search.nas.objectives import PREDICTED_LATENCY, Constraint, Objective
 from autodistil_search.nas.pareto import box_of, is_on_frontier
-from autodistil_search.nas.shared_archive import CONFIG, PREDICTOR, SharedArchive, open_storage, state_of
+from autodistil_search.nas.storages import open_storage
 from autodistil_search.report.data import (
     ParetoReport,
     against_frontier,
@@ -39,7 +42,7 @@ from autodistil_search.report.run_parts import run_part
 from autodistil_search.report.writing import write_report
 from autodistil_search.runs.finished_run import RUN_FILES, Run, is_finished, load_run, write_summary
 from autodistil_search.runs.run_folder import Stopwatch, check_folder, exclusive, open_folder, superlm_folder, versions
-from autodistil_search.runs.scoring import Scorer, check_scored_alike
+from autodistil_search.runs.scoring import Scorer, check_scored_alike, scored_by
 from autodistil_search.runs.search_findings import conditions, cost_findings, learning_findings, trust_findings
 from autodistil_search.runs.search_inputs import SearchInputs, resolve_search
 from autodistil_search.runs.train import take_superlm, train_superlm, trained_config
@@ -48,13 +51,23 @@ from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 
+if TYPE_CHECKING:
+    from autodistil_search.base.executors import AnyExecutor
+
+_PREDICTOR = "latency predictor"
+"""Name under which the archive keeps the fitted predictor of latency."""
 _MARGIN_OF_MEASURED = 1.1
 """Counterpart of `search_inputs.MARGIN` for measured quantities, which vary between measurements."""
 NOT_COMPARED = pd.DataFrame(columns=engine_comparison.COLUMNS)
 """Empty table of the engines' comparison. The exact frontier is unknown unless every subnet was scored."""
 
 
-def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None) -> Run:
+def search(
+    config: SearchConfig,
+    reporter: Reporter | None = None,
+    plugins: Plugins | None = None,
+    executor: AnyExecutor | None = None,
+) -> Run:
     """Train the SuperLM of each space, search it, measure the baselines and write the report into `config.folder`.
 
     A stopped run in the folder is continued. Finished steps are not repeated.
@@ -63,28 +76,30 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
         config: Settings of the search.
         reporter: Receiver of progress and messages; by default nothing is shown.
         plugins: Objectives, engines and other parts that `config` may name, in addition to installed ones.
+        executor: `concurrent.futures` executor, or `distributed.Client`, whose workers tokenize large text, score
+            subnets and train baselines; takes precedence over `config.executor`. The results do not depend on it.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another run.
     """
     reporter = reporter or Reporter()
     clock = Stopwatch()
-    with _opened(config, reporter, plugins, clock) as (inputs, folder):
+    with _opened(config, reporter, plugins, executor, clock) as (inputs, folder, workers):
         if is_finished(folder):
             for part in (folder, *sorted(folder.glob("superlm/*"))):
                 verify(part)
             return load_run(folder)
         reopen(folder)
-        with _prepared(inputs, folder, clock, reporter) as (archive, scorer, findings):
-            complete = [_search_space(space, inputs, scorer, archive, clock, reporter) for space in inputs.spaces]
-            if isinstance(archive, SharedArchive):
-                archive.publish(*state_of(folder, "ended"))
+        with _prepared(inputs, folder, clock, reporter, plugins, workers) as prepared:
+            archive, scorer, team = prepared.archive, prepared.scorer, prepared.team
+            complete = [_search_space(space, inputs, team, archive, clock, reporter) for space in inputs.spaces]
             scored = evaluation_table(archive.evaluations, [column.name for column in inputs.columns])
             check_kept(scored, inputs.constraints)
-            measured = _measure_baselines(inputs, scorer, clock, reporter)
+            measured = _measure_baselines(inputs, scorer, team, clock, reporter)
             with clock.phase("report"):
                 engines = _compare_engines(inputs, archive, scorer, reporter) if all(complete) else NOT_COMPARED
-                report = _report(inputs, archive, scorer, measured, engines, exact=all(complete), started=findings)
+                exact = all(complete)
+                report = _report(inputs, archive, scorer, measured, engines, exact, started=prepared.findings)
                 if inputs.predicts:
                     report = _with_measured_latency(report, inputs, archive)
                 report = replace(report, runs=[run_part(folder, report.conditions, report.exact)])
@@ -96,23 +111,32 @@ def search(config: SearchConfig, reporter: Reporter | None = None, plugins: Plug
 
 @contextmanager
 def open_subnets(
-    config: SearchConfig, reporter: Reporter | None = None, plugins: Plugins | None = None
+    config: SearchConfig,
+    reporter: Reporter | None = None,
+    plugins: Plugins | None = None,
+    executor: AnyExecutor | None = None,
 ) -> Iterator[Subnets]:
     """Yield the subnets of the only space of `config` for a custom search; each is scored on request.
 
     The SuperLM is trained first, or its training is continued, as in `search`. Scores are kept in the archive that
     `search` would use. The engine and the budget of `config` are ignored.
 
+    Args:
+        config: Settings of the search.
+        reporter: Receiver of progress and messages; by default nothing is shown.
+        plugins: Parts that `config` may name, in addition to installed ones.
+        executor: Executor whose workers score the subnets; see `search`.
+
     Raises:
         InputError: if an input cannot be used, `config` has several spaces, or the folder holds another run.
     """
     reporter = reporter or Reporter()
     clock = Stopwatch()
-    with _opened(config, reporter, plugins, clock) as (inputs, folder):
+    with _opened(config, reporter, plugins, executor, clock) as (inputs, folder, workers):
         if len(inputs.spaces) > 1:
             raise InputError(f"--space {config.space!r}; allowed: one space for a custom search")
-        with _prepared(inputs, folder, clock, reporter) as (archive, scorer, _):
-            yield Subnets(inputs.spaces[0], inputs.objectives, inputs.constraints, archive, scorer)
+        with _prepared(inputs, folder, clock, reporter, plugins, workers) as prepared:
+            yield Subnets(inputs.spaces[0], inputs.objectives, inputs.constraints, prepared.archive, prepared.team)
 
 
 @dataclass(frozen=True)
@@ -123,7 +147,7 @@ class Subnets:
     objectives: Sequence[Objective]
     constraints: Sequence[Constraint]
     _archive: Archive = field(repr=False)
-    _scorer: Scorer = field(repr=False)
+    _team: Team = field(repr=False)
 
     def evaluate(self, subnet: Subnet) -> Mapping[str, float]:
         """Return the scores of `subnet` by objective name. Scores are cached in the archive.
@@ -131,16 +155,30 @@ class Subnets:
         Raises:
             InputError: if the subnet is not in the space.
         """
-        self.space.encode(subnet)
-        (evaluation,) = self._archive.answer(self.space, [subnet], self._scorer.evaluate, lambda: None)
-        return evaluation.measured
+        (measured,) = self.evaluate_all([subnet])
+        return measured
+
+    def evaluate_all(self, subnets: Sequence[Subnet]) -> list[Mapping[str, float]]:
+        """Return the scores of each of `subnets`, as `evaluate` does; the workers of an executor share the work.
+
+        Raises:
+            InputError: if a subnet is not in the space.
+        """
+        for subnet in subnets:
+            self.space.encode(subnet)
+        answers = self._archive.answer(self.space, subnets, partial(scored_by, self._team), lambda: None)
+        return [evaluation.measured for evaluation in answers]
 
 
 @contextmanager
 def _opened(
-    config: SearchConfig, reporter: Reporter, plugins: Plugins | None, clock: Stopwatch
-) -> Iterator[tuple[SearchInputs, Path]]:
-    """Yield the inputs of `config`, loaded and checked, and its folder, locked by this process."""
+    config: SearchConfig,
+    reporter: Reporter,
+    plugins: Plugins | None,
+    executor: AnyExecutor | None,
+    clock: Stopwatch,
+) -> Iterator[tuple[SearchInputs, Path, AnyExecutor | None]]:
+    """Yield the inputs of `config`, loaded and checked, its folder, locked by this process, and the executor."""
     if launched() > 1:
         raise InputError(
             f"search was started as {launched()} processes; allowed: one. Train with several, then use search --superlm"
@@ -150,16 +188,19 @@ def _opened(
     if config.superlm is not None:
         config = config.trained_as(trained_config(Path(config.superlm)))
     check_folder(folder, SEARCH_CONFIG, config.to_dict())
-    with clock.phase("prepare"):
-        reporter.say("loading the teacher and the text")
-        inputs = resolve_search(config, reporter, plugins, begun=(folder / SEARCH_CONFIG).is_file())
-    for finding in cost_findings(inputs):
-        reporter.say(str(finding))
-    with exclusive(folder):
-        check_folder(folder, SEARCH_CONFIG, config.to_dict())  # again: another process may have written since
-        if (folder / SEARCH_CONFIG).is_file():
-            _settle(inputs, folder)
-        yield inputs, folder
+    name = None if is_finished(folder) else config.executor
+    with open_executor(name, config.workers, reporter, executor) as workers:
+        with clock.phase("prepare"):
+            reporter.say("loading the teacher and the text")
+            begun = (folder / SEARCH_CONFIG).is_file()
+            inputs = resolve_search(config, reporter, plugins, begun=begun, executor=workers)
+        for finding in cost_findings(inputs):
+            reporter.say(str(finding))
+        with exclusive(folder):
+            check_folder(folder, SEARCH_CONFIG, config.to_dict())  # again: another process may have written since
+            if (folder / SEARCH_CONFIG).is_file():
+                _settle(inputs, folder)
+            yield inputs, folder, workers
 
 
 def _settle(inputs: SearchInputs, folder: Path) -> None:
@@ -167,30 +208,54 @@ def _settle(inputs: SearchInputs, folder: Path) -> None:
     open_folder(folder, SEARCH_CONFIG, SearchConfig, inputs.config.to_dict(), inputs.environment)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """State of a search after the training of its SuperLMs.
+
+    Attributes:
+        archive: Archive of the scored subnets.
+        scorer: Scorer of this process.
+        team: Processes that score and train baselines.
+        findings: Findings about the training.
+    """
+
+    archive: Archive
+    scorer: Scorer
+    team: Team
+    findings: Sequence[Finding]
+
+
 @contextmanager
 def _prepared(
-    inputs: SearchInputs, folder: Path, clock: Stopwatch, reporter: Reporter
-) -> Iterator[tuple[Archive, Scorer, list[Finding]]]:
-    """Yield the archive, the scorer of further subnets, and findings about the training."""
+    inputs: SearchInputs,
+    folder: Path,
+    clock: Stopwatch,
+    reporter: Reporter,
+    plugins: Plugins | None,
+    executor: AnyExecutor | None,
+) -> Iterator[_Prepared]:
+    """Yield what the search needs, with trained SuperLMs and prepared workers."""
+    config = inputs.config
     with _open_archive(inputs, folder) as archive:
         clock.go_on_from(folder / "seconds.json")
         if inputs.predicts:
             with clock.phase("fit predictor"):
                 reporter.say("measuring latency for its predictor")
-                inputs.predictor.take(archive.fixed(PREDICTOR, inputs.fit_predictor))
+                inputs.predictor.take(archive.fixed(_PREDICTOR, inputs.fit_predictor))
         superlms, findings = _superlms(inputs, folder, clock, reporter)
-        if isinstance(archive, SharedArchive):
-            check_scored_alike(inputs, superlms, archive, inputs.config.study)
-            archive.publish(*state_of(folder, "searching"))
-            archive.publish(CONFIG, inputs.config.for_workers())
-        yield archive, Scorer(inputs, superlms), findings
+        if config.storage is not None:
+            check_scored_alike(inputs, superlms, archive, config.study)
+        cache = cache_folder() if config.baseline_names and inputs.proxy_objective is not None else None
+        scorer = Scorer(inputs, superlms, plugins, reporter, cache)
+        with open_team(executor, scorer, reporter) as team:
+            yield _Prepared(archive, scorer, team, findings)
 
 
 @contextmanager
 def _open_archive(inputs: SearchInputs, folder: Path) -> Iterator[Archive]:
-    """Yield the archive of the run's folder, or the shared one.
+    """Yield the archive of the run's folder, or of a storage.
 
-    A shared archive is checked before anything is written to the folder.
+    A storage is checked before anything is written to the folder.
     """
     config = inputs.config
     if config.storage is None:
@@ -198,7 +263,7 @@ def _open_archive(inputs: SearchInputs, folder: Path) -> Iterator[Archive]:
         yield Archive(folder / ARCHIVE, inputs.spaces, inputs.objectives)
         return
     with open_storage(config.storage) as storage:
-        archive = SharedArchive(storage, inputs.spaces, inputs.objectives, config.study, config.worker_timeout)
+        archive = Archive(storage, inputs.spaces, inputs.objectives, config.study)
         check_scored_alike(inputs, None, archive, config.study)
         _settle(inputs, folder)
         yield archive
@@ -220,7 +285,7 @@ def _superlms(
 
 
 def _search_space(
-    space: SearchSpace, inputs: SearchInputs, scorer: Scorer, archive: Archive, clock: Stopwatch, reporter: Reporter
+    space: SearchSpace, inputs: SearchInputs, team: Team, archive: Archive, clock: Stopwatch, reporter: Reporter
 ) -> bool:
     """Search one space, and return True if all its admissible subnets were scored."""
     config = inputs.config
@@ -233,7 +298,7 @@ def _search_space(
         scored = run_engine(
             engine,
             candidates,
-            scorer.evaluate,
+            partial(scored_by, team),
             archive,
             inputs.objectives,
             inputs.measured_constraints,
@@ -243,30 +308,17 @@ def _search_space(
     return scored == candidates.total
 
 
-def _measure_baselines(inputs: SearchInputs, scorer: Scorer, clock: Stopwatch, reporter: Reporter) -> pd.DataFrame:
-    proxy, text, config = inputs.proxy_objective, inputs.text, inputs.config
-    if proxy is None or text is None or not config.baseline_names:
+def _measure_baselines(
+    inputs: SearchInputs, scorer: Scorer, team: Team, clock: Stopwatch, reporter: Reporter
+) -> pd.DataFrame:
+    names = inputs.config.baseline_names
+    if inputs.proxy_objective is None or not names:
         return baseline_table([], inputs.columns)
-    identity = {**inputs.identity, "seq_len": str(config.seq_len)}
-    for name in ("spaces", "proxy_task"):  # the baselines' weights do not depend on them
-        identity.pop(name, None)
     with clock.phase("baselines"):
-        bench = baseline_training.Bench(
-            teacher=inputs.teacher,
-            begin_text=text.begin,
-            proxy=scorer.proxy,
-            columns=inputs.columns,
-            options_of=inputs.options_of,
-            init=config.init,
-            sample_ids=inputs.sample_ids,
-            identity=identity,
-            cache=cache_folder(),
-            device=inputs.device,
-            reporter=reporter,
-            execution=inputs.execution,
-        )
-        results = bench.measure(config.baseline_names, inputs.given_baselines, inputs.spaces)
-    return baseline_table(results, inputs.columns)
+        untrained = scorer.bench.untrained(names, inputs.given_baselines)
+        recipes = scorer.bench.recipes(names, inputs.spaces)
+        trained = team.all_results(recipes, reporter, "baselines", "models")
+    return baseline_table([*untrained, *trained], inputs.columns)
 
 
 def _box(inputs: SearchInputs, scorer: Scorer) -> dict[str, list[float]]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -25,7 +24,7 @@ from autodistil_search.nas.latency_predictor import Predictor
 from autodistil_search.nas.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK, Constraint, Objective
 from autodistil_search.nas.pareto import box_of
 from autodistil_search.nas.proxies import HIDDEN_KIND, ProxyKind, TaskBudget, task_proxy
-from autodistil_search.runs.named_parts import named_part, plugged
+from autodistil_search.runs.named_parts import named_part, plugged, requested_objectives
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.search import BASELINES, SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace
@@ -33,6 +32,9 @@ from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.teachers.loading import load_as_student
 from autodistil_search.teachers.teacher import Teacher
+
+if TYPE_CHECKING:
+    from autodistil_search.base.executors import AnyExecutor
 
 MARGIN = 1.01
 """Reference value of a cost divided by its greatest value. Above 1, so that the most expensive subnet counts too."""
@@ -189,6 +191,7 @@ def resolve_search(
     plugins: Plugins | None = None,
     begun: bool = False,
     trains: bool = True,
+    executor: AnyExecutor | None = None,
 ) -> SearchInputs:
     """Load and check the inputs of a search before any training.
 
@@ -199,6 +202,7 @@ def resolve_search(
         begun: If True, the search is continued. Bounds on measured quantities are then not tried again, because the
             machine may be busier than before.
         trains: If True, this process may have to train SuperLMs. With `--superlm` it never has to.
+        executor: Executor that tokenizes the text.
 
     Raises:
         InputError: if an input cannot be used.
@@ -218,7 +222,8 @@ def resolve_search(
     constraints = [objectives.parse_constraint(text, known, others=installed) for text in config.constraints]
     columns = [*wanted, *(constraint.objective for constraint in constraints)]
     trains = trains and config.superlm is None
-    training = resolve_training(config, reporter, any(column.is_proxy for column in columns), plugins, trains)
+    needs_text = any(column.is_proxy for column in columns)
+    training = resolve_training(config, reporter, needs_text, plugins, trains, executor)
     loaded_baselines = {
         name: _load_baseline(name, training.teacher, kind) for name in config.baseline_names if name not in BASELINES
     }
@@ -295,9 +300,7 @@ def known_objectives(
     named = {objective.name: objective for objective in (*objectives.COSTS, *objectives.measured_costs(single, many))}
     if predictor is not None:
         named[objectives.PREDICTED_LATENCY] = objectives.predicted_latency(predictor, single)
-    requested_names = {
-        word for text in (config.objectives, *config.constraints) for word in re.split(r"[\s,<>=]+", text)
-    }
+    requested_names = requested_objectives(config)
     others: dict[str, Objective] = {}
     for name in plugins.all_names("objectives"):
         if name in requested_names:

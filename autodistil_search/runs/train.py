@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autodistil_search.base.device import choose_device
 from autodistil_search.base.errors import InputError
+from autodistil_search.base.executors import open_executor
 from autodistil_search.base.files import read_json, readable, refuse_other_settings, whole_folder
 from autodistil_search.base.manifest import (
     ENVIRONMENT,
@@ -42,13 +44,21 @@ from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.model_folder import load_model
 from autodistil_search.teachers.initial_weights import start_from
 
+if TYPE_CHECKING:
+    from autodistil_search.base.executors import AnyExecutor
+
 WATCHED_BLOCKS = 8
 """Number of held-out blocks measured during training: enough for a trend, at about 1 % of the training time."""
 _SECONDS_BETWEEN_FIGURES = 60.0
 
 
-def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
+def train(config: TrainConfig, reporter: Reporter | None = None, executor: AnyExecutor | None = None) -> Path:
     """Train the SuperLM of each space, or continue a stopped training, and return `config.folder`.
+
+    Args:
+        config: Settings of the training.
+        reporter: Receiver of progress and messages; by default nothing is shown.
+        executor: Executor whose workers tokenize large text; see `search`.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another training.
@@ -63,7 +73,8 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
     if group.count > 1:
         reporter.say(f"{group.count} processes, each with a part of every batch")
     reporter.say("loading the teacher and the text")
-    materials = resolve_training(config, reporter)
+    with open_executor(config.executor if group.main else None, config.workers, reporter, executor) as workers:
+        materials = resolve_training(config, reporter, executor=workers)
     if not group.main:
         _train_all(materials, folder, reporter)
         return folder

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -30,6 +30,9 @@ from autodistil_search.teachers.teacher import Teacher
 from autodistil_search.text.blocks import Blocks, TrainingText
 from autodistil_search.text.token_store import load_corpus
 from autodistil_search.text.token_stream import open_stream
+
+if TYPE_CHECKING:
+    from autodistil_search.base.executors import AnyExecutor
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def resolve_training(
     needs_text: bool = True,
     plugins: Plugins | None = None,
     trains: bool = True,
+    executor: AnyExecutor | None = None,
 ) -> TrainingInputs:
     """Load and check the inputs of a training, or of scoring with a trained SuperLM.
 
@@ -117,6 +121,7 @@ def resolve_training(
         needs_text: If False, no text is loaded and no SuperLM is used.
         plugins: Parts that `config` may name, in addition to installed ones.
         trains: If False, SuperLMs are only read, which needs less memory.
+        executor: Executor that tokenizes the text.
 
     Raises:
         InputError: if an input cannot be used.
@@ -135,7 +140,7 @@ def resolve_training(
         raise InputError(
             f"--seq-len {config.seq_len}; the teacher has positions for 8 to {teacher.vocabulary.positions}"
         )
-    text = open_text(config, teacher, device, reporter or Reporter()) if needs_text else None
+    text = open_text(config, teacher, device, reporter or Reporter(), executor) if needs_text else None
     return TrainingInputs(config, spaces, device, teacher, text)
 
 
@@ -153,7 +158,9 @@ def find_teacher(config: TrainConfig, device: Device, plugins: Plugins) -> Teach
     return checked_teacher(model, tokenizer, config.teacher, config.teacher_layer, device.name)
 
 
-def open_text(config: TrainConfig, teacher: Teacher, device: Device, reporter: Reporter) -> Text:
+def open_text(
+    config: TrainConfig, teacher: Teacher, device: Device, reporter: Reporter, executor: AnyExecutor | None = None
+) -> Text:
     """Return the text that `config` names, tokenized for `teacher`.
 
     Raises:

@@ -52,7 +52,7 @@ Name = Annotated[str, MinLen(1)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "worker_timeout")
+CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "executor", "workers")
 """Settings that leave every number as it is, but for rounding: a run may be continued with others."""
 
 
@@ -70,6 +70,22 @@ def check_settings(config: Any) -> None:
         if value is not None or setting.default is not None:
             checked = check_value(flag(setting.name), value, hints[setting.name], setting.default)
             object.__setattr__(config, setting.name, checked)
+
+
+def check_executor(executor: str | None, workers: int | None) -> None:
+    """Refuse an executor that `executors.open_executor` does not know.
+
+    Raises:
+        InputError: naming the flag and what is allowed.
+    """
+    kind, _, address = (executor or "").partition(":")
+    if executor is not None and (kind != "dask" or (":" in executor and not address)):
+        raise InputError(
+            f"--executor {quoted(executor)}; allowed: dask (a local cluster), or dask:ADDRESS with the address of a "
+            "scheduler such as tcp://host:8786, or its .json file"
+        )
+    if workers is not None and executor != "dask":
+        raise InputError(f"--workers {workers} without a local cluster; allowed: with --executor dask")
 
 
 def check_value(name: str, value: Any, hint: Any, example: Any = None) -> Any:

@@ -66,11 +66,9 @@ class SearchConfig(TrainConfig):
         measured_seq_len: Tokens in a sequence of these measurements.
         latency_samples: Number of subnets of each space that predicted_latency is fitted to.
         eval_blocks: Number of held-out blocks for the proxy; a block takes about 3 MB of memory.
-        storage: Storage of evaluations for several processes: a database's URL, such as
-            postgresql://user@host/database, or a journal file for processes of one machine. If not given, the run's
-            folder, for this process alone.
+        storage: Storage of the scored subnets: a database's URL, such as postgresql://user@host/database, or a
+            journal file. If not given, the run's folder.
         study: Name of the study in the storage.
-        worker_timeout: Seconds without a sign of life after which a worker's subnet goes to another worker.
         baselines: Baselines of the frontier, separated by commas: shapes (the shapes of TinyBERT and MiniLM, distilled
             alone for as many steps), tinybert and minilm (the same by their own objectives), random (three subnets of
             each space, distilled alone), truncated (the first half of the teacher's layers), hub ids or folders of
@@ -97,7 +95,6 @@ class SearchConfig(TrainConfig):
     eval_blocks: Annotated[Count, MEASUREMENT] = 32
     storage: Annotated[Name | None, OUTPUT] = field(default=None, repr=False)
     study: Annotated[Name, OUTPUT] = "search"
-    worker_timeout: Annotated[Count, OUTPUT] = 60
     baselines: Annotated[str, SEARCH] = "shapes"
 
     _parent: ClassVar[str] = "runs"
@@ -166,7 +163,7 @@ class SearchConfig(TrainConfig):
         """Return the settings that workers need, for `from_dict`; those of the engine are left out."""
         asks = ("engine", "search_seed", "evaluations", "population", "baselines", "storage", "study", "superlm")
         content = {name: value for name, value in self.to_dict().items() if name not in asks}
-        return content | {"out": str(self.folder.resolve()), "worker_timeout": self.worker_timeout}
+        return content | {"out": str(self.folder.resolve()), "accumulate": self.accumulate}
 
     def trained_as(self, trained: TrainConfig) -> Self:
         """Return a copy with the training settings of `trained`, whose SuperLMs are searched.

@@ -26,6 +26,7 @@ from autodistil_search.settings.common import (
     Rate,
     Seed,
     Steps,
+    check_executor,
     check_settings,
 )
 from autodistil_search.spaces.search_space import shipped_spaces
@@ -70,6 +71,10 @@ class TrainConfig:
         compile: Compile the layers by torch.compile.
         held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
         keep: Number of checkpoints that are kept during training.
+        executor: Executor of the tokenizing of large text: dask (a local cluster, extra "distributed") or
+            dask:ADDRESS (a cluster with that scheduler, such as tcp://host:8786, or its .json file). If not given,
+            this process.
+        workers: Workers of the local cluster; by default one for each GPU, or for each OMP_NUM_THREADS CPUs.
         tensorboard: Also write a log for TensorBoard (extra "tracking").
         out: Output folder. If not given, superlms/<space names> for train and runs/<space names> for search.
     """
@@ -100,6 +105,8 @@ class TrainConfig:
     compile: Annotated[bool, OUTPUT] = False
     held_out_every: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, OUTPUT] = None
     keep: Annotated[Count, OUTPUT] = 2
+    executor: Annotated[Name | None, OUTPUT] = None
+    workers: Annotated[Count | None, OUTPUT] = None
     tensorboard: Annotated[bool, OUTPUT] = False
     out: Annotated[Name | None, OUTPUT] = None
     given: InitVar[Mapping[str, Any] | None] = None
@@ -117,6 +124,7 @@ class TrainConfig:
         if given is not None:
             object.__setattr__(self, "given", given)
         check_settings(self)
+        check_executor(self.executor, self.workers)
         if not self.space_names:
             raise InputError(f"--space {self.space!r}; allowed: one or more spaces, separated by commas")
         if self.batch_size < self.accumulate:

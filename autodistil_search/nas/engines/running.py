@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from autodistil_search.spaces.subnet import Subnet
 def run_engine(
     engine: Engine,
     candidates: Candidates,
-    evaluate: Callable[[SearchSpace, Subnet], Evaluation],
+    evaluate: Callable[[SearchSpace, Sequence[Subnet]], Iterable[Evaluation]],
     archive: Archive,
     objectives: Sequence[Objective],
     constraints: Sequence[Constraint],
@@ -33,7 +33,7 @@ def run_engine(
     Args:
         engine: Engine that selects the subnets.
         candidates: Genomes that the engine may ask for.
-        evaluate: Function that scores one subnet.
+        evaluate: Function that scores subnets, and yields their evaluations in any order.
         archive: Archive of all evaluations.
         objectives: Objectives of the search, in order.
         constraints: Constraints that must be measured.

@@ -96,7 +96,7 @@ def test_a_validation_goes_on_where_it_was_stopped(config, tmp_path, monkeypatch
 
     config = replace(config, subnets=4, probe=None)
     whole = validate_proxy(replace(config, out=str(tmp_path / "whole")))
-    row, left = module._Job._row, [3]
+    row, left = module._LoadedValidation.run, [3]
 
     def failing(self, *arguments):
         if not left[0]:
@@ -104,7 +104,7 @@ def test_a_validation_goes_on_where_it_was_stopped(config, tmp_path, monkeypatch
         left[0] -= 1
         return row(self, *arguments)
 
-    monkeypatch.setattr(module._Job, "_row", failing)
+    monkeypatch.setattr(module._LoadedValidation, "run", failing)
     with pytest.raises(KeyboardInterrupt):
         validate_proxy(config)
     assert len(pd.read_csv(Path(config.folder) / "subnets.csv")) == 3

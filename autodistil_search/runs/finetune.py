@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -16,7 +16,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from autodistil_search.base.device import Device, choose_device
 from autodistil_search.base.errors import InputError
+from autodistil_search.base.executors import Team, open_executor, open_team
 from autodistil_search.base.files import clear_leftovers, read_json, readable, write_atomically, write_together
+from autodistil_search.base.jobs import Job
 from autodistil_search.base.manifest import (
     ENVIRONMENT,
     FINETUNE_CONFIG,
@@ -43,14 +45,27 @@ from autodistil_search.base.pretrained import (
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.seeding import seeded
 from autodistil_search.base.user_input import PACKAGED
-from autodistil_search.runs.run_folder import check_folder, exclusive, model_folder, open_folder, versions
+from autodistil_search.runs.run_folder import (
+    check_folder,
+    computing_versions,
+    exclusive,
+    folder_id,
+    mark_folder,
+    model_folder,
+    open_folder,
+    versions,
+)
 from autodistil_search.settings.finetune import FinetuneConfig
 from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, fine_tune
 from autodistil_search.tasks.labelled_data import Task, load_task
 from autodistil_search.teachers.families import FAMILIES, check_layers
 from autodistil_search.teachers.loading import packaged_folder
 
+if TYPE_CHECKING:
+    from autodistil_search.base.executors import AnyExecutor
+
 _RESULTS, _DIVERGED, _TRAINING = "results.csv", "diverged.json", "training"
+_TRY_AGAIN = "delete it, and the same command tries this learning rate again"
 
 
 @dataclass(frozen=True)
@@ -87,8 +102,15 @@ class FinetuneRun:
         return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
-def finetune(config: FinetuneConfig, reporter: Reporter | None = None) -> FinetuneRun:
+def finetune(
+    config: FinetuneConfig, reporter: Reporter | None = None, executor: AnyExecutor | None = None
+) -> FinetuneRun:
     """Fine-tune `config.model` on `config.task` into `config.folder`, or continue a stopped fine-tuning.
+
+    Args:
+        config: Settings of the fine-tuning.
+        reporter: Receiver of progress and messages; by default nothing is shown.
+        executor: Executor whose workers train the learning rates, and then the seeds; see `search`.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another fine-tuning.
@@ -97,13 +119,36 @@ def finetune(config: FinetuneConfig, reporter: Reporter | None = None) -> Finetu
     config = config.absolute()
     folder = config.folder
     check_folder(folder, FINETUNE_CONFIG, config.to_dict())
-    job = _Job(config, reporter)
-    with exclusive(folder):
-        open_folder(folder, FINETUNE_CONFIG, FinetuneConfig, config.to_dict(), job.environment)
-        return job.run(folder)
+    loaded = _LoadedFinetuning(config, reporter)
+    with exclusive(folder), open_executor(config.executor, config.workers, reporter, executor) as workers:
+        open_folder(folder, FINETUNE_CONFIG, FinetuneConfig, config.to_dict(), loaded.environment)
+        with open_team(workers, loaded, reporter) as team:
+            return loaded.train_all(team)
 
 
-class _Job:
+@dataclass(frozen=True)
+class _Training:
+    """Task of fine-tuning with a learning rate and a seed."""
+
+    lr: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"learning rate {self.lr:g} with seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FinetuningJob(Job):
+    """Fine-tuning in a worker, which writes the models into the folder of the fine-tuning."""
+
+    settings: Mapping[str, Any]
+
+    def load(self) -> _LoadedFinetuning:
+        """Load model, teacher and task; see `jobs.Job`."""
+        return _LoadedFinetuning(FinetuneConfig(**self.settings), Reporter())
+
+
+class _LoadedFinetuning:
     """A fine-tuning, with all inputs loaded and checked."""
 
     def __init__(self, config: FinetuneConfig, reporter: Reporter) -> None:
@@ -127,6 +172,20 @@ class _Job:
     def environment(self) -> dict[str, Any]:
         """Return the entries of `environment.json`."""
         return {"inputs": self._identity, "device": self._device.name, "precision": self._device.precision}
+
+    def job(self) -> Job:
+        """Return the job by which workers fine-tune as this process does."""
+        mark_folder(self._config.folder)
+        config = replace(self._config, executor=None, workers=None, out=str(self._config.folder.resolve()))
+        return _FinetuningJob(conditions=self.conditions(), threads=torch.get_num_threads(), settings=asdict(config))
+
+    def conditions(self) -> dict[str, str]:
+        """Return everything on which the models depend; see `jobs.LoadedJob`."""
+        return {
+            **self._identity,
+            **computing_versions(),
+            "folder of the fine-tuning": folder_id(self._config.folder),
+        }
 
     def _load(self, role: str, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load and check a classifier and its tokenizer.
@@ -152,18 +211,19 @@ class _Job:
             raise InputError(f"teacher {name!r} has a different vocabulary from the model; allowed: the same tokens")
         return teacher
 
-    def run(self, folder: Path) -> FinetuneRun:
+    def train_all(self, team: Team) -> FinetuneRun:
         """Train each learning rate with the first seed, then the best rate with the other seeds.
 
         If there are several learning rates, a rate that diverges is recorded without metrics and never selected.
         """
+        config, folder = self._config, self._config.folder
         reopen(folder)
-        rows = [self._result_of_first_seed(folder, rate) for rate in self._config.rates]
+        rows = self._results([_Training(rate, 0) for rate in config.rates], team)
         learnt = [row for row in rows if "chosen_by" in row]
         if not learnt:
-            raise FloatingPointError(f"every learning rate of --lr {self._config.lr} diverged; try lower ones")
+            raise FloatingPointError(f"every learning rate of --lr {config.lr} diverged; try lower ones")
         best = max(learnt, key=lambda row: row["chosen_by"])["lr"]
-        rows += [self._result_of(folder, best, seed) for seed in range(1, self._config.seeds)]
+        rows += self._results([_Training(best, seed) for seed in range(1, config.seeds)], team)
         results = pd.DataFrame(rows)
         run = FinetuneRun(folder, self._task, results, best)
         self._take_models(folder, best)
@@ -171,6 +231,22 @@ class _Job:
         self._summarise(run)
         write_manifest(folder, "finetune", (FINETUNE_CONFIG, ENVIRONMENT, _RESULTS, SUMMARY))
         return run
+
+    def _results(self, trainings: Sequence[_Training], team: Team) -> list[dict[str, float]]:
+        """Return the results of trainings, and report the learning rates that diverged."""
+        rows: list[dict[str, float]] = team.all_results(trainings, self._reporter, "fine-tuning", "models")
+        for training, row in zip(trainings, rows, strict=True):
+            if "chosen_by" not in row:
+                record = self._config.folder / f"lr-{training.lr:g}-seed-0" / _DIVERGED
+                self._reporter.say(str(read_sealed(record, _TRY_AGAIN)["reason"]))
+        return rows
+
+    def run(self, task: _Training) -> dict[str, float]:
+        """Return the result of a training; see `_result_of` and `_result_of_first_seed`."""
+        folder = self._config.folder
+        if task.seed == 0:
+            return self._result_of_first_seed(folder, task.lr)
+        return self._result_of(folder, task.lr, task.seed)
 
     def _options(self, rate: float, seed: int) -> FinetuneOptions:
         kept = {key: getattr(self._config, key) for key in ("epochs", "batch_size", "losses", "temperature")}
@@ -187,7 +263,6 @@ class _Job:
         except FloatingPointError as error:
             if len(self._config.rates) == 1:
                 raise
-            self._reporter.say(str(error))
             write_sealed(record, {"lr": rate, "reason": str(error)})
             shutil.rmtree(record.with_name(_TRAINING), ignore_errors=True)
             return row
@@ -257,9 +332,8 @@ def _recorded_rate(record: Path) -> float | None:
     """
     if not record.exists():
         return None
-    remedy = "delete it, and the same command tries this learning rate again"
-    with readable(record, remedy):
-        return float(read_sealed(record, remedy)["lr"])
+    with readable(record, _TRY_AGAIN):
+        return float(read_sealed(record, _TRY_AGAIN)["lr"])
 
 
 def _finished_result(folder: Path) -> dict[str, float] | None:

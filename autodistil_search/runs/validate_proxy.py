@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from autodistil_search.base.errors import InputError
+from autodistil_search.base.executors import Team, open_executor, open_team
 from autodistil_search.base.files import readable, write_atomically
+from autodistil_search.base.jobs import Job
 from autodistil_search.base.manifest import (
     ENVIRONMENT,
     SUMMARY,
@@ -52,7 +54,15 @@ from autodistil_search.report.findings import (
 from autodistil_search.report.run_parts import read_table
 from autodistil_search.report.validation_figure import validation_figure
 from autodistil_search.runs.finished_run import Run, load_run
-from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder, versions
+from autodistil_search.runs.run_folder import (
+    check_folder,
+    computing_versions,
+    exclusive,
+    folder_id,
+    mark_folder,
+    open_folder,
+    versions,
+)
 from autodistil_search.runs.train import relation_proxy
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.validate_proxy import ValidateConfig
@@ -60,6 +70,9 @@ from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
+
+if TYPE_CHECKING:
+    from autodistil_search.base.executors import AnyExecutor
 
 _DRAWN_OF_LARGE_SPACES = 20_000
 _SUBNETS, _RANKING = "subnets.csv", "ranking.csv"
@@ -102,10 +115,17 @@ class Validation:
         return [str(finding) for finding in self.findings]
 
 
-def validate_proxy(config: ValidateConfig, reporter: Reporter | None = None) -> Validation:
+def validate_proxy(
+    config: ValidateConfig, reporter: Reporter | None = None, executor: AnyExecutor | None = None
+) -> Validation:
     """Rank subnets of the SuperLM of `config.run` by several measures, and compare the rankings.
 
     Each subnet is recorded once it is measured. A stopped validation is continued.
+
+    Args:
+        config: Settings of the validation.
+        reporter: Receiver of progress and messages; by default nothing is shown.
+        executor: Executor whose workers measure the subnets; see `search`.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another validation.
@@ -115,10 +135,11 @@ def validate_proxy(config: ValidateConfig, reporter: Reporter | None = None) -> 
     run = load_run(config.run)
     space = _space_of(config, run)
     check_folder(config.folder, VALIDATE_CONFIG, config.to_dict())
-    job = _Job(config, run, space, reporter)
-    with exclusive(config.folder):
-        open_folder(config.folder, VALIDATE_CONFIG, ValidateConfig, config.to_dict(), job.environment)
-        return job.run()
+    validation = _LoadedValidation(config, run, space, reporter)
+    with exclusive(config.folder), open_executor(config.executor, config.workers, reporter, executor) as workers:
+        open_folder(config.folder, VALIDATE_CONFIG, ValidateConfig, config.to_dict(), validation.environment)
+        with open_team(workers, validation, reporter) as team:
+            return validation.measure_all(team)
 
 
 def draw_in_bands(space: SearchSpace, subnets: int, bands: int, width: float, seed: int) -> list[tuple[int, Subnet]]:
@@ -165,7 +186,32 @@ def _space_of(config: ValidateConfig, run: Run) -> str:
     return name
 
 
-class _Job:
+@dataclass(frozen=True)
+class _SubnetToMeasure:
+    """Task of measuring a subnet: its number in the order of the table, its band of cost, and its sizes."""
+
+    number: int
+    band: int
+    subnet: Subnet
+
+    def __str__(self) -> str:
+        return str(self.subnet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ValidationJob(Job):
+    """Measurement of subnets in a worker, which sees the folders of the run and of the validation."""
+
+    settings: Mapping[str, Any]
+
+    def load(self) -> _LoadedValidation:
+        """Load the run and the inputs of the validation; see `jobs.Job`."""
+        config = ValidateConfig(**self.settings)
+        run = load_run(config.run)
+        return _LoadedValidation(config, run, _space_of(config, run), Reporter())
+
+
+class _LoadedValidation:
     """A validation of proxies on the subnets of one space, with all inputs loaded."""
 
     def __init__(self, config: ValidateConfig, run: Run, space: str, reporter: Reporter) -> None:
@@ -201,6 +247,20 @@ class _Job:
         tasks = {f"{name}_task": kind.digest for name, kind in kinds.items() if kind is not None}
         inputs = {**self._materials.identity, **tasks, "superlm": model_sha256(self._superlm)}
         return {**self._materials.environment, "inputs": inputs}
+
+    def job(self) -> Job:
+        """Return the job by which workers measure as this process does."""
+        mark_folder(self._config.folder)
+        config = replace(self._config, executor=None, workers=None, out=str(self._config.folder.resolve()))
+        return _ValidationJob(conditions=self.conditions(), threads=torch.get_num_threads(), settings=asdict(config))
+
+    def conditions(self) -> dict[str, str]:
+        """Return everything on which the measurements depend; see `jobs.LoadedJob`."""
+        return {
+            **self.environment["inputs"],
+            **computing_versions(),
+            "folder of the validation": folder_id(self._config.folder),
+        }
 
     @cached_property
     def _proxies(self) -> dict[str, Proxy]:
@@ -256,25 +316,36 @@ class _Job:
     def _weights_in_words(self) -> str:
         return "trained alone" if self._alone_steps else "shared"
 
-    def run(self) -> Validation:
+    def measure_all(self, team: Team) -> Validation:
         """Measure the remaining subnets, and compare the measures."""
         config, path = self._config, self._config.folder / _SUBNETS
         drawn = draw_in_bands(self._space, config.subnets, config.bands, config.band_width, config.seed)
         reopen(config.folder)
         rows = self._measured_before(path, drawn)
+        tasks = [_SubnetToMeasure(i, *entry) for i, entry in enumerate(drawn) if i not in rows]
         with self._reporter.bar("measuring", "subnets", len(drawn)) as bar:
             bar.skip(len(rows))
-            for number in range(len(rows), len(drawn)):
-                rows.append(self._row(number, *drawn[number]))
-                write_sealed(config.folder / _STATE, {"rows": rows})
-                frame = pd.DataFrame(rows)
-                write_atomically(path, lambda file, frame=frame: frame.to_csv(file, index=False))  # type: ignore[misc]
-                shutil.rmtree(config.folder / "alone", ignore_errors=True)  # large, and no longer needed
+            for index, row in team.results(tasks):
+                number = tasks[index].number
+                rows[number] = row
+                self._record(rows, path)
+                shutil.rmtree(self._folder_alone(number), ignore_errors=True)  # large, and no longer needed
                 bar.advance()
-        return self._finish(pd.DataFrame(rows))
+        shutil.rmtree(config.folder / "alone", ignore_errors=True)
+        return self._finish(pd.DataFrame([rows[number] for number in sorted(rows)]))
 
-    def _measured_before(self, path: Path, drawn: Sequence[tuple[int, Subnet]]) -> list[dict[str, Any]]:
-        """Return the rows that earlier sessions measured, from the state file or else from the table."""
+    def _record(self, rows: Mapping[int, dict[str, Any]], path: Path) -> None:
+        """Write the rows measured so far, in the order of their numbers."""
+        in_order = [rows[number] for number in sorted(rows)]
+        write_sealed(self._config.folder / _STATE, {"rows": in_order})
+        write_atomically(path, lambda file: pd.DataFrame(in_order).to_csv(file, index=False))
+
+    def _folder_alone(self, number: int) -> Path:
+        """Return the folder of the checkpoints of a subnet that is trained alone."""
+        return self._config.folder / "alone" / str(number)
+
+    def _measured_before(self, path: Path, drawn: Sequence[tuple[int, Subnet]]) -> dict[int, dict[str, Any]]:
+        """Return by number the rows that earlier sessions measured, from the state file or else from the table."""
         columns, state = [measure.column for measure in self.measures], self._config.folder / _STATE
         if state.exists():
             content, path = read_sealed(state, f"delete it and {path.name} to measure all subnets again"), state
@@ -283,22 +354,27 @@ class _Job:
         elif path.exists():
             table = read_table(path, ["band", *columns], ["band", "flops"])
         else:
-            return []
+            return {}
+        numbers, rows = {entry: number for number, entry in enumerate(drawn)}, {}
         with readable(path):
-            rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-            for row, (band, subnet) in zip(rows, drawn, strict=False):
-                if (row["band"], Subnet.from_row(row)) != (band, subnet) or not all(name in row for name in columns):
-                    raise ValueError(f"it has subnet {Subnet.from_row(row)} in place of {subnet}")
+            for entry in table.to_dict("records"):
+                row = {str(key): value for key, value in entry.items()}
+                band, subnet = row["band"], Subnet.from_row(row)
+                if (band, subnet) not in numbers or not all(name in row for name in columns):
+                    raise ValueError(f"it has subnet {subnet} in band {band}, which is not among those to measure")
                 if any(not isinstance(row[name], int | float) for name in columns):
                     raise ValueError(f"a measure of {subnet} is not a number")
+                rows[numbers[band, subnet]] = row
         return rows
 
-    def _row(self, number: int, band: int, subnet: Subnet) -> dict[str, Any]:
+    def run(self, task: _SubnetToMeasure) -> dict[str, Any]:
+        """Return the row of a subnet: its sizes, band, FLOPs and measures."""
+        band, subnet = task.band, task.subnet
         row: dict[str, Any] = {"band": band, **subnet.to_row(), "flops": flops(subnet)}
         row |= {column: proxy.score(self._superlm, subnet) for column, proxy in self._proxies.items()}
         student = self._superlm.extract(subnet)
         if self._alone_steps:
-            student = self._trained_alone(subnet, self._config.folder / "alone" / str(number))
+            student = self._trained_alone(subnet, self._folder_alone(task.number))
             row |= {f"{ALONE}{loss.name}": self._proxies[loss.name].score(student) for loss in self._losses}
         return row | {column: score.score(student) for column, score in self._scores.items()}
 

@@ -22,6 +22,7 @@ from autodistil_search.settings.common import (
     Precision,
     Rate,
     Rows,
+    check_executor,
     check_settings,
     column_names,
 )
@@ -52,6 +53,10 @@ class FinetuneConfig:
         train_rows: Maximum number of training rows.
         device: Device to run on; auto takes CUDA if there is one.
         precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
+        executor: Executor of the fine-tunings: dask (a local cluster, extra "distributed") or
+            dask:ADDRESS (a cluster with that scheduler, such as tcp://host:8786, or its .json file). If not given,
+            this process.
+        workers: Workers of the local cluster; by default one for each GPU, or for each OMP_NUM_THREADS CPUs.
         out: Output folder; finetuned/<model>-<task> if not given.
     """
 
@@ -70,12 +75,15 @@ class FinetuneConfig:
     train_rows: Annotated[Rows | None, DATA] = None
     device: Annotated[Device, OUTPUT] = "auto"
     precision: Annotated[Precision, OUTPUT] = "auto"
+    executor: Annotated[Name | None, OUTPUT] = None
+    workers: Annotated[Count | None, OUTPUT] = None
     out: Annotated[Name | None, OUTPUT] = None
 
     def __post_init__(self) -> None:
         if is_finite(self.lr):  # one rate, as YAML and Python may give it
             object.__setattr__(self, "lr", str(self.lr))
         check_settings(self)
+        check_executor(self.executor, self.workers)
         terms = parse_terms(self.losses)
         if (self.teacher is None) != (set(terms) <= {"labels"}):
             raise InputError(

@@ -24,6 +24,7 @@ from autodistil_search.settings.common import (
     Rate,
     Rows,
     Seed,
+    check_executor,
     check_settings,
     column_names,
     resolved,
@@ -55,6 +56,10 @@ class ValidateConfig:
         seed: Seed of the draw, of training alone and of fine-tuning.
         device: Device to run on; auto takes CUDA if there is one.
         precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
+        executor: Executor of the measurements: dask (a local cluster, extra "distributed") or
+            dask:ADDRESS (a cluster with that scheduler, such as tcp://host:8786, or its .json file). If not given,
+            this process.
+        workers: Workers of the local cluster; by default one for each GPU, or for each OMP_NUM_THREADS CPUs.
         out: Output folder; validation-<space> in the run's folder if not given.
     """
 
@@ -77,10 +82,13 @@ class ValidateConfig:
     seed: Annotated[Seed, TRAINING] = 0
     device: Annotated[Device, OUTPUT] = "auto"
     precision: Annotated[Precision, OUTPUT] = "auto"
+    executor: Annotated[Name | None, OUTPUT] = None
+    workers: Annotated[Count | None, OUTPUT] = None
     out: Annotated[Name | None, OUTPUT] = None
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_executor(self.executor, self.workers)
         if self.subnets < 2 * self.bands:
             raise InputError(f"--subnets {self.subnets} with --bands {self.bands}; allowed: two or more in each band")
         if self.alone_steps == 0 and self.task is None and self.cosine is None:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
-from concurrent.futures import Executor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from distributed import Client, LocalCluster, Status, Worker, WorkerPlugin
+from distributed import Client, LocalCluster, Status, Worker, WorkerPlugin, as_completed
 
 from autodistil_search.base.errors import ExecutorError, InputError
-from autodistil_search.base.jobs import Job, load_job, unload_job
+from autodistil_search.base.jobs import Job, Team, explained, load_job, run_task, unload_job
 from autodistil_search.base.plugins import shown
 from autodistil_search.base.progress import Reporter
 
@@ -54,9 +56,33 @@ class _Preparation(WorkerPlugin):
         await asyncio.to_thread(unload_job, self._job.token)
 
 
+@dataclass(frozen=True)
+class _ClusterTeam(Team):
+    """Workers of a cluster that have the resource of a job."""
+
+    _client: Client
+    _job: Job
+
+    def results(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the index and the result of each task; see `Team`."""
+        run, needed = partial(run_task, self._job), {self._job.token: 1}
+        futures = self._client.map(run, tasks, pure=False, retries=_RETRIES, resources=needed)
+        left = {future.key: (index, future) for index, future in enumerate(futures)}
+        try:
+            for future, result in as_completed(futures, with_results=True, raise_errors=False):
+                index, _ = left.pop(future.key)
+                if future.status != "finished":
+                    yield from [(other, known.result()) for other, known in left.values() if known.status == "finished"]
+                    error = result[1] if future.status == "error" else CancelledError()
+                    raise explained(tasks[index], error) from error
+                yield index, result
+        finally:
+            self._client.cancel([future for _, future in left.values()])
+
+
 @contextmanager
-def prepared_workers(client: Client, job: Job, reporter: Reporter) -> Iterator[Executor]:
-    """Yield an executor of the workers of `client` that have loaded `job` and would compute the same numbers.
+def open_cluster_team(client: Client, job: Job, reporter: Reporter) -> Iterator[Team]:
+    """Yield the workers of `client` that have loaded `job` and would compute the same numbers.
 
     Workers that come later are prepared as well. A refused worker is reported with its reason.
 
@@ -80,7 +106,7 @@ def prepared_workers(client: Client, job: Job, reporter: Reporter) -> Iterator[E
         workers = client.scheduler_info(n_workers=-1)["workers"]
         if workers and all(address in refused for address in workers):
             raise InputError(f"all {len(workers)} workers are refused: {next(iter(refused.values()))}")
-        yield client.get_executor(pure=False, retries=_RETRIES, resources={job.token: 1})
+        yield _ClusterTeam(client, job)
     finally:
         if client.status == "running":  # otherwise the scheduler is gone, and each call would wait for it
             client.unsubscribe_topic(job.token)

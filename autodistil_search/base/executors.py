@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from autodistil_search.base.errors import ExecutorError, InputError, Terminated
-from autodistil_search.base.jobs import Job, LoadedJob, keep_loaded, run_task, unload_job
-from autodistil_search.base.plugins import shown
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.jobs import Job, LoadedJob, Team, explained, keep_loaded, run_task, unload_job
 from autodistil_search.base.progress import Reporter
 
 if TYPE_CHECKING:
     from distributed import Client
 
     AnyExecutor: TypeAlias = Executor | Client
-
-_OUR_ERRORS = (InputError, FloatingPointError, MemoryError, OSError, Terminated)
-"""Errors of a task that have a message for the user."""
-
-
-class Team(ABC):
-    """Processes that have loaded a job and run its tasks."""
-
-    @abstractmethod
-    def results(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """Yield the index and the result of each task, in the order in which they are done.
-
-        Raises:
-            ExecutorError: if no worker can run a task, or the executor fails; all other results are yielded before.
-        """
-
-    def all_results(self, tasks: Sequence[Any], reporter: Reporter, title: str, unit: str) -> list[Any]:
-        """Return the results of all tasks, in the order of the tasks, with a progress bar.
-
-        Args:
-            tasks: Tasks of the job.
-            reporter: Owner of the progress bar.
-            title: Title of the bar.
-            unit: Unit of the bar, which counts tasks.
-
-        Raises:
-            ExecutorError: see `results`.
-        """
-        done: dict[int, Any] = {}
-        with reporter.bar(title, unit, len(tasks)) as bar:
-            for index, result in self.results(tasks):
-                done[index] = result
-                bar.advance()
-        return [done[index] for index in range(len(tasks))]
 
 
 @contextmanager
@@ -103,10 +67,10 @@ def open_team(executor: AnyExecutor | None, loaded: LoadedJob, reporter: Reporte
         if isinstance(executor, Executor):
             yield _Workers(executor, job)
             return
-        from autodistil_search.base.dask_cluster import prepared_workers  # extra "distributed"
+        from autodistil_search.base.dask_cluster import open_cluster_team  # extra "distributed"
 
-        with prepared_workers(executor, job, reporter) as prepared:
-            yield _Workers(prepared, job)
+        with open_cluster_team(executor, job, reporter) as team:
+            yield team
     finally:
         unload_job(job.token)
 
@@ -134,7 +98,7 @@ class _Workers(Team):
                 index = futures.pop(future)
                 if (error := _error_of(future)) is not None:
                     yield from [(futures[other], other.result()) for other in futures if _has_succeeded(other)]
-                    raise _explained(tasks[index], error) from error
+                    raise explained(tasks[index], error) from error
                 yield index, future.result()
         finally:
             for future in futures:
@@ -144,7 +108,7 @@ class _Workers(Team):
         try:
             return self._executor.submit(run_task, self._job, task)
         except (BrokenExecutor, RuntimeError) as error:  # broken or shut down before
-            raise _explained(task, error) from error
+            raise explained(task, error) from error
 
 
 def _error_of(future: Future[Any]) -> BaseException | None:
@@ -154,15 +118,3 @@ def _error_of(future: Future[Any]) -> BaseException | None:
 
 def _has_succeeded(future: Future[Any]) -> bool:
     return future.done() and _error_of(future) is None
-
-
-def _explained(task: Any, error: BaseException) -> BaseException:
-    """Return the error of a task as an error with a message for the user."""
-    kept = "everything done so far is kept, and the same command continues"
-    if isinstance(error, _OUR_ERRORS):
-        return error
-    if isinstance(error, CancelledError):
-        return ExecutorError(f"the executor has cancelled its tasks or lost its scheduler; {kept}")
-    if isinstance(error, BrokenExecutor):
-        return ExecutorError(f"a worker process of the executor has died; {kept}")
-    return ExecutorError(f"{task} could not be done by any worker: {shown(error)}; {kept}")

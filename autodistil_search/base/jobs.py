@@ -13,14 +13,19 @@ import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from autodistil_search.base.errors import InputError
+from autodistil_search.base.errors import ExecutorError, InputError, Terminated
+from autodistil_search.base.plugins import shown
+from autodistil_search.base.progress import Reporter
 
 _MOST_LOADED = 2
 """Jobs that a worker keeps in memory, such as those of two searches on one cluster; the next replaces the oldest."""
+_OUR_ERRORS = (InputError, FloatingPointError, MemoryError, OSError, Terminated)
+"""Errors of a task that have a message for the user."""
 
 
 class LoadedJob(Protocol):
@@ -57,6 +62,49 @@ class Job(ABC):
         Raises:
             InputError: if an input is missing or cannot be used.
         """
+
+
+class Team(ABC):
+    """Processes that have loaded a job and run its tasks."""
+
+    @abstractmethod
+    def results(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the index and the result of each task, in the order in which they are done.
+
+        Raises:
+            ExecutorError: if no worker can run a task, or the executor fails; all other results are yielded before.
+        """
+
+    def all_results(self, tasks: Sequence[Any], reporter: Reporter, title: str, unit: str) -> list[Any]:
+        """Return the results of all tasks, in the order of the tasks, with a progress bar.
+
+        Args:
+            tasks: Tasks of the job.
+            reporter: Owner of the progress bar.
+            title: Title of the bar.
+            unit: Unit of the bar, which counts tasks.
+
+        Raises:
+            ExecutorError: see `results`.
+        """
+        done: dict[int, Any] = {}
+        with reporter.bar(title, unit, len(tasks)) as bar:
+            for index, result in self.results(tasks):
+                done[index] = result
+                bar.advance()
+        return [done[index] for index in range(len(tasks))]
+
+
+def explained(task: Any, error: BaseException) -> BaseException:
+    """Return the error of a task, or of its executor, as an error with a message for the user."""
+    kept = "everything done so far is kept, and the same command continues"
+    if isinstance(error, _OUR_ERRORS):
+        return error
+    if isinstance(error, CancelledError):
+        return ExecutorError(f"the executor has cancelled its tasks or lost its scheduler; {kept}")
+    if isinstance(error, BrokenExecutor):
+        return ExecutorError(f"a worker process of the executor has died; {kept}")
+    return ExecutorError(f"{task} could not be done by any worker: {shown(error)}; {kept}")
 
 
 _loaded: OrderedDict[str, tuple[int, LoadedJob]] = OrderedDict()

@@ -230,6 +230,19 @@ def test_every_number_of_every_command_is_plain_digits(refusal):
             assert re.match(rf"autodistil-search: {flag} '.{{1,64}}; allowed: ", refusal(["search", f"{flag}={text}"]))
 
 
+def test_the_worker_of_earlier_versions_says_what_replaces_it(refusal):
+    line = refusal(["worker", "--storage", "postgresql://me@db/nas"])
+    assert line.startswith("autodistil-search: worker is no longer a command; allowed: start Dask workers, such as ")
+
+
+@pytest.mark.parametrize("command", [["search"], ["train"], ["finetune", "packaged"], ["validate-proxy", "runs/a"]])
+def test_an_executor_that_is_not_known_is_refused(command, refusal):
+    for given in ("ray", "dask:", "dask "):
+        assert f"--executor {given!r}; allowed: dask (a local cluster), or " in refusal([*command, "--executor", given])
+    for given in (["--workers", "2"], ["--workers", "2", "--executor", "dask:tcp://host:8786"]):
+        assert "--workers 2 without a local cluster; allowed: with --executor dask" in refusal([*command, *given])
+
+
 @pytest.mark.parametrize(
     "error",
     [

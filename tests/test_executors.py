@@ -198,6 +198,13 @@ def test_a_refused_worker_gets_no_task_while_others_work(dask):
     assert any("data is 'same' there and 'other' here" in line for line in refused)
 
 
+def test_a_worker_that_is_killed_while_it_loads_is_replaced(dask, tmp_path):
+    dask.start_worker(TOY_DATA="die once", TOY_MARK=str(tmp_path / "mark"))
+    with open_client(str(dask.file), None, 1, Reporter()) as client:
+        assert results_of(client, [("number", 1)]) == {0: ("number", 1)}
+    assert (tmp_path / "mark").exists()
+
+
 def test_a_killed_scheduler_ends_the_tasks_with_one_line(dask):
     dask.start_worker()
     with open_client(str(dask.file), None, 1, Reporter()) as client:

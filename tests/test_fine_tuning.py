@@ -3,7 +3,10 @@
 import json
 import random
 import signal
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from multiprocessing import get_context
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.pretrained import load_tokenizer, quiet_transformers
+from autodistil_search.base.progress import Reporter
 from autodistil_search.cli.main import main
 from autodistil_search.runs.finetune import finetune, load_classifier
 from autodistil_search.settings.finetune import FinetuneConfig
@@ -339,6 +343,26 @@ def test_of_several_rates_one_that_diverges_is_recorded_and_never_chosen(config,
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "diverged in epoch 1, at learning rate 1e+300 with seed 0" in told
+
+
+def test_models_do_not_depend_on_the_executor(config, tmp_path):
+    """A rate that diverges in a worker is said by this process."""
+    config = replace(config, lr="1e-3,1e30", seeds=2)
+    alone = finetune(replace(config, out=str(tmp_path / "alone")))
+
+    class Said(Reporter):
+        lines: ClassVar[list[str]] = []
+
+        def say(self, message):
+            self.lines.append(message)
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        run = finetune(replace(config, out=str(tmp_path / "workers")), Said(), executor=pool)
+    assert run.results.equals(alone.results)
+    for seed in ("seed-0", "seed-1"):
+        weights = [found.folder / seed / "model.safetensors" for found in (run, alone)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert any("1e+30" in line and "diverged" in line for line in Said.lines)
 
 
 def test_more_seeds_go_on_from_fewer(config):

@@ -2,7 +2,9 @@
 
 import json
 import math
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -110,6 +112,45 @@ def test_a_validation_goes_on_where_it_was_stopped(config, tmp_path, monkeypatch
     assert len(pd.read_csv(Path(config.folder) / "subnets.csv")) == 3
     left[0] = 1
     pd.testing.assert_frame_equal(validate_proxy(config).measured, whole.measured)
+
+
+def test_measurements_do_not_depend_on_the_executor_nor_on_the_order_in_which_they_end(config, tmp_path, monkeypatch):
+    from autodistil_search.runs import validate_proxy as module
+
+    config = replace(config, subnets=4)
+    alone = validate_proxy(replace(config, out=str(tmp_path / "alone")))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        run = validate_proxy(replace(config, out=str(tmp_path / "workers")), executor=pool)
+    real, last_first = module._LoadedValidation.run, [3, 2, 1, 0]
+
+    class Backwards(Executor):
+        """Runs no task before all are there; then the last is done first."""
+
+        def __init__(self):
+            self._asked = []
+
+        def submit(self, call, *given):
+            self._asked.append((future := Future(), call, given))
+            if len(self._asked) == len(last_first):
+                for index in last_first:
+                    future, call, given = self._asked[index]
+                    future.set_result(call(*given))
+                future = self._asked[-1][0]
+            return future
+
+    order = []
+
+    def run_in_order(self, task):
+        order.append(task.number)
+        return real(self, task)
+
+    monkeypatch.setattr(module._LoadedValidation, "run", run_in_order)
+    backwards = validate_proxy(replace(config, out=str(tmp_path / "backwards")), executor=Backwards())
+    assert order == last_first
+    for other in (run, backwards):
+        pd.testing.assert_frame_equal(other.measured, alone.measured)
+        assert (other.folder / "subnets.csv").read_bytes() == (alone.folder / "subnets.csv").read_bytes()
+        assert (other.folder / "ranking.csv").read_bytes() == (alone.folder / "ranking.csv").read_bytes()
 
 
 def test_every_setting_changes_what_is_measured(config, tmp_path):

@@ -26,6 +26,7 @@ from autodistil_search.base.progress import Reporter
 
 _RETRIES = 2
 """Times that Dask runs a task again after an error."""
+_TRIES_TO_REGISTER = 3
 _TASKS = 2**20
 """Amount of a job's resource that a worker has; a task needs 1, so it never limits the tasks of a worker."""
 
@@ -114,18 +115,22 @@ def open_cluster_team(client: Client, job: Job, reporter: Reporter) -> Iterator[
 
 
 def _register(client: Client, plugin: WorkerPlugin) -> None:
-    """Set up a plugin in all workers.
+    """Set up a plugin in all workers, again if a worker dies meanwhile.
 
     Raises:
-        ExecutorError: if the scheduler is gone.
+        ExecutorError: if the scheduler is gone, or workers die each time.
         InputError: if a worker cannot read the plugin, as without this package.
     """
-    try:
-        client.register_plugin(plugin)
-    except OSError as error:
-        raise ExecutorError(f"the Dask scheduler does not answer: {shown(error)}") from error
-    except Exception as error:
-        raise InputError(f"a worker cannot read the job: {shown(error)}; allowed: workers with this package") from error
+    for left in reversed(range(_TRIES_TO_REGISTER)):
+        try:
+            client.register_plugin(plugin)
+            return
+        except OSError as error:  # of the scheduler, or of a worker that was asked by the scheduler
+            if not left or client.status != "running":
+                raise ExecutorError(f"the Dask scheduler or a worker does not answer: {shown(error)}") from error
+        except Exception as error:
+            unreadable = f"a worker cannot read the job: {shown(error)}"
+            raise InputError(f"{unreadable}; allowed: workers with this package") from error
 
 
 @contextmanager

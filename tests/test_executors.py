@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -148,6 +149,12 @@ def test_a_task_that_kills_every_worker_ends_with_its_reason(cluster):
     with pytest.raises(ExecutorError, match=r"\('die',\) could not be done by any worker: KilledWorker: "):
         results_of(cluster, [("die",)])
     assert results_of(cluster, [("number", 1)]) == {0: ("number", 1)}  # the cluster has new workers
+
+
+def test_an_interrupt_of_the_terminal_leaves_the_workers_of_a_local_cluster_alone(cluster):
+    before = set(cluster.run(os.getpid).values())
+    cluster.run(lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert set(cluster.run(os.getpid).values()) == before
 
 
 class Dask:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -110,8 +111,9 @@ def open_cluster_team(client: Client, job: Job, reporter: Reporter) -> Iterator[
         yield _ClusterTeam(client, job)
     finally:
         if client.status == "running":  # otherwise the scheduler is gone, and each call would wait for it
-            client.unsubscribe_topic(job.token)
-            client.unregister_worker_plugin(job.token)
+            with suppress(OSError):  # a worker may die at this moment
+                client.unsubscribe_topic(job.token)
+                client.unregister_worker_plugin(job.token)
 
 
 def _register(client: Client, plugin: WorkerPlugin) -> None:
@@ -149,6 +151,7 @@ def open_client(address: str, workers: int | None, threads: int, reporter: Repor
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if not address:
         with _local_cluster(workers, threads, reporter) as cluster, Client(cluster) as client:
+            client.register_plugin(_Uninterrupted())
             yield client
         return
     where: dict[str, Any] = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
@@ -160,6 +163,16 @@ def open_client(address: str, workers: int | None, threads: int, reporter: Repor
     with client:
         reporter.say(f"Dask: {len(client.scheduler_info(n_workers=-1)['workers'])} workers at {address}")
         yield client
+
+
+class _Uninterrupted(WorkerPlugin):
+    """Worker plugin that ignores SIGINT: Ctrl-C reaches all processes of a terminal, but only the search answers it."""
+
+    name = "uninterrupted"
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002
+        """Ignore SIGINT in the process of the worker."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _OneGpuEach(LocalCluster):

@@ -141,9 +141,8 @@ def keep_loaded(job: Job, loaded: LoadedJob) -> None:
 
 
 def unload_job(token: str) -> None:
-    """Free the memory of a job in this worker."""
-    with _one_at_a_time:
-        _loaded.pop(token, None)
+    """Free the memory of a job in this worker, once no task uses it."""
+    _loaded.pop(token, None)
 
 
 def _loaded_here(job: Job) -> LoadedJob:

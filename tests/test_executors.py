@@ -15,7 +15,7 @@ from toy_job import LOADED, ToyJob, ToyLoaded, toy_job
 from autodistil_search.base import dask_cluster
 from autodistil_search.base.dask_cluster import open_client, visible_gpus
 from autodistil_search.base.errors import ExecutorError, InputError
-from autodistil_search.base.executors import open_team
+from autodistil_search.base.executors import open_executor, open_team
 from autodistil_search.base.progress import Reporter
 
 
@@ -218,6 +218,14 @@ def test_a_killed_scheduler_ends_the_tasks_with_one_line(dask):
         message, done = run_into(ExecutorError, client, [("number", 0), ("sleep", 60)], dask.scheduler.kill)
     assert message.startswith("the executor has cancelled its tasks or lost its scheduler; everything")
     assert done == [0]
+
+
+def test_what_is_no_executor_is_refused():
+    with (
+        pytest.raises(InputError, match=r"executor 'dask' \(str\); allowed: a concurrent\.futures executor, or a "),
+        open_executor(None, None, Reporter(), "dask"),
+    ):
+        pass
 
 
 def test_an_address_without_a_scheduler_is_refused(tmp_path, monkeypatch):

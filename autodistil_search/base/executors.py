@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.jobs import Job, LoadedJob, Team, explained, keep_loaded, run_task, unload_job
+from autodistil_search.base.plugins import shown
 from autodistil_search.base.progress import Reporter
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ def open_executor(
         given: Executor that takes precedence over `name`; it stays open.
 
     Raises:
-        InputError: if Dask is not installed, or no scheduler answers at the address.
+        InputError: if `given` is no executor, Dask is not installed, or no scheduler answers at the address.
     """
+    if not (given is None or isinstance(given, Executor) or hasattr(given, "get_executor")):
+        raise InputError(f"executor {shown(given)}; allowed: a concurrent.futures executor, or a distributed.Client")
     if given is not None or name is None:
         yield given
         return

@@ -1,5 +1,6 @@
 """A search whose subnets are scored and whose baselines are trained by workers: the tables of one process alone."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from autodistil_search import Objective, Plugins, SubnetProblem, open_subnets, search
@@ -78,6 +80,23 @@ def test_a_killed_worker_loses_nothing_that_was_scored(toy_config, tmp_path, mon
     assert len(run.evaluations) == 8
     ends = 2  # measured for the reference point of the hypervolume
     assert len(list(marks.iterdir())) == 8 + ends + 1  # the subnet whose worker was killed is the only one twice
+
+
+def test_on_dask_the_subnet_of_a_killed_worker_is_scored_by_another(toy_config, tmp_path, monkeypatch):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    monkeypatch.setenv("TOY_MARKS", str(marks))
+    depth = Objective("depth", "depth", "layers", "minimize", measure=slow_then_dead)
+    config = replace(toy_config, objectives="depth,acc", population=8, executor="dask", workers=2)
+    run = search(config, plugins=Plugins(objectives={"depth": depth}))
+    assert run.evaluations["depth"].tolist() == run.evaluations["layers"].tolist()
+    assert len(run.evaluations) == 8
+    assert len(list(marks.iterdir())) >= 8 + 2 + 1
+    trials = [json.loads(line) for line in (run.folder / "archive.log").read_text().splitlines()]
+    scored = [json.dumps(trial["params"], sort_keys=True) for trial in trials if "params" in trial]
+    assert len(scored) == len(set(scored)) == 8
+    config = replace(toy_config, population=8, out=str(tmp_path / "alone"))
+    pd.testing.assert_frame_equal(run.evaluations.drop(columns="depth"), search(config).evaluations)
 
 
 @pytest.mark.parametrize("missing", ["superlm", "cache"])

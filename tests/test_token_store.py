@@ -572,7 +572,7 @@ def test_a_stream_has_each_training_document_once_an_epoch_and_no_held_out_one(
         assert (row[0], row[-1], len(row)) == (CLS, SEP, SEQ_LEN)
 
 
-@pytest.mark.parametrize(("files", "world"), [(4, 2), (3, 2), (1, 3)])
+@pytest.mark.parametrize(("files", "world"), [(4, 2), (3, 2), (1, 3), (60, 7)])
 def test_ranks_of_a_stream_share_out_its_documents(
     stream: Callable[..., tuple[StreamedBlocks, Blocks]], files: int, world: int
 ) -> None:

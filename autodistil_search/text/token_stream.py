@@ -18,6 +18,8 @@ from autodistil_search.text.tokenization import CHARACTERS_AT_ONCE, Encoder, che
 
 _WINDOW = 4096
 """Blocks in a shuffling window."""
+_DIVIDED = 2
+"""Version of the rule that divides the documents of shards between ranks."""
 
 
 class StreamedBlocks:
@@ -94,7 +96,10 @@ class StreamedBlocks:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return {"rank": self._rank, "world": self._world, "tokens": self._inner, "window": _WINDOW, "text": self.digest}
+        identity = {"rank": self._rank, "world": self._world, "tokens": self._inner, "window": _WINDOW}
+        if self._world > 1 and len(self._shards) > 1 and len(self._shards) % self._world:
+            identity["divided"] = _DIVIDED  # earlier checkpoints are of another order
+        return {**identity, "text": self.digest}
 
     def _start_from(self, seed: int, start: State) -> None:
         self._seed = seed
@@ -130,7 +135,7 @@ class StreamedBlocks:
 class _Documents:
     """Training documents of a rank over endless epochs, with the shards in a new order in each epoch.
 
-    The shards are divided between the ranks if their number allows it, else the rows of each shard, as in `datasets`.
+    The shards are divided between the ranks if their number allows it, else the documents of each shard.
     """
 
     def __init__(
@@ -166,10 +171,11 @@ class _Documents:
         while True:
             order = self._order()
             while self._place < len(order):
-                self._reading = self._shards[order[self._place]].read(self._left)
+                shard = order[self._place]
+                self._reading = self._shards[shard].read(self._left)
                 self._left = None
                 for document in self._reading:
-                    if document and self._is_of_rank(self._reading.done) and not _is_held_out(document):
+                    if document and self._is_of_rank(shard + self._reading.done) and not _is_held_out(document):
                         has_documents = True
                         yield document
                 self._reading = None
@@ -192,7 +198,11 @@ class _Documents:
         return order[self._rank :: self._world] if self._whole_shards else order
 
     def _is_of_rank(self, number: int) -> bool:
-        """Return True if this rank trains on the document of that number in its shard."""
+        """Return True if this rank trains on the document of that number.
+
+        The number is counted from a start that differs between shards, or else shards of one document, as files of the
+        packaged text, would all go to one rank.
+        """
         return self._whole_shards or number % self._world == self._rank
 
 

@@ -3,20 +3,27 @@
 A document is a list of paragraphs, which are its lines. The same documents give the same text from every format. Files
 are read in pieces, so memory depends on the longest document (bounded by `LONGEST_DOCUMENT`), not on the size of the
 file. Code of a data set is never run.
+
+A shard is a file, a range of a text file, or rows of a data set. A part is a number of consecutive shards, and the unit
+of work for tokenizing. Parts follow from the text alone.
 """
 
 from __future__ import annotations
 
 import gzip
 import importlib.util
+import io
 import itertools
+import math
+import mmap
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 import huggingface_hub.utils.logging as hub_logging
 
@@ -33,6 +40,12 @@ COLUMN = "text"
 LONGEST_DOCUMENT = 1 << 24
 """Characters in a document; a longer document is cut between paragraphs into several documents."""
 
+PART_BYTES = 256_000_000
+"""Bytes of files in a part, about."""
+_MOST_PARTS = 200
+"""Parts of a large text, about; a text beyond this number of `PART_BYTES` has larger parts. Each part maps two files,
+and a mapped file counts as an open file, of which many systems allow 1,024."""
+
 TEXT = (".txt", ".txt.gz")
 TABLES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
 ALLOWED = (
@@ -47,6 +60,13 @@ _SEARCHED_FOR_BLANK_LINES = 1 << 26
 """Characters at the start of a file in which blank lines between documents are searched."""
 LONGEST_PIECE = 1 << 18
 """Characters in a piece; a longer line is read and tokenized in pieces that end before a blank."""
+
+_LINE_END = rb"(?>\r\n|\r|\n)"
+_BLANK = (  # the white space of `str.strip` in UTF-8, without line ends
+    rb"(?:[\t\x0b\x0c\x1c-\x20]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)"
+)
+_AFTER_LINE = re.compile(_LINE_END)
+_AFTER_BLANK_LINE = re.compile(_LINE_END + _BLANK + rb"*+" + _LINE_END)
 
 Document = list[str]
 State = dict[str, Any]
@@ -88,10 +108,19 @@ class Reading:
 
 @dataclass(frozen=True)
 class Shard:
-    """Documents that are read in a fixed order: a file, or a part of a data set."""
+    """Documents of a file, or of a range of its bytes, which are read in a fixed order.
+
+    Attributes:
+        name: Name of the file in messages.
+        documents: Function that yields the documents.
+        size: Bytes of the file or of the range.
+        cut: Function that cuts the shard into shards of about so many bytes; None if it cannot be cut.
+    """
 
     name: str
     documents: Callable[[], Iterator[Document]]
+    size: int
+    cut: Callable[[int], list[Shard]] | None = None
 
     def read(self, state: State | None = None) -> Reading:
         """Open the shard at its start, or at the position of a `Reading.state()`."""
@@ -101,11 +130,21 @@ class Shard:
 
 @dataclass(frozen=True)
 class TableShard:
-    """Shard whose documents are rows of a `datasets.IterableDataset`, which can resume from its own state."""
+    """Shard whose documents are rows of a `datasets.IterableDataset`, which can resume from its own state.
+
+    Attributes:
+        name: Name of the data set in messages.
+        open: Function that returns the rows.
+        column: Column of the text.
+        size: Share of the bytes of the data set's files.
+        cut: Function that cuts the shard into shards of about so many bytes; None if it cannot be cut.
+    """
 
     name: str
     open: Callable[[], datasets.IterableDataset]
-    column: str = COLUMN
+    column: str
+    size: int = 0
+    cut: Callable[[int], list[TableShard]] | None = None
 
     def read(self, state: State | None = None) -> Reading:
         """Open the shard at its start, or at the position of a `Reading.state()`."""
@@ -133,6 +172,52 @@ class Source:
     kind: str
     files: Sequence[Path]
     shards: Sequence[Shard | TableShard]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive shards of a text that are tokenized together."""
+
+    shards: Sequence[Shard | TableShard]
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents that are not empty.
+
+        Raises:
+            InputError: at a document that cannot be read.
+        """
+        return (document for shard in self.shards for document in shard.read() if document)
+
+
+def bytes_of_parts(sources: Sequence[Source]) -> int:
+    """Return the bytes of files that a part of these sources has, about: a function of the size of the text alone."""
+    size = sum(shard.size for source in sources for shard in source.shards)
+    return max(PART_BYTES, math.ceil(size / _MOST_PARTS))
+
+
+def cut_into_parts(sources: Sequence[Source], size: int) -> list[Part]:
+    """Cut the documents of all sources into parts, whose documents in turn are those of the sources.
+
+    Larger shards are cut if their format allows it, and consecutive shards are joined up to `size`. A part is larger by
+    at most a document, or consists of one shard that cannot be cut.
+
+    Args:
+        sources: Sources of the text.
+        size: Bytes of files in a part.
+    """
+    parts: list[list[Shard | TableShard]] = [[]]
+    room = size
+    for shard in (shard for source in sources for whole in source.shards for shard in _cut(whole, size)):
+        if parts[-1] and shard.size > room:
+            parts.append([])
+            room = size
+        parts[-1].append(shard)
+        room -= shard.size
+    return [Part(shards) for shards in parts]
+
+
+def _cut(shard: Shard | TableShard, size: int) -> Sequence[Shard | TableShard]:
+    return [shard] if shard.cut is None or shard.size <= size else shard.cut(size)
 
 
 def find_sources(names: Sequence[str], stream: bool = False) -> list[Source]:
@@ -166,7 +251,9 @@ def _source(name: str, stream: bool) -> Source:
         return _text_source([path])
     if not path.name.endswith(TABLES):
         raise InputError(f"text file {name!r}; allowed: {', '.join((*TEXT, *TABLES))}")
-    return Source("rows of text", [path], [Shard(name, lambda: _table_documents(path))])
+    return Source(
+        "rows of text", [path], [Shard(name, partial(_table_documents, path.absolute()), path.stat().st_size)]
+    )
 
 
 def _any_path(test: Callable[[Path], bool], *paths: Path) -> bool:
@@ -188,8 +275,42 @@ def packaged_files() -> list[Path]:
 
 
 def _text_source(files: Sequence[Path], one_per_file: bool = False) -> Source:
-    shards = [Shard(str(path), lambda path=path: documents(path, one_per_file)) for path in files]  # type: ignore[misc]
+    shards = [_text_shard(path, one_per_file) for path in files]
     return Source("one document a file" if one_per_file else "documents", files, shards)
+
+
+def _text_shard(path: Path, one_per_file: bool) -> Shard:
+    place = path.absolute()  # a worker may run in another folder
+    cut = None if one_per_file or path.suffix == ".gz" else partial(_ranges, str(path), place)
+    return Shard(str(path), partial(documents, place, one_per_file), path.stat().st_size, cut)
+
+
+def _ranges(name: str, path: Path, size: int) -> list[Shard]:
+    """Cut a plain text file into ranges of about `size` bytes that begin with a document.
+
+    A range ends after the first blank line that begins at least its share of bytes after it; in a file whose lines are
+    documents, after the first line.
+    """
+    each_line = not _has_inner_blank_line(path)
+    bounds = _bounds(path, size, _AFTER_LINE if each_line else _AFTER_BLANK_LINE)
+    return [
+        Shard(name, partial(_range_documents, path, each_line, begin, end), end - begin)
+        for begin, end in itertools.pairwise(bounds)
+    ]
+
+
+def _bounds(path: Path, size: int, after: re.Pattern[bytes]) -> list[int]:
+    """Return the bounds of ranges of about equal size, with the start and the end of the file."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        share = math.ceil(len(content) / math.ceil(len(content) / size))
+        bounds = [0]
+        while (found := after.search(content, bounds[-1] + share - 1)) is not None and found.end() < len(content):
+            bounds.append(found.end())
+        return [*bounds, len(content)]
+
+
+def _range_documents(path: Path, each_line: bool, begin: int, end: int) -> Iterator[Document]:
+    return _documents(_pieces(path, begin, end), each_line)
 
 
 def paragraphs(text: str | None) -> Document:
@@ -211,21 +332,27 @@ def documents(path: Path, one_per_file: bool = False) -> Iterator[Document]:
         InputError: if the file is not text.
     """
     each_line = not one_per_file and not _has_inner_blank_line(path)
+    is_empty = True
+    for document in _documents(_pieces(path), each_line, one_per_file):
+        yield document
+        is_empty = False
+    if is_empty:
+        raise InputError(f"text file {str(path)!r} is empty")
+
+
+def _documents(pieces: Iterator[_Piece], each_line: bool, one_per_file: bool = False) -> Iterator[Document]:
     document: Document = []
-    length, has_text = 0, False
-    for piece in _pieces(path):
+    length = 0
+    for piece in pieces:
         if piece.text:
             document.append(piece.text)
             length += len(piece.text)
-            has_text = True
         ends_document = piece.ends and (each_line or (piece.blank and not one_per_file))
         if document and (ends_document or length >= LONGEST_DOCUMENT):
             yield document
             document, length = [], 0
     if document:
         yield document
-    if not has_text:
-        raise InputError(f"text file {str(path)!r} is empty")
 
 
 def _has_inner_blank_line(path: Path) -> bool:
@@ -256,10 +383,39 @@ class _Piece(NamedTuple):
     blank: bool = False
 
 
-def _pieces(path: Path) -> Iterator[_Piece]:
-    open_file = gzip.open if path.suffix == ".gz" else open
+class _Range(io.RawIOBase):
+    """Bytes of a range of an unbuffered file."""
+
+    def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
+        self._file, self._left = file, end - begin
+        file.seek(begin)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(memoryview(buffer)[: self._left])  # type: ignore[attr-defined]
+        self._left -= count
+        return int(count)
+
+
+@contextmanager
+def _opened(path: Path, begin: int, end: int | None) -> Iterator[TextIO]:
+    encoding = "utf-8" if begin else "utf-8-sig"  # a byte order mark stands at the start of a file
+    if path.suffix == ".gz":
+        with gzip.open(path, "rt", encoding=encoding) as packed:
+            yield packed
+    elif end is None:
+        with path.open(encoding=encoding) as whole:
+            yield whole
+    else:
+        with path.open("rb", buffering=0) as raw, io.BufferedReader(_Range(raw, begin, end)) as part:
+            yield io.TextIOWrapper(part, encoding)
+
+
+def _pieces(path: Path, begin: int = 0, end: int | None = None) -> Iterator[_Piece]:
     try:
-        with open_file(path, "rt", encoding="utf-8-sig") as file:
+        with _opened(path, begin, end) as file:
             rest, is_continued = "", False
             while read := file.readline(LONGEST_PIECE):
                 if "\0" in read:
@@ -326,17 +482,24 @@ def _mapped_source(name: str, dataset: datasets.Dataset, column: str) -> Source:
     if not len(dataset):
         raise InputError(f"text {name!r} has no rows")
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    rows = (
-        dataset.with_format(None)
-        .select_columns([column])
-        .to_iterable_dataset(num_shards=max(1, min(len(files), len(dataset))))
-    )
-    return Source(f"rows of {column}", files, _parts(name, rows, column))
+    size = sum(path.stat().st_size for path in set(files))
+    rows = dataset.with_format(None).select_columns([column])
+    return Source(f"rows of {column}", files, _row_shards(name, rows, column, size, max(1, len(files))))
 
 
-def _parts(name: str, rows: datasets.IterableDataset, column: str) -> list[TableShard]:
-    count = rows.num_shards
-    return [TableShard(name, lambda i=i: rows.shard(count, i), column) for i in range(count)]  # type: ignore[misc]
+def _row_shards(name: str, dataset: datasets.Dataset, column: str, size: int, count: int) -> list[TableShard]:
+    """Cut a data set whose files have `size` bytes into `count` shards; into fewer if it has fewer rows."""
+    count = min(count, len(dataset))
+
+    def shard(index: int) -> TableShard:
+        rows, share = dataset.shard(count, index, contiguous=True), size // count
+        return TableShard(name, rows.to_iterable_dataset, column, share, partial(_cut_rows, name, rows, column, share))
+
+    return [shard(index) for index in range(count)]
+
+
+def _cut_rows(name: str, rows: datasets.Dataset, column: str, size: int, most: int) -> list[TableShard]:
+    return _row_shards(name, rows, column, size, math.ceil(size / most))
 
 
 def _hub_source(name: str, stream: bool) -> Source:
@@ -356,7 +519,10 @@ def _hub_source(name: str, stream: bool) -> Source:
         rows = datasets.load_dataset(dataset, config, split=split, streaming=stream)
     if isinstance(rows, datasets.Dataset):
         return _mapped_source(name, rows, column)
-    return Source(f"rows of {column}", [], _parts(name, rows, column))
+    count = rows.num_shards
+    return Source(
+        f"rows of {column}", [], [TableShard(name, partial(rows.shard, count, i), column) for i in range(count)]
+    )
 
 
 @contextmanager

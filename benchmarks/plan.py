@@ -75,7 +75,7 @@ def measure(what: str, given: argparse.Namespace) -> list[float]:
     reset_peak_memory(device)
     with tempfile.TemporaryDirectory() as folder:
         watch = Watch(Path(folder))
-        distill(model, teacher, Blocks(tokens, given.seq_len, 101, 102), options, Path(folder), device, watch)
+        distill(model, teacher, Blocks([tokens], given.seq_len, 101, 102), options, Path(folder), device, watch)
     return [watch.ends[-1] - watch.ends[0], (peak_memory(device) or 0) / 1e6, watch.checkpoint / 1e6]
 
 

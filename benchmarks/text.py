@@ -84,7 +84,7 @@ def measure(work: str, text: str, cache: str) -> dict[str, float | str]:
     if work == "sparse":
         with Path(text).open("wb") as file:
             file.truncate(_SPARSE_BYTES)
-        blocks = Blocks(map_tokens(Path(text)), SEQ_LEN, 1, 2)
+        blocks = Blocks([map_tokens(Path(text))], SEQ_LEN, 1, 2)
         with watched(_told(BATCHES, f"{len(blocks):,} stored blocks")) as found:
             draw(blocks, BATCHES)
         return found

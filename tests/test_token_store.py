@@ -24,11 +24,10 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.tasks.labelled_data import load_task
+from autodistil_search.text import part_job, tokenization
 from autodistil_search.text import sources as sources_module
-from autodistil_search.text import token_store as corpus_module
 from autodistil_search.text import token_stream as stream_module
-from autodistil_search.text import tokenization
-from autodistil_search.text.blocks import Blocks, shuffled
+from autodistil_search.text.blocks import Blocks, Tokens, shuffled
 from autodistil_search.text.sources import documents, find_sources
 from autodistil_search.text.token_store import Corpus, load_corpus
 from autodistil_search.text.token_stream import StreamedBlocks, open_stream
@@ -43,6 +42,10 @@ def _words(*numbers: int) -> str:
 
 def _ids(*numbers: int) -> list[int]:
     return [5 + n for n in numbers]  # "w0" is token 5
+
+
+def _tokens(arrays: Sequence[Tokens]) -> list[int]:
+    return np.concatenate(arrays).tolist()
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def test_blocks_are_the_tokenized_text_in_order_between_cls_and_sep(
         assert rows.shape == (len(stream) // 7, 9)
         assert (rows[:, 0] == CLS).all()
         assert (rows[:, -1] == SEP).all()
-        assert blocks.tokens.tolist() == stream
+        assert _tokens(blocks.tokens) == stream
         assert rows[:, 1:-1].flatten().tolist() == stream[: len(rows) * 7]
 
 
@@ -90,12 +93,12 @@ def test_no_held_out_document_is_trained_on(load: Callable[..., Corpus]) -> None
     numbers = range(84)
     corpus = load("\n\n".join(f"{_words(n)}\n{_words(n, n)}" for n in numbers))
     held_out = [1, 21, 41, 61, 81]
-    assert corpus.held_out.tolist() == [token for n in held_out for token in _ids(n, n, n)]
-    assert set(corpus.train.tolist()) == set(_ids(*(n for n in numbers if n not in held_out)))
+    assert _tokens(corpus.held_out) == [token for n in held_out for token in _ids(n, n, n)]
+    assert set(_tokens(corpus.train)) == set(_ids(*(n for n in numbers if n not in held_out)))
 
 
 def test_documents_are_counted_on_over_all_files(load: Callable[..., Corpus]) -> None:
-    assert load(_words(1, 1), _words(2), f"{_words(3)}\n").held_out.tolist() == _ids(2)
+    assert _tokens(load(_words(1, 1), _words(2), f"{_words(3)}\n").held_out) == _ids(2)
 
 
 @given(st.lists(st.lists(st.text("ab ", min_size=1).filter(str.strip), min_size=1, max_size=3), min_size=2, max_size=5))
@@ -181,7 +184,7 @@ def test_a_stream_of_exactly_one_block_is_enough(load: Callable[..., Corpus]) ->
 
 
 def test_spread_takes_the_ends_and_evenly_between() -> None:
-    blocks = Blocks(np.arange(42, dtype=np.uint32), seq_len=4, first=98, last=99)
+    blocks = Blocks([np.arange(42, dtype=np.uint32)], seq_len=4, first=98, last=99)
     assert blocks.spread(5)[:, 1].tolist() == [0, 10, 20, 30, 40]
     assert blocks.spread(1000)[:, 1].tolist() == list(range(0, 42, 2))
 
@@ -193,7 +196,7 @@ def test_text_is_tokenized_once(load: Callable[..., Corpus], toy_text: Callable[
     again = load(path)
     assert again.digest == first.digest
     assert _stored(tmp_path) == stored
-    assert again.train.tolist() == first.train.tolist()
+    assert _tokens(again.train) == _tokens(first.train)
 
 
 def test_a_tokenizer_that_cuts_and_pads_is_the_same_before_and_after_its_first_use(
@@ -204,7 +207,7 @@ def test_a_tokenizer_that_cuts_and_pads_is_the_same_before_and_after_its_first_u
     tokenizer.backend_tokenizer.enable_truncation(8)
     tokenizer.backend_tokenizer.enable_padding(length=8)
     first = load(path)
-    assert first.train.tolist() == uncut.train.tolist()
+    assert _tokens(first.train) == _tokens(uncut.train)
     assert load(path).digest == first.digest
 
 
@@ -216,13 +219,13 @@ def test_other_text_or_another_tokenizer_is_tokenized_anew(
     path.write_text(path.read_text().replace("w77", "w78"))
     changed = load(path)
     assert changed.digest != before.digest
-    assert changed.train.tolist() == [83 if token == 82 else token for token in before.train]
+    assert _tokens(changed.train) == [83 if token == 82 else token for token in _tokens(before.train)]
     words = [f"w{n}" for n in reversed(range(90))]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     other = BertTokenizerFast(vocab={word: i for i, word in enumerate(vocabulary)})
     found = load_corpus([str(path)], other, tmp_path / "cache")
     assert found.digest != changed.digest
-    assert found.train.tolist() == [99 - token for token in changed.train]
+    assert _tokens(found.train) == [99 - token for token in _tokens(changed.train)]
 
 
 def test_the_same_files_named_and_packaged_are_parted_each_in_their_own_way(
@@ -233,8 +236,8 @@ def test_the_same_files_named_and_packaged_are_parted_each_in_their_own_way(
         path.write_text(f"{_words(10 * number)}\n\n{_words(10 * number + 1)}\n")
     monkeypatch.setattr(sources_module, "packaged_files", lambda: files)
     packaged = load_corpus(["packaged"], tokenizer, tmp_path / "cache")
-    assert packaged.held_out.tolist() == _ids(10, 11)
-    assert load(*files).held_out.tolist() == _ids(1)
+    assert _tokens(packaged.held_out) == _ids(10, 11)
+    assert _tokens(load(*files).held_out) == _ids(1)
 
 
 def test_text_whose_tokenizing_was_broken_off_is_tokenized_whole_the_next_time(
@@ -252,34 +255,34 @@ def test_text_whose_tokenizing_was_broken_off_is_tokenized_whole_the_next_time(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_module, "CHARACTERS_AT_ONCE", 500)
+        patch.setattr(part_job, "CHARACTERS_AT_ONCE", 500)
         with pytest.raises(KeyboardInterrupt):
             load_corpus([str(path)], tokenizer, tmp_path / "cache", progress=broken_off)
     assert _stored(tmp_path) == []
     leftover = tmp_path / "cache" / "text" / ".new-killed"  # what a process leaves that could not clean up
     leftover.mkdir(parents=True)
     (leftover / "train.bin").write_bytes(b"1234")
-    assert len(load(path).train) == 20 * 2 * 57
+    assert len(_tokens(load(path).train)) == 20 * 2 * 57
 
 
 def test_a_cached_text_without_its_last_file_is_tokenized_again(
     load: Callable[..., Corpus], toy_text: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = toy_text()
-    expected = load(path).train.tolist()
+    expected = _tokens(load(path).train)
     next((tmp_path / "cache" / "text").glob("*/meta.json")).unlink()
     next((tmp_path / "cache" / "text").glob("*/train.bin")).unlink()
-    assert load(path).train.tolist() == expected
+    assert _tokens(load(path).train) == expected
 
 
 def test_cached_tokens_that_were_cut_are_made_again(
     load: Callable[..., Corpus], toy_text: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = toy_text()
-    expected = load(path).train.tolist()
+    expected = _tokens(load(path).train)
     stream = next((tmp_path / "cache" / "text").glob("*/train.bin"))
     stream.write_bytes(stream.read_bytes()[: stream.stat().st_size // 2 + 1])
-    assert load(path).train.tolist() == expected
+    assert _tokens(load(path).train) == expected
 
 
 def test_text_of_unknown_tokens_is_refused(load: Callable[..., Corpus]) -> None:
@@ -290,20 +293,20 @@ def test_text_of_unknown_tokens_is_refused(load: Callable[..., Corpus]) -> None:
 def test_a_paragraph_of_any_length_is_kept_whole(load: Callable[..., Corpus]) -> None:
     numbers = [i % 90 for i in range(30_000)]
     corpus = load(f"{_words(*numbers)}\n{_words(1, 2)}")
-    assert corpus.train.tolist() == _ids(*numbers)
+    assert _tokens(corpus.train) == _ids(*numbers)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 7])
-def test_any_number_of_workers_writes_the_same_tokens_in_order(
-    tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_any_number_of_threads_writes_the_same_tokens_in_order(
+    tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    monkeypatch.setattr(corpus_module, "CHARACTERS_AT_ONCE", 100)
+    monkeypatch.setattr(part_job, "CHARACTERS_AT_ONCE", 100)
     path, count, done = tmp_path / "many.txt", 1000, []
     path.write_text("\n".join(_words(n % 90) for n in range(count)))
-    corpus = load_corpus([str(path)], tokenizer, tmp_path / "cache", workers, done.append)
+    corpus = load_corpus([str(path)], tokenizer, tmp_path / "cache", threads=threads, progress=done.append)
     held_out = range(1, count, 20)
-    assert corpus.held_out.tolist() == _ids(*(n % 90 for n in held_out))
-    assert corpus.train.tolist() == _ids(*(n % 90 for n in range(count) if n % 20 != 1))
+    assert _tokens(corpus.held_out) == _ids(*(n % 90 for n in held_out))
+    assert _tokens(corpus.train) == _ids(*(n % 90 for n in range(count) if n % 20 != 1))
     assert sum(done) == count
     assert len(done) > 20
 
@@ -357,7 +360,7 @@ def test_a_shuffled_order_is_like_a_random_one(count: int) -> None:
 
 
 def test_ranks_take_their_rows_of_one_batch_that_does_not_depend_on_them() -> None:
-    blocks = Blocks(np.arange(3 * 50, dtype=np.uint32), seq_len=5, first=998, last=999)
+    blocks = Blocks([np.arange(3 * 50, dtype=np.uint32)], seq_len=5, first=998, last=999)
     for step in (0, 3, 20):
         whole = blocks.rows(step, 12, 7, slice(None))
         assert whole.shape == (12, 5)
@@ -405,8 +408,8 @@ def test_the_same_documents_give_the_same_tokens_from_every_format(
     documents = [f"{_words(n % 90)}\n{_words(n % 7, n % 13)}" for n in range(45)]
     corpus = load(_write(tmp_path / name, documents))
     expected = [_ids(n % 90, n % 7, n % 13) for n in range(45)]
-    assert corpus.train.tolist() == [token for n in range(45) if n % 20 != 1 for token in expected[n]]
-    assert corpus.held_out.tolist() == [token for n in (1, 21, 41) for token in expected[n]]
+    assert _tokens(corpus.train) == [token for n in range(45) if n % 20 != 1 for token in expected[n]]
+    assert _tokens(corpus.held_out) == [token for n in (1, 21, 41) for token in expected[n]]
 
 
 def test_empty_and_missing_rows_are_no_documents_and_words_for_missing_are_text(
@@ -415,14 +418,14 @@ def test_empty_and_missing_rows_are_no_documents_and_words_for_missing_are_text(
     (tmp_path / "a.jsonl").write_text(
         "\n".join(map(json.dumps, [{"text": None}, {"text": "w1"}, {"text": " \n"}, {"text": "w2"}]))
     )
-    assert (load(tmp_path / "a.jsonl").train.tolist(), load(tmp_path / "a.jsonl").held_out.tolist()) == (
+    assert (_tokens(load(tmp_path / "a.jsonl").train), _tokens(load(tmp_path / "a.jsonl").held_out)) == (
         _ids(1),
         _ids(2),
     )
     (tmp_path / "a.csv").write_text("text,other\n,w5\nnull,1\nw2,\n")
     tokenizer.add_tokens(["null"])
     corpus = load(tmp_path / "a.csv")
-    assert (corpus.train.tolist(), corpus.held_out.tolist()) == ([len(tokenizer) - 1], _ids(2))
+    assert (_tokens(corpus.train), _tokens(corpus.held_out)) == ([len(tokenizer) - 1], _ids(2))
 
 
 def test_a_saved_data_set_is_read_whatever_format_it_was_left_in_and_refused_without_rows(
@@ -430,7 +433,7 @@ def test_a_saved_data_set_is_read_whatever_format_it_was_left_in_and_refused_wit
 ) -> None:
     rows = datasets.Dataset.from_dict({"text": ["w1", "w2"], "other": [1, 2]})
     rows.with_format("torch", columns=["other"]).save_to_disk(tmp_path / "formatted")
-    assert load(tmp_path / "formatted").train.tolist() == _ids(1)
+    assert _tokens(load(tmp_path / "formatted").train) == _ids(1)
     with pytest.raises(InputError, match="'hf:nothing' has no rows"):
         sources_module._mapped_source("hf:nothing", rows.select([]), "text")
 
@@ -559,7 +562,7 @@ def test_a_stream_has_each_training_document_once_an_epoch_and_no_held_out_one(
     def ids(some: Sequence[Sequence[str]]) -> list[int]:
         return [5 + int(word[1:]) for document in some for paragraph in document for word in paragraph.split()]
 
-    assert held_out.tokens.tolist() == ids(kept_out[:3])
+    assert _tokens(held_out.tokens) == ids(kept_out[:3])
     reader = stream_module._Documents(blocks._shards, 5, 0, 1, None)
     read = [reader.take(1) for _ in range(len(documents) - len(kept_out))]
     assert sorted(read) == sorted(d for d in documents if d not in kept_out)
@@ -680,4 +683,4 @@ def test_memory_to_tokenize_follows_from_the_piece_and_not_from_the_line(
     monkeypatch.setattr(encoder, "_encoded", lambda batch: sizes.append(sum(map(len, batch))) or encode(batch))
     encoder(["w1 " * 200_000, "w2 " * 10])
     assert len(sizes) > 1
-    assert max(sizes) <= corpus_module.CHARACTERS_AT_ONCE
+    assert max(sizes) <= tokenization.CHARACTERS_AT_ONCE

@@ -27,7 +27,7 @@ from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.teachers.initial_weights import SAMPLE_BLOCKS
 from autodistil_search.teachers.loading import checked_teacher, load_teacher
 from autodistil_search.teachers.teacher import Teacher
-from autodistil_search.text.blocks import Blocks, TrainingText
+from autodistil_search.text.blocks import Blocks, Tokens, TrainingText
 from autodistil_search.text.token_store import load_corpus
 from autodistil_search.text.token_stream import open_stream
 
@@ -163,6 +163,13 @@ def open_text(
 ) -> Text:
     """Return the text that `config` names, tokenized for `teacher`.
 
+    Args:
+        config: Settings of the training.
+        teacher: Teacher whose tokenizer is used.
+        device: Device and processes of the training.
+        reporter: Receiver of progress and messages.
+        executor: Executor whose workers tokenize the text; None tokenizes in this process. A stream does not use it.
+
     Raises:
         InputError: if the text cannot be read, or is too short.
     """
@@ -171,13 +178,24 @@ def open_text(
         stream, held_out = open_stream(
             config.texts, teacher.tokenizer, config.seq_len, rank=group.rank, world=group.count
         )
-        about = f"streamed, {len(held_out.tokens):,} tokens held out by document"
+        about = f"streamed, {_count(held_out.tokens):,} tokens held out by document"
         return Text(stream.begin, held_out, stream.digest, about)
     with reporter.bar("tokenizing", "documents", None) as bar:
-        corpus = load_corpus(config.texts, teacher.tokenizer, cache_folder(), progress=bar.advance_by)
+        corpus = load_corpus(
+            config.texts,
+            teacher.tokenizer,
+            cache_folder(),
+            executor=executor,
+            progress=bar.advance_by,
+            reporter=reporter,
+        )
     train, held_out = corpus.blocks(config.seq_len)  # refuses a text that is too short
-    about = f"{len(corpus.train):,} tokens to train on, {len(corpus.held_out):,} held out by document"
+    about = f"{_count(corpus.train):,} tokens to train on, {_count(corpus.held_out):,} held out by document"
     return Text(lambda: train, held_out, corpus.digest, about)
+
+
+def _count(arrays: Sequence[Tokens]) -> int:
+    return sum(map(len, arrays))
 
 
 def _check_memory(space: SearchSpace, teacher: Teacher, device: Device, trains: bool) -> None:

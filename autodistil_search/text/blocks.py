@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -101,20 +102,22 @@ class Ends(NamedTuple):
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of `seq_len` tokens over a memory-mapped stream of tokens.
+    """Blocks of `seq_len` tokens over memory-mapped arrays of tokens.
+
+    The blocks of the first array come first. An array's last tokens, too few for a block, are left out.
 
     Attributes:
-        tokens: Token ids of the stream.
+        tokens: Arrays of token ids, one for each part of the text.
         seq_len: Length of a block, including the two end tokens.
         first: Token id that begins a block.
         last: Token id that ends a block.
         name: Name of the text in messages.
 
     Raises:
-        InputError: if the stream is shorter than one block.
+        InputError: if each array is shorter than one block.
     """
 
-    tokens: Tokens
+    tokens: Sequence[Tokens]
     seq_len: int
     first: int
     last: int
@@ -122,22 +125,41 @@ class Blocks:
 
     def __post_init__(self) -> None:
         if len(self) == 0:
+            longest = max(map(len, self.tokens))
+            where = " in its longest part" if len(self.tokens) > 1 else ""
             raise InputError(
-                f"{self.name} has {len(self.tokens)} tokens; a block needs {self.seq_len - 2}: give more text, "
+                f"{self.name} has {longest} tokens{where}; a block needs {self.seq_len - 2}: give more text, "
                 "or a shorter --seq-len"
             )
 
+    @cached_property
+    def _bounds(self) -> Indices:
+        """Index of the first block of each array, and the number of all blocks."""
+        return np.cumsum([0, *(len(array) // (self.seq_len - 2) for array in self.tokens)], dtype=np.int64)
+
     def __len__(self) -> int:
-        return len(self.tokens) // (self.seq_len - 2)
+        return int(self._bounds[-1])
 
     def __getitem__(self, indices: Sequence[int] | Indices) -> Tensor:
-        """Return the blocks of the given indices, `(len(indices), seq_len)` token ids."""
+        """Return the blocks of the given indices, `(len(indices), seq_len)` token ids.
+
+        Raises:
+            IndexError: for an index that is negative, or not below the number of blocks.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        if ((wanted < 0) | (wanted >= len(self))).any():
+            raise IndexError(f"blocks {wanted.min()} to {wanted.max()}; allowed: 0 to {len(self) - 1}")
         inner = self.seq_len - 2
-        rows = self.tokens[: len(self) * inner].reshape(-1, inner)  # a view: only selected rows are read
-        return Ends(self.first, self.last).around(rows[np.asarray(indices, dtype=np.int64)])
+        arrays = np.searchsorted(self._bounds, wanted, side="right") - 1
+        rows = np.empty((len(wanted), inner), dtype=np.uint32)
+        for number in np.unique(arrays):
+            here, array = arrays == number, self.tokens[number]
+            view = array[: len(array) // inner * inner].reshape(-1, inner)  # only selected rows are read
+            rows[here] = view[wanted[here] - self._bounds[number]]
+        return Ends(self.first, self.last).around(rows)
 
     def spread(self, count: int) -> Tensor:
-        """Return at most `count` blocks, evenly spread over the stream."""
+        """Return at most `count` blocks, evenly spread over the text."""
         return self[np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)]
 
     def rows(self, step: int, batch_size: int, seed: int, share: slice) -> Tensor:

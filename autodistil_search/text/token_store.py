@@ -1,8 +1,9 @@
 """Blocks of tokens from a memory-mapped store of tokenized text.
 
-Text is tokenized once, in chunks of bounded size, and appended to two flat files of token ids. Documents are not
-divided: every twentieth goes to the held-out file, the others to the training file. The files are memory-mapped, and
-the order of blocks is computed, not stored. 100 GB of text therefore need no more memory than 1 GB.
+Text is tokenized once, part by part, in chunks of bounded size. Each part gives two flat files of token ids. Documents
+are not divided: every twentieth of a part goes to the held-out file, the others to the training file. The files are
+memory-mapped, and the order of blocks is computed, not stored. 100 GB of text therefore need no more memory than 1 GB.
+Parts follow from the text alone, so the blocks do not depend on the number of threads or workers.
 
 A block is `[CLS] seq_len - 2 tokens [SEP]`, cut from consecutive documents, without padding.
 """
@@ -14,23 +15,30 @@ import json
 import mmap
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from autodistil_search.base.errors import InputError
+from autodistil_search.base.executors import open_team
+from autodistil_search.base.progress import Reporter
 from autodistil_search.text.blocks import HELD_OUT_EVERY, Blocks, Tokens
-from autodistil_search.text.sources import Document, Source, find_sources
-from autodistil_search.text.tokenization import CHARACTERS_AT_ONCE, Encoder, check_known
+from autodistil_search.text.part_job import SPLITS, PartRecord, PartTask, PartWriter, has_sizes, keep_finished_parts
+from autodistil_search.text.sources import Part, Source, bytes_of_parts, cut_into_parts, find_sources
+from autodistil_search.text.tokenization import Encoder, check_known
+
+if TYPE_CHECKING:
+    from autodistil_search.base.executors import AnyExecutor
 
 _FORMAT = 3
+_META = "meta.json"
 
 
 @dataclass(frozen=True)
@@ -38,15 +46,15 @@ class Corpus:
     """Training and held-out tokens of a text.
 
     Attributes:
-        train: Tokens of the training text.
-        held_out: Tokens of the held-out text.
+        train: Tokens of the training text, one array for each part of the text.
+        held_out: Tokens of the held-out text, one array for each part of the text.
         digest: Digest of the content of the text and of the tokenizer.
         first: Token id that begins a block.
         last: Token id that ends a block.
     """
 
-    train: Tokens
-    held_out: Tokens
+    train: Sequence[Tokens]
+    held_out: Sequence[Tokens]
     digest: str
     first: int
     last: int
@@ -67,24 +75,33 @@ def load_corpus(
     names: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     cache: Path,
-    workers: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    *,
+    executor: AnyExecutor | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+    reporter: Reporter | None = None,
 ) -> Corpus:
     """Tokenize text into a cache, or map the tokens that are already there.
 
     Args:
         names: Names of texts; see `sources.find_sources`.
         tokenizer: Tokenizer of the teacher.
-        cache: Folder of the cache.
-        workers: Threads that tokenize, by default one for each CPU; the result does not depend on their number.
-        progress: Function that receives the number of documents written since its last call.
+        cache: Folder of the cache; the workers of an executor share it.
+        executor: Executor whose workers tokenize the parts of the text; None tokenizes in this process, as does a text
+            of one part. The result does not depend on it.
+        threads: Threads that tokenize in this process, by default one for each CPU; the result does not depend on their
+            number.
+        progress: Function that receives the number of documents tokenized since its last call.
+        reporter: Receiver of messages; by default nothing is shown.
 
     Raises:
-        InputError: for text that cannot be used.
+        InputError: for text that cannot be used, or if the workers of an executor have other conditions.
+        ExecutorError: if the executor fails.
     """
     sources = find_sources(names)
-    encoder = Encoder(tokenizer)
-    digest = _digest(sources, encoder)
+    size = bytes_of_parts(sources)
+    text = _Text(sources, cut_into_parts(sources, size), Encoder(tokenizer))
+    digest = _digest(text, size)
     folder = cache / "text" / digest[:16]
     if not _is_whole(folder):
         try:
@@ -98,11 +115,11 @@ def load_corpus(
             ) from None
         try:
             if not _is_whole(folder):
-                _tokenize(sources, encoder, folder, workers or _cpus(), progress or (lambda _: None))
+                _Tokenizing(text, executor, threads or _cpus(), progress, reporter or Reporter()).write(folder)
         finally:
             lock.release()
-    streams = [map_tokens(folder / f"{part}.bin") for part in ("train", "held_out")]
-    return Corpus(streams[0], streams[1], digest, *encoder.ends)
+    train, held_out = ([map_tokens(folder / f"{task.name(split)}.bin") for task in text.tasks] for split in SPLITS)
+    return Corpus(train, held_out, digest, *text.encoder.ends)
 
 
 def _cpus() -> int:
@@ -112,11 +129,10 @@ def _cpus() -> int:
 def _is_whole(folder: Path) -> bool:
     """Return True if the files of a store have the sizes that were recorded when they were written."""
     try:
-        counts = json.loads((folder / "meta.json").read_text())["tokens"]
-        sizes = {part: (folder / f"{part}.bin").stat().st_size for part in counts}
-    except (OSError, ValueError, LookupError, TypeError):
+        counts = json.loads((folder / _META).read_text())["tokens"]
+        return has_sizes({folder / f"{name}.bin": count for name, count in counts.items()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
-    return sizes == {part: count * np.dtype(np.uint32).itemsize for part, count in counts.items()}
 
 
 def map_tokens(path: Path) -> Tokens:
@@ -130,96 +146,96 @@ def map_tokens(path: Path) -> Tokens:
     return np.frombuffer(mapped, dtype=np.uint32)
 
 
-def _digest(sources: Sequence[Source], encoder: Encoder) -> str:
+@dataclass(frozen=True)
+class _Text:
+    sources: Sequence[Source]
+    parts: Sequence[Part]
+    encoder: Encoder
+
+    @property
+    def tasks(self) -> list[PartTask]:
+        return [PartTask(number, len(self.parts)) for number in range(len(self.parts))]
+
+
+def _digest(text: _Text, size: int) -> str:
     digest = hashlib.sha256(f"format {_FORMAT}, held out 1 in {HELD_OUT_EVERY}".encode())
-    digest.update(encoder.rules.encode())
-    for source in sources:
+    digest.update(text.encoder.rules.encode())
+    for source in text.sources:
         for path in source.files:
             digest.update(source.kind.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+    if len(text.parts) > 1:
+        digest.update(f"{len(text.parts)} parts of {size} bytes".encode())
     return digest.hexdigest()
 
 
-def _tokenize(
-    sources: Sequence[Source], encoder: Encoder, folder: Path, workers: int, progress: Callable[[int], None]
-) -> None:
-    """Write the two streams of `sources` into a temporary folder, and rename it to `folder` once complete."""
-    new = folder.with_suffix(".new")
-    for leftover in (new, folder):  # of a killed run
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir()
-    try:
-        counts, unknown = _write_streams(sources, encoder, new, workers, progress)
-        if not counts["held_out"]:
-            raise InputError("the text is a single document: at least two are needed, because one is held out")
-        check_known(unknown, sum(counts.values()))
-        (new / "meta.json").write_text(json.dumps({"tokens": counts}))
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+@dataclass(frozen=True)
+class _Tokenizing:
+    """Text that is tokenized now, and the processes or threads for that; see `load_corpus`."""
 
+    text: _Text
+    executor: AnyExecutor | None
+    threads: int
+    progress: Callable[[int], None]
+    reporter: Reporter
 
-class _Chunk(NamedTuple):
-    """Paragraphs of one part of the text, about `CHARACTERS_AT_ONCE` characters.
+    def write(self, folder: Path) -> None:
+        """Write the parts into a temporary folder, and rename it to `folder` once complete.
 
-    Attributes:
-        part: Part of the text, `train` or `held_out`.
-        paragraphs: Paragraphs of whole documents.
-        documents: Number of these documents.
-    """
+        If that fails or is killed, the temporary folder keeps the finished parts for the next run.
+        """
+        new, count = folder.with_suffix(".new").absolute(), len(self.text.parts)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged store
+        new.mkdir(exist_ok=True)
+        try:
+            records = self._records(new)
+            self._complete(new, records)
+            new.rename(folder)
+        finally:
+            if not keep_finished_parts(new, count):
+                shutil.rmtree(new, ignore_errors=True)
+        for path in folder.iterdir():  # records of parts, now in one file
+            if path.suffix != ".bin" and path.name != _META:
+                path.unlink()
 
-    part: str
-    paragraphs: list[str]
-    documents: int
+    def _records(self, folder: Path) -> dict[int, PartRecord]:
+        """Tokenize the parts that are not finished; return the records of all parts by number.
 
+        This process tokenizes a single part, because it starts at once and has more threads than a worker.
+        """
+        records = keep_finished_parts(folder, len(self.text.parts))
+        if records:
+            self.reporter.say(f"{len(records)} of {len(self.text.parts)} parts of the text are already tokenized")
+        tasks = [task for task in self.text.tasks if task.number not in records]
+        files = [path for source in self.text.sources for path in source.files]
+        load = partial(PartWriter, folder, self.text.parts, files, self.text.encoder)
+        if self.executor is None or len(tasks) == 1:
+            executor, writer = None, load(self.threads, self.progress)
+        else:
+            executor, writer = self.executor, load(torch.get_num_threads())
+        with open_team(executor, writer, self.reporter) as team:
+            for index, record in team.results(tasks):
+                records[tasks[index].number] = record
+                if executor is not None:  # this process reports each chunk
+                    self.progress(record.documents)
+        return records
 
-def _write_streams(
-    sources: Sequence[Source], encoder: Encoder, folder: Path, workers: int, progress: Callable[[int], None]
-) -> tuple[dict[str, int], int]:
-    counts, unknown = {"train": 0, "held_out": 0}, 0
-    with (folder / "train.bin").open("wb") as train, (folder / "held_out.bin").open("wb") as held_out:
-        streams = {"train": train, "held_out": held_out}
-        for chunk, ids in _encoded(_chunks(sources), encoder, min(workers, encoder.most_workers or workers)):
-            streams[chunk.part].write(ids.tobytes())
-            counts[chunk.part] += len(ids)
-            unknown += int(np.count_nonzero(ids == encoder.unknown))
-            progress(chunk.documents)
-        for stream in streams.values():
-            stream.flush()
-            os.fsync(stream.fileno())
-    return counts, unknown
+    def _complete(self, folder: Path, records: Mapping[int, PartRecord]) -> None:
+        """Check the tokens of the whole text, and write the file that makes the store complete.
 
-
-def _chunks(sources: Sequence[Source]) -> Iterator[_Chunk]:
-    documents = (document for source in sources for shard in source.shards for document in shard.read() if document)
-    parts: dict[str, list[Document]] = {"train": [], "held_out": []}
-    lengths = dict.fromkeys(parts, 0)
-    for number, document in enumerate(documents):
-        part = "held_out" if number % HELD_OUT_EVERY == 1 else "train"
-        parts[part].append(document)
-        lengths[part] += sum(map(len, document))
-        if lengths[part] >= CHARACTERS_AT_ONCE:
-            yield _chunk(part, parts[part])
-            parts[part], lengths[part] = [], 0
-    yield from (_chunk(part, rest) for part, rest in parts.items() if rest)
-
-
-def _chunk(part: str, documents: list[Document]) -> _Chunk:
-    return _Chunk(part, [paragraph for document in documents for paragraph in document], len(documents))
-
-
-def _encoded(chunks: Iterable[_Chunk], encoder: Encoder, workers: int) -> Iterator[tuple[_Chunk, Tokens]]:
-    """Yield each chunk with its token ids, in order; at most two chunks for each worker are queued."""
-    waiting: deque[tuple[_Chunk, Future[Tokens]]] = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for chunk in chunks:
-            waiting.append((chunk, pool.submit(encoder, chunk.paragraphs)))
-            if len(waiting) > 2 * workers:
-                first, ids = waiting.popleft()
-                yield first, ids.result()
-        for chunk, ids in waiting:
-            yield chunk, ids.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        Raises:
+            InputError: if the text cannot be used; all its tokens are removed.
+        """
+        try:
+            if not any(record.tokens["held_out"] for record in records.values()):
+                raise InputError("the text is a single document: at least two are needed, because one is held out")
+            check_known(
+                sum(record.unknown for record in records.values()),
+                sum(sum(record.tokens.values()) for record in records.values()),
+            )
+        except InputError:
+            shutil.rmtree(folder)
+            raise
+        counts = {task.name(split): records[task.number].tokens[split] for task in self.text.tasks for split in SPLITS}
+        (folder / _META).write_text(json.dumps({"tokens": counts}))

@@ -242,7 +242,7 @@ def open_stream(
     sizes = [(str(path), path.stat().st_size) for source in sources for path in source.files]
     digest = hashlib.sha256(f"stream {list(names)} {sizes} {encoder.rules}".encode()).hexdigest()
     held_out = Blocks(
-        _held_out_tokens(shards, encoder, held_out_documents), seq_len, *encoder.ends, "the held-out text"
+        [_held_out_tokens(shards, encoder, held_out_documents)], seq_len, *encoder.ends, "the held-out text"
     )
     return StreamedBlocks(shards, encoder, seq_len, digest, rank, world), held_out
 

@@ -212,12 +212,13 @@ def test_a_worker_that_is_killed_while_it_loads_is_replaced(dask, tmp_path):
     assert (tmp_path / "mark").exists()
 
 
-def test_a_killed_scheduler_ends_the_tasks_with_one_line(dask):
+def test_a_killed_scheduler_ends_the_tasks_with_one_line(dask, caplog):
     dask.start_worker()
     with open_client(str(dask.file), None, 1, Reporter()) as client:
         message, done = run_into(ExecutorError, client, [("number", 0), ("sleep", 60)], dask.scheduler.kill)
     assert message.startswith("the executor has cancelled its tasks or lost its scheduler; everything")
     assert done == [0]
+    assert [record for record in caplog.records if record.name.startswith("distributed")] == []
 
 
 def test_what_is_no_executor_is_refused():

@@ -27,6 +27,8 @@ from autodistil_search.base.progress import Reporter
 
 _RETRIES = 2
 """Times that Dask runs a task again after an error."""
+_LOGGERS = ("distributed", "distributed.client", "tornado.application")
+"""Loggers of Dask, whose errors this package tells in its own words."""
 _TRIES_TO_REGISTER = 3
 _TASKS = 2**20
 """Amount of a job's resource that a worker has; a task needs 1, so it never limits the tasks of a worker."""
@@ -148,7 +150,8 @@ def open_client(address: str, workers: int | None, threads: int, reporter: Repor
     Raises:
         InputError: if no scheduler answers at the address.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for logger in _LOGGERS:
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     if not address:
         with _local_cluster(workers, threads, reporter) as cluster, Client(cluster) as client:
             client.register_plugin(_Uninterrupted())

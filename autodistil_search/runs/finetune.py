@@ -16,9 +16,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from autodistil_search.base.device import Device, choose_device
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.executors import Team, open_executor, open_team
+from autodistil_search.base.executors import open_executor, open_team
 from autodistil_search.base.files import clear_leftovers, read_json, readable, write_atomically, write_together
-from autodistil_search.base.jobs import Job
+from autodistil_search.base.jobs import Job, Team
 from autodistil_search.base.manifest import (
     ENVIRONMENT,
     FINETUNE_CONFIG,

@@ -12,8 +12,7 @@ import torch
 
 from autodistil_search.base.distributed import machine
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.executors import Team
-from autodistil_search.base.jobs import Job, refuse_other_conditions
+from autodistil_search.base.jobs import Job, Team, refuse_other_conditions
 from autodistil_search.base.manifest import kind_of
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.pretrained import model_sha256

@@ -15,8 +15,9 @@ import pandas as pd
 
 from autodistil_search.base.distributed import launched
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.executors import Team, open_executor, open_team
+from autodistil_search.base.executors import open_executor, open_team
 from autodistil_search.base.files import cache_folder
+from autodistil_search.base.jobs import Team
 from autodistil_search.base.manifest import ARCHIVE, SEARCH_CONFIG, reopen, verify, write_manifest
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.progress import Reporter

@@ -20,9 +20,9 @@ import pandas as pd
 import torch
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.executors import Team, open_executor, open_team
+from autodistil_search.base.executors import open_executor, open_team
 from autodistil_search.base.files import readable, write_atomically
-from autodistil_search.base.jobs import Job
+from autodistil_search.base.jobs import Job, Team
 from autodistil_search.base.manifest import (
     ENVIRONMENT,
     SUMMARY,

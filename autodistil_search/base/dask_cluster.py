@@ -21,7 +21,7 @@ from typing import Any
 from distributed import Client, LocalCluster, Status, Worker, WorkerPlugin, as_completed
 
 from autodistil_search.base.errors import ExecutorError, InputError
-from autodistil_search.base.jobs import Job, Team, explained, load_job, run_task, unload_job
+from autodistil_search.base.jobs import KEPT, Job, Team, explained, load_job, run_task, unload_job
 from autodistil_search.base.plugins import shown
 from autodistil_search.base.progress import Reporter
 
@@ -131,7 +131,7 @@ def _register(client: Client, plugin: WorkerPlugin) -> None:
             return
         except OSError as error:  # of the scheduler, or of a worker that was asked by the scheduler
             if not left or client.status != "running":
-                raise ExecutorError(f"the Dask scheduler or a worker does not answer: {shown(error)}") from error
+                raise ExecutorError(f"the Dask scheduler or a worker does not answer; {KEPT}") from error
         except Exception as error:
             unreadable = f"a worker cannot read the job: {shown(error)}"
             raise InputError(f"{unreadable}; allowed: workers with this package") from error

@@ -24,6 +24,7 @@ from autodistil_search.base.progress import Reporter
 
 _MOST_LOADED = 2
 """Jobs that a worker keeps in memory, such as those of two searches on one cluster; the next replaces the oldest."""
+KEPT = "everything done so far is kept, and the same command continues"
 _OUR_ERRORS = (InputError, FloatingPointError, MemoryError, OSError, Terminated)
 """Errors of a task that have a message for the user."""
 
@@ -97,14 +98,13 @@ class Team(ABC):
 
 def explained(task: Any, error: BaseException) -> BaseException:
     """Return the error of a task, or of its executor, as an error with a message for the user."""
-    kept = "everything done so far is kept, and the same command continues"
     if isinstance(error, _OUR_ERRORS):
         return error
     if isinstance(error, CancelledError):
-        return ExecutorError(f"the executor has cancelled its tasks or lost its scheduler; {kept}")
+        return ExecutorError(f"the executor has cancelled its tasks or lost its scheduler; {KEPT}")
     if isinstance(error, BrokenExecutor):
-        return ExecutorError(f"a worker process of the executor has died; {kept}")
-    return ExecutorError(f"{task} could not be done by any worker: {shown(error)}; {kept}")
+        return ExecutorError(f"a worker process of the executor has died; {KEPT}")
+    return ExecutorError(f"{task} could not be done by any worker: {shown(error)}; {KEPT}")
 
 
 _loaded: OrderedDict[str, tuple[int, LoadedJob]] = OrderedDict()

@@ -38,6 +38,7 @@ PURPOSES = {
     "tracking": "--tensorboard",
     "numba": "--engine age-moea2",
     "postgres": "--storage postgresql://...",
+    "distributed": "--executor dask",
     "dashboard": "viewing a search in a browser",
     "onnx": "export --onnx and --int8",
     "notebooks": "notebooks/, and exploring a run in Jupyter",

@@ -121,14 +121,14 @@ def test_workers_forked_from_this_process_are_refused():
 
 
 def test_a_worker_with_other_data_is_refused_by_the_name_of_what_differs(processes):
-    message = "worker .* would compute other numbers: data is 'else' there and 'same' here"
+    message = "worker .* would compute other numbers: data is 'same' there and 'else' here"
     with pytest.raises(InputError, match=message):
         results_of(processes, [("number", 1)], toy_job(conditions={"data": "else"}))
 
 
 def test_a_cluster_without_a_worker_of_the_same_data_is_refused(cluster):
     said = Said()
-    with pytest.raises(InputError, match=r"all 2 workers are refused: worker .*: data is 'else' there and 'same' here"):
+    with pytest.raises(InputError, match=r"all 2 workers are refused: worker .*: data is 'same' there and 'else' here"):
         results_of(cluster, [("number", 1)], toy_job(conditions={"data": "else"}), said)
 
 
@@ -202,7 +202,7 @@ def test_a_refused_worker_gets_no_task_while_others_work(dask):
     refused = [line for line in said.lines if "gets no tasks" in line]
     assert len(refused) == 2
     assert any("the data are missing" in line for line in refused)
-    assert any("data is 'same' there and 'other' here" in line for line in refused)
+    assert any("data is 'other' there and 'same' here" in line for line in refused)
 
 
 def test_a_worker_that_is_killed_while_it_loads_is_replaced(dask, tmp_path):

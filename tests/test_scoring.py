@@ -115,7 +115,7 @@ def test_a_worker_that_does_not_see_the_files_is_refused(missing, toy_config, pr
     monkeypatch.setattr(ProcessPoolExecutor, "submit", submit)
     message = {
         "superlm": "superlm/debug holds no SuperLM; allowed: workers that see the folder of the search",
-        "cache": r"would compute other numbers: cache of baselines is '\w+' there and 'missing' here",
+        "cache": r"would compute other numbers: cache of baselines is 'missing' there and '\w+' here",
     }
     with pytest.raises(InputError, match=message[missing]):
         search(config, executor=processes)

@@ -161,7 +161,8 @@ def _loaded_here(job: Job) -> LoadedJob:
     loaded = job.load()
     threadpool_limits(limits=job.threads)  # of NumPy and scikit-learn, whose libraries are loaded by now
     worker = f"worker {platform.node()}, process {os.getpid()}"
-    refuse_other_conditions(job.conditions, loaded.conditions(), f"{worker} would compute other numbers")
+    # The message is read where the job was first loaded: "there" is the worker.
+    refuse_other_conditions(loaded.conditions(), job.conditions, f"{worker} would compute other numbers")
     _loaded[job.token] = (os.getpid(), loaded)
     return loaded
 
@@ -170,8 +171,8 @@ def refuse_other_conditions(there: Mapping[str, str], here: Mapping[str, str], w
     """Refuse conditions that differ.
 
     Args:
-        there: Conditions to which those of this process are compared.
-        here: Conditions of this process.
+        there: Conditions of the worker or study that is refused.
+        here: Conditions where the message is read.
         what: Statement that the message explains.
         or_else: What is allowed instead of equal conditions.
 

@@ -229,12 +229,16 @@ def test_what_is_no_executor_is_refused():
         pass
 
 
-def test_an_address_without_a_scheduler_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [("timeouts.connect", "0.5s", "Timed out"), ("require-encryption", True, "encryption required")],
+)
+def test_an_address_without_a_scheduler_is_refused(setting, value, reason):
     from dask import config
 
     with (
-        config.set({"distributed.comm.timeouts.connect": "0.5s"}),
-        pytest.raises(InputError, match=r"--executor dask:tcp://127\.0\.0\.1:1: no scheduler answers there"),
+        config.set({f"distributed.comm.{setting}": value}),
+        pytest.raises(InputError, match=rf"--executor dask:tcp://127\.0\.0\.1:1: no scheduler answers there: {reason}"),
         open_client("tcp://127.0.0.1:1", None, 1, Reporter()),
     ):
         pass

@@ -74,6 +74,7 @@ def test_what_was_left_out_by_an_earlier_version_is_the_same_storage():
     [
         *("postgresql://me@host:5432/base?sslmode=require&connect_timeout=3", "sqlite:////tmp/a.db?timeout=3", "://"),
         *("postgresql://me:@/base?host=/tmp/server", "postgresql://me:@host/base"),
+        *("--executor dask:tcp://node1:8786: no scheduler answers there", "refused by 'tls://127.0.0.1:8786'"),
         *("runs/nas.journal", "see https://huggingface.co/docs: not a@b", "--storage x: it is not an Optuna journal"),
     ],
 )

@@ -160,7 +160,7 @@ def open_client(address: str, workers: int | None, threads: int, reporter: Repor
     where: dict[str, Any] = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
     try:
         client = Client(**where)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # the last: encryption is required
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"--executor dask:{address}: no scheduler answers there: {reason:.200}") from None
     with client:

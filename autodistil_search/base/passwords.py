@@ -17,6 +17,8 @@ _SHOWN_PARAMETERS = {
 """Parameters of a database URL that may be shown."""
 
 _URL = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*)?://")
+_SCHEDULER = re.compile(r"(?:tcp|tls|ucx|wss?)://(?!\S*@)")
+"""Begin of the address of a Dask scheduler or worker, which never has a password."""
 _PORT = re.compile(r"\d*([/?#,\s].*)?", re.DOTALL)
 _SECRET_KEY = re.compile(r"pass|pwd|secret|token|key|auth|sig", re.IGNORECASE)
 _SETTING = re.compile(r"[\w%]*(?:pass(?:word|wd|file|phrase)?|pwd)\s*=(?!\s*\*\*\*)\s*(.+)", re.IGNORECASE | re.DOTALL)
@@ -71,6 +73,8 @@ def _secret_spans(text: str) -> Iterator[tuple[int, int]]:
     at = 0
     while (match := _URL.search(text, at)) is not None:
         at, is_page = match.end(), (match["scheme"] or "").lower() in ("http", "https")
+        if _SCHEDULER.match(text, match.start()):
+            continue
         if (login := _login(text, at, is_page)) is not None:
             if login[0] < login[1]:
                 yield login

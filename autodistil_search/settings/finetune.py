@@ -53,10 +53,9 @@ class FinetuneConfig:
         train_rows: Maximum number of training rows.
         device: Device to run on; auto takes CUDA if there is one.
         precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
-        executor: Executor of the fine-tunings: dask (a local cluster, extra "distributed") or
-            dask:ADDRESS (a cluster with that scheduler, such as tcp://host:8786, or its .json file). If not given,
-            this process.
-        workers: Workers of the local cluster; by default one for each GPU, or for each OMP_NUM_THREADS CPUs.
+        executor: Where the fine-tunings run: dask (a local cluster, extra "distributed") or dask:ADDRESS (the cluster
+            of that scheduler, such as tcp://host:8786, or its .json file). This process if not given.
+        workers: Number of workers of the local cluster; by default one for each GPU, or for every OMP_NUM_THREADS CPUs.
         out: Output folder; finetuned/<model>-<task> if not given.
     """
 

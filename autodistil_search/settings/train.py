@@ -71,10 +71,10 @@ class TrainConfig:
         compile: Compile the layers by torch.compile.
         held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
         keep: Number of checkpoints that are kept during training.
-        executor: Executor of the tokenizing of large text: dask (a local cluster, extra "distributed") or
-            dask:ADDRESS (a cluster with that scheduler, such as tcp://host:8786, or its .json file). If not given,
-            this process.
-        workers: Workers of the local cluster; by default one for each GPU, or for each OMP_NUM_THREADS CPUs.
+        executor: Where large text is tokenized and, in a search, subnets are scored and baselines trained: dask (a
+            local cluster, extra "distributed") or dask:ADDRESS (the cluster of that scheduler, such as tcp://host:8786,
+            or its .json file). This process if not given.
+        workers: Number of workers of the local cluster; by default one for each GPU, or for every OMP_NUM_THREADS CPUs.
         tensorboard: Also write a log for TensorBoard (extra "tracking").
         out: Output folder. If not given, superlms/<space names> for train and runs/<space names> for search.
     """

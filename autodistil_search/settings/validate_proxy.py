@@ -56,10 +56,9 @@ class ValidateConfig:
         seed: Seed of the draw, of training alone and of fine-tuning.
         device: Device to run on; auto takes CUDA if there is one.
         precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
-        executor: Executor of the measurements: dask (a local cluster, extra "distributed") or
-            dask:ADDRESS (a cluster with that scheduler, such as tcp://host:8786, or its .json file). If not given,
-            this process.
-        workers: Workers of the local cluster; by default one for each GPU, or for each OMP_NUM_THREADS CPUs.
+        executor: Where subnets are measured: dask (a local cluster, extra "distributed") or dask:ADDRESS (the cluster
+            of that scheduler, such as tcp://host:8786, or its .json file). This process if not given.
+        workers: Number of workers of the local cluster; by default one for each GPU, or for every OMP_NUM_THREADS CPUs.
         out: Output folder; validation-<space> in the run's folder if not given.
     """
 

@@ -81,3 +81,9 @@ def test_a_rate_is_a_finite_number_above_0(value):
 def test_a_value_that_its_annotation_does_not_allow_is_refused_in_one_line(change, refusal):
     with pytest.raises(InputError, match=f"^{refusal}$"):
         TrainConfig(**change)
+
+
+@pytest.mark.parametrize("command", ["train", "search", "finetune", "validate-proxy"])
+def test_a_run_goes_on_with_another_executor(command):
+    config = CLASSES[command](executor="dask", workers=2)
+    assert config.to_dict() == CLASSES[command]().to_dict()

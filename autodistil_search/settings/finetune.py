@@ -12,6 +12,7 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.user_input import PACKAGED, TASKS, absolute_path, is_finite, parse_number, quoted
 from autodistil_search.base.weighted_names import parse_terms
 from autodistil_search.settings.common import (
+    CHANGES_NOTHING,
     DATA,
     MANY,
     OUTPUT,
@@ -117,4 +118,4 @@ class FinetuneConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that can change a number."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "seeds")}
+        return {key: value for key, value in asdict(self).items() if key not in (*CHANGES_NOTHING, "seeds")}

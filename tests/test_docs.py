@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from distributed.cli import dask_scheduler, dask_worker
 
 import autodistil_search
 from autodistil_search import load_run
@@ -105,10 +107,102 @@ def test_the_site_builds_with_every_command_and_public_name_and_loads_nothing_fr
 def test_the_spaces_of_readme_and_howtos_are_valid():
     (text,) = blocks("yaml")
     assert SearchSpace(name="mine", **yaml.safe_load(text)).size == 27 * (3**4 + 3**6 + 3**8) / 3
-    text, job = blocks("yaml", "docs/howto.md")
+    text, _ = blocks("yaml", "docs/howto.md")
     assert SearchSpace(name="mine", **yaml.safe_load(text)).size == 3 * 2 * 2 * 2
-    (container,) = yaml.safe_load(job)["spec"]["template"]["spec"]["containers"]
-    assert make_parser().parse_args(container["command"][1:]).command == "worker"
+
+
+@pytest.fixture
+def dask_processes():
+    """Starts commands of Dask, and ends them."""
+    started = []
+
+    def start(words):
+        local = ("--local-directory", "work") if words[1] == "worker" else ("--host", "127.0.0.1")
+        command = [sys.executable, "-m", *words, *local]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment))
+
+    yield start
+    for process in reversed(started):
+        process.kill()  # a worker ends with the process that watches it
+        process.wait()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_commands_of_the_page_on_clusters_share_a_search(dask_processes, tmp_path, monkeypatch, capsys):
+    """With a free port in place of 8786 and a toy search in place of that of `small`."""
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+
+    def here(words):
+        return [word.replace("node1", "127.0.0.1").replace("8786", port).replace("/shared", ".") for word in words]
+
+    lines = "\n".join(blocks("console", "docs/clusters.md")).splitlines()
+    scheduler, worker = [shlex.split(line)[1:] for line in lines if line.startswith("$ dask ")]
+    (search,) = [words for words in commands_in("docs/clusters.md") if "dask:tcp://node1:8786" in words]
+    dask_processes(here(scheduler))
+    dask_processes(here(worker))
+    toy = ["--space", "debug", "--init", "random", "--steps", "1", "--evaluations", "4", "--baselines", "none"]
+    assert main([*here(search), *toy]) == 0
+    assert f" workers at tcp://127.0.0.1:{port}\n" in capsys.readouterr().err
+    assert len(load_run("runs/small").evaluations) == 4
+
+
+def python_of(page, **replaced):
+    """The Python of a page, with another run in place of its own."""
+    (python,) = blocks("python", page)
+    return re.sub(r"SearchConfig\([^)]*\)", f"SearchConfig(**{replaced})", python)
+
+
+TOY_RUN = {"space": "debug", "objectives": "flops,params", "evaluations": 4, "out": "run"}  # trains nothing
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_python_of_the_page_on_clusters_runs_in_a_pool(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    python = python_of("docs/clusters.md", **TOY_RUN).replace("Executor(2,", "Executor(1,")
+    exec(python, {"__name__": "__main__"})
+    assert len(load_run("run").evaluations) == 4
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_how_to_of_slurm_submits_what_it_says(tmp_path, monkeypatch):
+    """A stand-in for sbatch starts the job in the background."""
+    import dask
+    import dask_jobqueue  # noqa: F401 - sets the defaults of its configuration
+
+    commands = {"sbatch": 'setsid sh "$1" > log 2>&1 & echo "Submitted batch job $!"', "scancel": 'kill -- "-$1"'}
+    for name, line in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    python = python_of("docs/howto.md", **TOY_RUN).replace("jobs=16", "jobs=1")
+    names = {"__name__": "__main__"}
+    with dask.config.set({"jobqueue.slurm.scheduler-options": {"dashboard_address": "127.0.0.1:0"}}):
+        exec(python, names)
+        script = names["cluster"].job_script().splitlines()
+    assert len(names["run"].evaluations) == 4
+    (options,) = blocks("bash", "docs/howto.md")
+    assert [line for line in script if line.startswith("#SBATCH") and " -J " not in line] == options.splitlines()
+    assert sum(" --nthreads 1 " in line for line in script) == 1
+
+
+def test_the_manifest_of_the_how_to_starts_dask_by_its_commands():
+    _, text = blocks("yaml", "docs/howto.md")
+    manifest = yaml.safe_load(text)
+    for name, command in {"scheduler": dask_scheduler.main, "worker": dask_worker.main}.items():
+        spec = manifest["spec"][name]["spec"]
+        (container,) = spec["containers"]
+        assert container["args"][:2] == ["dask", name]
+        command.make_context(name, container["args"][2:])  # refuses what it does not know
+        volumes = [volume["name"] for volume in spec.get("volumes", [])]
+        assert [mount["name"] for mount in container.get("volumeMounts", [])] == volumes
+    ports = {port["name"]: port["port"] for port in manifest["spec"]["scheduler"]["service"]["ports"]}
+    service = f"tcp://{manifest['metadata']['name']}-scheduler:{ports['tcp-comm']}"  # as the operator names it
+    assert any(f"dask:{service}" in words for words in commands_in("docs/howto.md"))
 
 
 def commands_in(page):
@@ -128,7 +222,7 @@ def test_the_commands_of_a_page_are_accepted(page):
     if page == "README.md":
         assert parsed[0].search.objectives == "acc,flops,params"
         assert parsed[0].search.text == ["wiki/*.txt.gz", "books.txt"]
-        assert [each.command for each in parsed] == ["search", "search", "worker"]
+        assert [each.command for each in parsed] == ["search", "search", "search"]
 
 
 def test_help_has_examples_that_are_accepted():
@@ -183,7 +277,8 @@ def test_every_flag_named_in_readme_and_docs_exists():
     known = {flag for command in commands for action in command._actions for flag in action.option_strings}
     known |= {"--multi_gpu", "--num_processes", "--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"}
     known |= {"--cpu", "--mixed_precision"}  # of accelerate launch and torchrun
-    known |= {"--array", "--gres", "--requeue"}  # of Slurm
+    known |= {"--cpus-per-task", "--gres", "--mem"}  # of Slurm
+    known |= {flag for dask in (dask_scheduler.main, dask_worker.main) for entry in dask.params for flag in entry.opts}
     for page in PAGES:
         if page in FIGURES:
             continue

@@ -2,7 +2,7 @@
 
     python benchmarks/executors.py                    overhead and speed-up
     python benchmarks/executors.py --only overhead --at 100,1000,10000
-    python benchmarks/executors.py --only speed-up --subnets 8 --steps 40
+    python benchmarks/executors.py --only speed-up --subnets 8 --steps 50
 
 Overhead: `archive.answer` scores subnets of `elastic` by FLOPs and parameters, whose computation takes next to no time,
 in generations of 100, in this process, by two threads, by two spawned processes, and by two workers of a local Dask
@@ -158,8 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["overhead", "speed-up"])
     parser.add_argument("--at", default="100,1000,10000", help="Numbers of evaluations, ascending.")
-    parser.add_argument("--subnets", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--subnets", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{machine()}, one thread for each process\n")

@@ -255,7 +255,10 @@ def test_the_gpus_of_this_process_have_the_names_that_cuda_takes(visible, count,
 
 def test_a_local_cluster_has_one_worker_for_each_gpu(monkeypatch):
     monkeypatch.setattr(dask_cluster, "visible_gpus", lambda: ["3", "5"])
+    before = dict(os.environ)
     with open_client("", None, 1, Reporter()) as client:
         client.wait_for_workers(2)
+        assert set(client.run(lambda: os.environ["MALLOC_MMAP_THRESHOLD_"]).values()) == {str(2**25)}
         seen = client.run(lambda: (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_WAIT_POLICY"]))
     assert sorted(seen.values()) == [("3", "PASSIVE"), ("5", "PASSIVE")]
+    assert dict(os.environ) == before

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from dask import config
 from distributed import Client, LocalCluster, Status, Worker, WorkerPlugin, as_completed
 
 from autodistil_search.base.errors import ExecutorError, InputError
@@ -27,6 +28,10 @@ from autodistil_search.base.progress import Reporter
 
 _RETRIES = 2
 """Times that Dask runs a task again after an error."""
+_BEFORE_START = "distributed.nanny.pre-spawn-environ"
+"""Setting of Dask: environment variables that are set before a worker process starts."""
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": 2**27, "MALLOC_MMAP_THRESHOLD_": 2**25}
+"""Bytes from which glibc gives memory back. Dask's 2**16 makes every large tensor a new mapping, page by page."""
 _LOGGERS = ("distributed", "distributed.client", "tornado.application")
 """Loggers of Dask, whose errors this package tells in its own words."""
 _TRIES_TO_REGISTER = 3
@@ -202,18 +207,34 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
+def _restored_environment() -> Iterator[None]:
+    """Undo changes of the environment variables, which Dask makes for the workers that it starts."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
 def _local_cluster(workers: int | None, threads: int, reporter: Reporter) -> Iterator[LocalCluster]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = len(visible_gpus())
     count = workers or gpus or max(1, cpus // threads)
     share = f"{count} workers with {threads} CPU threads each"
-    with _OneGpuEach(
-        n_workers=0,
-        threads_per_worker=1,
-        memory_limit=1 / count,
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,  # an error of a task is told once, by this process
-    ) as cluster:
+    with (
+        _restored_environment(),
+        config.set({_BEFORE_START: {**config.get(_BEFORE_START), **_MALLOC}}),
+        _OneGpuEach(
+            n_workers=0,
+            threads_per_worker=1,
+            memory_limit=1 / count,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,  # an error of a task is told once, by this process
+        ) as cluster,
+    ):
         cluster.scale(count)
         reporter.say(f"Dask: {share}; dashboard {cluster.dashboard_link}")
         if not gpus and count * threads > cpus:

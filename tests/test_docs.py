@@ -168,11 +168,14 @@ def test_the_python_of_the_page_on_clusters_runs_in_a_pool(tmp_path, monkeypatch
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_how_to_of_slurm_submits_what_it_says(tmp_path, monkeypatch):
-    """A stand-in for sbatch starts the job in the background."""
+    """A stand-in for sbatch keeps a copy of the script, which is deleted at once, and starts it in the background."""
     import dask
     import dask_jobqueue  # noqa: F401 - sets the defaults of its configuration
 
-    commands = {"sbatch": 'setsid sh "$1" > log 2>&1 & echo "Submitted batch job $!"', "scancel": 'kill -- "-$1"'}
+    commands = {
+        "sbatch": 'cp "$1" job; setsid sh job > log 2>&1 & echo "Submitted batch job $!"',
+        "scancel": 'kill -- "-$1"',
+    }
     for name, line in commands.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from autodistil_search.base.version import __version__
 
 if TYPE_CHECKING:
-    from autodistil_search.base.errors import InputError
+    from autodistil_search.base.errors import ExecutorError, InputError
     from autodistil_search.base.plugins import Plugins
     from autodistil_search.export.student_folder import export_student
     from autodistil_search.nas.adapters import SubnetObjective, SubnetProblem
@@ -46,6 +46,7 @@ _HOMES = {
     "AutoDistilForSequenceClassification": "superlm.model",
     "AutoDistilModel": "superlm.model",
     "DistilConfig": "settings.distil",
+    "ExecutorError": "base.errors",
     "ExportOptions": "settings.export",
     "FinetuneConfig": "settings.finetune",
     "InputError": "base.errors",
@@ -81,6 +82,7 @@ __all__ = [
     "AutoDistilForSequenceClassification",
     "AutoDistilModel",
     "DistilConfig",
+    "ExecutorError",
     "ExportOptions",
     "FinetuneConfig",
     "InputError",

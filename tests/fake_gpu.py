@@ -16,6 +16,7 @@ that CUDA's autocast changes.
 A process cannot unregister a backend, and `--device auto` would find it. Tests run it in a process of its own:
 
     python tests/fake_gpu.py run search --space debug --device fakegpu ...   # any command; counts on standard error
+    python tests/fake_gpu.py commands LIST.json COUNTS.json                  # several commands in one process
     python tests/fake_gpu.py step --space tiny                               # counts of one training step
 """
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import linecache
+import os
 import re
 import sys
 import threading
@@ -40,6 +42,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 NAME = "fakegpu"
+HAS_FLOAT64 = os.environ.get("FAKE_GPU_FLOAT64", "1") != "0"
+"""False for a device without float64, such as MPS."""
 SYNC, UP, DOWN = "sync", "host to device", "device to host"
 _DEVICE = None
 _ROOT = Path(__file__).resolve().parent.parent
@@ -102,12 +106,16 @@ _active: list[Counts] = []
 
 
 @contextmanager
-def counting() -> Iterator[Counts]:
-    """Yield the counts of what runs inside the context."""
+def counting(backward_lines: bool = False) -> Iterator[Counts]:
+    """Yield the counts of what runs inside the context.
+
+    Args:
+        backward_lines: True to find the lines of backward passes, which takes time.
+    """
     counts = Counts()
     _active.append(counts)
     try:
-        with torch.autograd.set_detect_anomaly(True, check_nan=False):  # backward nodes then know their forward line
+        with torch.autograd.set_detect_anomaly(backward_lines, check_nan=False):  # nodes then know their forward line
             yield counts
     finally:
         _active.remove(counts)
@@ -155,6 +163,8 @@ def _on_cpu(fake: Tensor) -> Tensor:
 
 def _on_gpu(tensor: Tensor, storage: Any = None) -> Tensor:
     """Return a tensor of the fake GPU with the memory of a CPU tensor, on `storage` if its storage exists already."""
+    if tensor.dtype == torch.float64 and not HAS_FLOAT64:
+        raise TypeError(f"{NAME} has no float64 (at {_line()})")
     fake = torch._C._acc.create_empty_tensor([0], tensor.dtype)
     return _set(fake, tensor, storage)
 
@@ -244,7 +254,7 @@ def _refuse_mixed(op: Any, name: str, args: Any, tensors: list[Tensor]) -> None:
     if name in ("index", "index_put_", "_index_put_impl_", "index_put"):
         if not _is_fake(args[0]):
             raise RuntimeError(
-                "indices should be either on cpu or on the same device as the indexed tensor (cpu)" + f" [{_line()}]"
+                f"indices should be either on cpu or on the same device as the indexed tensor (cpu) (at {_line()})"
             )
         indices = [index for index in _tensors(args[1]) if not _is_fake(index)]
         for _ in indices:
@@ -316,6 +326,11 @@ def _own_random_numbers(op: Any) -> Iterator[None]:
         _generator_state = torch.get_rng_state()
     finally:
         torch.set_rng_state(before)
+
+
+def _capability(_: object = None) -> dict[str, Any]:
+    types = {torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool, torch.uint8}
+    return {"supported_dtypes": types | ({torch.float64} if HAS_FLOAT64 else set())}
 
 
 class _Module:
@@ -419,7 +434,7 @@ def _attention(
         [tensor for tensor in (query, key, value, attn_mask) if tensor is not None],
     )
     if len({query.dtype, key.dtype, value.dtype}) > 1:
-        raise RuntimeError(f"Expected query, key, and value to have the same dtype [{_line()}]")
+        raise RuntimeError(f"Expected query, key, and value to have the same dtype (at {_line()})")
     return _Attention.apply(query, key, value, attn_mask, (dropout_p, is_causal, scale, enable_gqa))
 
 
@@ -509,6 +524,7 @@ def install() -> None:
     aten.impl("is_pinned", lambda tensor, device=None: _pinned(tensor), "CPU")
     torch.clear_autocast_cache = partial(_clear_casts, torch.clear_autocast_cache)
     torch.accelerator.synchronize = torch.fakegpu.synchronize  # type: ignore[attr-defined]
+    torch.accelerator.get_device_capability = _capability  # type: ignore[attr-defined]
     copied = Tensor.__deepcopy__
     Tensor.__deepcopy__ = lambda self, memo: (  # type: ignore[method-assign]
         _deep_copy(self, memo) if type(self) is Tensor and _is_fake(self) else copied(self, memo)
@@ -526,6 +542,16 @@ def _deep_copy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
         memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     copy: Tensor = memo[id(tensor)]
     return copy
+
+
+def run_command(arguments: list[str]) -> dict[str, Any]:
+    """Run a command of the product on the fake GPU; return its exit code and counts."""
+    from autodistil_search.cli.main import main as product
+
+    install()
+    with counting() as counts:
+        code = product(arguments)
+    return {"command": arguments, "code": code, **counts.to_dict()}
 
 
 def step_counts(space_name: str, sampling: str, hidden: float, precision: str, batch: int, teacher: str) -> Counts:
@@ -561,7 +587,7 @@ def step_counts(space_name: str, sampling: str, hidden: float, precision: str, b
     last_hidden = last_hidden_of(model, guide, options, device)
     training = ModelInTraining(model, guide, text, options, Execution(), device, processes(), None, last_hidden)
     training.step(0, lambda: (False, False))
-    with counting() as counts:
+    with counting(backward_lines=True) as counts:
         training.step(1, lambda: (False, False))
     return counts
 
@@ -572,6 +598,9 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a command of the product; its counts go to standard error as JSON")
     run.add_argument("arguments", nargs=argparse.REMAINDER)
+    several = commands.add_parser("commands", help="run several commands; write the exit code and counts of each")
+    several.add_argument("list", type=Path, help="JSON: a list of lists of arguments")
+    several.add_argument("counts", type=Path, help="JSON file to write")
     step = commands.add_parser("step", help="count a training step, by operator and by line")
     step.add_argument("--space", default="tiny")
     step.add_argument("--sampling", default="largest-random")
@@ -582,13 +611,13 @@ def main(arguments: list[str]) -> int:
     step.add_argument("--most", type=int, default=40, help="rows of each table")
     given = parser.parse_args(arguments)
     if given.command == "run":
-        from autodistil_search.cli.main import main as product
-
-        install()
-        with counting() as counts:
-            code = product(given.arguments)
-        print(json.dumps(counts.to_dict()), file=sys.stderr)
-        return int(code or 0)
+        result = run_command(given.arguments)
+        print(json.dumps(result), file=sys.stderr)
+        return int(result["code"])
+    if given.command == "commands":
+        results = [run_command(arguments) for arguments in json.loads(given.list.read_text())]
+        given.counts.write_text(json.dumps(results, indent=1))
+        return int(any(result["code"] for result in results))
     counts = step_counts(given.space, given.sampling, given.hidden, given.precision, given.batch, given.teacher)
     print(json.dumps(counts.totals()))
     for of in ("launches", "casts", "copies", "syncs"):

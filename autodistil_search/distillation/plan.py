@@ -279,8 +279,7 @@ class _Timer:
         self._training.begin(drawn)
         self._training.learn(Batch(self._ids, 1.0, True, self._teacher, self._options))
         self._training.update(0, ())
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
+        self._device.synchronize()
         return self._clock() - start
 
 
@@ -371,8 +370,8 @@ def checkpoint_bytes(config: AutoDistilConfig, map_width: int = 0) -> int:
 
 def reset_peak_memory(device: Device) -> None:
     """Reset the count of `peak_memory`."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    if device.counts_memory:
+        device.reset_peak_memory()
         return
     with suppress(OSError):  # not on Linux, or not permitted: the peak then counts from the start of the process
         Path("/proc/self/clear_refs").write_text("5")
@@ -381,10 +380,10 @@ def reset_peak_memory(device: Device) -> None:
 def peak_memory(device: Device) -> int | None:
     """Return the peak memory since the reset, in bytes; None if the system does not report it.
 
-    The peak is that of tensors on CUDA, elsewhere the resident memory of the process.
+    The peak is that of tensors if the device counts its memory, else the resident memory of the process.
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+    if device.counts_memory:
+        return device.peak_memory()
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

@@ -9,7 +9,7 @@ W = A * D, F FFN width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
@@ -146,13 +146,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     mask: tensor that broadcasts to `(B, A, T, T)`. Booleans are False where a key is padding; numbers are added to the
         scores.
 
-    The fused kernel runs where it measures faster (docs/benchmarks.md): on CUDA, and on a CPU in float32. Plain matrix
+    The fused kernel runs where it is faster (docs/benchmarks.md): on a GPU, and on a CPU in float32. Plain matrix
     products run in bfloat16 on a CPU. They also run while a model is traced, because FLOP counters that trace a model
     do not see inside the kernel.
     """
     added = mask is not None and mask.is_floating_point()
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if not traced and (query.is_cuda or query.dtype == torch.float32):
+    if not traced and (query.device.type != "cpu" or query.dtype == torch.float32):
         mask = cast(Tensor, mask).to(query.dtype) if added else mask
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, A, T, T)
@@ -210,14 +210,21 @@ class ElasticLayer(nn.Module):
 
         mask: mask of `attend`, for the heads of `sizes` or more.
         """
-        return self.complete(x, self.project(x, sizes), sizes, mask)
+        heads = sizes.heads, sizes.head_dim
+        if self.working is None:
+            return self.complete(x, self.project(x, sizes), sizes, mask)
+        projected = self.working.linear(x, sizes.attention_width).unflatten(-1, (3, *heads))  # (B, T, 3, A, D)
+        return self._complete(x, projected.unbind(2), sizes, mask)
 
     def complete(self, x: Tensor, projections: Projections, sizes: Subnet, mask: Tensor | None) -> Tensor:
         """Compute the rest of `forward`, after `project`."""
+        split = [projection.unflatten(-1, (sizes.heads, sizes.head_dim)) for projection in projections]
+        return self._complete(x, split, sizes, mask)
+
+    def _complete(self, x: Tensor, heads: Sequence[Tensor], sizes: Subnet, mask: Tensor | None) -> Tensor:
+        """Compute the rest of `forward`, after queries, keys and values were split into `heads`, `(B, T, A, D)`."""
         mask = None if mask is None else mask[:, : sizes.heads]
-        query, key, value = (
-            projection.unflatten(-1, (sizes.heads, sizes.head_dim)).transpose(1, 2) for projection in projections
-        )  # (B, A, T, D)
+        query, key, value = (part.transpose(1, 2) for part in heads)  # (B, A, T, D)
         context = attend(query, key, value, mask).transpose(1, 2).flatten(2)  # (B, T, W)
         x = self.attention_norm(x + self.attention_output(context, sizes.hidden_size))  # (B, T, H)
         inner = self.activation(self.ffn_in(x, sizes.ffn_size))  # (B, T, F)

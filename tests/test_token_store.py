@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
+from autodistil_search.base.distributed import Processes
 from autodistil_search.base.errors import InputError
 from autodistil_search.tasks.labelled_data import load_task
 from autodistil_search.text import part_job, tokenization
@@ -524,7 +525,9 @@ def stream(
             documents = ["\n".join(_words(*rng.choices(range(90), k=5)) for _ in range(2)) for _ in range(60)]
             parts = [documents[i::files] for i in range(files)]
             written[name] = [str(_write(tmp_path / f"{i} {name}", part)) for i, part in enumerate(parts)]
-        return open_stream(written[name], tokenizer, SEQ_LEN, held_out_documents=3, rank=rank, world=world)
+        group = Processes()
+        group.rank, group.count = rank, world
+        return open_stream(written[name], tokenizer, SEQ_LEN, held_out_documents=3, group=group)
 
     return open_
 

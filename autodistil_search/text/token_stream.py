@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from autodistil_search.base.distributed import Processes
 from autodistil_search.base.errors import InputError
 from autodistil_search.text.blocks import HELD_OUT_EVERY, Blocks, Tokens, shuffled
 from autodistil_search.text.sources import Document, Reading, Shard, State, TableShard, find_sources
@@ -217,34 +218,36 @@ def open_stream(
     tokenizer: PreTrainedTokenizerBase,
     seq_len: int,
     held_out_documents: int = 500,
-    rank: int = 0,
-    world: int = 1,
+    group: Processes | None = None,
 ) -> tuple[StreamedBlocks, Blocks]:
     """Return training blocks that are read and tokenized on demand, and held-out blocks in memory.
 
     One document in `HELD_OUT_EVERY`, by a hash of its text, is never trained on. The first `held_out_documents` of
-    these in reading order are the held-out text, which is the same for all ranks.
+    these in reading order are the held-out text. The main process reads it for all processes.
 
     Args:
         names: Names of texts; see `sources.find_sources`.
         tokenizer: Tokenizer of the teacher.
         seq_len: Length of a block in tokens.
         held_out_documents: Number of held-out documents.
-        rank: Rank of this process.
-        world: Number of processes.
+        group: Processes that train together; each reads documents of its own.
 
     Raises:
         InputError: for text that cannot be used.
     """
+    group = group or Processes()
     sources = find_sources(names, stream=True)
     encoder = Encoder(tokenizer)
     shards = [shard for source in sources for shard in source.shards]
-    sizes = [(str(path), path.stat().st_size) for source in sources for path in source.files]
-    digest = hashlib.sha256(f"stream {list(names)} {sizes} {encoder.rules}".encode()).hexdigest()
-    held_out = Blocks(
-        [_held_out_tokens(shards, encoder, held_out_documents)], seq_len, *encoder.ends, "the held-out text"
-    )
-    return StreamedBlocks(shards, encoder, seq_len, digest, rank, world), held_out
+
+    def read() -> tuple[str, list[int]]:
+        sizes = [(str(path), path.stat().st_size) for source in sources for path in source.files]
+        digest = hashlib.sha256(f"stream {list(names)} {sizes} {encoder.rules}".encode()).hexdigest()
+        return digest, _held_out_tokens(shards, encoder, held_out_documents).tolist()
+
+    digest, tokens = group.once(read)
+    held_out = Blocks([np.array(tokens, dtype=np.uint32)], seq_len, *encoder.ends, "the held-out text")
+    return StreamedBlocks(shards, encoder, seq_len, digest, group.rank, group.count), held_out
 
 
 def _held_out_tokens(shards: Sequence[Shard | TableShard], encoder: Encoder, count: int) -> Tokens:

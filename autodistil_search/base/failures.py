@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -84,14 +85,14 @@ def _store_says(ask: Callable[[Store], bool]) -> bool:
         return False
 
 
-def _launcher_store() -> Store | None:
+def _launcher_store(seconds: float = 3.0) -> Store | None:
     """Return the store that `torchrun` or `accelerate launch` keeps on the host of rank 0; None without them."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # not declared as exported
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=3), wait_for_workers=False)
+    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=seconds), wait_for_workers=False)
     return PrefixStore(f"autodistil_search/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
@@ -113,7 +114,9 @@ def end_with_others() -> None:
     A collective of NCCL does not notice each failure, and no signal handler runs while it waits.
     """
     global _watch
-    store = _launcher_store()
+    store = None
+    with suppress(RuntimeError):  # it does not answer: only the end of a connection then tells of a failure
+        store = _launcher_store(seconds=30.0)
     if _watch is None and store is not None:
         ended = threading.Event()
         thread = threading.Thread(target=_watch_others, args=(store, ended), daemon=True)

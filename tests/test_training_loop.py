@@ -342,8 +342,8 @@ def test_a_loss_that_is_not_finite_stops_by_name_and_the_run_can_go_on_from_befo
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    poisoned, closed = Poisoned(teacher, good_steps=2), list[TrainingLog]()
-    monkeypatch.setattr(TrainingLog, "close", lambda log: closed.append(log))
+    poisoned, closed, close = Poisoned(teacher, good_steps=2), list[TrainingLog](), TrainingLog.close
+    monkeypatch.setattr(TrainingLog, "close", lambda log: closed.append(log) or close(log))
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 3 for subnet 3x48, ratio 2, 4 heads of 8;"):
         distill(_superlm(teacher), poisoned, streams[0], OPTIONS, tmp_path / "run", CPU)
     assert len(closed) == 1

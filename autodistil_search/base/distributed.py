@@ -6,14 +6,18 @@ there is one process. Training is data-parallel: each process holds the whole mo
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def machine() -> str:
@@ -58,6 +62,13 @@ class Processes:
         """Return the `value` of every process, by rank."""
         return [value]
 
+    def once(self, work: Callable[[], Any]) -> Any:
+        """Run `work` on the main process, and return its result, which is JSON, everywhere, however long it takes."""
+        return work()
+
+    def meet(self) -> None:
+        """Wait until every process is here, however long it takes."""
+
 
 class _Launched(Processes):
     """Process among several, connected by accelerate: NCCL between GPUs, Gloo between CPUs."""
@@ -72,6 +83,7 @@ class _Launched(Processes):
         self.rank = self._state.process_index
         self.count = self._state.num_processes
         self._begun: list[Any] = []
+        self._meetings = 0
 
     def begin_sum(self, tensor: Tensor) -> None:
         self._begun.append(self._torch.distributed.all_reduce(tensor, async_op=True))
@@ -97,6 +109,26 @@ class _Launched(Processes):
         self._torch.distributed.all_gather_object(gathered, value)
         return gathered
 
+    def once(self, work: Callable[[], Any]) -> Any:
+        return self._told([0], json.dumps(work()) if self.main else None)
+
+    def meet(self) -> None:
+        self._told(range(self.count), "null")
+
+    def _told(self, ranks: Sequence[int], own: str | None) -> Any:
+        """Leave `own` in the store of the processes; once all of `ranks` have, return what the first has left.
+
+        A collective would end after its timeout: 10 minutes for NCCL.
+        """
+        store = self._torch.distributed.distributed_c10d._get_default_store()
+        self._meetings += 1
+        keys = [f"autodistil_search/{self._meetings}/{rank}" for rank in ranks]
+        if own is not None:
+            store.set(keys[self.rank], own)
+        while not store.check(keys):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        return json.loads(store.get(keys[0]))
+
 
 _group: Processes | None = None
 
@@ -121,3 +153,8 @@ def launched() -> int:
 def is_main() -> bool:
     """Return True for the process that writes messages; it is known before the processes are connected."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_first_on_host() -> bool:
+    """Return True for one process of each host."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -174,10 +174,7 @@ def open_text(
         InputError: if the text cannot be read, or is too short.
     """
     if config.stream:
-        group = device.processes
-        stream, held_out = open_stream(
-            config.texts, teacher.tokenizer, config.seq_len, rank=group.rank, world=group.count
-        )
+        stream, held_out = open_stream(config.texts, teacher.tokenizer, config.seq_len, group=device.processes)
         about = f"streamed, {_count(held_out.tokens):,} tokens held out by document"
         return Text(stream.begin, held_out, stream.digest, about)
     with reporter.bar("tokenizing", "documents", None) as bar:
@@ -185,6 +182,7 @@ def open_text(
             config.texts,
             teacher.tokenizer,
             cache_folder(),
+            group=device.processes,
             executor=executor,
             progress=bar.advance_by,
             reporter=reporter,

@@ -9,7 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
@@ -60,9 +60,13 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, first: int, tensorboard: bool = False) -> None:
-        self._board = _summary_writer(folder, first) if tensorboard else None
-        self._training = _Table(folder / TRAINING_CSV, (*COLUMNS, HIDDEN), first)
-        self._held_out = _Table(folder / HELD_OUT_CSV, COLUMNS, first)
+        with ExitStack() as opened:
+            self._board = _summary_writer(folder, first) if tensorboard else None
+            if self._board is not None:
+                opened.callback(self._board.close)
+            self._training = opened.enter_context(closing(_Table(folder / TRAINING_CSV, (*COLUMNS, HIDDEN), first)))
+            self._held_out = opened.enter_context(closing(_Table(folder / HELD_OUT_CSV, COLUMNS, first)))
+            self._opened = opened.pop_all()
         self._since = time.monotonic()
         self._last_held_out = ""
 
@@ -110,10 +114,7 @@ class TrainingLog:
 
     def close(self) -> None:
         """Close the files."""
-        self._training.close()
-        self._held_out.close()
-        if self._board is not None:
-            self._board.close()
+        self._opened.close()
 
 
 def read_log(path: Path) -> pd.DataFrame:

@@ -39,9 +39,9 @@ from transformers import BertConfig, BertModel
 
 from autodistil_search.base.device import Device
 from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WEIGHT_DECAY
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.plan import _Timer
 from autodistil_search.distillation.sampling import Drawn, draw
-from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import fake_gpu
 
 from autodistil_search.base.device import Device
-from autodistil_search.base.distributed import processes
+from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.step_cost import LAUNCHES, TRAFFIC
-from autodistil_search.distillation.training_step import Execution, ModelInTraining, TrainOptions, last_hidden_of
+from autodistil_search.distillation.teacher_batches import TeacherBatches
+from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.teachers.teacher import Teacher
@@ -143,11 +145,15 @@ def step(
     model.train()
     text = Blocks([np.arange(5, 95, dtype=np.uint32)], TOKENS, 2, 3)
     last_hidden = last_hidden_of(model, teacher, options, device)
-    training = ModelInTraining(model, teacher, text, options, Execution(), device, processes(), None, last_hidden)
-    training.step(0, lambda: (False, False))
-    _bytes = 0.0
-    with fake_gpu.counting() as counts:
-        training.step(1, lambda: (False, False))
+    training = ModelInTraining(model, options, Execution(), device, last_hidden)
+    with TeacherBatches(teacher.cast(device), text, options, Execution(), device) as batches, ExitStack() as stack:
+        for step in range(2):
+            if step == 1:  # the first step also measures an uninformed model
+                counts, _bytes = stack.enter_context(fake_gpu.counting()), 0.0
+            training.begin(subnets_of_step(model, options, step))
+            for batch in batches.of_step(step):
+                training.learn(batch)
+            training.update(step, (False, False))
     return float(counts.totals()["launches"]), _bytes
 
 

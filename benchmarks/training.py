@@ -31,8 +31,8 @@ from transformers import BertConfig, BertModel
 
 from autodistil_search.base.device import Device, has_bf16
 from autodistil_search.base.files import cache_folder
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.plan import _Timer, typical_steps, work_of
-from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.nas.hardware import most_allocated
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet

@@ -122,15 +122,22 @@ def test_the_precision_that_auto_takes_is_told_with_its_reason(has_bf16, monkeyp
 
 
 def test_a_gpu_is_told_with_its_memory_or_what_is_wrong_with_it(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     gpu = SimpleNamespace(name="A big one", total_memory=80_000_000_000)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     told = found(doctor._device())
     assert (told["cuda:0"].value, told["cuda:0"].remark) == ("A big one", "80.0 GB")
     assert told["precision"].value == "bf16"
     assert all(each.state == "ok" for each in told.values())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    told = found(doctor._device())
+    assert (told["precision"].value, told["bf16"].state) == ("fp16", "slow")
+    assert "float16 is faster than float32" in told["precision"].remark
 
     def fail(_):
         raise RuntimeError("CUDA error:\nunknown")
@@ -138,6 +145,15 @@ def test_a_gpu_is_told_with_its_memory_or_what_is_wrong_with_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", fail)
     (told,) = doctor._device()
     assert (told.state, told.remark) == ("broken", "CUDA error: unknown")
+
+
+def test_an_accelerator_without_properties_is_told_by_its_kind(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    told = found(doctor._device())
+    assert (told["mps:0"].value, told["mps:0"].state, told["mps:0"].remark) == ("mps", "ok", "")
+    assert told["precision"].value == "fp32"
 
 
 def test_what_cannot_be_written_or_is_not_here_is_told(monkeypatch):

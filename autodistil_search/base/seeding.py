@@ -11,6 +11,6 @@ import torch
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the random numbers of torch in the context, and restore the caller's random state afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
         torch.manual_seed(seed)
         yield

@@ -6,6 +6,7 @@ all families of encoders. Letters: B sequences, T tokens, H hidden size, W width
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from autodistil_search.base.device import as_float64
 from autodistil_search.base.errors import InputError
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target
@@ -215,9 +217,9 @@ class LastHidden(nn.Module):
         sample_ids: `(N, T)` token ids.
         """
         size = 1 + len(self.weight)
-        total = torch.zeros(size + len(self.bias), size + len(self.bias), dtype=torch.double, device=self.weight.device)
-        for batch in sample_ids.to(total.device).split(_BLOCKS_AT_ONCE):
-            total += _products(model(batch).last_hidden_state, teacher.last_layer(batch)[1])
+        batches = sample_ids.to(self.weight.device).split(_BLOCKS_AT_ONCE)
+        parts = (_products(model(batch).last_hidden_state, teacher.last_layer(batch)[1]) for batch in batches)
+        total = functools.reduce(torch.add, parts)
         best = _best_map(total, size)
         self.weight.copy_(best[1:])
         self.bias.copy_(best[0])
@@ -260,10 +262,11 @@ def _squared_error(products: Tensor, linear_map: Tensor) -> Tensor:
 def _products(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the sums over tokens of all products between 1, the student's and the teacher's hidden states.
 
-    The matrix is `(n, n)` in float64, with n = 1 + H of the student + H of the teacher, in this order.
+    The matrix is `(n, n)` in float64, with n = 1 + H of the student + H of the teacher, in this order. It is on the CPU
+    if the device of the states has no float64.
     """
     ones = student.new_ones(*student.shape[:-1], 1)
-    tokens = torch.cat([ones, student, teacher], dim=-1).flatten(0, -2).double()
+    tokens = as_float64(torch.cat([ones, student, teacher], dim=-1).flatten(0, -2))
     products: Tensor = tokens.mT @ tokens
     return products
 
@@ -276,7 +279,8 @@ def _best_map(products: Tensor, size: int) -> Tensor:
     gram = products[:size, :size]
     ridge = _RIDGE * gram[1:, 1:].trace() / (size - 1) * torch.eye(size, dtype=gram.dtype, device=gram.device)
     ridge[0, 0] = 0
-    best: Tensor = torch.linalg.solve(gram + ridge, products[:size, size:])
+    # `solve` would wait for the device to see whether the matrix is singular; the result is then not finite.
+    best: Tensor = torch.linalg.solve_ex(gram + ridge, products[:size, size:])[0]
     return best
 
 

@@ -28,15 +28,15 @@ from torch import Tensor
 from autodistil_search.base.device import Device
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.weighted_names import parse_relations
-from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WEIGHT_DECAY
+from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.sampling import Drawn
 from autodistil_search.distillation.step_cost import Cost, Rates, costs
-from autodistil_search.distillation.training_step import TrainOptions, last_hidden_of, subnets_of_step, train_step
+from autodistil_search.distillation.teacher_batches import Batch
+from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
-from autodistil_search.superlm.relation_loss import relation_target
 from autodistil_search.teachers.teacher import Teacher
 
 _DRAWN_STEPS = 2000
@@ -347,39 +347,31 @@ class _Timer:
         device: Device,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._model, self._teacher, self._options, self._device = model, teacher, options, device
+        self._teacher, self._options, self._device = teacher.cast(device), replace(options, lr=1e-6), device
         self._ids = _random_ids(model, shape, device)
-        self._last_hidden = last_hidden_of(model, teacher, options, device)
-        self._parameters = [*model.parameters(), *(self._last_hidden.parameters() if self._last_hidden else ())]
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=1e-6, weight_decay=WEIGHT_DECAY, fused=True)
+        last_hidden = last_hidden_of(model, teacher, options, device)
+        self._training = ModelInTraining(model, self._options, Execution(), device, last_hidden)
         self._clock = clock
 
     def seconds(self, drawn: list[Drawn]) -> float:
         """Return the seconds of one step with those subnets, as in `training_loop.distill`."""
         start = self._clock()
-        train_step(
-            self._model, self._teacher, self._ids, drawn, self._options, self._device, last_hidden=self._last_hidden
-        )
-        torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM).item()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._training.begin(drawn)
+        self._training.learn(self._batch())
+        self._training.update(0, ())
         return self._since(start)
 
     def teacher_seconds(self) -> float:
         """Return the seconds of the teacher's part of a step: its forward pass and its relations."""
-        options, start = self._options, self._clock()
-        with self._device.autocast():
-            if self._last_hidden is None:
-                projections = self._teacher.projections(self._ids)
-            else:
-                projections = self._teacher.last_layer(self._ids)[0]
-            relations = parse_relations(options.relations)
-            relation_target(projections, None, options.relation_heads, options.loss, relations)
+        start, batch = self._clock(), self._batch()
+        assert batch.targets
         return self._since(start)
 
+    def _batch(self) -> Batch:
+        return Batch(self._ids, 1.0, True, self._teacher, self._options)
+
     def _since(self, start: float) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
+        self._device.synchronize()
         return self._clock() - start
 
 
@@ -416,8 +408,8 @@ def _saved_bytes(
     model: AutoDistilModel, teacher: Teacher, options: TrainOptions, shape: tuple[int, int], device: Device
 ) -> int:
     last_hidden = last_hidden_of(model, teacher, options, device)
-    parameters = [*model.parameters(), *(last_hidden.parameters() if last_hidden else ())]
-    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    training = ModelInTraining(model, options, Execution(), device, last_hidden)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in training.learner.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -427,8 +419,8 @@ def _saved_bytes(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        ids, drawn = _random_ids(model, shape, device), _largest_alone(model.config.subnet)
-        train_step(model, teacher, ids, drawn, options, device, last_hidden=last_hidden)
+        training.begin(_largest_alone(model.config.subnet))
+        training.learn(Batch(_random_ids(model, shape, device), 1.0, True, teacher, options))
     model.zero_grad(set_to_none=True)
     return sum(kept.values())
 
@@ -470,8 +462,8 @@ def checkpoint_bytes(config: AutoDistilConfig, map_width: int = 0) -> int:
 
 def reset_peak_memory(device: Device) -> None:
     """Reset the count of `peak_memory`."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    if device.counts_memory:
+        device.reset_peak_memory()
         return
     with suppress(OSError):  # not on Linux, or not permitted: the peak then counts from the start of the process
         Path("/proc/self/clear_refs").write_text("5")
@@ -480,10 +472,10 @@ def reset_peak_memory(device: Device) -> None:
 def peak_memory(device: Device) -> int | None:
     """Return the peak memory since the reset, in bytes; None if the system does not report it.
 
-    The peak is that of tensors on CUDA, elsewhere the resident memory of the process.
+    The peak is that of tensors if the device counts its memory, else the resident memory of the process.
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+    if device.counts_memory:
+        return device.peak_memory()
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

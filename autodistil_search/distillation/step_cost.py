@@ -4,9 +4,9 @@ A step takes at least as long as the slowest of the three needs alone. On a GPU 
 compute while they read, and the host launches ahead of them. Waits of the host for the device are not counted; a step
 has one.
 
-The counts below are those of one step in half precision on a fake GPU, which sees every operation and its tensors
-(`tests/fake_gpu.py`). Each operation reads its inputs once and writes its outputs once. `tests/test_plan.py` compares
-the formula with the count of launches.
+The counts below are those of a step in half precision on a fake GPU, which sees every operation and its tensors:
+`python benchmarks/step_counts.py` prints them. Each operation reads its inputs once and writes its outputs once.
+`tests/test_plan.py` compares the formula with the launches of a whole step.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import NamedTuple
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.user_input import meant, quoted
 from autodistil_search.base.weighted_names import parse_relations
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.sampling import Drawn
-from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.spaces.cost import params_by_part
 from autodistil_search.spaces.subnet import Subnet
 
@@ -159,7 +159,7 @@ class Launches(NamedTuple):
     teacher_layer: a layer of the teacher, forward.
     teacher_relation: the table of one relation.
     first_layer: a layer of the step's first subnet, forward and backward.
-    layer: a layer of a later subnet. Its weights are slices, and each gradient is added to that of the first.
+    layer: a layer of a later subnet, whose weights are slices.
     subnet: a subnet, besides its layers and losses.
     relation: one relation of a subnet, with its gradient.
     hidden: the loss of hidden states of a subnet, with its gradient.
@@ -176,7 +176,7 @@ class Launches(NamedTuple):
 
 
 LAUNCHES = Launches(
-    step=2, teacher_layer=28, teacher_relation=25, first_layer=97, layer=125, subnet=13, relation=30, hidden=51
+    step=27, teacher_layer=12, teacher_relation=21, first_layer=42, layer=44, subnet=13, relation=36, hidden=39
 )
 
 _UNFINISHED = 0.5
@@ -194,8 +194,8 @@ class Traffic(NamedTuple):
 
     `tables`: passes over the float32 scores of a relation, by loss: of the teacher and of a subnet.
 
-    Of a weight: `teacher_weight` to cast it, `trained_weight` for its first gradient, clipping and AdamW, and `weight`
-    for its slice and gradient in each subnet.
+    Of a weight, by estimate: `teacher_weight` to read it, `trained_weight` for its copy, clipping and AdamW, and
+    `weight` to read it and add to its gradient in each subnet.
     """
 
     layer: tuple[float, float, float]
@@ -211,16 +211,16 @@ class Traffic(NamedTuple):
 
 
 TRAFFIC = Traffic(
-    layer=(208, 54, 24),
-    teacher_layer=(72, 16, 8),
-    width=122,
+    layer=(72, 66, 24),
+    teacher_layer=(40, 8, 8),
+    width=118,
     teacher_width=30,
-    tables={"kl": (15, 18), "mse": (3, 11)},
-    hidden=116,
+    tables={"kl": (17, 20.4), "mse": (3.2, 12.1)},
+    hidden=90,
     embeddings=100,
-    teacher_weight=8,
+    teacher_weight=2,
     trained_weight=50,
-    weight=34,
+    weight=12,
 )
 
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -131,15 +131,20 @@ def throughput(model: nn.Module, load: Load) -> float:
 
 
 def peak_bytes(model: nn.Module, load: Load) -> int:
-    """Return the most bytes that weights and a forward pass hold at one time, by torch's allocations."""
+    """Return the most bytes that weights and a forward pass hold at one time, by torch's allocations.
+
+    The pass runs on the CPU if the backend of an accelerator does not count its allocations.
+    """
+    if not load.device.counts_memory:
+        load = replace(load, device=Device("cpu", load.device.precision))
     with _prepared(model, load) as (shipped, run):
         weights = sum(tensor.nbytes for tensor in (*shipped.parameters(), *shipped.buffers()))
         run()
-        if load.device.type == "cuda":
-            before = torch.cuda.memory_allocated(load.device.name)
-            torch.cuda.reset_peak_memory_stats(load.device.name)
+        if load.device.counts_memory:
+            before = load.device.allocated_memory()
+            load.device.reset_peak_memory()
             run()
-            return weights + torch.cuda.max_memory_allocated(load.device.name) - before
+            return weights + load.device.peak_memory() - before
         return weights + most_allocated(run)
 
 
@@ -165,7 +170,7 @@ def most_allocated(work: Callable[[], object]) -> int:
 def _prepared(model: nn.Module, load: Load) -> Iterator[tuple[nn.Module, Callable[[], None]]]:
     """Yield the student in the device's precision and a function that runs a forward pass.
 
-    No other process measures in the meantime. On a GPU the function returns when the pass is complete.
+    No other process measures in the meantime. The function returns when the pass is complete.
     """
     device = load.device
     shipped = device.cast(model).eval()
@@ -177,8 +182,7 @@ def _prepared(model: nn.Module, load: Load) -> Iterator[tuple[nn.Module, Callabl
     @torch.inference_mode()
     def run() -> None:
         shipped(input_ids=ids)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device.name)
+        device.synchronize()
 
     with FileLock(_lock_path(), mode=0o666):
         yield shipped, run

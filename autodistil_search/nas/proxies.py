@@ -176,11 +176,14 @@ class RelationProxy:
         Raises:
             FloatingPointError: if the loss is not finite.
         """
-        total = 0.0
+        losses = []
         for batch, target in zip(self._batches, self._targets, strict=True):
             with self._device.autocast():
                 projections = model.last_projections(batch, subnet=subnet)
-            total += float(relation_loss(projections, target)) * len(batch)
+            losses.append(relation_loss(projections, target))
+        sizes = map(len, self._batches)
+        measured: list[float] = torch.stack(losses).tolist()  # one wait for the device in all
+        total = sum(loss * size for loss, size in zip(measured, sizes, strict=True))
         if not math.isfinite(total):
             raise FloatingPointError(f"the held-out loss of subnet {subnet or model.config.subnet} is {total}")
         return max(total / self.blocks, 0.0)  # rounding in float32 can put a perfect student slightly below zero
@@ -497,5 +500,5 @@ def sentence_vectors(
         inputs, _ = rows.batch(indices, device.name)
         with device.autocast():
             hidden = model(**matched(model, inputs), subnet=subnet).last_hidden_state.float()
-        vectors[indices] = pooling.vectors(hidden, inputs["attention_mask"]).double().cpu().numpy()
+        vectors[indices] = pooling.vectors(hidden, inputs["attention_mask"]).cpu().double().numpy()
     return vectors

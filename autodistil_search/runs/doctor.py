@@ -23,6 +23,7 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import cache_folder
 from autodistil_search.base.resources import cgroup_limits
 from autodistil_search.base.version import __version__
+from autodistil_search.text.digests import digests_file, known_digests
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -177,18 +178,20 @@ def _check_import(name: str, problem: str | None) -> Finding:
 def _device() -> Iterator[Finding]:
     import torch
 
-    from autodistil_search.base.device import choose_device, has_bf16
+    from autodistil_search.base.device import choose_device, fastest_precision, has_bf16
 
     try:
         chosen = choose_device()
-        gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        described = getattr(torch.get_device_module(chosen.type), "get_device_properties", None)  # MPS has none
+        count = torch.accelerator.device_count() if chosen.type != "cpu" else 0
+        properties = [described(index) if described else None for index in range(count)]
     except RuntimeError as error:  # such as a driver of the wrong version
         yield Finding("device", None, state="broken", remark=" ".join(str(error).split())[:300])
         return
-    if chosen.type == "cuda":
-        for index, properties in enumerate(gpus):
-            yield Finding(f"cuda:{index}", properties.name, remark=f"{properties.total_memory / 1e9:.1f} GB")
-    else:
+    for index, device in enumerate(properties):
+        memory = f"{device.total_memory / 1e9:.1f} GB" if device else ""
+        yield Finding(f"{chosen.type}:{index}", device.name if device else chosen.type, remark=memory)
+    if not properties:
         built = torch.version.cuda or torch.version.hip
         why = f"torch is built for {built} and sees none" if built else "torch is built without CUDA"
         if not built and Path("/dev/nvidia0").exists():
@@ -201,6 +204,8 @@ def _device() -> Iterator[Finding]:
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
     hardware = has_bf16(chosen.type)
     why = "bfloat16 instructions found" if hardware else "no bfloat16 instructions found"
+    if fastest_precision(chosen.type) == "fp16":
+        why += ", and float16 is faster than float32"
     if launched in ("bf16", "fp16"):
         why = "ACCELERATE_MIXED_PRECISION"
     yield Finding("precision", chosen.precision, remark=f"selected by auto: {why}")
@@ -280,6 +285,9 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", str(folder), state="broken", remark=remark)
         return
     yield Finding("cache", str(folder), remark="can be written" if existing == folder else "can be created")
+    if known := len(known_digests(folder)):
+        remark = f"{digests_file(folder)}; these files are read again only if they change"
+        yield Finding("digests of text there", known, "files", remark=remark)
     yield Finding("free disk there", shutil.disk_usage(existing).free / 1e9, "GB")
 
 

@@ -30,6 +30,13 @@ class Group:
     title: str
 
 
+@dataclass(frozen=True)
+class Known:
+    """Words that completion offers for a setting that may also have other values."""
+
+    words: tuple[str, ...]
+
+
 SPACE = Group("space")
 DATA = Group("data and teacher")
 TRAINING = Group("training")
@@ -49,7 +56,8 @@ Rows = Annotated[int, Ge(2), Le(LARGEST)]
 Rate = Annotated[float, Gt(0)]
 Name = Annotated[str, MinLen(1)]
 """Text that names something, such as a file, a folder, a model or a task."""
-Device = Literal["auto", "cpu", "cuda"]
+Device = Annotated[str, MinLen(1), Known(("auto", "cpu", "cuda", "mps", "xpu"))]
+"""Checked by `base.device.choose_device`, because torch knows the devices of a machine."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "executor", "workers")
@@ -193,8 +201,12 @@ def grouped_yaml(config: type[Any], settings: Mapping[str, Any]) -> str:
 
 
 def choices(config: type[Any]) -> dict[str, tuple[str, ...]]:
-    """Return the allowed words of each setting that has a closed list."""
-    return {name: words for name, hint in get_type_hints(config).items() if (words := _words(hint))}
+    """Return the words of each setting that has a closed list, or a list of known words."""
+    hints = get_type_hints(config, include_extras=True)
+    known = {
+        name: next((part.words for part in _parts(hint) if isinstance(part, Known)), ()) for name, hint in hints.items()
+    }
+    return {name: words for name, hint in hints.items() if (words := _words(hint) or known[name])}
 
 
 def column_names(text: str | None) -> list[str] | None:

@@ -40,8 +40,8 @@ class DistilConfig:
         text: Training text, as in search; the run's if not given.
         accumulate: Number of parts of a process's blocks; one part is in memory at a time.
         seed: Seed of the order of text.
-        device: Device to run on; auto takes CUDA if there is one.
-        precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
+        device: Device to run on: auto, cpu, cuda, mps or xpu; auto takes an accelerator if there is one.
+        precision: Precision of matrix products; auto takes the fastest that the hardware has; fp16 scales the loss.
         held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
         keep: Number of checkpoints that are kept during training.
         out: Output folder; students/<run>-<pick> if not given.

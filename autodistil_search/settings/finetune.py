@@ -52,8 +52,8 @@ class FinetuneConfig:
         seeds: Number of fine-tunings with different seeds, for mean and spread.
         max_length: Maximum number of tokens in a row.
         train_rows: Maximum number of training rows.
-        device: Device to run on; auto takes CUDA if there is one.
-        precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
+        device: Device to run on: auto, cpu, cuda, mps or xpu; auto takes an accelerator if there is one.
+        precision: Precision of matrix products; auto takes the fastest that the hardware has; fp16 scales the loss.
         executor: Where the fine-tunings run: dask (a local cluster, extra "distributed") or dask:ADDRESS (the cluster
             of that scheduler, such as tcp://host:8786, or its .json file). This process if not given.
         workers: Number of workers of the local cluster; by default one for each GPU, or for every OMP_NUM_THREADS CPUs.

@@ -66,8 +66,8 @@ class TrainConfig:
         accumulate: Number of parts of a process's blocks; one part is in memory at a time.
         lr: Peak learning rate. If not given, 0.13 / (layers x root of the hidden size), at most 4e-3.
         seed: Seed of the initial weights, the order of text, the subnets of each step and the search.
-        device: Device to run on; auto takes CUDA if there is one.
-        precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
+        device: Device to run on: auto, cpu, cuda, mps or xpu; auto takes an accelerator if there is one.
+        precision: Precision of matrix products; auto takes the fastest that the hardware has; fp16 scales the loss.
         compile: Compile the layers by torch.compile.
         held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
         keep: Number of checkpoints that are kept during training.

@@ -54,8 +54,8 @@ class ValidateConfig:
         lr: Peak learning rate of fine-tuning.
         accumulate: Number of parts of a step's blocks in training alone; one part is in memory at a time.
         seed: Seed of the draw, of training alone and of fine-tuning.
-        device: Device to run on; auto takes CUDA if there is one.
-        precision: Precision of matrix products; auto takes bf16 if the hardware has it, fp16 scales the loss.
+        device: Device to run on: auto, cpu, cuda, mps or xpu; auto takes an accelerator if there is one.
+        precision: Precision of matrix products; auto takes the fastest that the hardware has; fp16 scales the loss.
         executor: Where subnets are measured: dask (a local cluster, extra "distributed") or dask:ADDRESS (the cluster
             of that scheduler, such as tcp://host:8786, or its .json file). This process if not given.
         workers: Number of workers of the local cluster; by default one for each GPU, or for every OMP_NUM_THREADS CPUs.

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from autodistil_search.base.device import Device
+from autodistil_search.base.device import Device, send
 from autodistil_search.base.files import file_sha256, write_atomically
 from autodistil_search.base.pretrained import ends, matched
 from autodistil_search.base.progress import Bar, Reporter
@@ -107,8 +107,8 @@ class Encoded:
         """Return the inputs `(B, T)` of the given rows, padded to the longest, and their labels `(B,)`."""
         columns = {name: [column[i] for i in indices] for name, column in self._columns.items()}
         inputs = self._tokenizer.pad(columns, return_tensors="pt")
-        tensors = {name: cast(Tensor, tensor).to(device) for name, tensor in inputs.items()}
-        return tensors, torch.tensor(self.labels[list(indices)], device=device, dtype=torch.float32)
+        tensors = {name: send(cast(Tensor, tensor), device) for name, tensor in inputs.items()}
+        return tensors, send(torch.tensor(self.labels[list(indices)], dtype=torch.float32), device)
 
     def shuffled(self, size: int, seed: str) -> list[list[int]]:
         """Return the batches of an epoch as indices: all rows once, in an order determined by `seed`."""
@@ -193,7 +193,7 @@ def predict(model: Callable[..., Any], rows: Encoded, device: Device) -> Array:
         inputs, _ = rows.batch(indices, device.name)
         with device.autocast():
             logits = model(**matched(model, inputs)).logits
-        outputs += zip(indices, logits.double().cpu().numpy(), strict=True)
+        outputs += zip(indices, logits.cpu().double().numpy(), strict=True)
     return np.stack([output for _, output in sorted(outputs, key=lambda row: row[0])])
 
 
@@ -361,15 +361,16 @@ class _Run:
         inputs, labels = self.prepared.train.batch(indices, self.device.name)
         with seeded(hash((self.options.seed, step)) % 2**32):  # for dropout
             loss = self.learner.loss(inputs, labels, self.device)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step + 1}")
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
         torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRADIENT_NORM)
+        value = loss.item()  # waits for the device: late, when all but the update is queued
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {step + 1}")
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return value
 
     def _end_epoch(self) -> None:
         """Measure the rows to choose by, and keep the weights if they are the best so far."""

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autodistil_search.base.device import as_float64
 from autodistil_search.base.errors import InputError
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -160,7 +161,7 @@ def _copy_slices(model: AutoDistilModel, teacher: Teacher, relation_heads: int) 
     """
     notes = teacher.copy_into(model)
     if teacher.copies_layers and model.config.relation_heads is not None:
-        unturned = torch.eye(teacher.subnet.hidden_size, dtype=torch.double, device=teacher.model.device)
+        unturned = as_float64(torch.eye(teacher.subnet.hidden_size, device=teacher.model.device))
         _align_relations(model, teacher, None, unturned, relation_heads)
     return notes
 
@@ -193,7 +194,7 @@ def _turn_heads(turned: Teacher, teacher: Teacher, sample_ids: Tensor, student_s
         u, s, vh = torch.linalg.svd(root_q @ root_k)  # (A, D, D), (A, D), (A, D, D)
         _mix_rows(_linear(turned, layer, "query"), scale * s.sqrt()[..., None] * u.mT @ inverse_q)
         _mix_rows(_linear(turned, layer, "key"), scale * s.sqrt()[..., None] * vh @ inverse_k)
-        output = _linear(teacher, layer, "attention_output").weight.double()
+        output = as_float64(_linear(teacher, layer, "attention_output").weight)
         output = output.unflatten(1, (teacher_sizes.heads, -1)).transpose(0, 1) @ root_v  # (A, H, D)
         components = torch.stack([_principal(moment) for moment in output.mT @ output])  # (A, D, D)
         size = (output @ components).norm(dim=1).clamp(min=_SMALLEST_VARIANCE).sqrt()[:, None]  # (A, 1, D)
@@ -219,12 +220,12 @@ def _turn_hidden(turned: Teacher, teacher: Teacher, sample_ids: Tensor, widths: 
     hidden = teacher.subnet.hidden_size
     norms = _norms(teacher)
     if min(widths) >= hidden:
-        return torch.eye(hidden, dtype=torch.double, device=teacher.model.device)
+        return as_float64(torch.eye(hidden, device=teacher.model.device))
     moments = _averages(teacher, sample_ids, [(norm, lambda _, y: y.mT @ y) for norm in norms])
     turn = _principal(torch.stack(moments).sum(0))
 
     def sums(x: Tensor, y: Tensor) -> Tensor:
-        return _norm_sums(x.double() @ turn, y.double() @ turn, [min(width, hidden) for width in widths])
+        return _norm_sums(as_float64(x) @ turn, as_float64(y) @ turn, [min(width, hidden) for width in widths])
 
     fits = _averages(teacher, sample_ids, [(norm, sums) for norm in norms])
     for norm, fit in zip(_norms(turned), fits, strict=True):
@@ -267,7 +268,7 @@ def _align_relations(
     per_head, teacher_per_head = (-(-w // relation_heads) for w in (width, teacher_sizes.attention_width))
     groups = torch.arange(teacher_sizes.attention_width, device=turn.device).split(teacher_per_head)
     rows, order = _matching_rows(groups, relation_heads, per_head, model.config.relation_heads is not None)
-    rows, order = rows[:width], order[:width]
+    rows, order = rows[:width].to(model.device), order[:width]
     last, parts = cast(ElasticLayer, model.layers[-1]), teacher.layer_parts(source)
     components, scale = _relation_components(teacher, source, sample_ids, groups), 1.0
     if sample_ids is not None:
@@ -276,10 +277,10 @@ def _align_relations(
         target, chosen = getattr(last, name), scale * components[name][order]  # (rows, W)
         if len(rows) < width:
             model._init_weights(target)
-        weight = chosen @ parts[name].weight.double() @ turn
+        weight = chosen @ as_float64(parts[name].weight) @ turn
         target.weight[rows, :hidden] = weight[:, :hidden].to(target.weight)
-        target.bias[rows] = (chosen @ parts[name].bias.double()).to(target.bias)
-    output = turn.mT @ parts["attention_output"].weight.double() @ components["value"][order].mT / scale
+        target.bias[rows] = (chosen @ as_float64(parts[name].bias)).to(target.bias)
+    output = turn.mT @ as_float64(parts["attention_output"].weight) @ components["value"][order].mT / scale
     last.attention_output.weight[:hidden, rows] = output[:hidden].to(last.attention_output.weight)
 
 
@@ -308,13 +309,13 @@ def _relation_components(
     They are identities without a sample.
     """
     if sample_ids is None:
-        identity = torch.eye(teacher.subnet.attention_width, dtype=torch.double, device=teacher.model.device)
+        identity = as_float64(torch.eye(teacher.subnet.attention_width, device=teacher.model.device))
         return dict.fromkeys(("query", "key", "value"), identity)
     watched = [(_linear(teacher, layer, part), lambda _, y: y.mT @ y) for part in ("query", "key", "value")]
     q, k, v = _averages(teacher, sample_ids, watched)
     both, value = (
         torch.block_diag(*(_principal(moment[group][:, group]).mT for group in groups))
-        for moment in (q / q.trace() + k / k.trace(), v)
+        for moment in map(as_float64, (q / q.trace() + k / k.trace(), v))
     )
     return {"query": both, "key": both, "value": value}
 
@@ -397,13 +398,13 @@ def _moments(x: Tensor, groups: int) -> Tensor:
 
 def _principal(moment: Tensor) -> Tensor:
     """Return the principal components of a second moment `(n, n)` as columns, the largest first, in float64."""
-    components: Tensor = torch.linalg.eigh(moment.double())[1].flip(-1)
+    components: Tensor = torch.linalg.eigh(as_float64(moment))[1].flip(-1)
     return components
 
 
 def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
     """Return the symmetric square roots of second moments `(G, n, n)`, and the inverses of the roots."""
-    values, vectors = torch.linalg.eigh(moment.double())
+    values, vectors = torch.linalg.eigh(as_float64(moment))
     values = values.clamp(min=_SMALLEST_VARIANCE * float(values.max()))
     roots = values.sqrt()[:, None]  # (G, 1, n)
     return (vectors * roots) @ vectors.mT, (vectors / roots) @ vectors.mT
@@ -411,8 +412,8 @@ def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mix_rows(linear: nn.Linear, blocks: Tensor) -> None:
     """Multiply the outputs of each group by its block of `blocks` `(G, n, n)`, from the left."""
-    weight = linear.weight.double().unflatten(0, (len(blocks), -1))  # (G, n, in)
-    bias = linear.bias.double().unflatten(0, (len(blocks), -1, 1))  # (G, n, 1)
+    weight = as_float64(linear.weight).unflatten(0, (len(blocks), -1))  # (G, n, in)
+    bias = as_float64(linear.bias).unflatten(0, (len(blocks), -1, 1))  # (G, n, 1)
     linear.weight.copy_((blocks @ weight).flatten(0, 1))
     linear.bias.copy_((blocks @ bias).flatten())
 
@@ -422,5 +423,5 @@ def _mix_columns(linear: nn.Linear, blocks: Tensor) -> None:
 
     An input x then has the effect that the block times x had before.
     """
-    weight = linear.weight.double().unflatten(1, (len(blocks), -1)).transpose(0, 1)  # (G, out, n)
+    weight = as_float64(linear.weight).unflatten(1, (len(blocks), -1)).transpose(0, 1)  # (G, out, n)
     linear.weight.copy_((weight @ blocks).transpose(0, 1).flatten(1))

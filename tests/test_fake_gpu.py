@@ -1,0 +1,205 @@
+"""What the product does on a GPU, on a device that a CPU computes: no mixed devices, few copies and waits."""
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fake_gpu
+import pytest
+import torch
+from matplotlib.figure import Figure
+from processes import SERVER
+from torch import nn
+
+from autodistil_search.base.device import Device
+from autodistil_search.nas import hardware
+from autodistil_search.nas.proxies import BLOCKS_AT_ONCE, HIDDEN_KIND, RelationProxy, TaskBudget, task_proxy
+from autodistil_search.spaces.search_space import load_space
+from autodistil_search.teachers import initial_weights
+from autodistil_search.teachers.loading import load_teacher
+
+
+def elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function in a process of its own, because a backend cannot be unregistered."""
+    with ProcessPoolExecutor(1, mp_context=SERVER) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def errors_of_mixed_devices() -> list[str]:
+    fake_gpu.install()
+    gpu, cpu = torch.ones(3, device=fake_gpu.NAME), torch.ones(3)
+    layer = nn.Linear(3, 3).to(fake_gpu.NAME)
+    mixed: list[Callable[[], object]] = [
+        lambda: gpu + cpu,
+        lambda: layer(cpu),
+        lambda: torch.cat([gpu, cpu]),
+        lambda: cpu.add_(gpu),
+        lambda: cpu.new_zeros(()).add_(gpu.sum()),
+        lambda: cpu[torch.zeros(1, dtype=torch.long, device=fake_gpu.NAME)],
+        lambda: nn.functional.scaled_dot_product_attention(*[side.view(1, 1, 3) for side in (gpu, gpu, cpu)]),
+    ]
+    errors = []
+    for run in mixed:
+        with pytest.raises(RuntimeError, match=r"device|cpu") as error:
+            run()
+        errors.append(str(error.value))
+    assert (gpu + torch.tensor(2.0)).tolist() == [3, 3, 3]
+    return errors
+
+
+def test_tensors_of_two_devices_do_not_mix():
+    assert all("at tests/test_fake_gpu.py:" in error for error in elsewhere(errors_of_mixed_devices))
+
+
+def counts_of_an_autocast() -> tuple[dict[str, Any], dict[str, int], float]:
+    fake_gpu.install()
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 6), torch.randn(5, 4)
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
+    layer.to(fake_gpu.NAME)
+    x = x.pin_memory()
+    with fake_gpu.counting() as counts:
+        gpu = x.to(fake_gpu.NAME, non_blocking=True)
+        with torch.autocast(fake_gpu.NAME, dtype=torch.bfloat16):
+            first = layer(gpu)
+            loss = (first + layer(gpu)).float().square().sum() / 4
+        loss.backward()
+        loss.item()
+        layer.bias[layer.bias > 0].sum()
+        layer.weight.cpu()
+    gradient = layer.weight.grad.cpu()
+    operators: dict[str, int] = {}
+    for (operator, _), count in counts.launches.items():
+        operators[operator] = operators.get(operator, 0) + count
+    return counts.to_dict(), operators, float((gradient - expected).norm() / expected.norm())
+
+
+def test_launches_casts_copies_and_waits_are_counted():
+    counts, operators, error = elsewhere(counts_of_an_autocast)
+    assert operators["addmm"] == 2
+    # Weight and bias once for both calls, the input twice; the sum; backward, the sum and each cast of a weight.
+    assert counts["casts"] == 2 + 2 + 1 + 1 + 2
+    assert counts[fake_gpu.UP] == 1
+    assert counts[fake_gpu.DOWN] == 1
+    assert sorted(line.split(" at ")[0] for line in counts["syncs_at"]) == [
+        "1 copy to the host",
+        "1 index by booleans",
+        "1 item",
+    ]
+    assert error < 2 * 2**-8  # products of bfloat16
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    rows = [f"w{i % 9} w{i % 5},w{i % 7} w{i % 5},{i % 2}" for i in range(60)]
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(["sentence1,sentence2,label", *rows]))
+    return str(path)
+
+
+def run_all(commands: list[list[str]], float64: bool) -> list[dict[str, Any]]:
+    fake_gpu.HAS_FLOAT64, hardware._SECONDS = float64, 0.0
+    Figure.savefig = lambda _, path, **__: path.write_bytes(b"")  # type: ignore[method-assign]
+    return [fake_gpu.run_command(command) for command in commands]
+
+
+@pytest.fixture
+def begin(teacher_folder, toy_text, tmp_path) -> Callable[..., list[str]]:
+    """Settings of toy searches and trainings."""
+
+    def settings(name: str, teacher: str = "bert", *others: str) -> list[str]:
+        words = {
+            "space": "debug",
+            "teacher": str(teacher_folder(teacher)),
+            "text": str(toy_text()),
+            "seq-len": 16,
+            "steps": 3,
+            "batch-size": 2,
+            "device": fake_gpu.NAME,
+            "out": str(tmp_path / name),
+        }
+        return [part for name, value in words.items() for part in (f"--{name}", str(value))] + [*others]
+
+    return settings
+
+
+SEARCH = ["--eval-blocks", "4", "--evaluations", "4", "--population", "2", "--quiet"]
+
+
+def test_every_command_runs_on_a_gpu(begin, table, teacher_folder, tmp_path):
+    run, student, labelled = (str(tmp_path / name) for name in ("run", "student", "labelled"))
+    teacher = str(teacher_folder("bert"))
+    gpu, rows = ["--device", fake_gpu.NAME], ["--label-column", "label", "--train-rows", "40", "--epochs", "1"]
+    measured = ["--measured-seq-len", "8", "--throughput-batch", "2"]
+    drawn = ["--subnets", "2", "--bands", "1", "--alone-steps", "2"]
+    shared = ["--proxy-rows", "40", "--proxy-epochs", "1", "--baselines", "none"]
+    search = partial(begin, "run", "bert", *SEARCH)
+    columns = "acc,flops,latency,throughput,memory"
+    commands = [
+        ["doctor"],
+        ["plan", "--tokens", "1M", "--space", "debug", "--teacher", teacher, "--seq-len", "16", *gpu],
+        ["profile", "--space", "debug", *gpu, *measured],
+        ["partition", "debug", "--k", "2", "--to", str(tmp_path / "parts")],
+        ["search", *search(), "--baselines", "tinybert,truncated", "--objectives", columns, *measured],
+        ["search", *search(), "--baselines", "tinybert,truncated", "--objectives", columns, *measured],
+        ["report", run],
+        ["distil", run, "--pick", "1", "--steps", "3", "--out", student, *gpu],
+        ["export", run, "--pick", "1", "--to", str(tmp_path / "exported")],
+        ["finetune", student, "--task", table, "--max-length", "16", "--out", labelled, "--seeds", "1", *rows, *gpu],
+        ["validate-proxy", run, *drawn, "--probe", table, "--cosine", table, "--task", table, *rows, *gpu],
+        ["train", *begin("fp16", "bert", "--precision", "fp16", "--loss", "mse", "--in-place", "0.5"), "--hidden", "0"],
+        ["train", *begin("mpnet", "mpnet", "--precision", "fp32", "--sampling", "sandwich", "--accumulate", "2")],
+        ["train", *begin("distilbert", "distilbert", "--init", "slices")],
+    ]
+    for proxy in ("hidden", *(f"{kind}:{table}" for kind in ("probe", "cosine", "task"))):
+        name = proxy.partition(":")[0]
+        commands.append(["search", *begin(name, "bert", *SEARCH), "--proxy", proxy, *shared])
+    results = elsewhere(run_all, commands, True)
+    assert [(result["command"][0], result["code"]) for result in results] == [(name, 0) for name, *_ in commands]
+
+
+def test_a_device_without_float64_computes_what_needs_it_on_the_cpu(begin, table, teacher_folder, tmp_path):
+    rows = ["--label-column", "label", "--max-length", "16", "--epochs", "1", "--seeds", "1", "--device", fake_gpu.NAME]
+    commands = [
+        ["search", *begin("run", "bert", *SEARCH), "--init", "pca", "--proxy", "hidden", "--baselines", "none"],
+        ["search", *begin("all", "mpnet", *SEARCH), "--proxy", f"cosine:{table}", "--baselines", "none"],
+        ["finetune", str(teacher_folder("bert")), "--task", table, *rows, "--out", str(tmp_path / "tuned")],
+    ]
+    results = elsewhere(run_all, commands, False)
+    assert [result["code"] for result in results] == [0] * len(commands)
+
+
+def waits_of_scores(teacher_folder: str, table: str) -> dict[str, list[str]]:
+    """The waits of scoring a subnet by each proxy, after a first score."""
+    fake_gpu.install()
+    device = Device(fake_gpu.NAME, "bf16")
+    teacher, space = load_teacher(teacher_folder, -1, device.name), load_space("debug")
+    model, _ = initial_weights.superlm(teacher, space, "embeddings")
+    device.place(model)
+    held_out = torch.randint(5, 90, (2 * BLOCKS_AT_ONCE, 8))
+    labelled = [task_proxy(f"{kind}:{table}", TaskBudget(40, 1, 1e-4, 0, 16)) for kind in ("probe", "cosine")]
+    proxies = {
+        "relation": RelationProxy(teacher, held_out, 4, "kl", device),
+        "hidden": HIDDEN_KIND.open(teacher, held_out, device),
+        **{kind.objective.name: kind.open(teacher, held_out, device) for kind in labelled},
+    }
+    waits = {}
+    for name, proxy in proxies.items():
+        proxy.score(model, space.smallest)
+        with fake_gpu.counting() as counts:
+            proxy.score(model, space.largest)
+        waits[name] = counts.lines("syncs")
+    return waits
+
+
+def test_a_score_waits_for_the_device_at_most_once_a_batch(teacher_folder, table):
+    waits = elsewhere(waits_of_scores, str(teacher_folder("bert")), table)
+    batches = {
+        "relation": 1,
+        "hidden": 1,
+        "pairs_accuracy_probe": 2,
+        "pairs_cosine": 2,
+    }  # two sets or sides, a batch each
+    assert {name: sum(int(line.split()[0]) for line in lines) for name, lines in waits.items()} == batches, waits

@@ -5,8 +5,9 @@
 1 a step of four subnets against their four extracted students; 2 the fused relation losses against the plain formulas;
 3 the parts of a whole step with its teacher, and a cache of the teacher's outputs; 4 time against batch, length and
 space; 5 a student against transformers' `BertModel` of the same shape; 6 layers through `torch.compile`, two minutes of
-compiling. What is compared runs in turn, and the fastest pass of each counts. Peak memory is what one pass allocates
-at most beyond what stood before it, by the allocations that torch.profiler records on a CPU.
+compiling; 7 the share of this machine's own peak that a default step reaches, a few minutes. What is compared runs in
+turn, and the fastest pass of each counts. Peak memory is what one pass allocates at most beyond what stood before it,
+by the allocations that torch.profiler records on a CPU.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import csv
 import os
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +29,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from autodistil_search.base.device import Device, has_bf16
 from autodistil_search.base.files import cache_folder
+from autodistil_search.distillation.options import TrainOptions
+from autodistil_search.distillation.plan import _Timer, typical_steps, work_of
 from autodistil_search.nas.hardware import most_allocated
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet
@@ -386,7 +391,69 @@ def compiled(repeats: int) -> None:
     table(("layers compiled with", *firsts, "step of the three s"), rows)
 
 
-SECTIONS = {"1": sandwich, "2": relations, "3": whole_step, "4": scaling, "5": against_bert, "6": compiled}
+SIDE = 2048
+"""Side of the square matrices whose product gives the peak."""
+
+
+def random_bert(like: Teacher) -> Teacher:
+    """A teacher of 12 x 768 with random weights, as large as BERT-base."""
+    return Teacher(BertModel(BertConfig(), add_pooling_layer=False).eval(), like.tokenizer, "12 x 768", -1)
+
+
+def product(dtype: torch.dtype) -> Work:
+    """The product of two square matrices."""
+    a, b = torch.randn(SIDE, SIDE).to(dtype), torch.randn(SIDE, SIDE).to(dtype)
+    return lambda: a @ b
+
+
+def near_the_limit(repeats: int, batch: int = 8, tokens: int = 128) -> None:
+    """7: the share of the best matrix product of this run that a default step reaches, with one and two threads.
+
+    FLOPs of teacher and subnets are those of `plan`, which also times the steps: five steps that stand for a run.
+    """
+    precisions = ["fp32", *(["bf16"] if has_bf16("cpu") else [])]
+    packaged = load_teacher()
+    before, rounds = torch.get_num_threads(), max(1, repeats // 4)
+    rows = []
+    for precision in precisions:
+        device = Device("cpu", precision)
+        multiply = product(torch.float32 if precision == "fp32" else torch.bfloat16)
+        measured: dict[tuple[str, str], list[float]] = {}
+        peaks: dict[int, float] = {}
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for teacher in (packaged, random_bert(packaged)):
+                for name in ("tiny", "shallow", "small"):
+                    model = model_of(name)
+                    options = TrainOptions(200, batch, 1e-4, 0, relation_heads=RELATION_HEADS, hidden=1.0)
+                    timer = _Timer(model, teacher, options, (batch, tokens), device)
+                    steps = typical_steps(model, options)
+                    timer.seconds(steps[-1])  # warms up
+                    times = [[timer.seconds(step) for step in steps] for _ in range(rounds)]
+                    seconds = statistics.fmean(map(min, zip(*times, strict=True)))
+                    flops = 2 * batch * work_of(teacher, model, options, tokens).multiply_adds
+                    measured.setdefault((name, teacher.name), []).extend([seconds, flops / seconds])
+                    (fastest_product,) = fastest({"product": multiply}, repeats)
+                    peaks[threads] = max(peaks.get(threads, 0), 2 * SIDE**3 / fastest_product)
+        for (name, teacher_name), (one, one_rate, two, two_rate) in measured.items():
+            cells = f"{one:.3f}", f"{one_rate / peaks[1]:.2f}", f"{two:.3f}", f"{two_rate / peaks[2]:.2f}"
+            rows.append((name, teacher_name, precision, *cells, f"{one / two / 2:.2f}"))
+        rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s with {threads}" for threads, rate in peaks.items())
+        print(f"\npeak in {precision}: {rates} threads", flush=True)
+    torch.set_num_threads(before)
+    head = ("space", "teacher", "precision", "1 thread s", "of the peak", "2 threads s", "of the peak", "speed-up / 2")
+    table(head, rows)
+
+
+SECTIONS = {
+    "1": sandwich,
+    "2": relations,
+    "3": whole_step,
+    "4": scaling,
+    "5": against_bert,
+    "6": compiled,
+    "7": near_the_limit,
+}
 
 
 def main() -> None:

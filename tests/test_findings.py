@@ -37,6 +37,7 @@ OF_EACH_KIND = [
     Finding(findings.NOTHING_LEARNT_ALONE, {"broken": 1, "subnets": 8, "lr": [0.1, 0.2]}),
     Finding(findings.NOTHING_TO_RANK, {"target": "accuracy"}),
     Finding(findings.ONE_SEED),
+    Finding(findings.LATENCY_DISTURBED, {"disturbed": 2, "measured": 40, "most": 0.43}),
     Finding(
         findings.LATENCY_PREDICTED,
         {"fitted_on": 5, "error_left_out": ERROR, "error_on_frontier": ERROR, "kept": 2, "subnets": 3},
@@ -59,6 +60,20 @@ def test_every_kind_comes_back_from_json_as_it_was():
     assert findings.read(summary) == OF_EACH_KIND
     assert [str(finding) for finding in findings.read(summary)] == summary["notes"]
     assert "12 of the 1,256 of tiny" in summary["notes"][6]
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ([], None),
+        ([0.0, 0.09], None),
+        ([0.05, 0.3, 0.43], "2 of 3 latencies were measured, up to 43 %"),
+        ([0.5], "up to"),
+    ],
+)
+def test_latencies_count_as_disturbed_from_a_tenth_of_the_processors(shares, words):
+    finding = findings.disturbed_latency(shares)
+    assert (finding is None) if words is None else (words in str(finding))
 
 
 def test_what_is_not_finite_is_null_in_json_and_said_alike():

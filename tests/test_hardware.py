@@ -8,8 +8,10 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from autodistil_search.base.device import Device
+from autodistil_search.base.resources import CpuSeconds
 from autodistil_search.nas import hardware
-from autodistil_search.nas.hardware import Load, latency, pass_seconds, peak_bytes, throughput
+from autodistil_search.nas.evaluation import DISTURBANCE
+from autodistil_search.nas.hardware import Load, Passes, latency, peak_bytes, throughput, timed_passes
 
 
 class Toy(nn.Module):
@@ -37,14 +39,15 @@ def load(cpu):
 
 def test_passes_run_as_the_shipped_student_would(load):
     toy = Toy()
-    seconds = pass_seconds(toy.train(), load)
+    seconds = timed_passes(toy.train(), load).seconds
     assert set(toy.seen) == {((3, 7), False, False)}
     assert 10 <= len(seconds) == len(toy.seen) - 3 <= 200
     assert seconds == sorted(seconds)
 
 
 def test_latency_is_the_median_in_milliseconds_and_throughput_its_inverse(load, monkeypatch):
-    monkeypatch.setattr(hardware, "pass_seconds", lambda *_: [0.001, 0.002, 0.003, 0.004, 0.1])
+    passes = Passes([0.001, 0.002, 0.003, 0.004, 0.1], None)
+    monkeypatch.setattr(hardware, "timed_passes", lambda *_: passes)
     assert latency(Toy(), load) == pytest.approx({"latency": 3.0, "latency_iqr": 2.0})
     assert throughput(Toy(), load) == pytest.approx(3 / 0.003)
 
@@ -56,9 +59,27 @@ def test_a_pass_takes_what_it_waits_and_passes_are_repeated_for_some_time(load, 
     def wait():
         clock[0] += 1 / 64
 
-    monkeypatch.setattr(hardware, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(hardware, "time", SimpleNamespace(perf_counter=lambda: clock[0], process_time=lambda: 0.0))
     monkeypatch.setattr(hardware, "_SECONDS", 0.5)
-    assert pass_seconds(Toy(wait), load) == [1 / 64] * 32
+    assert timed_passes(Toy(wait), load).seconds == [1 / 64] * 32
+
+
+@pytest.mark.parametrize(
+    ("readings", "share"),
+    [
+        ([CpuSeconds(50, 20), CpuSeconds(52, 21)], 0.0),  # all of the second of work was this process's
+        ([CpuSeconds(50, 20), CpuSeconds(52, 21.9)], 0.45),
+        ([CpuSeconds(50, 20), CpuSeconds(52, 20.9)], 0.0),  # counted in hundredths: a little less than was used
+        ([CpuSeconds(50, 20), CpuSeconds(50.05, 20.05)], None),  # too short to tell
+        ([None, None], None),
+    ],
+)
+def test_a_latency_tells_what_share_of_the_processors_others_took(readings, share, load, monkeypatch):
+    given, own = iter(readings), iter([7.0, 8.0])
+    monkeypatch.setattr(hardware, "cpu_seconds", lambda: next(given))
+    monkeypatch.setattr(hardware, "time", SimpleNamespace(perf_counter=lambda: 0.0, process_time=lambda: next(own)))
+    found = latency(Toy(), load)
+    assert found.get(DISTURBANCE) == (None if share is None else pytest.approx(share))
 
 
 def test_memory_is_weights_and_the_most_that_is_held_at_a_time(load):
@@ -98,7 +119,7 @@ def test_a_student_is_cast_once_for_all_passes_and_itself_stays_as_it_was(precis
     noted, load = [], Load(2, 4, Device("cpu", precision))
     module = Noting(noted)
     before = [weight.clone() for weight in module.parameters()]
-    pass_seconds(module, load)
+    timed_passes(module, load)
     assert set(noted) == {(dtype, dtype)}
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
     assert all(weight.dtype == torch.float32 for weight in module.parameters())
@@ -129,5 +150,5 @@ def test_only_one_measures_at_a_time(load, monkeypatch):
                 FileLock(path, timeout=0).acquire()
             return super().forward(input_ids)
 
-    pass_seconds(Nosy(), load)
+    timed_passes(Nosy(), load)
     FileLock(path, timeout=0).acquire()  # and it is free again

@@ -5,6 +5,8 @@ from statistics import median_low
 import pytest
 
 from autodistil_search.cli.main import main
+from autodistil_search.nas import hardware
+from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.nas.objectives import COSTS, Objective
 from autodistil_search.runs import profile
 from autodistil_search.runs.profile import profile_space
@@ -43,6 +45,20 @@ def test_the_command_shows_every_cost_with_its_unit(teacher_folder, capsys, monk
         assert f"\n{name} " in shown
     assert "debug: 16 subnets" in shown
     assert "2 x 8 tokens" in shown
+
+
+def test_the_command_says_if_other_processes_disturbed_latency(teacher_folder, capsys, monkeypatch):
+    numbers = {"latency": 1.0, "latency_iqr": 0.1, DISTURBANCE: 0.43}
+    monkeypatch.setattr(hardware, "latency", lambda *_, **__: numbers)
+    words = [
+        "profile",
+        "--space=debug",
+        f"--teacher={teacher_folder()}",
+        "--measured-seq-len=8",
+        "--throughput-batch=2",
+    ]
+    assert main(words) == 0
+    assert "Latency was disturbed: while 3 of 3 latencies were measured, up to 43 %" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

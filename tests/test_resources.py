@@ -8,7 +8,7 @@ import torch
 
 from autodistil_search import InputError, search
 from autodistil_search.base.device import Device
-from autodistil_search.base.resources import FreeMemory, cgroup_limits, free_memory
+from autodistil_search.base.resources import CpuSeconds, FreeMemory, cgroup_limits, cpu_seconds, free_memory
 from autodistil_search.runs.search_inputs import resolve_search
 from autodistil_search.spaces.cost import params
 from autodistil_search.spaces.search_space import load_space
@@ -39,6 +39,21 @@ def test_the_limits_of_control_groups_of_both_versions(group, files, limits, tmp
     if group is not None:
         texts["proc/self/cgroup"] = group
     assert cgroup_limits(written(tmp_path, texts)) == limits
+
+
+def test_cpu_seconds_are_those_of_the_cpus_on_which_a_process_may_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2}, raising=False)
+    monkeypatch.setattr("os.sysconf", lambda _: 100)
+    #               user nice system idle iowait irq softirq steal guest
+    other = "9 9 9 9 9 9 9 9 9"
+    lines = (f"cpu  {other}", "cpu0 100 0 50 700 50 0 0 100 7", f"cpu1 {other}", "cpu2 200 0 0 800 0 0 0 0 0", "intr 1")
+    assert cpu_seconds(written(tmp_path, {"proc/stat": "\n".join(lines)})) == CpuSeconds(total=20, busy=4.5)
+
+
+@pytest.mark.parametrize("texts", [{}, {"proc/stat": ""}, {"proc/stat": "cpu0 1 2 3 4\n"}, {"proc/stat": "cpu0 a\n"}])
+def test_where_the_system_does_not_state_cpu_seconds_there_are_none(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    assert cpu_seconds(written(tmp_path, texts)) is None
 
 
 MACHINE, GROUP = "this machine", "the control group of this process"

@@ -19,6 +19,7 @@ from processes import SERVER
 from autodistil_search import InputError, SearchConfig, load_run, search
 from autodistil_search.base.files import locked
 from autodistil_search.nas import hardware
+from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.report import findings
 from autodistil_search.runs.training_inputs import resolve_training
 from autodistil_search.spaces.cost import flops, params
@@ -460,6 +461,21 @@ def test_measured_costs_are_objectives_like_others(toy_config):
     assert "1 x 8 tokens, cpu fp32, " in run.summary["conditions"]["latency"]
     assert "2 x 8 tokens, cpu fp32, " in run.summary["conditions"]["throughput"]
     pd.testing.assert_frame_equal(search(replace(chosen, throughput_batch=2)).evaluations, run.evaluations)
+
+
+@pytest.mark.parametrize("objective", ["latency", "predicted_latency"])
+def test_a_search_says_that_its_latencies_were_disturbed_and_keeps_the_share(objective, toy_config, monkeypatch):
+    def latency(student, *_, **__):
+        return {"latency": float(student.num_parameters()), "latency_iqr": 0.1, DISTURBANCE: 0.43}
+
+    monkeypatch.setattr(hardware, "latency", latency)
+    run = search(replace(toy_config, objectives=f"params,{objective}", measured_seq_len=8, latency_samples=8))
+    (finding,) = (finding for finding in run.report.findings if finding.kind == findings.LATENCY_DISTURBED)
+    assert finding.values["most"] == 0.43
+    assert finding.values["disturbed"] == finding.values["measured"]
+    assert str(finding) in run.summary["notes"]
+    if objective == "latency":
+        assert (run.evaluations[DISTURBANCE] == 0.43).all()
 
 
 def test_costs_alone_are_searched_without_training_also_measured_ones(toy_config):

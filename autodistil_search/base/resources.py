@@ -85,6 +85,35 @@ def cgroup_limits(root: Path = Path("/")) -> tuple[float | None, int | None]:
     return min(cpus, default=None), min(memory, default=None)
 
 
+@dataclass(frozen=True)
+class CpuSeconds:
+    """Seconds of the CPUs on which this process may run, since the machine started.
+
+    Attributes:
+        total: Seconds of all of these CPUs, busy or idle.
+        busy: Seconds in which they worked, for any process or for another virtual machine.
+    """
+
+    total: float
+    busy: float
+
+
+def cpu_seconds(root: Path = Path("/")) -> CpuSeconds | None:
+    """Return the CPU seconds so far; None on systems that do not state them (other than Linux)."""
+    try:
+        lines = (root / "proc/stat").read_text().splitlines()
+        allowed = {f"cpu{index}" for index in os.sched_getaffinity(0)}
+        ticks = [[int(number) for number in line.split()[1:9]] for line in lines if line.split(" ", 1)[0] in allowed]
+    except (OSError, ValueError, AttributeError):
+        return None
+    if not ticks or any(len(numbers) < 8 for numbers in ticks):
+        return None
+    total = sum(map(sum, ticks))
+    idle = sum(numbers[3] + numbers[4] for numbers in ticks)  # idle, and waiting for a disk
+    hertz = os.sysconf("SC_CLK_TCK")
+    return CpuSeconds(total / hertz, (total - idle) / hertz)
+
+
 def _cgroup_folders(root: Path) -> Iterator[Path]:
     """Yield the folders of this process's control groups and of their parents."""
     try:

@@ -1,7 +1,7 @@
 """Estimates of the cost of training a SuperLM: steps, hours, memory of a device and size of a checkpoint.
 
-Time is measured on a few training steps on this machine, or follows from a stated sustained FLOP/s. Only the work of
-distillation counts, which is less than a forward pass of the whole encoder:
+Time is measured on a few training steps on this machine, or follows from the rates of a device (`step_cost`). Only the
+work of distillation counts, which is less than a forward pass of the whole encoder:
 
 - no pooler;
 - in the teacher, no layer after the distilled one;
@@ -17,7 +17,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.base.weighted_names import parse_relations
 from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.sampling import Drawn
+from autodistil_search.distillation.step_cost import Cost, Rates, costs
 from autodistil_search.distillation.teacher_batches import Batch
 from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
 from autodistil_search.spaces.cost import flops
@@ -103,21 +104,35 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cost of training the SuperLM of `space`.
+    """Cost of training a SuperLM, or several together.
 
-    steps: number of training steps. devices: number of devices. rows: sequences of a step on one device. seq_len:
-    tokens of a sequence. seconds: seconds of a step. checkpoint: bytes of a checkpoint.
+    Attributes:
+        name: Name of the space, or `TOGETHER`.
+        steps: Number of training steps.
+        devices: Number of devices.
+        rows: Sequences of a step on one device.
+        seq_len: Tokens of a sequence.
+        seconds: Seconds of a step.
+        teacher_seconds: Seconds of the teacher in a step. They count only once for SuperLMs that train together.
+        teacher: Cost of the teacher in a step on one device.
+        rest: Cost of everything else in a step on one device.
+        memory: Memory of a device.
+        checkpoint: Bytes of a checkpoint.
+        rates: Rates of the device; None if steps were timed.
     """
 
-    space: SearchSpace
+    name: str
     steps: int
     devices: int
     rows: int
     seq_len: int
     seconds: float
-    work: Work
+    teacher_seconds: float
+    teacher: Cost
+    rest: Cost
     memory: Memory
     checkpoint: int
+    rates: Rates | None = None
 
     @property
     def hours(self) -> float:
@@ -127,7 +142,50 @@ class Plan:
     @property
     def flops(self) -> float:
         """Return the FLOPs of a step on one device, two for each multiply-add."""
-        return 2 * self.rows * self.work.multiply_adds
+        return self.teacher.flops + self.rest.flops
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Return the seconds of a step by FLOPs, memory traffic and launches alone; empty if steps were timed."""
+        return self.rates.bounds(self.teacher + self.rest) if self.rates else {}
+
+
+TOGETHER = "together"
+"""Name of the plan of several SuperLMs that train together."""
+
+
+def together(plans: Sequence[Plan]) -> Plan:
+    """Return the plan of SuperLMs that train together, with one pass of the teacher for each batch."""
+    first, teacher = plans[0], min((plan.teacher for plan in plans), key=lambda cost: cost.flops)
+    rest = sum((plan.teacher + plan.rest - teacher for plan in plans), Cost(0, 0, 0))
+    teacher_seconds = min(plan.teacher_seconds for plan in plans)
+    if first.rates:
+        seconds = first.rates.seconds(teacher + rest)
+    else:
+        seconds = teacher_seconds + sum(plan.seconds - teacher_seconds for plan in plans)
+    memories = [plan.memory for plan in plans]
+    states = [memory.weights + memory.gradients + memory.moments for memory in memories]
+    peaks = [
+        memory.peak + sum(states) - own for memory, own in zip(memories, states, strict=True) if memory.peak is not None
+    ]
+    memory = Memory(
+        teacher=first.memory.teacher,
+        weights=sum(memory.weights for memory in memories),
+        gradients=sum(memory.gradients for memory in memories),
+        moments=sum(memory.moments for memory in memories),
+        activations=max(memory.activations for memory in memories),
+        peak=max(peaks, default=None),
+    )
+    return replace(
+        first,
+        name=TOGETHER,
+        seconds=seconds,
+        teacher_seconds=teacher_seconds,
+        teacher=teacher,
+        rest=rest,
+        memory=memory,
+        checkpoint=sum(plan.checkpoint for plan in plans),
+    )
 
 
 def steps_for(tokens: float, batch_size: int, seq_len: int) -> int:
@@ -142,7 +200,7 @@ def make_plan(
     seq_len: int,
     device: Device,
     devices: int = 1,
-    flops_per_second: float | None = None,
+    rates: Rates | None = None,
     reporter: Reporter | None = None,
 ) -> Plan:
     """Estimate the cost of training the SuperLM of `space`.
@@ -154,7 +212,7 @@ def make_plan(
         seq_len: Tokens of a sequence.
         device: Device and precision to run on.
         devices: Number of devices, each with its share of the batch.
-        flops_per_second: Sustained FLOP/s of one device; None to time steps on `device`.
+        rates: Sustained rates of one device; None to time steps on `device`.
         reporter: Receiver of progress.
     """
     model = AutoDistilModel(teacher.student_config(space.largest, space))
@@ -170,16 +228,38 @@ def make_plan(
         moments=2 * _FLOAT * sum(trained.values()),
         activations=activation_bytes(model, teacher, options, rows, seq_len, device),
     )
-    if flops_per_second is None:
+    of_teacher, rest = costs(
+        (work.teacher, 3 * work.subnets),
+        teacher.subnet.first(teacher.layer + 1),
+        _subnets_of_steps(model, options),
+        options,
+        (rows, seq_len),
+        sum(trained.values()),
+        device.precision,
+    )
+    if rates is None:
         timer = _Timer(model, teacher, options, (rows, seq_len), device)
         reset_peak_memory(device)
         timer.seconds(_largest_alone(space.largest))  # warms up, and needs more memory than any other step
         seconds = seconds_of_step(timer, typical_steps(model, options), reporter or Reporter(), space.name)
         memory = replace(memory, peak=peak_memory(device))
+        teacher_seconds = statistics.median(timer.teacher_seconds() for _ in range(_ROUNDS))
     else:
-        seconds = 2 * rows * work.multiply_adds / flops_per_second
-    checkpoint = checkpoint_bytes(model.config, _map_width(teacher, options))
-    return Plan(space, options.steps, devices, rows, seq_len, seconds, work, memory, checkpoint)
+        seconds, teacher_seconds = rates.seconds(of_teacher + rest), rates.seconds(of_teacher)
+    return Plan(
+        name=space.name,
+        steps=options.steps,
+        devices=devices,
+        rows=rows,
+        seq_len=seq_len,
+        seconds=seconds,
+        teacher_seconds=teacher_seconds,
+        teacher=of_teacher,
+        rest=rest,
+        memory=memory,
+        checkpoint=checkpoint_bytes(model.config, _map_width(teacher, options)),
+        rates=rates,
+    )
 
 
 def work_of(teacher: Teacher, model: AutoDistilModel, options: TrainOptions, seq_len: int) -> Work:
@@ -277,8 +357,20 @@ class _Timer:
         """Return the seconds of one step with those subnets, as in `training_loop.distill`."""
         start = self._clock()
         self._training.begin(drawn)
-        self._training.learn(Batch(self._ids, 1.0, True, self._teacher, self._options))
+        self._training.learn(self._batch())
         self._training.update(0, ())
+        return self._since(start)
+
+    def teacher_seconds(self) -> float:
+        """Return the seconds of the teacher's part of a step: its forward pass and its relations."""
+        start, batch = self._clock(), self._batch()
+        assert batch.targets
+        return self._since(start)
+
+    def _batch(self) -> Batch:
+        return Batch(self._ids, 1.0, True, self._teacher, self._options)
+
+    def _since(self, start: float) -> float:
         self._device.synchronize()
         return self._clock() - start
 

@@ -27,6 +27,7 @@ class Variant:
         megabytes: Size of the file in MB (10^6 bytes); for the teacher, size of its float32 weights.
         latency: Median milliseconds of a forward pass.
         latency_iqr: Interquartile range of the milliseconds.
+        latency_disturbance: Share of the processors' time that other processes took meanwhile; None if it is not known.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Variant:
     megabytes: float
     latency: float
     latency_iqr: float
+    latency_disturbance: float | None = None
 
 
 @dataclass(frozen=True)

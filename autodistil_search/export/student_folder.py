@@ -33,6 +33,7 @@ from autodistil_search.export.student_source import CPU, Exportable, Student, fi
 from autodistil_search.nas import hardware
 from autodistil_search.nas.hardware import Load
 from autodistil_search.report.escape import markdown
+from autodistil_search.report.findings import disturbed_latency
 from autodistil_search.runs.run_folder import usable, versions
 from autodistil_search.settings.export import ExportOptions, Format
 from autodistil_search.spaces.cost import FLOPS_SEQ_LEN, flops
@@ -253,6 +254,9 @@ def _measure(
         numbers = hardware.latency(teacher.model, load)
         params = sum(weight.numel() for weight in teacher.model.parameters())
         variants.append(Variant("the teacher, PyTorch", "", params, None, 4 * params / 1e6, **numbers))
+    shares = [variant.latency_disturbance for variant in variants if variant.latency_disturbance is not None]
+    if disturbed := disturbed_latency(shares):
+        measured.notes.append(str(disturbed))
     return measured
 
 

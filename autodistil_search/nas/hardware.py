@@ -3,6 +3,8 @@
 The student is cast to the precision of the device once, before the measurement, as in deployment. Autocast would cast
 every weight again at each pass. Processes of this machine measure one at a time. Inputs are random token ids: neither
 time nor memory depends on their values.
+
+A latency comes with the share of the processors' time that other processes took meanwhile, where the system states it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +25,29 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from autodistil_search.base.device import Device
+from autodistil_search.base.resources import cpu_seconds
+from autodistil_search.nas.evaluation import DISTURBANCE
 
 _WARM_UP = 3
 _LEAST_PASSES, _MOST_PASSES = 10, 200
 _SECONDS = 0.5
 """Seconds for which passes are repeated, within the numbers of passes above."""
+
+_LEAST_WATCHED = 0.1
+"""Seconds of a measurement from which the share of other processes is stated. Linux counts in hundredths."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes that were timed.
+
+    Attributes:
+        seconds: Seconds of each pass, ascending, without the warm-up passes.
+        disturbance: Share of the processors' time that other processes took meanwhile; None if it is not known.
+    """
+
+    seconds: list[float]
+    disturbance: float | None
 
 
 @dataclass(frozen=True)
@@ -52,15 +72,18 @@ class Load:
         return f"{self.batch} x {self.seq_len} tokens, {self.device.name} {precision}{threads}"
 
 
-def pass_seconds(model: nn.Module, load: Load) -> list[float]:
-    """Return the seconds of each of many forward passes, ascending, without the warm-up passes."""
+def timed_passes(model: nn.Module, load: Load) -> Passes:
+    """Return the times of many forward passes."""
     with _prepared(model, load) as (_, run):
         return _timed(run)
 
 
 def latency(model: nn.Module, load: Load) -> dict[str, float]:
-    """Return the median milliseconds of a forward pass as `latency`, and their interquartile range as `latency_iqr`."""
-    return _latency(pass_seconds(model, load))
+    """Return the median milliseconds of a forward pass as `latency`, and their interquartile range as `latency_iqr`.
+
+    The entry `evaluation.DISTURBANCE` is there if it is known.
+    """
+    return _latency(timed_passes(model, load))
 
 
 def call_latency(run: Callable[[], object]) -> dict[str, float]:
@@ -69,26 +92,42 @@ def call_latency(run: Callable[[], object]) -> dict[str, float]:
         return _latency(_timed(run))
 
 
-def _timed(run: Callable[[], object]) -> list[float]:
+def _timed(run: Callable[[], object]) -> Passes:
     for _ in range(_WARM_UP):
         run()
+    share_of_others = _watch()
     seconds: list[float] = []
     while len(seconds) < _LEAST_PASSES or (sum(seconds) < _SECONDS and len(seconds) < _MOST_PASSES):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    return sorted(seconds)
+    return Passes(sorted(seconds), share_of_others())
 
 
-def _latency(seconds: Sequence[float]) -> dict[str, float]:
-    milliseconds = [1000 * duration for duration in seconds]
+def _watch() -> Callable[[], float | None]:
+    """Return a function that states the share of the processors' time that other processes have taken since now."""
+    before, own = cpu_seconds(), time.process_time()
+
+    def share() -> float | None:
+        now = cpu_seconds()
+        if before is None or now is None or now.total - before.total < _LEAST_WATCHED:
+            return None
+        others = now.busy - before.busy - (time.process_time() - own)
+        return min(1.0, max(0.0, others / (now.total - before.total)))
+
+    return share
+
+
+def _latency(passes: Passes) -> dict[str, float]:
+    milliseconds = [1000 * duration for duration in passes.seconds]
     low, median, high = statistics.quantiles(milliseconds, n=4, method="inclusive")
-    return {"latency": median, "latency_iqr": high - low}
+    numbers = {"latency": median, "latency_iqr": high - low}
+    return numbers if passes.disturbance is None else {**numbers, DISTURBANCE: passes.disturbance}
 
 
 def throughput(model: nn.Module, load: Load) -> float:
     """Return the sequences per second of the median pass."""
-    return load.batch / statistics.median(pass_seconds(model, load))
+    return load.batch / statistics.median(timed_passes(model, load).seconds)
 
 
 def peak_bytes(model: nn.Module, load: Load) -> int:

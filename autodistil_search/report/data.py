@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +81,7 @@ def evaluation_table(evaluations: Sequence[Evaluation], columns: Sequence[str]) 
         {
             "space": evaluation.space,
             **evaluation.subnet.to_row(),
-            **{column: evaluation.measured[column] for column in columns},
+            **{column: evaluation.measured.get(column, math.nan) for column in columns},
         }
         for evaluation in evaluations
     ]
@@ -122,7 +123,7 @@ def baseline_table(baselines: Sequence[Baseline], columns: Sequence[Objective]) 
         {
             "name": baseline.name,
             **baseline.subnet.to_row(),
-            **{name: baseline.measured[name] for name in names},
+            **{name: baseline.measured.get(name, math.nan) for name in names},
             "how": baseline.how,
             "source": "measured in this run",
             "weights": str(baseline.weights or "not kept"),

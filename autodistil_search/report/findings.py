@@ -13,6 +13,7 @@ from typing import Any
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.nas import latency_predictor
+from autodistil_search.nas.evaluation import DISTURBED
 from autodistil_search.nas.rank_correlation import Agreement
 
 COLLAPSED = "collapsed"
@@ -27,6 +28,7 @@ NOT_VALIDATED = "not_validated"
 NOTHING_LEARNT_ALONE = "nothing_learnt_alone"
 NOTHING_TO_RANK = "nothing_to_rank"
 ONE_SEED = "one_seed"
+LATENCY_DISTURBED = "latency_disturbed"
 LATENCY_PREDICTED = "predicted_latency"
 PROXY_WORTH = "proxy_worth"
 REMARK = "remark"
@@ -100,6 +102,17 @@ def comparison(measure: str, target: str, own: Agreement, free: Agreement, gaine
     return Finding(COMPARISON, values)
 
 
+def disturbed_latency(shares: Sequence[float]) -> Finding | None:
+    """Return a finding that latencies were disturbed; None if none was.
+
+    shares: `evaluation.DISTURBANCE` of each measurement for which it is known.
+    """
+    disturbed = [share for share in shares if share >= DISTURBED]
+    if not disturbed:
+        return None
+    return Finding(LATENCY_DISTURBED, {"disturbed": len(disturbed), "measured": len(shares), "most": max(disturbed)})
+
+
 def records(findings: Sequence[Finding]) -> dict[str, Any]:
     """Return the fields `notes` and `findings` of a `summary.json`: sentences, and the same facts as data."""
     return {"notes": [str(finding) for finding in findings], "findings": [finding.record for finding in findings]}
@@ -169,6 +182,15 @@ def _learnt_little(values: Mapping[str, Any]) -> str:
         f"{values['median']:.4g} and best value {values['best']:.4g}; a model that has learnt nothing has "
         f"{values['reference']:.4g}. Its frontier is not meaningful yet: try a lower --lr (it was {values['lr']:g}) or "
         "more --steps."
+    )
+
+
+def _disturbed(values: Mapping[str, Any]) -> str:
+    measured = "the latency was" if values["measured"] == 1 else "latencies were"
+    which = "" if values["measured"] == 1 else f"{values['disturbed']} of {values['measured']} "
+    return (
+        f"Latency was disturbed: while {which}{measured} measured, up to {100 * values['most']:.0f} % of the "
+        "processors' time went to other processes. Measure again on a quiet machine."
     )
 
 
@@ -285,6 +307,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     NOTHING_LEARNT_ALONE: _nothing_learnt_alone,
     NOTHING_TO_RANK: _nothing_to_rank,
     ONE_SEED: _one_seed,
+    LATENCY_DISTURBED: _disturbed,
     LATENCY_PREDICTED: _predicted_latency,
     PROXY_WORTH: _proxy_worth,
     REMARK: lambda values: str(values["words"]),

@@ -44,7 +44,13 @@ from autodistil_search.report.writing import write_report
 from autodistil_search.runs.finished_run import RUN_FILES, Run, is_finished, load_run, write_summary
 from autodistil_search.runs.run_folder import Stopwatch, check_folder, exclusive, open_folder, superlm_folder, versions
 from autodistil_search.runs.scoring import Scorer, check_scored_alike, scored_by
-from autodistil_search.runs.search_findings import conditions, cost_findings, learning_findings, trust_findings
+from autodistil_search.runs.search_findings import (
+    conditions,
+    cost_findings,
+    latency_findings,
+    learning_findings,
+    trust_findings,
+)
 from autodistil_search.runs.search_inputs import SearchInputs, resolve_search
 from autodistil_search.runs.train import take_superlm, train_superlms, trained_config
 from autodistil_search.settings.search import SearchConfig
@@ -394,6 +400,7 @@ def _report(
         findings=[
             *cost_findings(inputs),
             *learning_findings(inputs, archive, scorer),
+            *latency_findings(inputs, archive),
             *trust_findings(inputs, archive, exact),
             *started,
             *_versus_baselines(inputs, archive, measured),

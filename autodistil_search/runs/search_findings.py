@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from autodistil_search.nas.archive import Archive
+from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.nas.objectives import TASK
 from autodistil_search.nas.proxies import HARDLY_LEARNT
 from autodistil_search.report.findings import (
@@ -19,6 +20,7 @@ from autodistil_search.report.findings import (
     ONE_SEED,
     TRAINING,
     Finding,
+    disturbed_latency,
 )
 from autodistil_search.runs.run_folder import versions
 from autodistil_search.runs.scoring import Scorer
@@ -59,6 +61,14 @@ def learning_findings(inputs: SearchInputs, archive: Archive, scorer: Scorer) ->
             lr = inputs.options_of(space.largest).lr
             findings.append(Finding(LEARNT_LITTLE, {**values, "lr": lr}))
     return findings
+
+
+def latency_findings(inputs: SearchInputs, archive: Archive) -> list[Finding]:
+    """Return a finding if other processes disturbed the measurements of latency, for this search or its predictor."""
+    shares = [evaluation.measured.get(DISTURBANCE) for evaluation in archive.evaluations]
+    shares += inputs.predictor.fitted.get("disturbances", [])
+    finding = disturbed_latency([share for share in shares if share is not None])
+    return [finding] if finding else []
 
 
 def trust_findings(inputs: SearchInputs, archive: Archive, exact: bool) -> list[Finding]:

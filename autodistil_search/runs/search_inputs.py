@@ -19,6 +19,7 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.nas import hardware, objectives
 from autodistil_search.nas.engines.base import ENUMERABLE
 from autodistil_search.nas.engines.registry import ENGINES, MakeEngine, guarded_engine
+from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.nas.hardware import Load
 from autodistil_search.nas.latency_predictor import Predictor
 from autodistil_search.nas.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK, Constraint, Objective
@@ -79,7 +80,7 @@ class SearchInputs(TrainingInputs):
         return any(column.name == objectives.PREDICTED_LATENCY for column in self.columns)
 
     def measured_latency(self, student: nn.Module) -> dict[str, float]:
-        """Return the measured latency of a student: median and interquartile range, in milliseconds."""
+        """Return the measured latency of a student; see `hardware.latency`."""
         return hardware.latency(student, Load(self.config.latency_batch, self.config.measured_seq_len, self.device))
 
     def fit_predictor(self) -> dict[str, Any]:
@@ -93,7 +94,14 @@ class SearchInputs(TrainingInputs):
                     break
                 drawn[space.sample(rng)] = None
             subnets += drawn
-        return self.predictor.fit(subnets, lambda subnet: self.measured_latency(self.student(subnet))["latency"])
+        disturbances: list[float] = []
+
+        def measure(subnet: Subnet) -> float:
+            numbers = self.measured_latency(self.student(subnet))
+            disturbances.extend([numbers[DISTURBANCE]] if DISTURBANCE in numbers else [])
+            return numbers["latency"]
+
+        return {**self.predictor.fit(subnets, measure), "disturbances": disturbances}
 
     @property
     def columns(self) -> list[Objective]:

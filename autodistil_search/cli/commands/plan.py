@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,16 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.cli.command import Command, Outcome, json_record
 from autodistil_search.cli.parser import CommandParser, add_settings, as_text, as_whole_number
 from autodistil_search.nas.objectives import parse_amount
-from autodistil_search.settings.common import Count, check_value
+from autodistil_search.settings.common import Count, check_value, flag
 from autodistil_search.settings.train import TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autodistil_search.base.device import Device
     from autodistil_search.base.progress import Reporter
     from autodistil_search.distillation.plan import Plan
-
+    from autodistil_search.distillation.step_cost import Rates
 
 _PLANNED = (
     *("space", "depth", "teacher", "teacher_layer", "seq_len", "loss", "relations", "relation_heads", "sampling"),
@@ -35,20 +36,38 @@ def _add_plan(parser: CommandParser) -> None:
         "--batch-size", type=as_whole_number, help="Blocks of a step on all devices; by default 4 per device."
     )
     parser.add_argument(
+        "--device-name",
+        type=as_text,
+        help="Device to plan for by its known rates, such as H100; by default steps are timed on this machine.",
+    )
+    parser.add_argument(
         "--flops-per-second",
         type=as_text,
-        help="Sustained FLOP/s of a device, such as 100T; by default measured on this machine.",
+        help="Sustained FLOP/s of a device, such as 400T; by default that of --device-name.",
+    )
+    parser.add_argument(
+        "--bandwidth",
+        type=as_text,
+        help="Sustained bytes per second of a device's memory, such as 2.7T; by default those of --device-name.",
+    )
+    parser.add_argument(
+        "--launch-microseconds",
+        type=as_text,
+        help="Microseconds that the host needs to launch an operation; 9 by default.",
     )
     add_settings(parser, TrainConfig, _PLANNED)
 
 
+_RATES = ("flops_per_second", "bandwidth", "launch_microseconds")
+_OWN = ("tokens", "devices", "batch_size", "device_name", *_RATES)
+"""Flags of this command that are no settings of a training."""
+
+
 def _plan(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
-    own_flags = ("tokens", "devices", "batch_size", "flops_per_second")
-    tokens_text, devices, batch_size, speed_text = (settings[name] for name in own_flags)
+    tokens_text, devices, batch_size, *_ = (settings[name] for name in _OWN)
     tokens = parse_amount(tokens_text, "--tokens")
-    speed = parse_amount(speed_text, "--flops-per-second")
     check_value("--devices", devices, Count)
-    others = {name: value for name, value in settings.items() if name not in own_flags}
+    others = {name: value for name, value in settings.items() if name not in _OWN}
     if batch_size is not None:
         check_value("--batch-size", batch_size, Count)
     else:
@@ -57,34 +76,102 @@ def _plan(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     if config.batch_size < devices:
         raise InputError(f"--batch-size {config.batch_size}; allowed: at least one block for each of {devices} devices")
     assert tokens is not None
+    stated = _Stated(settings["device_name"], *(parse_amount(settings[name], flag(name)) for name in _RATES))
+    config = stated.with_precision(config)
 
     from autodistil_search.distillation.plan import make_plan, steps_for
     from autodistil_search.runs.training_inputs import resolve_training
 
     config = replace(config, steps=steps_for(tokens, config.batch_size, config.seq_len))
     inputs = resolve_training(config, needs_text=False)
+    rates = stated.rates(inputs.device)
     plans = [
-        make_plan(space, inputs.teacher, inputs.options, config.seq_len, inputs.device, devices, speed, reporter)
+        make_plan(space, inputs.teacher, inputs.options, config.seq_len, inputs.device, devices, rates, reporter)
         for space in inputs.spaces
     ]
-    where = "as stated" if speed else f"measured here, {inputs.device.name} {inputs.device.precision}"
+    if rates is None:
+        where = f"measured here, {inputs.device.name} {inputs.device.precision}"
+    else:
+        where = f"{stated.device_name} {inputs.device.precision}, by formula" if stated.device_name else "as stated"
     return Outcome(plans_record(plans, where, config.keep), partial(print_plans, plans, where, config.keep))
 
 
+@dataclass(frozen=True)
+class _Stated:
+    """What the command line states of a device."""
+
+    device_name: str | None
+    flops: float | None
+    bandwidth: float | None
+    launch_microseconds: float | None
+
+    def with_precision(self, config: TrainConfig) -> TrainConfig:
+        """Return the settings with a precision in place of "auto", if a device is named: half precision.
+
+        Raises:
+            InputError: if the device is unknown, or lacks the precision.
+        """
+        if self.device_name is None:
+            return config
+        from autodistil_search.distillation.step_cost import known_peak
+
+        has_bf16 = known_peak(self.device_name).bf16
+        if config.precision == "bf16" and not has_bf16:
+            raise InputError(f"--precision bf16 with --device-name {self.device_name}; allowed: auto, fp32, fp16")
+        return replace(config, precision="bf16" if has_bf16 else "fp16") if config.precision == "auto" else config
+
+    def rates(self, device: Device) -> Rates | None:
+        """Return the stated rates, completed by the known rates of the device; None to time steps on `device`.
+
+        Raises:
+            InputError: if a rate is stated, but not the FLOP/s.
+        """
+        from autodistil_search.distillation import step_cost
+
+        name = self.device_name
+        if name is None and self.flops is None:
+            if self.bandwidth or self.launch_microseconds:
+                raise InputError(
+                    "--bandwidth and --launch-microseconds need the FLOP/s of the device; allowed: with --device-name "
+                    "or --flops-per-second"
+                )
+            return None
+        if name is None and device.type == "cuda":
+            import torch
+
+            name = torch.cuda.get_device_name(device.name)
+        peak = step_cost.peak_of(name) if name else None
+        if peak is not None:
+            rates = step_cost.Rates.of(peak, device.precision)
+        else:
+            assert self.flops is not None  # an unknown --device-name is refused before
+            rates = step_cost.Rates(self.flops, None)
+        return replace(
+            rates,
+            flops=self.flops or rates.flops,
+            bandwidth=self.bandwidth or rates.bandwidth,
+            launch_seconds=1e-6 * self.launch_microseconds if self.launch_microseconds else rates.launch_seconds,
+        )
+
+
 def plans_record(plans: Sequence[Plan], speed: str, keep: int) -> dict[str, Any]:
-    """Return the plans with a row for each space.
+    """Return the plans with a row for each space, and the hours of all spaces together.
 
     speed: origin of the seconds of a step. keep: number of checkpoints on disk at a time.
     """
+    from autodistil_search.distillation.plan import together
+
     rows = [
         {
-            "space": plan.space.name,
+            "space": plan.name,
             "steps": plan.steps,
             "devices": plan.devices,
             "rows_per_device": plan.rows,
             "seq_len": plan.seq_len,
             "step_flops_per_device": plan.flops,
             "step_seconds": plan.seconds,
+            "teacher_seconds": plan.teacher_seconds,
+            "bounds_seconds": {name.replace(" ", "_").lower(): seconds for name, seconds in plan.bounds.items()},
             "hours": plan.hours,
             "device_hours": plan.hours * plan.devices,
             "memory_bytes": {**asdict(plan.memory), "total": plan.memory.total},
@@ -93,32 +180,41 @@ def plans_record(plans: Sequence[Plan], speed: str, keep: int) -> dict[str, Any]
         }
         for plan in plans
     ]
-    return json_record({"speed": speed, "hours": sum(plan.hours for plan in plans), "plans": rows})
+    hours = {"hours": together(plans).hours, "hours_apart": sum(plan.hours for plan in plans)}
+    return json_record({"speed": speed, **hours, "plans": rows})
 
 
 def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) -> None:
-    """Print the plans with a column for each space, and the limits of the numbers.
+    """Print the plans with a column for each space and for several together, and the limits of the numbers.
 
     speed: origin of the seconds of a step. keep: number of checkpoints on disk at a time.
     """
     from rich.table import Table
 
+    from autodistil_search.distillation.plan import together
     from autodistil_search.report.views import shown
 
+    joint = together(plans)
+    columns = [*plans, joint] if len(plans) > 1 else [*plans]
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("")
-    for plan in plans:
-        table.add_column(plan.space.name, justify="right", no_wrap=True)
+    for plan in columns:
+        table.add_column(plan.name, justify="right", no_wrap=True)
     rows: dict[str, Callable[[Plan], str]] = {
         "steps": lambda plan: f"{plan.steps:,}",
         "tokens of a step": lambda plan: f"{plan.devices} x {plan.rows} x {plan.seq_len}",
         "FLOPs of a step per device": lambda plan: shown(plan.flops),
         f"seconds of a step ({speed})": lambda plan: f"{plan.seconds:.3g}",
+        "  teacher": lambda plan: f"{plan.teacher_seconds:.3g}",
+        **{
+            f"  {name} alone": lambda plan, name=name: f"{plan.bounds[name]:.3g}"  # type: ignore[misc]
+            for name in joint.bounds
+        },
         "FLOP/s of a device": lambda plan: shown(plan.flops / plan.seconds),
         "hours": lambda plan: f"{plan.hours:,.2f}",
         "device-hours": lambda plan: f"{plan.hours * plan.devices:,.2f}",
         "memory of a device": lambda plan: shown(plan.memory.total) + "B",
-        "  teacher": lambda plan: shown(plan.memory.teacher) + "B",
+        "  weights of the teacher": lambda plan: shown(plan.memory.teacher) + "B",
         "  SuperLM weights": lambda plan: shown(plan.memory.weights) + "B",
         "  gradients (exchanged each step)": lambda plan: shown(plan.memory.gradients) + "B",
         "  AdamW moments": lambda plan: shown(plan.memory.moments) + "B",
@@ -127,14 +223,21 @@ def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) 
         f"last {keep} checkpoints": lambda plan: shown(keep * plan.checkpoint) + "B",
     }
     for name, cell in rows.items():
-        table.add_row(name, *map(cell, plans))
+        table.add_row(name, *map(cell, columns))
     console.print(table)
-    hours = sum(plan.hours for plan in plans)
-    for line in (
+    hours = joint.hours
+    lines = [
         f"total: {hours:,.2f} hours, {hours / 24:,.1f} days; saving adds up to 5 %; gradient exchange is not included",
         "FLOPs: two for each executed multiply-add of teacher (forward) and subnets (forward and backward)",
         "memory: peak while steps are timed (on a CPU, of the whole process), or else the sum of the parts",
-    ):
+    ]
+    if len(plans) > 1:
+        lines.insert(1, "together: SuperLMs that train together share one teacher pass for each batch")
+    if joint.rates is not None:
+        lines.insert(1, "a step by formula takes the time of its slowest bound; no GPU has confirmed the formula yet")
+        if joint.rates.bandwidth is None:
+            lines.insert(2, "memory traffic does not count: its rate is not known; state --bandwidth or --device-name")
+    for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -144,7 +247,7 @@ COMMAND = Command(
     description="Estimate the steps, hours, device memory and checkpoints of training a SuperLM.",
     examples=(
         "autodistil-search plan --space tiny --tokens 100M",
-        "autodistil-search plan --space base --tokens 26B --devices 8 --batch-size 256 --flops-per-second 100T",
+        "autodistil-search plan --space tiny,small,base --tokens 26B --devices 16 --batch-size 2048 --device-name H100",
     ),
     run=_plan,
     add_flags=_add_plan,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.cli.command import Command, Outcome, json_record
 from autodistil_search.cli.parser import add_settings
+from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.nas.objectives import Objective
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace
@@ -59,9 +60,13 @@ def profiles_record(
 def print_profiles(
     profiled: Sequence[tuple[SearchSpace, Sequence[Profile]]], costs: Sequence[Objective], console: Console
 ) -> None:
-    """Print a table for each space, with a column for each profiled subnet and a row for each cost."""
+    """Print a table for each space, with a column for each profiled subnet and a row for each cost.
+
+    A line says if other processes disturbed the latencies.
+    """
     from rich.table import Table
 
+    from autodistil_search.report.findings import disturbed_latency
     from autodistil_search.report.views import shown
 
     for space, profiles in profiled:
@@ -74,6 +79,9 @@ def print_profiles(
         for cost in costs:
             table.add_row(cost.name, *(shown(profile.costs[cost.name]) for profile in profiles), cost.unit)
         console.print(table)
+    shares = [profile.costs.get(DISTURBANCE) for _, profiles in profiled for profile in profiles]
+    if finding := disturbed_latency([share for share in shares if share is not None]):
+        console.print(str(finding), highlight=False, markup=False, soft_wrap=True)
 
 
 COMMAND = Command(

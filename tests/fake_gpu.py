@@ -35,11 +35,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+
+if TYPE_CHECKING:
+    from autodistil_search.base.device import Device
+    from autodistil_search.distillation.training_step import ModelInTraining
 
 NAME = "fakegpu"
 HAS_FLOAT64 = os.environ.get("FAKE_GPU_FLOAT64", "1") != "0"
@@ -554,42 +558,72 @@ def run_command(arguments: list[str]) -> dict[str, Any]:
     return {"command": arguments, "code": code, **counts.to_dict()}
 
 
-def step_counts(space_name: str, sampling: str, hidden: float, precision: str, batch: int, teacher: str) -> Counts:
-    """Return the counts of the second step of a training, with a random BERT-base-size teacher or a given one."""
+def begin_training(
+    space_name: str,
+    device: Device,
+    sampling: str = "largest-random",
+    hidden: float = 1.0,
+    shape: tuple[int, int] = (2, 128),
+    teacher: str = "",
+) -> ModelInTraining:
+    """Return a training of a space on random tokens.
+
+    Args:
+        space_name: Name of the space.
+        device: Device and precision, which need not be the fake GPU.
+        sampling: Rule by which a step draws its subnets.
+        hidden: Weight of the loss of hidden states.
+        shape: Blocks of a step, and tokens of a block.
+        teacher: Folder or hub id of the teacher; a random one of the size of BERT-base if empty.
+    """
     import numpy as np
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    from autodistil_search.base.device import Device
-    from autodistil_search.base.distributed import processes
-    from autodistil_search.distillation.training_step import Execution, ModelInTraining, TrainOptions, last_hidden_of
+    from autodistil_search.distillation import training_step
     from autodistil_search.spaces.search_space import load_space
     from autodistil_search.teachers import initial_weights
     from autodistil_search.teachers.loading import load_teacher
     from autodistil_search.teachers.teacher import Teacher
     from autodistil_search.text.blocks import Blocks
 
-    install()
-    space, device = load_space(space_name), Device(NAME, precision)
+    space = load_space(space_name)
     torch.manual_seed(0)
     if teacher:
         guide = load_teacher(teacher, -1, device.name)
     else:
         words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
-        guide = Teacher(
-            BertModel(BertConfig()).to(device.name), BertTokenizerFast(vocab=words), "a random BERT-base", -1
-        )
-    tokens = np.random.default_rng(0).integers(1000, 20000, 64 * 126, dtype=np.uint32)
-    text = Blocks([tokens], 128, 2, 3)
-    options = TrainOptions(10, batch, 1e-3, 0, relation_heads=space.relation_heads, sampling=sampling, hidden=hidden)
+        guide = Teacher(BertModel(BertConfig()).to(device.name), BertTokenizerFast(vocab=words), "random BERT-base", -1)
+    tokens = np.random.default_rng(0).integers(1000, 20000, 64 * shape[0] * shape[1], dtype=np.uint32)
+    options = training_step.TrainOptions(
+        100, shape[0], 1e-4, 0, relation_heads=space.relation_heads, sampling=sampling, hidden=hidden
+    )
     model, _ = initial_weights.superlm(guide, space, "random")
     device.place(model)
     model.train()
-    last_hidden = last_hidden_of(model, guide, options, device)
-    training = ModelInTraining(model, guide, text, options, Execution(), device, processes(), None, last_hidden)
-    training.step(0, lambda: (False, False))
+    return training_step.ModelInTraining(
+        model,
+        guide,
+        Blocks([tokens], shape[1], 2, 3),
+        options,
+        training_step.Execution(),
+        device,
+        device.processes,
+        None,
+        training_step.last_hidden_of(model, guide, options, device),
+    )
+
+
+def step_counts(training: ModelInTraining, step: int = 1) -> Counts:
+    """Return the counts of a step; of step 0, also of what happens once, such as the state of the optimizer."""
+    for before in range(step):
+        training.step(before, _no_flags)
     with counting(backward_lines=True) as counts:
-        training.step(1, lambda: (False, False))
+        training.step(step, _no_flags)
     return counts
+
+
+def _no_flags() -> tuple[bool, bool]:
+    return False, False
 
 
 def main(arguments: list[str]) -> int:
@@ -607,6 +641,7 @@ def main(arguments: list[str]) -> int:
     step.add_argument("--hidden", type=float, default=1.0)
     step.add_argument("--precision", default="bf16")
     step.add_argument("--batch", type=int, default=2)
+    step.add_argument("--seq-len", type=int, default=128)
     step.add_argument("--teacher", default="", help="folder or hub id; a random BERT-base without it")
     step.add_argument("--most", type=int, default=40, help="rows of each table")
     given = parser.parse_args(arguments)
@@ -618,7 +653,11 @@ def main(arguments: list[str]) -> int:
         results = [run_command(arguments) for arguments in json.loads(given.list.read_text())]
         given.counts.write_text(json.dumps(results, indent=1))
         return int(any(result["code"] for result in results))
-    counts = step_counts(given.space, given.sampling, given.hidden, given.precision, given.batch, given.teacher)
+    from autodistil_search.base.device import Device
+
+    install()
+    device, shape = Device(NAME, given.precision), (given.batch, given.seq_len)
+    counts = step_counts(begin_training(given.space, device, given.sampling, given.hidden, shape, given.teacher))
     print(json.dumps(counts.totals()))
     for of in ("launches", "casts", "copies", "syncs"):
         for key, title in ((0, "operator"), (1, "line")):

@@ -1,5 +1,8 @@
 """What the product does on a GPU, on a device that a CPU computes: no mixed devices, few copies and waits."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -19,6 +22,11 @@ from autodistil_search.nas.proxies import BLOCKS_AT_ONCE, HIDDEN_KIND, RelationP
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.teachers import initial_weights
 from autodistil_search.teachers.loading import load_teacher
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="needs a newer torch",
+)
 
 
 def elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -158,6 +166,9 @@ def test_every_command_runs_on_a_gpu(begin, table, teacher_folder, tmp_path):
         commands.append(["search", *begin(name, "bert", *SEARCH), "--proxy", proxy, *shared])
     results = elsewhere(run_all, commands, True)
     assert [(result["command"][0], result["code"]) for result in results] == [(name, 0) for name, *_ in commands]
+    (tuned,) = [result for result in results if result["command"][0] == "finetune"]
+    items = [line for line in tuned["syncs_at"] if "item at autodistil_search/tasks/fine_tuning.py" in line]
+    assert [line.split()[0] for line in items] == ["2"]  # one in each of two steps: 36 rows, 32 at a time
 
 
 def test_a_device_without_float64_computes_what_needs_it_on_the_cpu(begin, table, teacher_folder, tmp_path):
@@ -196,10 +207,17 @@ def waits_of_scores(teacher_folder: str, table: str) -> dict[str, list[str]]:
 
 def test_a_score_waits_for_the_device_at_most_once_a_batch(teacher_folder, table):
     waits = elsewhere(waits_of_scores, str(teacher_folder("bert")), table)
-    batches = {
-        "relation": 1,
-        "hidden": 1,
-        "pairs_accuracy_probe": 2,
-        "pairs_cosine": 2,
-    }  # two sets or sides, a batch each
+    # The rows are of two sets for a probe, and of two texts for cosines: a batch each.
+    batches = {"relation": 1, "hidden": 1, "pairs_accuracy_probe": 2, "pairs_cosine": 2}
     assert {name: sum(int(line.split()[0]) for line in lines) for name, lines in waits.items()} == batches, waits
+
+
+def test_the_script_for_a_gpu_runs_on_the_fake_one():
+    root = Path(fake_gpu.__file__).parents[1]
+    environment = {**os.environ, "FAKE": "1", "PYTHON": sys.executable, "PYTHONPATH": str(root)}
+    command = [str(root / "benchmarks" / "gpu.sh"), "--only", "tests,speed", "--spaces", "debug"]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    assert "the fake GPU: counts without times" in printed
+    (row,) = [line.split(" | ") for line in printed.splitlines() if line.startswith("| debug ")]
+    assert row[1:6] == ["-"] * 5
+    assert all(int(count.strip(" |")) > 0 for count in row[6:])

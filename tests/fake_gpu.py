@@ -65,13 +65,18 @@ _WAITS = {
 """Operators for which the host waits on CUDA, because the shape or the value of the result is needed on the host."""
 
 _TO_HALF = {
-    *("linear", "matmul", "mm", "bmm", "mv", "addmm", "addmv", "addr", "addbmm", "baddbmm", "chain_matmul", "prelu"),
-    *("linalg_multi_dot", "linalg_vecdot", "scaled_dot_product_attention", "conv1d", "conv2d", "conv3d", "einsum"),
+    *("linear", "matmul", "mm", "bmm", "mv", "addmm", "addmv", "addr", "addbmm", "baddbmm", "chain_matmul", "einsum"),
+    *("linalg_multi_dot", "linalg_vecdot", "scaled_dot_product_attention", "_scaled_dot_product_flash_attention"),
+    *("prelu", "_convolution", "convolution", "conv1d", "conv2d", "conv3d", "conv_tbc", "conv_transpose1d"),
+    *("conv_transpose2d", "conv_transpose3d", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "lstm_cell", "gru_cell"),
+    *("rnn_tanh_cell", "rnn_relu_cell"),
 }
-_TO_WIDEST = {"cat", "stack", "addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot", "vdot", "index_put"}
-_TO_WIDEST |= {"scatter_add", "tensordot", "grid_sampler", "index_copy"}
-"""Operators that autocast runs in half precision, and in the widest type of their arguments. All others of CUDA's
-autocast run in float32."""
+_TO_WIDEST = {
+    *("addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot", "vdot", "grid_sampler", "index_put", "tensordot"),
+    "scatter_add",
+}
+"""Operators that autocast runs in half precision, and in the widest type of their arguments: the lists of torch's
+autocast_mode.h. All others that CUDA's autocast treats run in float32."""
 
 
 @dataclass
@@ -471,7 +476,7 @@ def _autocast(op: Any, *args: Any, **kwargs: Any) -> Any:
             change = partial(_cast, dtype=torch.float32)
         elif any(argument.name == "dtype" for argument in op._schema.arguments) and kwargs.get("dtype") is None:
             position = next(i for i, argument in enumerate(op._schema.arguments) if argument.name == "dtype")
-            if len(args) <= position and args[0].is_floating_point():
+            if len(args) <= position and args[0].is_floating_point() and args[0].dtype != torch.float64:
                 return op(*args, **{**kwargs, "dtype": torch.float32})  # the kernel casts while it reads
             return op(*args, **kwargs)
         else:

@@ -221,3 +221,18 @@ def test_the_script_for_a_gpu_runs_on_the_fake_one():
     (row,) = [line.split(" | ") for line in printed.splitlines() if line.startswith("| debug ")]
     assert row[1:6] == ["-"] * 5
     assert all(int(count.strip(" |")) > 0 for count in row[6:])
+
+
+def counts_of_a_step() -> dict[str, Any]:
+    fake_gpu.install()
+    counts = fake_gpu.step_counts(fake_gpu.begin_training("tiny", Device(fake_gpu.NAME, "bf16")))
+    return {**counts.to_dict(), "launches_at": counts.lines("launches")[:20], "casts_at": counts.lines("casts")[:20]}
+
+
+def test_a_default_step_waits_once_and_launches_half_of_what_it_did():
+    """`python tests/fake_gpu.py step` prints where; 1,849 launches and 616 casts were counted at first."""
+    counts = elsewhere(counts_of_a_step)
+    assert counts["syncs"] <= 1, counts["syncs_at"]
+    assert counts[fake_gpu.UP] <= 1, counts["copies_at"]
+    assert counts["launches"] <= 1849 // 2, counts["launches_at"]
+    assert counts["casts"] <= 616 // 10, counts["casts_at"]

@@ -13,43 +13,27 @@ import argparse
 import copy
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from torch import Tensor
-
 from autodistil_search.base.seeding import seeded
 from autodistil_search.distillation.collapse import LossWatch
 from autodistil_search.distillation.layer_losses import LastHidden
+from autodistil_search.distillation.teacher_batches import Batch, TeacherBatches
 from autodistil_search.distillation.training_loop import _watched_loss
-from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of
+from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.runs.train import relation_proxy
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.train import TrainConfig
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
-from autodistil_search.superlm.model import AutoDistilModel, Projections
+from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.teachers.initial_weights import superlm
-from autodistil_search.teachers.teacher import Teacher
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-
-
-class OnceABatch(Teacher):
-    """A teacher that keeps what it computed of the last batch."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        super().__init__(teacher.model, teacher.tokenizer, teacher.name, teacher.layer)
-        self._batch: Tensor | None = None
-        self._kept: tuple[Projections, Tensor] | None = None
-
-    def last_layer(self, input_ids: Tensor) -> tuple[Projections, Tensor]:
-        """Return `Teacher.last_layer` of this batch."""
-        if self._kept is None or self._batch is None or not input_ids.equal(self._batch):
-            self._batch, self._kept = input_ids, super().last_layer(input_ids)
-        return self._kept
 
 
 class Learner:
@@ -59,7 +43,6 @@ class Learner:
         self,
         begun: AutoDistilModel,
         hidden: LastHidden | None,
-        teacher: Teacher,
         materials: TrainingInputs,
         lr: float,
         nothing: float,
@@ -72,29 +55,30 @@ class Learner:
         self.model.train()
         self.model.requires_grad_(True)
         own = replace(options, lr=lr)
-        self._training = ModelInTraining(
-            self.model, teacher, materials.text.begin(), own, materials.execution, materials.device,
-            materials.device.processes, None, copy.deepcopy(hidden),
-        )  # fmt: skip
+        self._training = ModelInTraining(self.model, own, materials.execution, materials.device, copy.deepcopy(hidden))
         self._watch = LossWatch.of(options.steps)
         self._watch.nothing = nothing
 
-    def step(self, step: int) -> None:
+    def step(self, step: int, batches: Sequence[Batch]) -> None:
         """Take a step, unless training has collapsed."""
         if self.broke:
             return
+        training = self._training
+        training.begin(subnets_of_step(training.model, training.options, step))
         try:
-            drawn, losses, _ = self._training.step(step, lambda: (False, False))
+            for batch in batches:
+                training.learn(batch)
+            losses, _ = training.update(step, ())
         except FloatingPointError:
             self.broke = step + 1
             return
-        if self._watch.see(_watched_loss(drawn, losses)) == "collapsed":
+        if self._watch.see(_watched_loss(training.drawn, losses)) == "collapsed":
             self.broke = step + 1
 
 
 def rows_of(space: SearchSpace, materials: TrainingInputs, factors: list[float]) -> list[str]:
     """Train `space` at its default rate times each factor; returns the rows of a Markdown table."""
-    teacher = OnceABatch(materials.teacher)
+    teacher = materials.teacher
     proxy: RelationProxy = relation_proxy(materials, 32)
     with seeded(materials.config.seed):
         begun, notes = superlm(teacher, space, materials.config.init, materials.sample_ids)
@@ -106,13 +90,18 @@ def rows_of(space: SearchSpace, materials: TrainingInputs, factors: list[float])
     hidden = last_hidden_of(begun, teacher, materials.options_of(space.largest), materials.device)
     if hidden is not None:
         hidden.fit(begun, teacher, materials.sample_ids)
-    learners = [Learner(begun, hidden, teacher, materials, factor * default, proxy.reference) for factor in factors]
+    learners = [Learner(begun, hidden, materials, factor * default, proxy.reference) for factor in factors]
     began = time.perf_counter()
-    for step in range(materials.config.steps):
-        for learner in learners:
-            learner.step(step)
-        if (step + 1) % 20 == 0:
-            print(f"{space.name}: step {step + 1}, {time.perf_counter() - began:.0f} s", flush=True)
+    assert materials.text is not None
+    options = materials.options_of(space.largest)
+    text, cast = materials.text.begin(), teacher.cast(materials.device)
+    with TeacherBatches(cast, text, options, materials.execution, materials.device) as batches:
+        for step in range(materials.config.steps):
+            parts = list(batches.of_step(step))
+            for learner in learners:
+                learner.step(step, parts)
+            if (step + 1) % 20 == 0:
+                print(f"{space.name}: step {step + 1}, {time.perf_counter() - began:.0f} s", flush=True)
     about = f"| {space.name} | {Path(materials.teacher.name).name} "
     return [
         f"{about}| {factor:g} x {default:g} | " + _scores(learner, proxy, subnets)

@@ -40,7 +40,7 @@ from autodistil_search.nas.archive import Archive
 from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.scoring import Scorer, scored_by
 from autodistil_search.runs.search_inputs import resolve_search
-from autodistil_search.runs.train import train_superlm
+from autodistil_search.runs.train import train_superlms
 from autodistil_search.runs.validate_proxy import _LoadedValidation, _SubnetToMeasure, draw_in_bands
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def baseline_seconds(name: str, steps: int) -> float:
         config = SearchConfig(space="tiny", baselines="random,shapes", steps=steps, eval_blocks=8, out=folder)
         inputs = resolve_search(config)
         space = inputs.spaces[0]
-        superlm, _ = train_superlm(inputs, space, Path(folder) / "superlm" / "tiny", QUIET)
-        scorer = Scorer(inputs, {"tiny": superlm}, cache=Path(folder) / "cache")
+        superlms, _ = train_superlms(inputs, Path(folder), QUIET)
+        scorer = Scorer(inputs, superlms, cache=Path(folder) / "cache")
         recipes = scorer.bench.recipes(["random"], inputs.spaces)
         recipes += [recipe for recipe in scorer.bench.recipes(["shapes"], inputs.spaces) if "6x384" not in recipe.name]
         with open_team(executor, scorer, QUIET) as team:

@@ -78,6 +78,31 @@ def waits(step: Callable[[], object], device: Device) -> str:
     return str(sum("synchronizing" in str(warning.message) for warning in caught))
 
 
+def counts_of(training: Any) -> list[str]:
+    """The cells of a row on the fake GPU: no times, and the counts of a step."""
+    totals = fake_gpu.step_counts(training).totals()
+    return [*[_NONE] * 5, *(str(totals[key]) for key in ("syncs", fake_gpu.UP, "launches", "casts"))]
+
+
+def times_of(training: Any, shape: tuple[int, int], device: Device, repeats: int, peak: float) -> list[str]:
+    """The cells of a row: times of a step, peak memory and waits."""
+    if device.counts_memory:
+        device.reset_peak_memory()
+    numbers = iter(range(training.options.steps))
+
+    def step() -> None:
+        training.take(next(numbers))
+
+    for _ in range(3):
+        step()
+    seconds = seconds_of(step, device, repeats)
+    flops = 2 * shape[0] * work_of(training.teacher, training.model, training.options, shape[1]).multiply_adds / seconds
+    memory = f"{device.peak_memory() / 1e9:.1f}" if device.counts_memory else _NONE
+    rate = f"{shape[0] * shape[1] / seconds:,.0f}"
+    times = [f"{1000 * seconds:.1f}", rate, f"{flops / 1e12:.1f}", f"{flops / peak:.2f}", memory]
+    return [*times, waits(step, device), _NONE, _NONE, _NONE]
+
+
 def speed(spaces: Sequence[str], device: Device, given: argparse.Namespace) -> None:
     """Time and count default steps of each space."""
     fake = device.type == fake_gpu.NAME
@@ -85,30 +110,9 @@ def speed(spaces: Sequence[str], device: Device, given: argparse.Namespace) -> N
     shape = (2, 128) if fake else (given.batch_size, 128)
     rows = []
     for name in spaces:
-        training = fake_gpu.begin_training(name, device, shape=shape)
-        if fake:
-            totals = fake_gpu.step_counts(training).totals()
-            counted = [str(totals[key]) for key in ("syncs", fake_gpu.UP, "launches", "casts")]
-            rows.append([name, *[_NONE] * 5, *counted])
-            continue
-        if device.counts_memory:
-            device.reset_peak_memory()
-        steps = iter(range(training.options.steps))
-
-        def step(training: Any = training, steps: Any = steps) -> None:
-            training.step(next(steps), lambda: (False, False))
-
-        for _ in range(3):
-            step()
-        seconds = seconds_of(step, device, given.steps)
-        work = work_of(training.teacher, training.model, training.options, shape[1])
-        flops = 2 * shape[0] * work.multiply_adds / seconds
-        memory = f"{device.peak_memory() / 1e9:.1f}" if device.counts_memory else _NONE
-        rate = f"{shape[0] * shape[1] / seconds:,.0f}"
-        share = f"{flops / peak:.2f}"
-        counted = [waits(step, device), _NONE, _NONE, _NONE]
-        rows.append([name, f"{1000 * seconds:.1f}", rate, f"{flops / 1e12:.1f}", share, memory, *counted])
-        del training, step
+        with fake_gpu.begin_training(name, device, shape=shape) as training:
+            measured = counts_of(training) if fake else times_of(training, shape, device, given.steps, peak)
+        rows.append([name, *measured])
     peak_words = _NONE if fake else f"{peak / 1e12:.0f} TFLOP/s"
     print(f"\nA default step, {shape[0]} x {shape[1]} tokens, {device.precision}; matrix product {peak_words}.")
     times = ("ms a step", "tokens/s", "TFLOP/s", "share of peak", "peak memory GB")

@@ -22,8 +22,8 @@ from autodistil_search.base.device import Device, choose_device
 from autodistil_search.base.files import cache_folder
 from autodistil_search.base.seeding import seeded
 from autodistil_search.base.user_input import PACKAGED
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.nas.proxies import HiddenProxy, Pairs, RelationProxy
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet

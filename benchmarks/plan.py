@@ -25,9 +25,9 @@ import numpy as np
 
 from autodistil_search.base.device import choose_device
 from autodistil_search.base.progress import Bar, Reporter
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.plan import make_plan, peak_memory, reset_peak_memory
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.teachers import initial_weights
 from autodistil_search.teachers.loading import load_teacher

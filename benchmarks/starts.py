@@ -19,8 +19,8 @@ from typing import Any
 from autodistil_search.base.device import Device, choose_device
 from autodistil_search.base.files import cache_folder
 from autodistil_search.base.seeding import seeded
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.superlm.model import AutoDistilModel

@@ -24,8 +24,8 @@ from torch import Tensor
 from autodistil_search.base.device import Device
 from autodistil_search.base.files import cache_folder
 from autodistil_search.base.seeding import seeded
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.nas.pareto import hypervolume
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.spaces.cost import flops

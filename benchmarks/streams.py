@@ -48,6 +48,7 @@ import numpy as np
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from autodistil_search.base.distributed import Processes
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.user_input import PACKAGED
 from autodistil_search.teachers.loading import packaged_folder
@@ -113,7 +114,9 @@ class Stream:
     """The stream of this package."""
 
     def __init__(self, text: Path, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
-        self._stream, _ = open_stream([str(text)], tokenizer, SEQ_LEN, rank=job.rank, world=job.world)
+        group = Processes()
+        group.rank, group.count = job.rank, job.world
+        self._stream, _ = open_stream([str(text)], tokenizer, SEQ_LEN, group=group)
         self._share, self._step = job.share, 0
 
     def batch(self) -> Tensor:

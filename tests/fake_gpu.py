@@ -9,9 +9,9 @@ saving work as on any device, and every operator passes `_run`:
   Each count has the line of this package that causes it; in a backward pass, the line of the forward pass.
 
 A launch is an operator that is neither a view nor an allocation. A few operators are two kernels on CUDA, such as
-`slice_backward`; they count once. Operators on lists of tensors (`_foreach_*`, `_fused_*`) count once as well.
-Attention is one launch forward and two backward, as FlashAttention is. Autocast changes the types of the operators
-that CUDA's autocast changes.
+`slice_backward`; they count once. Operators on lists of tensors (`_foreach_*`, `_fused_*`) count once if CUDA has one
+kernel for such lists, else once for each tensor. Attention is one launch forward and two backward, as FlashAttention
+is. Autocast changes the types of the operators that CUDA's autocast changes.
 
 A process cannot unregister a backend, and `--device auto` would find it. Tests run it in a process of its own:
 
@@ -39,11 +39,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.autograd import Function
 
 if TYPE_CHECKING:
     from autodistil_search.base.device import Device
-    from autodistil_search.distillation.training_step import ModelInTraining
+    from autodistil_search.distillation.options import TrainOptions
+    from autodistil_search.superlm.model import AutoDistilModel
+    from autodistil_search.teachers.teacher import Teacher
 
 NAME = "fakegpu"
 HAS_FLOAT64 = os.environ.get("FAKE_GPU_FLOAT64", "1") != "0"
@@ -306,7 +309,15 @@ def _count_launch(name: str, args: Any, kwargs: Any) -> None:
         _count("syncs", "index by booleans")
     if name == "_local_scalar_dense":
         return
-    _count("launches", name)
+    launches = 1
+    if name.startswith(("_foreach_", "_fused_adam")):
+        lists = [value for value in args if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor)]
+        fast = _one_kernel(lists[:4], any_dtype=name == "_foreach_copy_")
+        if name.startswith("_fused") and not fast:
+            raise RuntimeError(
+                f"params, grads, exp_avgs, and exp_avg_sqs must have same dtype, device, and layout (at {_line()})"
+            )
+        launches = 1 if fast else len(lists[0])
     if name == "_to_copy":
         cast = kwargs.get("dtype") not in (None, args[0].dtype)
     elif name in ("copy_", "_foreach_copy_"):
@@ -314,8 +325,21 @@ def _count_launch(name: str, args: Any, kwargs: Any) -> None:
         cast = into.dtype != source.dtype
     else:
         cast = False
-    if cast:
-        _count("casts", name)
+    for _ in range(launches):
+        _count("launches", name)
+        if cast:
+            _count("casts", name)
+
+
+def _one_kernel(lists: list[Any], any_dtype: bool) -> bool:
+    """Return True if CUDA computes on lists of tensors in one kernel: if all are dense, and alike from list to list."""
+    for together in zip(*lists, strict=False):
+        first = together[0]
+        if not all(tensor.stride() == first.stride() and tensor.shape == first.shape for tensor in together):
+            return False
+        if not is_non_overlapping_and_dense_or_false(first):
+            return False
+    return any_dtype or len({tensor.dtype for tensors in lists for tensor in tensors}) == 1
 
 
 _generator_state = torch.Generator().get_state()
@@ -563,6 +587,17 @@ def run_command(arguments: list[str]) -> dict[str, Any]:
     return {"command": arguments, "code": code, **counts.to_dict()}
 
 
+@dataclass(frozen=True)
+class RandomTraining:
+    """Training of a space on random tokens, with a function that takes one step."""
+
+    model: AutoDistilModel
+    teacher: Teacher
+    options: TrainOptions
+    take: Callable[[int], None]
+
+
+@contextmanager
 def begin_training(
     space_name: str,
     device: Device,
@@ -570,8 +605,8 @@ def begin_training(
     hidden: float = 1.0,
     shape: tuple[int, int] = (2, 128),
     teacher: str = "",
-) -> ModelInTraining:
-    """Return a training of a space on random tokens.
+) -> Iterator[RandomTraining]:
+    """Yield a training of a space on random tokens.
 
     Args:
         space_name: Name of the space.
@@ -584,7 +619,9 @@ def begin_training(
     import numpy as np
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    from autodistil_search.distillation import training_step
+    from autodistil_search.distillation.options import Execution, TrainOptions
+    from autodistil_search.distillation.teacher_batches import TeacherBatches
+    from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
     from autodistil_search.spaces.search_space import load_space
     from autodistil_search.teachers import initial_weights
     from autodistil_search.teachers.loading import load_teacher
@@ -599,36 +636,35 @@ def begin_training(
         words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
         guide = Teacher(BertModel(BertConfig()).to(device.name), BertTokenizerFast(vocab=words), "random BERT-base", -1)
     tokens = np.random.default_rng(0).integers(1000, 20000, 64 * shape[0] * shape[1], dtype=np.uint32)
-    options = training_step.TrainOptions(
+    options = TrainOptions(
         100, shape[0], 1e-4, 0, relation_heads=space.relation_heads, sampling=sampling, hidden=hidden
     )
     model, _ = initial_weights.superlm(guide, space, "random")
     device.place(model)
     model.train()
-    return training_step.ModelInTraining(
-        model,
-        guide,
-        Blocks([tokens], shape[1], 2, 3),
-        options,
-        training_step.Execution(),
-        device,
-        device.processes,
-        None,
-        training_step.last_hidden_of(model, guide, options, device),
-    )
+    last_hidden = last_hidden_of(model, guide, options, device)
+    training = ModelInTraining(model, options, Execution(), device, last_hidden)
+    text = Blocks([tokens], shape[1], 2, 3)
+    with TeacherBatches(guide.cast(device), text, options, Execution(), device) as batches:
+
+        def take(step: int) -> None:
+            training.begin(subnets_of_step(model, options, step))
+            for batch in batches.of_step(step):
+                training.learn(batch)
+            training.update(step, (False, False))
+
+        yield RandomTraining(model, guide, options, take)
 
 
-def step_counts(training: ModelInTraining, step: int = 1) -> Counts:
-    """Return the counts of a step; of step 0, also of what happens once, such as the state of the optimizer."""
-    for before in range(step):
-        training.step(before, _no_flags)
+def step_counts(training: RandomTraining) -> Counts:
+    """Return the counts of the second step.
+
+    The first one also measures an uninformed model, and makes the moments of the optimizer.
+    """
+    training.take(0)
     with counting(backward_lines=True) as counts:
-        training.step(step, _no_flags)
+        training.take(1)
     return counts
-
-
-def _no_flags() -> tuple[bool, bool]:
-    return False, False
 
 
 def main(arguments: list[str]) -> int:
@@ -662,7 +698,8 @@ def main(arguments: list[str]) -> int:
 
     install()
     device, shape = Device(NAME, given.precision), (given.batch, given.seq_len)
-    counts = step_counts(begin_training(given.space, device, given.sampling, given.hidden, shape, given.teacher))
+    with begin_training(given.space, device, given.sampling, given.hidden, shape, given.teacher) as training:
+        counts = step_counts(training)
     print(json.dumps(counts.totals()))
     for of in ("launches", "casts", "copies", "syncs"):
         for key, title in ((0, "operator"), (1, "line")):

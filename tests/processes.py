@@ -20,9 +20,10 @@ SERVER.set_forkserver_preload(
     ["pytest", "hypothesis", *(f"autodistil_search.runs.{name}" for name in ("finetune", "search", "distil"))]
 )
 
-_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-LAUNCH_TWO = [*_TORCHRUN, "-m", "autodistil_search"]
-"""`autodistil-search` in two processes that train together, connected by a free port; its arguments follow."""
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+"""Two processes that train together, connected by a free port; a script or a module follows."""
+LAUNCH_TWO = [*TORCHRUN, "-m", "autodistil_search"]
+"""`autodistil-search` in two such processes; its arguments follow."""
 
 
 def _run(arguments: list[str], printed: Path) -> None:

@@ -175,13 +175,13 @@ def test_accumulate_and_compile_reach_all_that_a_search_and_its_validation_train
     step, layer_step = training_step.train_step, training_step.ModelInTraining._layer_step
     parts, compiled = [], []
 
-    def count_rows(model, teacher, input_ids, *arguments):
+    def count_rows(model, input_ids, *arguments):
         parts.append((len(input_ids), len(model.layers)))
-        return step(model, teacher, input_ids, *arguments)
+        return step(model, input_ids, *arguments)
 
-    def count_rows_of_layers(self, transfer, input_ids, share):
-        parts.append((len(input_ids), len(self.model.layers)))
-        return layer_step(self, transfer, input_ids, share)
+    def count_rows_of_layers(self, transfer, batch):
+        parts.append((len(batch.input_ids), len(self.model.layers)))
+        return layer_step(self, transfer, batch)
 
     monkeypatch.setattr(training_step, "train_step", count_rows)
     monkeypatch.setattr(training_step.ModelInTraining, "_layer_step", count_rows_of_layers)

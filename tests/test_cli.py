@@ -13,6 +13,7 @@ from typing import get_type_hints
 from unittest.mock import Mock
 
 import pytest
+import torch
 import yaml
 from processes import start_command
 
@@ -244,17 +245,23 @@ def test_an_executor_that_is_not_known_is_refused(command, refusal):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "what"),
     [
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
-        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("std::bad_alloc"),
-        OSError(errno.ENOMEM, "Cannot allocate memory"),
-        ImportError("x.so: failed to map segment from shared object"),
+        (MemoryError(), ""),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 80000000 bytes. Error"),
+            " (tried to allocate 80000000 bytes)",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of ..."),
+            " on GPU 1 (tried to allocate 2.00 GiB)",
+        ),
+        (RuntimeError("std::bad_alloc"), ""),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ""),
+        (ImportError("x.so: failed to map segment from shared object"), ""),
     ],
 )
-def test_out_of_memory_is_one_line_that_says_what_to_do(error, run_instead, capsys):
+def test_out_of_memory_is_one_line_that_says_what_to_do(error, what, run_instead, capsys):
     def search(*_):
         try:
             raise error
@@ -265,8 +272,8 @@ def test_out_of_memory_is_one_line_that_says_what_to_do(error, run_instead, caps
         run_instead("search", run)
         assert main(["search"]) == 1
         told = capsys.readouterr().err
-        assert told.startswith("autodistil-search: out of memory; finished work is kept; try a larger --accumulate, ")
-        assert "a smaller --batch-size, fewer --eval-blocks" in told
+        assert told.startswith(f"autodistil-search: out of memory{what}; finished work is kept; try --accumulate 2, ")
+        assert "a smaller --batch-size, a shorter --seq-len, fewer --eval-blocks" in told
         assert told.count("\n") == 1
     blameless = InputError("no text file 'out of memory.txt'")
     run_instead("search", Mock(side_effect=blameless))

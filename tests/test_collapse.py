@@ -15,8 +15,9 @@ from test_training_loop import CPU, OPTIONS, WITH_HIDDEN, Weights, _rows, _same,
 from autodistil_search.base.errors import Terminated
 from autodistil_search.base.progress import Reporter
 from autodistil_search.distillation.collapse import MOST_RETURNS, CollapseError, LossWatch, Return
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.distillation.training_step import ModelInTraining, TrainOptions
+from autodistil_search.distillation.training_step import ModelInTraining
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.teachers import initial_weights
 from autodistil_search.teachers.teacher import Teacher
@@ -140,14 +141,14 @@ def test_a_training_that_is_stopped_again_and_again_collapses_as_one_never_stopp
 ) -> None:
     whole, said = collapsing("whole", options=options)
     assert any("collapsed" in line for line in said)
-    step, random_steps = ModelInTraining.step, random.Random(1)
+    begin, random_steps = ModelInTraining.begin, random.Random(1)
 
-    def killed(self: ModelInTraining, *arguments: object) -> object:
+    def killed(self: ModelInTraining, *arguments: object) -> None:
         if random_steps.random() < 0.05:
             raise Terminated("killed")
-        return step(self, *arguments)  # type: ignore[arg-type]
+        begin(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ModelInTraining, "step", killed)
+    monkeypatch.setattr(ModelInTraining, "begin", killed)
     kills = 0
     while True:
         try:

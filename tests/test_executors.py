@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
 import torch
+from distributed import Client, LocalCluster
 from toy_job import LOADED, ToyJob, ToyLoaded, toy_job
 
 from autodistil_search.base import dask_cluster
@@ -188,6 +190,21 @@ def dask(tmp_path):
     started = Dask(tmp_path)
     yield started
     started.stop()
+
+
+def test_a_late_worker_is_waited_for_with_a_line_now_and_then(monkeypatch):
+    def refused(_):
+        raise InputError("worker a would compute other numbers")
+
+    monkeypatch.setattr(dask_cluster, "_SECONDS_BETWEEN_LINES", 0.2)
+    monkeypatch.setattr(dask_cluster, "load_job", refused)
+    said = Said()
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
+        threading.Timer(1.0, cluster.scale, [1]).start()
+        with pytest.raises(InputError, match=r"^the only worker is refused: worker a would compute other numbers$"):
+            results_of(client, [("number", 1)], reporter=said)
+        line = f"waiting for a worker of the Dask scheduler at {cluster.scheduler_address}"
+    assert said.lines.count(line) > 2
 
 
 def test_a_refused_worker_gets_no_task_while_others_work(dask):

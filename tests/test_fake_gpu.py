@@ -99,6 +99,26 @@ def test_launches_casts_copies_and_waits_are_counted():
     assert error < 2 * 2**-8  # products of bfloat16
 
 
+def launches_of_lists() -> list[int]:
+    fake_gpu.install()
+    whole = [torch.ones(4, 4, device=fake_gpu.NAME) for _ in range(3)]
+    slices, halves = [tensor[:, :2] for tensor in whole], [tensor.half() for tensor in whole]
+    launches = []
+    for into, source in ((whole, whole), (slices, slices), (halves, whole)):
+        with fake_gpu.counting() as counts:
+            torch._foreach_copy_(into, source)
+        launches.append(counts.launches.total())
+    weight = nn.Parameter(torch.ones(4, 4, device=fake_gpu.NAME))
+    weight.grad = whole[0].mT
+    with pytest.raises(RuntimeError, match="layout"):
+        torch.optim.AdamW([weight], fused=True).step()
+    return launches
+
+
+def test_lists_of_tensors_are_one_launch_where_cuda_has_one_kernel_for_them():
+    assert elsewhere(launches_of_lists) == [1, 3, 1]
+
+
 @pytest.fixture
 def table(tmp_path: Path) -> str:
     rows = [f"w{i % 9} w{i % 5},w{i % 7} w{i % 5},{i % 2}" for i in range(60)]
@@ -225,7 +245,8 @@ def test_the_script_for_a_gpu_runs_on_the_fake_one():
 
 def counts_of_a_step() -> dict[str, Any]:
     fake_gpu.install()
-    counts = fake_gpu.step_counts(fake_gpu.begin_training("tiny", Device(fake_gpu.NAME, "bf16")))
+    with fake_gpu.begin_training("tiny", Device(fake_gpu.NAME, "bf16")) as training:
+        counts = fake_gpu.step_counts(training)
     return {**counts.to_dict(), "launches_at": counts.lines("launches")[:20], "casts_at": counts.lines("casts")[:20]}
 
 

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from steps import gradients_of_step
 from torch.utils.flop_counter import FlopCounterMode
 
 from autodistil_search.base.progress import Reporter
 from autodistil_search.cli.main import main
 from autodistil_search.distillation import plan as planning
 from autodistil_search.distillation.checkpoints import Checkpoints
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.plan import (
     STRATA,
     activation_bytes,
@@ -23,7 +25,7 @@ from autodistil_search.distillation.plan import (
     work_of,
 )
 from autodistil_search.distillation.sampling import Drawn
-from autodistil_search.distillation.training_step import TrainOptions, last_hidden_of, subnets_of_step, train_step
+from autodistil_search.distillation.training_step import last_hidden_of, subnets_of_step
 from autodistil_search.nas.objectives import parse_amount
 from autodistil_search.spaces.cost import flops, params
 from autodistil_search.spaces.search_space import load_space
@@ -75,7 +77,7 @@ def test_work_is_what_a_flop_counter_sees_in_the_steps_of_a_run(
     with FlopCounterMode(display=False) as counter:
         for step in range(options.steps):
             drawn = subnets_of_step(model, options, step)
-            train_step(model, teacher, ids, drawn, options, cpu, last_hidden=last_hidden)
+            gradients_of_step(model, teacher, ids, drawn, options, cpu, last_hidden)
     counted = counter.get_total_flops() / options.steps  # two for each multiply-add
     assert counted == pytest.approx(2 * 2 * work_of(teacher, model, options, TOKENS).multiply_adds, rel=1e-12)
 
@@ -120,7 +122,7 @@ def test_trained_are_the_parameters_that_get_moments_in_a_run(depth, hidden, deb
     optimizer = torch.optim.AdamW(model.parameters())
     for step in range(4):
         drawn = subnets_of_step(model, options, step)
-        train_step(model, teacher, torch.full((1, TOKENS), 7), drawn, options, cpu, last_hidden=last_hidden)
+        gradients_of_step(model, teacher, torch.full((1, TOKENS), 7), drawn, options, cpu, last_hidden)
         optimizer.step()
     with_moments = {name: each.numel() for name, each in model.named_parameters() if each in optimizer.state}
     in_map = sorted(each.numel() for each in last_hidden.parameters()) if hidden else []
@@ -142,7 +144,7 @@ def test_a_checkpoint_is_as_large_as_planned(tmp_path, teacher, cpu, hidden):
     last_hidden = last_hidden_of(model, teacher, options, cpu)
     learner = torch.nn.ModuleList([model, last_hidden]) if last_hidden else model
     optimizer = torch.optim.AdamW(learner.parameters())
-    train_step(model, teacher, ids, [Drawn(space.largest, "largest", 1.0)], options, cpu, last_hidden=last_hidden)
+    gradients_of_step(model, teacher, ids, [Drawn(space.largest, "largest", 1.0)], options, cpu, last_hidden)
     optimizer.step()
     Checkpoints(tmp_path, learner, optimizer, cpu.scaler(), {}).save(1, [{}])
     (file,) = tmp_path.glob("*.safetensors")

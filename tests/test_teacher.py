@@ -15,6 +15,7 @@ import pytest
 import torch
 from rounding import loss_rounding, rounding
 from safetensors.torch import load_file, save_file
+from steps import gradients_of_step
 from tokenizers import ByteLevelBPETokenizer, SentencePieceUnigramTokenizer
 from torch import Tensor
 from torch.testing import assert_close
@@ -40,8 +41,8 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import file_sha256
 from autodistil_search.base.pretrained import model_sha256, quiet_transformers
 from autodistil_search.distillation.layer_losses import LastHidden
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.sampling import Drawn
-from autodistil_search.distillation.training_step import TrainOptions, train_step
 from autodistil_search.spaces.cost import Vocabulary
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -187,7 +188,7 @@ def test_a_superlm_learns_from_each_family(
     subnets = [Drawn(debug_space.largest, "largest", 0.5), Drawn(debug_space.smallest, "smallest", 0.5)]
     means = []
     for _ in range(options.steps):
-        means.append(sum(train_step(model, teacher, ids, subnets, options, cpu)) / len(subnets))
+        means.append(sum(gradients_of_step(model, teacher, ids, subnets, options, cpu)) / len(subnets))
         gradients = [each.grad for name, each in model.named_parameters() if ".query.weight" in name]
         assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients)
         optimizer.step()
@@ -676,7 +677,7 @@ def test_a_superlm_takes_over_a_vocabulary_that_is_not_berts(
     model, _ = initial_weights.superlm(teacher, debug_space, "slices")
     assert model.config.vocab_size == len(tokenizer) + 7
     options = TrainOptions(steps=1, batch_size=2, lr=0, seed=0, relation_heads=debug_space.relation_heads)
-    (loss,) = train_step(model, teacher, batch, [Drawn(debug_space.largest, "largest", 1.0)], options, cpu)
+    (loss,) = gradients_of_step(model, teacher, batch, [Drawn(debug_space.largest, "largest", 1.0)], options, cpu)
     assert math.isfinite(loss)
     assert model.word_embeddings.weight.grad[batch.unique()].any(dim=1).all()
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
+from autodistil_search.base.distributed import Processes
 from autodistil_search.base.errors import InputError
 from autodistil_search.tasks.labelled_data import load_task
 from autodistil_search.text import part_job, tokenization
@@ -524,7 +526,9 @@ def stream(
             documents = ["\n".join(_words(*rng.choices(range(90), k=5)) for _ in range(2)) for _ in range(60)]
             parts = [documents[i::files] for i in range(files)]
             written[name] = [str(_write(tmp_path / f"{i} {name}", part)) for i, part in enumerate(parts)]
-        return open_stream(written[name], tokenizer, SEQ_LEN, held_out_documents=3, rank=rank, world=world)
+        group = Processes()
+        group.rank, group.count = rank, world
+        return open_stream(written[name], tokenizer, SEQ_LEN, held_out_documents=3, group=group)
 
     return open_
 
@@ -622,6 +626,25 @@ def test_a_stream_goes_from_step_to_step_and_knows_its_own_state(
         stream()[0].restore(blocks.state())
     with pytest.raises(InputError, match="another stream"):
         stream()[0].restore({})
+
+
+def test_the_next_window_is_read_while_this_one_is_used_and_its_error_comes_when_it_is_needed(
+    stream: Callable[..., tuple[StreamedBlocks, Blocks]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks, threads, read_window = stream()[0], list[threading.Thread](), stream_module._Windows.read
+
+    def read(windows: stream_module._Windows) -> stream_module._Window:
+        threads.append(threading.current_thread())
+        if len(threads) == 3:
+            raise InputError("text 'text.txt' cannot be read")
+        return read_window(windows)
+
+    monkeypatch.setattr(stream_module._Windows, "read", read)
+    for step in range(4):  # half a window each
+        blocks.rows(step, 4, 5, slice(4))
+    with pytest.raises(InputError, match="cannot be read"):
+        blocks.rows(4, 4, 5, slice(4))
+    assert [thread is threading.main_thread() for thread in threads] == [True, False, False]
 
 
 def test_a_stream_without_documents_for_a_rank_or_to_hold_out_is_refused(

@@ -13,12 +13,16 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from autodistil_search import InputError, SearchConfig, TrainConfig, search, train
+from autodistil_search.base.device import Device
+from autodistil_search.base.resources import FreeMemory
 from autodistil_search.cli.main import main
 from autodistil_search.distillation.checkpoints import Course
 from autodistil_search.report.training_figure import training_figure
+from autodistil_search.runs import train as train_runs
 from autodistil_search.runs.train import trained_config
-from autodistil_search.runs.training_inputs import resolve_training
+from autodistil_search.runs.training_inputs import fit_together, resolve_training
 from autodistil_search.settings.common import flag
+from autodistil_search.spaces.cost import params
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.text.sources import Shard
 
@@ -288,3 +292,30 @@ def test_a_finished_superlm_is_taken_as_it_is_though_defaults_have_changed_and_n
 def test_a_training_that_diverges_before_a_measurement_says_what_to_change(toy_config):
     with pytest.raises(FloatingPointError, match=r"is nan after step 1; the last checkpoint .* Try a lower --lr"):
         search(replace(toy_config, lr=1e300, held_out_every=1, baselines="none"))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_spaces_train_together_where_they_fit_into_memory(toy_training, tmp_path, monkeypatch, fits):
+    sizes = "layers: [2, 3]\nmlp_ratio: [1.5, 2.0]\nheads: [2, 4]\nhead_dim: 8\nrelation_heads: 4\n"
+    for name in ("narrow", "wide"):
+        width = "[16, 24]" if name == "narrow" else "[32, 48]"
+        (tmp_path / f"{name}.yaml").write_text(f"name: {name}\nhidden_size: {width}\n{sizes}")
+    counts, together = [], train_runs.distill_together
+
+    def counted(distillations, *rest):
+        counts.append(len(distillations))
+        together(distillations, *rest)
+
+    monkeypatch.setattr(train_runs, "distill_together", counted)
+    monkeypatch.setattr(train_runs, "fit_together", lambda inputs: fits)
+    folder = train(replace(toy_training, space=f"{tmp_path}/narrow.yaml,{tmp_path}/wide.yaml"))
+    assert counts == ([2] if fits else [1, 1])
+    assert all((folder / "superlm" / name / "model.safetensors").exists() for name in ("narrow", "wide"))
+
+
+def test_superlms_fit_together_if_the_numbers_of_all_of_them_do(toy_training, monkeypatch):
+    inputs = resolve_training(replace(toy_training, space="tiny,small", relation_heads=16, seq_len=16))
+    needed = sum(16 * params(space.largest, inputs.teacher.vocabulary) for space in inputs.spaces)
+    for free, fit in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(Device, "free_memory", lambda self, free=free: FreeMemory(free, "this machine"))
+        assert fit_together(inputs) is fit

@@ -1,5 +1,7 @@
 """The logs of a training: rows of every step once, closed on errors, and never a reason for training to stop."""
 
+import itertools
+
 import pytest
 
 from autodistil_search.base.files import UnwritableError
@@ -83,9 +85,31 @@ def test_a_log_is_rewritten_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / TRAINING_CSV).read_bytes() == before
 
 
-def test_a_log_is_closed_on_errors(tmp_path, monkeypatch):
-    closed = []
-    monkeypatch.setattr(training_log.TrainingLog, "close", lambda self: closed.append(self))
+def test_a_log_is_closed_on_errors(tmp_path):
     with pytest.raises(FloatingPointError), TrainingLog(tmp_path, 0) as log:
         raise FloatingPointError
-    assert closed == [log]
+    assert log._training._file.closed
+    assert log._held_out._file.closed
+
+
+def test_each_step_is_in_the_file_once_it_is_written(tmp_path):
+    with TrainingLog(tmp_path, 0) as log:
+        for step in (1, 2):
+            log.write(step, [Drawn(SUBNET, "smallest", 1.0)], [0.5], 64, 1e-3)
+            assert read_log(tmp_path / TRAINING_CSV)["step"].tolist() == [*range(1, step + 1)]
+
+
+def test_of_a_long_log_rows_from_all_over_it_are_read(tmp_path, monkeypatch):
+    write_steps(tmp_path, 1000)
+    path, row = tmp_path / TRAINING_CSV, len("1000,smallest,2,32,1.5,2,8,0.001000,")
+    with path.open("ab") as file:
+        file.write(b"1001,smal")  # killed
+    monkeypatch.setattr(training_log, "_WINDOWS", 10)
+    monkeypatch.setattr(training_log, "_WINDOW_BYTES", 5 * row)
+    table = read_log(path)
+    steps = table["step"].tolist()
+    assert steps == sorted(set(steps))
+    assert (steps[0], steps[-1]) == (1, 1000)
+    assert 10 * 3 < len(steps) < 10 * 7
+    assert max(after - before for before, after in itertools.pairwise(steps)) < 1000 / 8
+    assert table["loss"].tolist() == pytest.approx([1 / step for step in steps], abs=1e-6)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from processes import SERVER, in_processes
 from safetensors.torch import load_file
+from steps import gradients_of_step
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -30,10 +31,11 @@ from autodistil_search.base.weighted_names import ROLES
 from autodistil_search.distillation import checkpoints
 from autodistil_search.distillation.layer_losses import LastHidden, LayerTransfer
 from autodistil_search.distillation.learning_rate import set_learning_rate
+from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.sampling import Drawn
 from autodistil_search.distillation.training_log import TrainingLog
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.distillation.training_step import Execution, TrainOptions, subnets_of_step, train_step
+from autodistil_search.distillation.training_step import subnets_of_step, train_step
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet
@@ -207,7 +209,7 @@ def _gradients(
 ) -> Weights:
     """What one step adds up, whole tensors."""
     model.zero_grad()
-    train_step(model, teacher, ids, drawn or subnets_of_step(model, options, 0), options, CPU)
+    gradients_of_step(model, teacher, ids, drawn or subnets_of_step(model, options, 0), options, CPU)
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -265,7 +267,7 @@ def test_hidden_states_add_their_share_to_the_gradients_of_a_step_and_train_the_
     drawn = [Drawn(subnet, role, weight) for subnet, role, weight in zip(subnets, ROLES, (0.75, 0.25), strict=False)]
     last_hidden = LastHidden(model.config.hidden_size, teacher.subnet.hidden_size)
     last_hidden.fit(model, teacher, ids)
-    losses = train_step(model, teacher, ids, drawn, WITH_HIDDEN, CPU, last_hidden=last_hidden)
+    losses = gradients_of_step(model, teacher, ids, drawn, WITH_HIDDEN, CPU, last_hidden)
     found = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
     in_map = last_hidden.weight.grad.clone()
 
@@ -303,9 +305,9 @@ def test_a_batch_in_parts_gives_the_weights_of_the_whole(
 ) -> None:
     whole, sample, rows = train("whole", WITH_HIDDEN), streams[0].spread(4), []
 
-    def counted(model: AutoDistilModel, teacher: Teacher, input_ids: Tensor, *rest: Any) -> list[float]:
+    def counted(model: AutoDistilModel, input_ids: Tensor, *rest: Any) -> Tensor:
         rows.append(len(input_ids))
-        return train_step(model, teacher, input_ids, *rest)
+        return train_step(model, input_ids, *rest)
 
     monkeypatch.setattr("autodistil_search.distillation.training_step.train_step", counted)
     for parts, divided in ((2, [2, 2]), (3, [2, 1, 1])):
@@ -340,8 +342,8 @@ def test_a_loss_that_is_not_finite_stops_by_name_and_the_run_can_go_on_from_befo
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    poisoned, closed = Poisoned(teacher, good_steps=2), list[TrainingLog]()
-    monkeypatch.setattr(TrainingLog, "close", lambda log: closed.append(log))
+    poisoned, closed, close = Poisoned(teacher, good_steps=2), list[TrainingLog](), TrainingLog.close
+    monkeypatch.setattr(TrainingLog, "close", lambda log: closed.append(log) or close(log))
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 3 for subnet 3x48, ratio 2, 4 heads of 8;"):
         distill(_superlm(teacher), poisoned, streams[0], OPTIONS, tmp_path / "run", CPU)
     assert len(closed) == 1
@@ -464,7 +466,7 @@ def test_the_gradient_of_a_step_is_the_weighted_mean_of_its_subnets_own(
     model, ids = debug_superlm(), streams[0].spread(5)
     options = replace(OPTIONS, loss=loss, subnet_weights=weights)
     drawn = subnets_of_step(model, options, step=0)
-    losses = train_step(model, teacher, ids, drawn, options, CPU)
+    losses = gradients_of_step(model, teacher, ids, drawn, options, CPU)
     expected = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     shares = [each / 4.5 for each in (3, 0.5, 0.5, 0.5)] if weights else [0.25] * 4
     for (subnet, _, _), share, found in zip(drawn, shares, losses, strict=True):
@@ -708,9 +710,8 @@ class Counted(Processes):
     def __init__(self) -> None:
         self.reductions = 0
 
-    def add_up(self, parameters: Any, numbers: Any) -> list[float]:
+    def add_up(self, gradients: Any, numbers: Any) -> None:
         self.reductions += 1
-        return super().add_up(parameters, numbers)
 
 
 def test_gradients_are_reduced_once_a_step_however_many_subnets_and_parts_it_has(

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ _MALLOC = {"MALLOC_TRIM_THRESHOLD_": 2**27, "MALLOC_MMAP_THRESHOLD_": 2**25}
 _LOGGERS = ("distributed", "distributed.client", "tornado.application")
 """Loggers of Dask, whose errors this package tells in its own words."""
 _TRIES_TO_REGISTER = 3
+_SECONDS_BETWEEN_LINES = 60.0
 _TASKS = 2**20
 """Amount of a job's resource that a worker has; a task needs 1, so it never limits the tasks of a worker."""
 
@@ -105,22 +107,32 @@ def open_cluster_team(client: Client, job: Job, reporter: Reporter) -> Iterator[
         if reported.setdefault(refusal["worker"], refusal["reason"]) is refusal["reason"]:
             reporter.say(f"worker {refusal['worker']} gets no tasks: {refusal['reason']}")
 
-    if not client.scheduler_info(n_workers=-1)["workers"]:
-        reporter.say("waiting for the first worker of the Dask scheduler")
-        client.wait_for_workers(1)
+    _wait_for_a_worker(client, reporter)
     client.subscribe_topic(job.token, report)
     try:
         _register(client, _Preparation(job))
         refused = {refusal["worker"]: refusal["reason"] for _, refusal in client.get_events(job.token)}
         workers = client.scheduler_info(n_workers=-1)["workers"]
         if workers and all(address in refused for address in workers):
-            raise InputError(f"all {len(workers)} workers are refused: {next(iter(refused.values()))}")
+            who = "the only worker is" if len(workers) == 1 else f"all {len(workers)} workers are"
+            raise InputError(f"{who} refused: {next(iter(refused.values()))}")
         yield _ClusterTeam(client, job)
     finally:
         if client.status == "running":  # otherwise the scheduler is gone, and each call would wait for it
             with suppress(OSError):  # a worker may die at this moment
                 client.unsubscribe_topic(job.token)
                 client.unregister_worker_plugin(job.token)
+
+
+def _wait_for_a_worker(client: Client, reporter: Reporter) -> None:
+    """Wait for the first worker without a limit, because a queue of a cluster may be long; say so every minute."""
+    begun = time.monotonic()
+    while not (info := client.scheduler_info(n_workers=-1))["workers"]:
+        minutes = int(time.monotonic() - begun) // 60
+        so_far = f", for {minutes} min so far" if minutes else ""
+        reporter.say(f"waiting for a worker of the Dask scheduler at {info['address']}{so_far}")
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=_SECONDS_BETWEEN_LINES)
 
 
 def _register(client: Client, plugin: WorkerPlugin) -> None:

@@ -43,6 +43,11 @@ class Device:
         return self.name.partition(":")[0]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of the numbers in matrix products."""
+        return _HALVES.get(self.precision, torch.float32)
+
+    @property
     def processes(self) -> Processes:
         """Processes that were launched together, connected as this kind of device needs."""
         return processes(on_cpu=self.type == "cpu")

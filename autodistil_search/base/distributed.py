@@ -6,14 +6,18 @@ there is one process. Training is data-parallel: each process holds the whole mo
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def machine() -> str:
@@ -41,9 +45,11 @@ class Processes:
         """Return this process's slice of the `rows` of a batch; the slices of all ranks make up the batch."""
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
-    def add_up(self, parameters: Iterable[nn.Parameter], numbers: Sequence[float]) -> list[float]:
-        """Sum gradients, in place, and `numbers` over all processes in one reduction; return the summed numbers."""
-        return list(numbers)
+    def begin_sum(self, tensor: Tensor) -> None:
+        """Begin to sum `tensor`, in place, over all processes; `add_up` waits for the end."""
+
+    def add_up(self, gradients: Iterable[Tensor], numbers: Tensor) -> None:
+        """Sum `gradients` and `numbers`, in place, over all processes."""
 
     def from_main(self, value: Any) -> Any:
         """Return the main process's `value` on every process."""
@@ -55,6 +61,13 @@ class Processes:
     def gather(self, value: Any) -> list[Any]:
         """Return the `value` of every process, by rank."""
         return [value]
+
+    def once(self, work: Callable[[], Any]) -> Any:
+        """Run `work` on the main process, and return its result, which is JSON, everywhere, however long it takes."""
+        return work()
+
+    def meet(self) -> None:
+        """Wait until every process is here, however long it takes."""
 
 
 class _Launched(Processes):
@@ -69,16 +82,18 @@ class _Launched(Processes):
         self._state = PartialState(cpu=on_cpu)
         self.rank = self._state.process_index
         self.count = self._state.num_processes
+        self._begun: list[Any] = []
+        self._meetings = 0
 
-    def add_up(self, parameters: Iterable[nn.Parameter], numbers: Sequence[float]) -> list[float]:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        own = self._torch.tensor(numbers, dtype=self._torch.float32, device=self._state.device)
-        flat = self._torch.cat([*(gradient.reshape(-1) for gradient in gradients), own])
-        self._torch.distributed.all_reduce(flat)
-        *parts, summed = flat.split([*(gradient.numel() for gradient in gradients), len(own)])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-        return [float(number) for number in summed.tolist()]
+    def begin_sum(self, tensor: Tensor) -> None:
+        self._begun.append(self._torch.distributed.all_reduce(tensor, async_op=True))
+
+    def add_up(self, gradients: Iterable[Tensor], numbers: Tensor) -> None:
+        for tensor in (*gradients, numbers):
+            self.begin_sum(tensor)
+        for work in self._begun:
+            work.wait()
+        self._begun.clear()
 
     def from_main(self, value: Any) -> Any:
         holder = [value]
@@ -93,6 +108,26 @@ class _Launched(Processes):
         gathered: list[Any] = [None] * self.count
         self._torch.distributed.all_gather_object(gathered, value)
         return gathered
+
+    def once(self, work: Callable[[], Any]) -> Any:
+        return self._told([0], json.dumps(work()) if self.main else None)
+
+    def meet(self) -> None:
+        self._told(range(self.count), "null")
+
+    def _told(self, ranks: Sequence[int], own: str | None) -> Any:
+        """Leave `own` in the store of the processes; once all of `ranks` have, return what the first has left.
+
+        A collective would end after its timeout: 10 minutes for NCCL.
+        """
+        store = self._torch.distributed.distributed_c10d._get_default_store()
+        self._meetings += 1
+        keys = [f"autodistil_search/{self._meetings}/{rank}" for rank in ranks]
+        if own is not None:
+            store.set(keys[self.rank], own)
+        while not store.check(keys):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        return json.loads(store.get(keys[0]))
 
 
 _group: Processes | None = None
@@ -118,3 +153,8 @@ def launched() -> int:
 def is_main() -> bool:
     """Return True for the process that writes messages; it is known before the processes are connected."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_first_on_host() -> bool:
+    """Return True for one process of each host."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import re
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
@@ -49,8 +51,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def came_of_memory(error: BaseException | None) -> bool:
     """Return True if `error`, or an error in its chain of causes, says that memory ran out."""
+    return any(map(is_out_of_memory, _chain(error)))
+
+
+def memory_in_words(error: BaseException) -> str:
+    """Return the memory that ran out and the amount that was asked for, as far as an out-of-memory error tells."""
+    text = next((str(cause) for cause in _chain(error) if is_out_of_memory(cause)), "")
+    gpu, amount = re.search(r"\bGPU (\d+)", text), re.search(r"ried to allocate ([\d.]+ \w+)", text)
+    where = f" on GPU {gpu[1]}" if gpu else " on the GPU" if "CUDA" in text else ""
+    return f"out of memory{where}" + (f" (tried to allocate {amount[1]})" if amount else "")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if is_out_of_memory(error):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False

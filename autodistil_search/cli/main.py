@@ -6,21 +6,32 @@ Exit codes: 0 for success, 1 for a failure, 2 for input that cannot be used, 130
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from autodistil_search.base.distributed import is_main
-from autodistil_search.base.errors import ExecutorError, ExportError, InputError, Terminated, came_of_memory
+from autodistil_search.base.distributed import is_main, launched
+from autodistil_search.base.errors import (
+    ExecutorError,
+    ExportError,
+    InputError,
+    Terminated,
+    came_of_memory,
+    memory_in_words,
+)
+from autodistil_search.base.failures import end_with_others, lost_connection, report_failure
 from autodistil_search.base.passwords import without_password
 from autodistil_search.base.standard_streams import discard, flush, messages_on_stderr, open_closed_streams
 from autodistil_search.cli.command import Outcome
 from autodistil_search.cli.registry import REPLACED, command, make_parser, parsers_of
 
 _SAVES_MEMORY = {
-    "--accumulate": "a larger --accumulate",
+    "--accumulate": "--accumulate {}",
     "--batch-size": "a smaller --batch-size",
+    "--seq-len": "a shorter --seq-len",
     "--eval-blocks": "fewer --eval-blocks",
     "--throughput-batch": "a smaller --throughput-batch",
     "--max-length": "a shorter --max-length",
@@ -32,16 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, and return the exit code."""
     open_closed_streams()
     try:
-        return _exit_code(sys.argv[1:] if argv is None else list(argv))
+        code = _exit_code(sys.argv[1:] if argv is None else list(argv))
     finally:
         flush()
+    if code and launched() > 1:
+        os._exit(code)  # the interpreter's end could wait for a collective that never completes
+    return code
 
 
 def _exit_code(argv: Sequence[str]) -> int:
     """Parse and run a command, print its error if there is one, and return the exit code."""
-    name = None
+    name, accumulate = None, 1
     try:
         name, settings = _parse(argv)
+        accumulate = settings.get("accumulate") or 1
         return _run(name, settings)
     except KeyboardInterrupt:
         _print_error("stopped; the same command continues from here")
@@ -50,16 +65,26 @@ def _exit_code(argv: Sequence[str]) -> int:
         _print_error(error)
         return 143
     except Exception as error:
-        if came_of_memory(error):
-            _print_error(_out_of_memory(name))
-            return 1
-        if isinstance(error, InputError) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
-            _print_error(error)
-            return 2
-        if isinstance(error, FloatingPointError | OSError | ExecutorError | ExportError):
-            _print_error(error)
-            return 1
-        raise
+        code, message = _explained(error, name, accumulate)
+        if message is None and launched() == 1:
+            raise
+        lines = message or traceback.format_exc().rstrip()
+        report_failure(lines, _write_error, lost_connection(error))
+        return code
+
+
+def _explained(error: Exception, name: str | None, accumulate: int) -> tuple[int, str | None]:
+    """Return the exit code and the message of an error; the message is None for an error of this package's code."""
+    if came_of_memory(error):
+        return 1, _out_of_memory(error, name, accumulate)
+    if isinstance(error, InputError) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        return 2, str(error)
+    if lost_connection(error):
+        reason = " ".join(str(error).split())
+        return 1, f"the connection to the other processes is lost: {reason:.200}; the same command continues"
+    if isinstance(error, FloatingPointError | OSError | ExecutorError | ExportError):
+        return 1, str(error)
+    return 1, None
 
 
 def _parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -79,6 +104,7 @@ def _run(name: str, settings: dict[str, Any]) -> int:
     """Run a command, print its result on the main process, and return the exit code."""
     from autodistil_search.base.progress import ConsoleReporter, Reporter, plain_console
 
+    end_with_others()
     settings.pop("config", None)
     as_json, quiet = settings.pop("json", False), settings.pop("quiet", False)
     # Output of libraries and plug-ins is not part of the result.
@@ -103,17 +129,22 @@ def _print(outcome: Outcome, as_json: bool) -> None:
         raise OSError(f"the result is saved, but cannot be printed: {error.strerror}") from None
 
 
-def _out_of_memory(name: str | None) -> str:
+def _out_of_memory(error: Exception, name: str | None, accumulate: int) -> str:
     """Return the message after running out of memory, with the flags that save memory."""
     flags = parsers_of(make_parser())[name]._option_string_actions if name else ()
-    ways = [words for flag, words in _SAVES_MEMORY.items() if flag in flags]
-    return f"out of memory; finished work is kept; try {', '.join([*ways, 'or a machine with more memory'])}"
+    ways = [words.format(2 * accumulate) for flag, words in _SAVES_MEMORY.items() if flag in flags]
+    what = memory_in_words(error)
+    return f"{what}; finished work is kept; try {', '.join([*ways, 'or a machine with more memory'])}"
 
 
 def _print_error(message: object) -> None:
     """Print one line on standard error, on the main process only."""
     if is_main():
-        try:
-            print(f"autodistil-search: {without_password(str(message))}", file=sys.stderr)
-        except OSError:
-            discard(sys.stderr)
+        _write_error(str(message))
+
+
+def _write_error(message: str) -> None:
+    try:
+        print(f"autodistil-search: {without_password(message)}", file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)

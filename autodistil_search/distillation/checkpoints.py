@@ -66,6 +66,7 @@ class Checkpoints:
         scaler: Gradient scaler of the model; a disabled scaler has no state.
         settings: Settings on which the weights depend; checkpoints with other settings are refused.
         keep: Number of last checkpoints that are kept, besides the last good one.
+        together: Number of models that are trained and saved in turn, which share the time for saving.
         watch: Course of the loss (`LossWatch.to_dict`) in the restored checkpoint.
     """
 
@@ -75,6 +76,7 @@ class Checkpoints:
     scaler: torch.amp.GradScaler
     settings: Settings
     keep: int = 2
+    together: int = 1
     watch: dict[str, Any] | None = None
     _good: int | None = None
     _last: float = field(default_factory=lambda: time.monotonic())
@@ -83,7 +85,7 @@ class Checkpoints:
     @property
     def due(self) -> bool:
         """Return True if saving now keeps saving within its share of the time."""
-        return self._took <= _SHARE_OF_TIME * (time.monotonic() - self._last)
+        return self._took <= _SHARE_OF_TIME / self.together * (time.monotonic() - self._last)
 
     def save(
         self, step: int, text: Sequence[Mapping[str, Any]], watch: Mapping[str, Any] | None = None, good: bool = False

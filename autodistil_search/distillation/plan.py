@@ -28,9 +28,10 @@ from torch import Tensor
 from autodistil_search.base.device import Device
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.weighted_names import parse_relations
-from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WEIGHT_DECAY
+from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.sampling import Drawn
-from autodistil_search.distillation.training_step import TrainOptions, last_hidden_of, subnets_of_step, train_step
+from autodistil_search.distillation.teacher_batches import Batch
+from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -266,22 +267,18 @@ class _Timer:
         device: Device,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._model, self._teacher, self._options, self._device = model, teacher, options, device
+        self._teacher, self._options, self._device = teacher.cast(device), replace(options, lr=1e-6), device
         self._ids = _random_ids(model, shape, device)
-        self._last_hidden = last_hidden_of(model, teacher, options, device)
-        self._parameters = [*model.parameters(), *(self._last_hidden.parameters() if self._last_hidden else ())]
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=1e-6, weight_decay=WEIGHT_DECAY, fused=True)
+        last_hidden = last_hidden_of(model, teacher, options, device)
+        self._training = ModelInTraining(model, self._options, Execution(), device, last_hidden)
         self._clock = clock
 
     def seconds(self, drawn: list[Drawn]) -> float:
         """Return the seconds of one step with those subnets, as in `training_loop.distill`."""
         start = self._clock()
-        train_step(
-            self._model, self._teacher, self._ids, drawn, self._options, self._device, last_hidden=self._last_hidden
-        )
-        torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM).item()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._training.begin(drawn)
+        self._training.learn(Batch(self._ids, 1.0, True, self._teacher, self._options))
+        self._training.update(0, ())
         self._device.synchronize()
         return self._clock() - start
 
@@ -319,8 +316,8 @@ def _saved_bytes(
     model: AutoDistilModel, teacher: Teacher, options: TrainOptions, shape: tuple[int, int], device: Device
 ) -> int:
     last_hidden = last_hidden_of(model, teacher, options, device)
-    parameters = [*model.parameters(), *(last_hidden.parameters() if last_hidden else ())]
-    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    training = ModelInTraining(model, options, Execution(), device, last_hidden)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in training.learner.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -330,8 +327,8 @@ def _saved_bytes(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        ids, drawn = _random_ids(model, shape, device), _largest_alone(model.config.subnet)
-        train_step(model, teacher, ids, drawn, options, device, last_hidden=last_hidden)
+        training.begin(_largest_alone(model.config.subnet))
+        training.learn(Batch(_random_ids(model, shape, device), 1.0, True, teacher, options))
     model.zero_grad(set_to_none=True)
     return sum(kept.values())
 

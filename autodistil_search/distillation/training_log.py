@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import os
 import re
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import pandas as pd
 
@@ -26,9 +29,16 @@ HELD_OUT_CSV = "held_out.csv"
 COLUMNS = ("step", "role", *DIMENSIONS, "loss")
 HIDDEN = "hidden_loss"
 """Column of `training.csv` for the losses of last hidden states, if they are trained."""
-_SIZE = re.compile(r"[0-9.]+(-[0-9.]+)*")
-_LOSS = re.compile(r"-?[0-9]+\.[0-9]+|-?inf|nan|")
+_SIZE = r"[0-9.]+(?:-[0-9.]+)*"
+_LOSS = r"(?:-?[0-9]+\.[0-9]+|-?inf|nan|)"
 """Formats in which `_Table` writes a size (a number for each layer if layers differ) and a loss."""
+_ROWS = {
+    columns: re.compile(",".join(["([0-9]+),[A-Za-z]+", *[_SIZE] * len(DIMENSIONS), *[_LOSS] * losses]))
+    for losses, columns in enumerate((COLUMNS, (*COLUMNS, HIDDEN)), start=1)
+}
+"""Format of a row, with its step as a group, by the columns of the file."""
+_WINDOWS, _WINDOW_BYTES = 256, 1 << 14
+"""Parts of a long log that are read for a figure: 4 MB, which are more than 50,000 rows."""
 
 
 class TrainingLog:
@@ -50,9 +60,9 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, first: int, tensorboard: bool = False) -> None:
+        self._board = _summary_writer(folder, first) if tensorboard else None
         self._training = _Table(folder / TRAINING_CSV, (*COLUMNS, HIDDEN), first)
         self._held_out = _Table(folder / HELD_OUT_CSV, COLUMNS, first)
-        self._board = _summary_writer(folder, first) if tensorboard else None
         self._since = time.monotonic()
         self._last_held_out = ""
 
@@ -100,6 +110,8 @@ class TrainingLog:
 
     def close(self) -> None:
         """Close the files."""
+        self._training.close()
+        self._held_out.close()
         if self._board is not None:
             self._board.close()
 
@@ -107,38 +119,79 @@ class TrainingLog:
 def read_log(path: Path) -> pd.DataFrame:
     """Return the rows of a `training.csv` or `held_out.csv`; damaged rows are left out with a warning.
 
+    Of a file beyond 4 MB, only the rows in windows are returned, which are evenly spaced over the file.
+
     Raises:
         InputError: if this user cannot read the file.
     """
-    columns, rows = _good_rows(path)
-    numbers = {"step": int, "loss": float} | ({HIDDEN: float} if HIDDEN in columns else {})
-    table = pd.DataFrame(rows, columns=list(columns)).replace({"loss": "", HIDDEN: ""}, "nan")
-    return table.astype(numbers)
+    with readable(path), path.open("rb") as file, _Rows(path, file, thin=True) as rows:
+        cells = [line.split(",") for _, line in rows]
+        numbers = {"step": int, "loss": float} | ({HIDDEN: float} if HIDDEN in rows.columns else {})
+        table = pd.DataFrame(cells, columns=list(rows.columns)).replace({"loss": "", HIDDEN: ""}, "nan")
+        return table.astype(numbers)
 
 
-def _good_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
-    """Return the columns of a log and its valid rows; a warning counts the damaged lines.
+class _Rows:
+    """Valid rows of a log, read one after another, each as its step and its line; a warning counts the damaged lines.
 
     A last line without a line break is left by a killed process, and does not count as damage.
     """
-    with readable(path):
-        *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    cells = [line.rstrip("\r").split(",") for line in lines]
-    every = (*COLUMNS, HIDDEN)
-    head = tuple(cells[0]) if cells else COLUMNS
-    known = head in (COLUMNS, every)
-    columns = head if known else max((COLUMNS, every), key=lambda names: sum(len(row) == len(names) for row in cells))
-    rows = [row for row in cells[1:] if len(row) == len(columns) and _is_good(row)]
-    if damaged := max(len(cells) - len(rows) - known, 0):
-        warnings.warn(f"{damaged} lines of {path} are damaged and left out; weights do not depend on it", stacklevel=3)
-    return columns, rows
+
+    def __init__(self, path: Path, file: BinaryIO, thin: bool = False) -> None:
+        self._path, self._file = path, file
+        self._spans = _windows(os.fstat(file.fileno()).st_size) if thin else [(0, None)]
+        first = file.readline()
+        header = tuple(_text(first).split(","))
+        self._has_header = header in _ROWS or not first
+        self.columns = header if header in _ROWS else self._likely_columns([first, *itertools.islice(file, 1000)])
+        self._damaged = 0
+
+    @staticmethod
+    def _likely_columns(lines: Sequence[bytes]) -> Sequence[str]:
+        """Return the columns of a log whose header is damaged, or of an empty log."""
+        return max(_ROWS, key=lambda columns: sum(line.count(b",") == len(columns) - 1 for line in lines))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        pattern = _ROWS[tuple(self.columns)]
+        for line in itertools.islice(self._lines(), int(self._has_header), None):
+            if row := pattern.fullmatch(line):
+                yield int(row[1]), line
+            else:
+                self._damaged += 1
+
+    def _lines(self) -> Iterator[str]:
+        for begin, end in self._spans:
+            self._file.seek(begin)
+            if begin:
+                self._file.readline()  # it begins before the window
+            for line in self._file:
+                if not line.endswith(b"\n"):
+                    break
+                yield _text(line)
+                if end is not None and self._file.tell() >= end:
+                    break
+
+    def __exit__(self, *_: object) -> None:
+        if self._damaged:
+            warnings.warn(
+                f"{self._damaged} lines of {self._path} are damaged and left out; weights do not depend on it",
+                stacklevel=3,
+            )
 
 
-def _is_good(row: Sequence[str]) -> bool:
-    step, role, *sizes = row[: len(COLUMNS) - 1]
-    losses = row[len(COLUMNS) - 1 :]
-    whole = step.isascii() and step.isdigit() and role.isascii() and role.isalpha()
-    return whole and all(map(_SIZE.fullmatch, sizes)) and all(map(_LOSS.fullmatch, losses))
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", errors="replace").rstrip("\r\n")
+
+
+def _windows(size: int) -> list[tuple[int, int | None]]:
+    """Return begin and end of the parts of a log that are read: all of it, or windows from its start to its end."""
+    if size <= _WINDOWS * _WINDOW_BYTES:
+        return [(0, None)]
+    begins = [(size - _WINDOW_BYTES) * number // (_WINDOWS - 1) for number in range(_WINDOWS)]
+    return [(begin, begin + _WINDOW_BYTES) for begin in begins]
 
 
 def _means(losses: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -161,10 +214,24 @@ class _Table:
 
     def __init__(self, path: Path, columns: Sequence[str], first: int) -> None:
         self._path = path
-        kept: list[list[str]] = []
-        if path.exists():
-            kept = [row for row in _good_rows(path)[1] if len(row) == len(columns) and int(row[0]) <= first]
-        write_atomically(path, lambda new: self._add(new, [columns, *kept]))
+        write_atomically(path, lambda new: self._keep(new, columns, first))
+        with writing(path):
+            self._file = path.open("a", newline="")
+
+    def _keep(self, new: Path, columns: Sequence[str], first: int) -> None:
+        """Write the rows up to the step `first` to a new file, row by row: a long log does not fit into memory."""
+        with new.open("w", newline="") as kept:
+            csv.writer(kept).writerow(columns)
+            if not self._path.exists():
+                return
+            with readable(self._path), self._path.open("rb") as file, _Rows(self._path, file) as rows:
+                if tuple(rows.columns) == tuple(columns):
+                    kept.writelines(f"{line}\r\n" for step, line in rows if step <= first)
+
+    def close(self) -> None:
+        """Close the file; each step is already written."""
+        with suppress(OSError):
+            self._file.close()
 
     def append(
         self, step: int, rows: Sequence[tuple[str, Subnet, float]], more: Sequence[float | None] | None = None
@@ -180,9 +247,5 @@ class _Table:
         if more is not None:
             lines = [(*line, "" if loss is None else f"{loss:.6f}") for line, loss in zip(lines, more, strict=True)]
         with writing(self._path):
-            self._add(self._path, lines)
-
-    @staticmethod
-    def _add(path: Path, lines: Sequence[Sequence[Any]]) -> None:
-        with path.open("a", newline="") as file:
-            csv.writer(file).writerows(lines)
+            csv.writer(self._file).writerows(lines)
+            self._file.flush()

@@ -1,8 +1,9 @@
-"""Training loop of the distillation of a SuperLM (several subnets a step) or of one student.
+"""Training loop of the distillation of SuperLMs (several subnets a step) or of one student.
 
 The seed and the number of a step determine its subnets, its blocks and its learning rate. So a run that is killed and
-resumed from its last checkpoint ends with the weights of an uninterrupted run. Processes that train together exchange
-only gradients.
+resumed from its last checkpoint ends with the weights of an uninterrupted run. Models that train together share each
+batch and the teacher's outputs, and nothing else: each ends with the weights of a training of its own. Processes that
+train together exchange only gradients.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 from torch import Tensor
 
@@ -24,15 +25,18 @@ from autodistil_search.base.errors import Terminated
 from autodistil_search.base.files import clear_leftovers, locked
 from autodistil_search.base.progress import Bar, Reporter
 from autodistil_search.distillation.checkpoints import Checkpoints, finish, load_finished
-from autodistil_search.distillation.collapse import MOST_RETURNS, CollapseError, Return
+from autodistil_search.distillation.collapse import MOST_RETURNS, CollapseError, LossWatch, Return
 from autodistil_search.distillation.layer_losses import LayerTransfer
+from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.sampling import Drawn
+from autodistil_search.distillation.teacher_batches import TeacherBatches
 from autodistil_search.distillation.training_log import TrainingLog
-from autodistil_search.distillation.training_step import Execution, ModelInTraining, TrainOptions, last_hidden_of
+from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.teachers.teacher import Teacher
 from autodistil_search.text.blocks import TrainingText
+from autodistil_search.text.sources import State
 
 _WINDOWS_BETWEEN_GOOD = 2
 """Windows of `LossWatch` between the checkpoints to which a training can return."""
@@ -48,6 +52,42 @@ class HeldOut(Protocol):
         """Return the role, sizes and loss of the measured subnets."""
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """Training of one model.
+
+    Attributes:
+        model: SuperLM or student, with its initial weights. A SuperLM trains the subnets that `options.sampling` draws
+            for each step; a student trains only itself.
+        options: Settings on which the weights depend.
+        folder: Folder of the checkpoints, `training.csv` and `held_out.csv`; at the end also of the model and
+            `trainer_state.json`. A model that is already finished is read from it.
+        title: Name of the training in progress and messages.
+        held_out: Measurement on held-out text.
+        transfer: Losses of layers between the model and the teacher. A student then learns layer by layer and not by
+            relations: its loss is the sum of `layer_losses.LAYER_TERMS` (TinyBERT's general distillation, arXiv
+            1909.10351, equations 7 to 9).
+        sample_ids: `(N, T)` token ids of training text, to which the map of `options.hidden` is first fitted; required
+            if `options.hidden` is not 0.
+        start_notes: Notes on the initial weights, kept with the finished model.
+    """
+
+    model: AutoDistilModel
+    options: TrainOptions
+    folder: Path
+    title: str = "training"
+    held_out: HeldOut | None = None
+    transfer: LayerTransfer | None = None
+    sample_ids: Tensor | None = None
+    start_notes: Sequence[str] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that are recorded with the weights."""
+        recorded = asdict(self.options)
+        return recorded if self.transfer is None else recorded | {"transfer": self.transfer.description}
+
+
 def distill(
     model: AutoDistilModel,
     teacher: Teacher,
@@ -56,134 +96,193 @@ def distill(
     folder: Path,
     device: Device,
     reporter: Reporter | None = None,
-    title: str = "training",
     execution: Execution | None = None,
-    held_out: HeldOut | None = None,
-    transfer: LayerTransfer | None = None,
-    sample_ids: Tensor | None = None,
-    start_notes: Sequence[str] = (),
+    **more: Any,
 ) -> AutoDistilModel:
-    """Train `model` in place to the end, from the last complete checkpoint in `folder` if there is one.
+    """Train one model as `distill_together` does, and return it.
 
-    A SuperLM trains the subnets that `options.sampling` draws for each step; a student trains only itself. A model that
-    is already finished is read from `folder`. If several processes train together, each of them trains on its rows of
-    every batch, and only the first process writes.
+    more: further fields of its `Distillation`.
+    """
+    distill_together([Distillation(model, options, folder, **more)], teacher, text, device, reporter, execution)
+    return model
+
+
+def distill_together(
+    distillations: Sequence[Distillation],
+    teacher: Teacher,
+    text: TrainingText,
+    device: Device,
+    reporter: Reporter | None = None,
+    execution: Execution | None = None,
+) -> None:
+    """Train models in place to the end, each from the last complete checkpoint in its folder if there is one.
+
+    Models at the same step train on the same batch, for which the teacher runs once. A model that is behind, after a
+    kill or a collapse, first catches up. If several processes train together, each of them trains on its rows of every
+    batch, and only the first process writes.
 
     Args:
-        model: SuperLM or student, with its initial weights.
+        distillations: Trainings of the models. Their options agree in all but the learning rate.
         teacher: Teacher that gives the targets.
         text: Training text.
-        options: Settings on which the weights depend.
-        folder: Folder of the checkpoints, `training.csv` and `held_out.csv`; at the end also of the model and
-            `trainer_state.json`.
         device: Device and precision to run on, and the processes that train together.
         reporter: Receiver of progress and messages.
-        title: Name of the training in progress and messages.
         execution: Settings on which only the speed, the logs and the kept checkpoints depend.
-        held_out: Measurement on held-out text.
-        transfer: Losses of layers between `model` and `teacher`. A student then learns layer by layer and not by
-            relations: its loss is the sum of `layer_losses.LAYER_TERMS` (TinyBERT's general distillation, arXiv
-            1909.10351, equations 7 to 9).
-        sample_ids: `(N, T)` token ids of training text, to which the map of `options.hidden` is first fitted; required
-            if `options.hidden` is not 0.
-        start_notes: Notes on the initial weights, kept with the finished model.
 
     Raises:
-        InputError: if the content of `folder` was made with other options.
-        FloatingPointError: if the loss or a weight is not finite; names step and subnet. The last checkpoint is kept.
+        InputError: if the content of a folder was made with other options.
+        FloatingPointError: if a loss or a weight is not finite; names step and subnet. The last checkpoint is kept. In
+            one process, the other models are trained to the end before.
         CollapseError: if training collapsed, and again at a half and a quarter of the learning rate.
         Terminated: after SIGTERM, once everything is saved.
+        ValueError: if the options differ in more than the learning rate.
     """
+    if len({replace(distillation.options, lr=0.0) for distillation in distillations}) > 1:
+        raise ValueError("models that train together differ in options other than the learning rate")
     execution, reporter = execution or Execution(), reporter or Reporter()
-    group, settings = device.processes, asdict(options)
-    if transfer is not None:
-        device.place(transfer)
-        settings |= {"transfer": transfer.description}
+    group, loops = device.processes, []
+    with ExitStack() as stack:
+        asked_to_stop = stack.enter_context(_sigterm())
+        for distillation in distillations:
+            stack.enter_context(_locked_for_all(distillation.folder, group))
+            bar = stack.enter_context(reporter.bar(distillation.title, "steps", distillation.options.steps))
+            if not _finished_before(distillation, device, bar):
+                training = _in_training(distillation, teacher, execution, device)
+                checkpoints = Checkpoints(
+                    distillation.folder,
+                    training.learner,
+                    training.optimizer,
+                    training.scaler,
+                    distillation.settings,
+                    execution.keep,
+                    len(distillations),
+                )
+                loop = _Loop(distillation, training, checkpoints, bar, reporter)
+                loops.append(stack.enter_context(loop))
+        if loops:
+            options = loops[0].distillation.options
+            if device.precision != "fp32" and all(loop.training.transfer is None for loop in loops):
+                teacher = teacher.cast(device)  # a transfer watches the layers of the given teacher
+            batches = stack.enter_context(TeacherBatches(teacher, text, options, execution, device))
+            _Loops(loops, batches, group, reporter, asked_to_stop).run()
+
+
+def _finished_before(distillation: Distillation, device: Device, bar: Bar) -> bool:
+    """Place the model on the device, and read it if it is already finished; returns True if it is."""
+    model, group = distillation.model, device.processes
     device.place(model)
     model.train()
-    with (
-        _locked_for_all(folder, group),
-        reporter.bar(title, "steps", options.steps) as bar,
-        _sigterm() as asked_to_stop,
-    ):
-        if group.from_main(group.main and load_finished(folder, model, settings)):
-            group.copy_from_main(model.state_dict().values())
-            bar.skip(options.steps)
-            model.eval()
-            return model
-        last_hidden = last_hidden_of(model, teacher, options, device) if transfer is None else None
-        if last_hidden is not None:
-            assert sample_ids is not None
-            last_hidden.fit(model, teacher, sample_ids)
-        training = ModelInTraining(model, teacher, text, options, execution, device, group, transfer, last_hidden)
-        checkpoints = Checkpoints(
-            folder, training.learner, training.optimizer, training.scaler, settings, execution.keep
-        )
-        loop = _Loop(training, checkpoints, bar, reporter, title, held_out, asked_to_stop)
-        loop.run()
-        if group.main:
-            finish(folder, model, options.steps, settings, training.watch.returns, start_notes)
-        if loop.stop or (group.count == 1 and asked_to_stop()):
-            raise Terminated("stopped; the model is finished and saved, and the same command continues")
-    model.eval()
-    return model
+    finished = group.from_main(group.main and load_finished(distillation.folder, model, distillation.settings))
+    if finished:
+        group.copy_from_main(model.state_dict().values())
+        bar.skip(distillation.options.steps)
+        model.eval()
+    return bool(finished)
+
+
+def _in_training(distillation: Distillation, teacher: Teacher, execution: Execution, device: Device) -> ModelInTraining:
+    """Return the model of `distillation` with its optimizer and the map of hidden states, at its initial weights."""
+    model, options, transfer = distillation.model, distillation.options, distillation.transfer
+    last_hidden = None
+    if transfer is not None:
+        device.place(transfer)
+    elif (last_hidden := last_hidden_of(model, teacher, options, device)) is not None:
+        assert distillation.sample_ids is not None
+        last_hidden.fit(model, teacher, distillation.sample_ids)
+    return ModelInTraining(model, options, execution, device, last_hidden, transfer)
 
 
 @dataclass
 class _Loop:
-    """Steps of a training, from its last checkpoint to its end.
+    """Training of one model, from its last checkpoint to its end.
 
-    stop: True if some process was asked to stop by the last step.
+    Attributes:
+        done: Number of finished steps.
+        save: True if the state after these steps should be saved.
+        good: True if training may return to this state after a collapse.
+        collapsed: True if the last step showed a collapse.
+        saved: Number of steps of the last saved state.
     """
 
+    distillation: Distillation
     training: ModelInTraining
     checkpoints: Checkpoints
     bar: Bar
     reporter: Reporter
-    title: str
-    held_out: HeldOut | None
-    asked_to_stop: Callable[[], bool]
-    stop: bool = False
+    done: int = 0
+    save: bool = False
+    good: bool = False
+    collapsed: bool = False
+    saved: int | None = None
+    _log: TrainingLog | None = None
+    _open: ExitStack = field(default_factory=ExitStack)
 
-    def run(self) -> None:
-        """Take all remaining steps; after a collapse, take them again from the last good checkpoint."""
+    @property
+    def steps(self) -> int:
+        """Return the number of all steps."""
+        return self.training.options.steps
+
+    def __enter__(self) -> Self:
+        if self.training.execution.compile:
+            self._open.enter_context(_compiled(self.training.model))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+        self._close_log()
+
+    def restore(self, go_back: bool = False) -> Sequence[State]:
+        """Restore the last checkpoint on every process; returns the position of each in the text, none for step 0.
+
+        go_back: True to restore the last good checkpoint.
+        """
+        training, group = self.training, self.training.group
+        training.optimizer.state.clear()
+        restored = (*self.checkpoints.restore(go_back), self.checkpoints.watch) if group.main else None
+        positions: Sequence[State]
+        self.done, positions, watch = group.from_main(restored)
+        if watch is not None:
+            training.watch = LossWatch.from_dict(watch)
+        training.copy_from_main()
+        self._close_log()
+        if group.main:
+            self._log = TrainingLog(self.checkpoints.folder, self.done, training.execution.tensorboard)
+        return positions
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+        self._log = None
+
+    def begin_step(self) -> None:
+        """Begin the next step."""
         training = self.training
-        first: int | None = training.go_on_from(self.checkpoints)
-        self.bar.skip(first or 0)
-        if first == 0:
-            training.save(self.checkpoints, 0, good=True)
-        with _compiled(training.model) if training.execution.compile else nullcontext():
-            while first is not None:
-                with self._log(first) as log:
-                    first = self._steps_from(first, log)
+        training.begin(subnets_of_step(training.model, training.options, self.done))
 
-    def _log(self, first: int) -> AbstractContextManager[TrainingLog | None]:
-        """Open the log for the steps after `first` on the main process; other processes have none."""
-        if not self.training.group.main:
-            return nullcontext()
-        return TrainingLog(self.checkpoints.folder, first, self.training.execution.tensorboard)
+    def end_step(self, tokens: int, stop: bool) -> bool:
+        """Update the weights after the step's backward passes, and log the step; returns True if any process stops.
 
-    def _steps_from(self, first: int, log: TrainingLog | None) -> int | None:
-        """Take the steps after `first`; returns the step to continue from after a collapse, None at the end."""
-        training, steps = self.training, self.training.options.steps
-        for step in range(first, steps):
-            drawn, losses, (self.stop, save) = training.step(step, self._flags)
-            if log is not None:
-                self.bar.advance(log.write(step + 1, drawn, losses, training.tokens_in_a_step, training.lr))
-                if self.held_out is not None and self.held_out.due(step + 1, steps):
-                    log.write_held_out(step + 1, self._measured(self.held_out, step + 1))
-            verdict = training.watch.see(_watched_loss(drawn, losses))
-            if verdict == "collapsed":
-                return self._go_back(step + 1)
-            good = verdict == "good" and training.watch.windows % _WINDOWS_BETWEEN_GOOD == 1
-            if save or self.stop or good:
-                training.save(self.checkpoints, step + 1, good)
-            if self.stop and step + 1 < steps:
-                raise Terminated(f"stopped after step {step + 1}, which is saved; the same command continues")
-        return None
+        tokens: number of tokens in the step. stop: True if this process was asked to stop.
 
-    def _measured(self, held_out: HeldOut, step: int) -> Sequence[tuple[str, Subnet, float]]:
-        """Return the held-out measurements after `step` steps.
+        Only the main process saves and knows the time that saving takes; on other processes it would always be due.
+        """
+        training, held_out = self.training, self.distillation.held_out
+        flags = stop, training.group.main and self.checkpoints.due
+        losses, (stop, due) = training.update(self.done, flags)
+        drawn = training.drawn
+        self.done += 1
+        if self._log is not None:
+            self.bar.advance(self._log.write(self.done, drawn, losses, tokens, training.lr))
+            if held_out is not None and held_out.due(self.done, self.steps):
+                self._log.write_held_out(self.done, self._measured(held_out))
+        verdict = training.watch.see(_watched_loss(drawn, losses))
+        self.collapsed = verdict == "collapsed"
+        self.good = verdict == "good" and training.watch.windows % _WINDOWS_BETWEEN_GOOD == 1
+        self.save = due or stop or self.good
+        return stop
+
+    def _measured(self, held_out: HeldOut) -> Sequence[tuple[str, Subnet, float]]:
+        """Return the held-out measurements.
 
         Raises:
             FloatingPointError: if a loss is not finite.
@@ -192,39 +291,148 @@ class _Loop:
             return held_out.measure(self.training.model)
         except FloatingPointError as error:
             raise FloatingPointError(
-                f"{error} after step {step}; the last checkpoint is kept. Try a lower --lr, in another --out"
+                f"{error} after step {self.done}; the last checkpoint is kept. Try a lower --lr, in another --out"
             ) from None
 
-    def _flags(self) -> tuple[bool, bool]:
-        """Return two flags of this process: True if it was asked to stop, and True if saving is due.
+    def write(self, positions: Sequence[State]) -> None:
+        """Save the state after the finished steps.
 
-        Only the main process saves and knows the time that saving takes; on other processes it would always be due.
+        positions: position of each process in the text.
         """
-        return self.asked_to_stop(), self.training.group.main and self.checkpoints.due
+        if self.training.group.main:
+            self.checkpoints.save(self.done, positions, self.training.watch.to_dict(), self.good)
+        self.saved, self.save = self.done, False
 
-    def _go_back(self, step: int) -> int:
-        """Restore the last good checkpoint, halve the learning rate, and report it; returns the checkpoint's step.
+    def go_back(self) -> Sequence[State]:
+        """Restore the last good checkpoint, halve the learning rate, and report it; returns its positions in the text.
 
         Raises:
             CollapseError: if training has already returned `MOST_RETURNS` times.
         """
-        training = self.training
+        training, step, title = self.training, self.done, self.distillation.title
         mean, best, returns = cast(float, training.watch.mean), cast(float, training.watch.best), training.watch.returns
         lr = training.options.lr * training.watch.factor
         if len(returns) == MOST_RETURNS:
             raise CollapseError(
-                f"{self.title} collapsed at step {step} for the {MOST_RETURNS + 1}rd time, at a peak learning rate of "
+                f"{title} collapsed at step {step} for the {MOST_RETURNS + 1}rd time, at a peak learning rate of "
                 f"{lr:g}: its mean loss is {mean:.3g}, at best {best:.3g} before. The last good checkpoint is kept. "
                 f"Try an --lr below {lr:g}, in another --out"
             )
-        to = training.go_on_from(self.checkpoints, go_back=True)
-        collapse = Return(step, to, lr / 2, mean, best)
+        positions = self.restore(go_back=True)
+        collapse = Return(step, self.done, lr / 2, mean, best)
         training.watch.returns = [*returns, collapse]
-        training.save(self.checkpoints, to, good=True)
-        self.bar.skip(to - step)
+        self.good, self.collapsed = True, False
+        self.write(positions)
+        self.bar.skip(self.done - step)
         if training.group.main:
-            self.reporter.say(f"{self.title} {collapse}")
-        return to
+            self.reporter.say(f"{title} {collapse}")
+        return positions
+
+    def finish(self) -> None:
+        """Write the finished model."""
+        if self.training.group.main:
+            returns, notes = self.training.watch.returns, self.distillation.start_notes
+            settings = self.distillation.settings
+            finish(self.checkpoints.folder, self.training.model, self.steps, settings, returns, notes)
+        self.training.model.eval()
+
+
+@dataclass
+class _Loops:
+    """Trainings that share the batches. A training leaves when it is finished or has failed."""
+
+    loops: list[_Loop]
+    batches: TeacherBatches
+    group: Processes
+    reporter: Reporter
+    asked_to_stop: Callable[[], bool]
+    _errors: list[FloatingPointError] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Take all remaining steps of all trainings."""
+        self._begin()
+        stop = self._leave_finished()
+        while self.loops:
+            step = min(loop.done for loop in self.loops)
+            stop = self._step(step)
+            self._leave_finished()
+            if stop and self.loops:
+                raise Terminated(f"stopped after step {step + 1}, which is saved; the same command continues")
+        if self._errors:
+            raise self._errors[0]
+        if stop or (self.group.count == 1 and self.asked_to_stop()):
+            raise Terminated("stopped; the model is finished and saved, and the same command continues")
+
+    def _begin(self) -> None:
+        """Restore all trainings, and the text where the one that is furthest behind stands."""
+        positions = {loop.done: positions for loop in self.loops for positions in [loop.restore()]}
+        self._continue_text(positions[min(positions)])
+        for loop in self.loops:
+            loop.bar.skip(loop.done)
+            if loop.done == 0:
+                loop.good = True
+                self._write(loop)
+
+    def _step(self, step: int) -> bool:
+        """Take a step of all trainings that stand there; returns True if a process was asked to stop."""
+        together = [loop for loop in self.loops if loop.done == step]
+        asked, stop = self.asked_to_stop(), False
+        for loop in together:
+            loop.begin_step()
+        for batch in self.batches.of_step(step):
+            for loop in together:
+                loop.training.learn(batch)
+        for loop in together:
+            with self._on_its_own(loop):
+                stop |= loop.end_step(self.batches.tokens_in_a_step, asked)
+        collapsed = [loop for loop in self.loops if loop.collapsed]
+        for loop in self.loops:
+            if not loop.collapsed and (loop.save or collapsed):
+                with self._on_its_own(loop):
+                    self._write(loop)
+        self._go_back(collapsed)
+        return stop
+
+    def _go_back(self, collapsed: Sequence[_Loop]) -> None:
+        """Return to the last good checkpoint of each collapsed training, and in the text to the earliest of them."""
+        positions = {}
+        for loop in collapsed:
+            with self._on_its_own(loop):
+                back = loop.go_back()
+                positions[loop.done] = back
+        if positions:
+            self._continue_text(positions[min(positions)])
+
+    def _write(self, loop: _Loop) -> None:
+        """Save a training; one that waits for others was saved when it began to wait."""
+        positions = self.group.gather(self.batches.state())
+        if loop.saved != loop.done:
+            loop.write(positions)
+
+    def _continue_text(self, positions: Sequence[State]) -> None:
+        if positions:
+            self.batches.restore(positions[self.group.rank % len(positions)])
+
+    def _leave_finished(self) -> bool:
+        """Write the models of finished trainings, which leave."""
+        for loop in [loop for loop in self.loops if loop.done == loop.steps]:
+            with self._on_its_own(loop):
+                loop.finish()
+                self.loops.remove(loop)
+        return False
+
+    @contextmanager
+    def _on_its_own(self, loop: _Loop) -> Iterator[None]:
+        """Let a training that fails leave, so that the others go on; several processes end together."""
+        try:
+            yield
+        except FloatingPointError as error:
+            if self.group.count > 1:
+                raise
+            self._errors.append(error)
+            self.loops.remove(loop)
+            if self.loops:
+                self.reporter.say(str(error))
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""One training step: its subnets, their losses, the gradients and the update."""
+"""One training step of a model: its subnets, their losses, the gradients and the update."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,64 +13,16 @@ from torch import Tensor, nn
 
 from autodistil_search.base.device import Device
 from autodistil_search.base.distributed import Processes
-from autodistil_search.base.errors import InputError
-from autodistil_search.base.weighted_names import parse_relations
-from autodistil_search.distillation.checkpoints import Checkpoints
 from autodistil_search.distillation.collapse import LossWatch
 from autodistil_search.distillation.layer_losses import LastHidden, LayerTransfer
 from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WEIGHT_DECAY, set_learning_rate
+from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.sampling import Drawn, draw
+from autodistil_search.distillation.teacher_batches import Batch, Targets
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.relation_loss import RelationTarget, relation_loss, relation_target, uniform_loss
+from autodistil_search.superlm.step_weights import StepWeights
 from autodistil_search.teachers.teacher import Teacher
-from autodistil_search.text.blocks import TrainingText
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """Settings on which the weights depend, besides model, teacher and text.
-
-    steps: number of training steps.
-    batch_size: blocks in a step, over all processes.
-    lr: peak learning rate.
-    seed: seed of subnets and blocks.
-    loss: name of the relation loss, one of `relation_loss.LOSSES`.
-    relations, relation_heads: relations in the loss (`weighted_names.parse_relations`) and their number of heads.
-    sampling, random_subnets, subnet_weights: arguments of `sampling.draw`.
-    in_place: share of a subnet's loss that is taken against the relations of the largest subnet instead of the
-        teacher's (in-place distillation, Yu and Huang, arXiv 1903.05134). It requires a sampling that trains the
-        largest subnet.
-    hidden: weight of `layer_losses.LastHidden` besides the relation loss; 0 trains by relations alone.
-    """
-
-    steps: int
-    batch_size: int
-    lr: float
-    seed: int
-    loss: str = "kl"
-    sampling: str = "largest-random"
-    relation_heads: int = 16
-    relations: str = "qq,kk,vv"
-    random_subnets: int | None = None
-    subnet_weights: str = ""
-    in_place: float = 0.0
-    hidden: float = 0.0
-
-
-@dataclass(frozen=True)
-class Execution:
-    """Settings of a training on which its weights do not depend, except for rounding.
-
-    accumulate: number of parts into which each process divides its rows of a batch; one part is in memory at a time.
-    compile: True to run layers through `torch.compile`.
-    keep: number of last checkpoints that are kept.
-    tensorboard: True to write TensorBoard event files, too.
-    """
-
-    accumulate: int = 1
-    compile: bool = False
-    keep: int = 2
-    tensorboard: bool = False
 
 
 def last_hidden_of(
@@ -85,142 +38,137 @@ def last_hidden_of(
 
 @dataclass
 class ModelInTraining:
-    """Model in training on this process, with everything that a step needs.
+    """Model in training on this process, with its optimizer.
 
-    Raises:
-        InputError: if the batch has fewer blocks than parts over all processes.
+    A step is `begin`, then `learn` for each part of the batch, then `update`.
+
+    Args:
+        model: Model in training, on the device.
+        options: Settings on which the weights depend.
+        execution: Settings on which only speed and memory depend.
+        device: Device and precision to run on, and the processes that train together.
+        last_hidden: Loss of the last hidden states; None for none.
+        transfer: Losses of layers in place of relations; None for relations.
     """
 
     model: AutoDistilModel
-    teacher: Teacher
-    text: TrainingText
     options: TrainOptions
     execution: Execution
     device: Device
-    group: Processes
-    transfer: LayerTransfer | None = None
     last_hidden: LastHidden | None = None
+    transfer: LayerTransfer | None = None
 
     def __post_init__(self) -> None:
-        options, parts = self.options, self.execution.accumulate * self.group.count
-        if options.batch_size < parts:
-            raise InputError(
-                f"--batch-size {options.batch_size} for {self.group.count} processes with --accumulate "
-                f"{self.execution.accumulate}; allowed: at least one block for each part of a step, {parts} or more"
-            )
         maps = self.transfer or self.last_hidden
         self.learner = self.model if maps is None else nn.ModuleList([self.model, maps])
         self.optimizer = torch.optim.AdamW(
-            self.learner.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True
+            self.learner.parameters(), lr=self.options.lr, weight_decay=WEIGHT_DECAY, fused=True
         )
         self.scaler = self.device.scaler()
-        self.tokens_in_a_step = 0
-        self.watch = LossWatch.of(options.steps)
+        self.watch = LossWatch.of(self.options.steps)
+        # Compiled layers, and hooks on layers, need the parameters themselves; autocast then casts them.
+        plain = self.transfer is not None or self.execution.compile
+        self._weights = None if plain else StepWeights(self.model, self.device.dtype)
+        self.drawn: Sequence[Drawn] = ()
+        self._losses: Tensor | None = None
+
+    @property
+    def group(self) -> Processes:
+        """Return the processes that train together."""
+        return self.device.processes
 
     @property
     def lr(self) -> float:
         """Return the learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, step: int, flags: Callable[[], Sequence[bool]]) -> tuple[list[Drawn], list[float], list[bool]]:
-        """Take one step; returns its subnets, their losses, and two flags.
+    def begin(self, drawn: Sequence[Drawn]) -> None:
+        """Begin a step of those subnets: cast the weights."""
+        self.drawn, self._losses = drawn, None
+        if self._weights is not None:
+            self._weights.begin()
 
-        flags: function that returns two flags of this process. A returned flag is True if it is set on any process.
+    def learn(self, batch: Batch) -> None:
+        """Add up the gradients of the step on a part of its batch."""
+        if self.transfer is not None:
+            losses = self._layer_step(self.transfer, batch)
+        else:
+            losses = train_step(
+                self.model,
+                batch.input_ids,
+                self._seen(batch.targets),
+                self.drawn,
+                self.options,
+                self.device.autocast if self._weights is None else self._weights.in_use,
+                batch.share,
+                self.scaler,
+                self.last_hidden,
+                self._reduce_early if batch.last else None,
+            )
+        losses = batch.share * losses
+        self._losses = losses if self._losses is None else self._losses + losses
 
-        Losses are those of `train_step`.
+    def _seen(self, targets: Targets) -> Targets:
+        """Record the loss of an uninformed model, measured on the main process's part of the first step."""
+        if self.watch.nothing is None:
+            own = uniform_loss(targets.relations) if self.group.main else None
+            self.watch.nothing = self.group.from_main(own)
+        return targets
+
+    def _layer_step(self, transfer: LayerTransfer, batch: Batch) -> Tensor:
+        """Add up the gradients of `transfer`'s loss on a part of a batch; returns the loss, `(1,)`."""
+        mask = torch.ones_like(batch.input_ids)  # blocks of text have no padding
+        with self.device.autocast(), transfer.watching() as (student_states, teacher_states):
+            batch.run_teacher()
+            self.model(batch.input_ids)
+            loss = torch.stack(transfer(student_states, teacher_states, mask)).sum()
+        self.scaler.scale(loss * batch.share).backward()
+        return loss.detach()[None]
+
+    def _reduce_early(self) -> None:
+        """Let the last backward pass of the step reduce the gradients of each layer as soon as they are complete."""
+        if self._weights is not None and self.group.count > 1:
+            self._weights.when_complete(self.group.begin_sum)
+
+    def reduce(self, flags: Sequence[bool]) -> Tensor:
+        """Sum the gradients of the step over all processes; returns its losses and the flags, summed alike."""
+        gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
+        if self._weights is not None:
+            gradients += self._weights.hand_over()
+        assert self._losses is not None
+        numbers = torch.cat([self._losses, *(self._losses.new_full((1,), float(flag)) for flag in flags)])
+        self.group.add_up(gradients, numbers)
+        return numbers
+
+    def update(self, step: int, flags: Sequence[bool]) -> tuple[list[float], list[bool]]:
+        """End a step: update the weights; returns the losses of its subnets, and the flags.
+
+        flags: flags of this process. A returned flag is True if it is set on any process.
+
+        Losses are those of `train_step`. They are read from the device together with the flags and the norm of the
+        gradients, because each reading waits for the device.
 
         Raises:
             FloatingPointError: if a loss or the norm of the gradients is not finite; names step and subnet.
         """
-        drawn = subnets_of_step(self.model, self.options, step)
-        own = self._gradients(step, drawn)
-        *losses, first, second = self.group.add_up(self.learner.parameters(), [*own, *map(float, flags())])
-        check_finite(losses[: len(drawn)], drawn, step)
-        if of_hidden := losses[len(drawn) :]:
-            check_finite(of_hidden, drawn, step, "loss of hidden states")
-        set_learning_rate(self.optimizer, self.options.lr * self.watch.factor, step, self.options.steps)
-        self._update(drawn, step)
-        return drawn, losses, [first > 0, second > 0]
-
-    def _gradients(self, step: int, drawn: Sequence[Drawn]) -> list[float]:
-        """Add up this process's part of the step's gradients; returns its part of the losses."""
-        size = self.options.batch_size
-        rows = self.text.rows(step, size, self.options.seed, self.group.share(size))
-        self.tokens_in_a_step = size * rows.shape[1]
-        losses: list[float] = []
-        for part in rows.tensor_split(self.execution.accumulate):
-            share, ids = len(part) / size, part.to(self.device.name)
-            if self.transfer is not None:
-                part_losses = [self._layer_step(self.transfer, ids, share)]
-            else:
-                part_losses = train_step(
-                    self.model,
-                    self.teacher,
-                    ids,
-                    drawn,
-                    self.options,
-                    self.device,
-                    share,
-                    self.scaler,
-                    self.last_hidden,
-                    self._note_loss_of_nothing if self.watch.nothing is None else None,
-                )
-            losses = [
-                loss + share * more for loss, more in zip(losses or [0.0] * len(part_losses), part_losses, strict=True)
-            ]
-        return losses
-
-    def _note_loss_of_nothing(self, target: RelationTarget) -> None:
-        """Record the loss of an uninformed model, measured on the main process's part of the step."""
-        self.watch.nothing = self.group.from_main(uniform_loss(target) if self.group.main else None)
-
-    def _layer_step(self, transfer: LayerTransfer, input_ids: Tensor, share: float) -> float:
-        """Add up the gradients of `transfer`'s loss on `input_ids` `(B, T)`; returns the loss."""
-        mask = torch.ones_like(input_ids)  # blocks of text have no padding
-        with self.device.autocast(), transfer.watching() as (student_states, teacher_states):
-            with torch.no_grad():
-                self.teacher.model(input_ids=input_ids)
-            self.model(input_ids)
-            loss = torch.stack(transfer(student_states, teacher_states, mask)).sum()
-        self.scaler.scale(loss * share).backward()
-        return loss.item()
-
-    def _update(self, drawn: Sequence[Drawn], step: int) -> None:
+        drawn, numbers = self.drawn, self.reduce(flags)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRADIENT_NORM).item()
-        if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), MAX_GRADIENT_NORM)
+        *read, norm_read = torch.cat([numbers, norm[None]]).tolist()
+        read_losses, read_flags = read[: len(read) - len(flags)], read[len(read) - len(flags) :]
+        check_finite(read_losses, drawn, step)
+        if not math.isfinite(norm_read) and (not self.scaler.is_enabled() or self.scaler.get_scale() < 1):
             # In float16 the scaler skips a step with infinite gradients and lowers the scale. Below a scale of 1, the
             # scale is not the cause.
-            check_finite([norm], drawn[:1], step, "norm of the gradients")
+            raise not_finite("norm of the gradients", norm_read, drawn[0], step)
+        set_learning_rate(self.optimizer, self.options.lr * self.watch.factor, step, self.options.steps)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        return read_losses, [flag > 0 for flag in read_flags]
 
-    def save(self, checkpoints: Checkpoints, step: int, good: bool = False) -> None:
-        """Save the state after `step` steps.
-
-        good: True if training may return to this state after a collapse.
-        """
-        positions = self.group.gather(self.text.state())
-        if self.group.main:
-            checkpoints.save(step, positions, self.watch.to_dict(), good)
-
-    def go_on_from(self, checkpoints: Checkpoints, go_back: bool = False) -> int:
-        """Restore the last checkpoint on every process; returns its number of steps.
-
-        go_back: True to restore the last good checkpoint.
-        """
-        self.optimizer.state.clear()
-        restored = (*checkpoints.restore(go_back), checkpoints.watch) if self.group.main else None
-        step, positions, watch = self.group.from_main(restored)
-        if positions:
-            self.text.restore(positions[self.group.rank % len(positions)])
-        if watch is not None:
-            self.watch = LossWatch.from_dict(watch)
-        self._copy_from_main()
-        return int(step)
-
-    def _copy_from_main(self) -> None:
+    def copy_from_main(self) -> None:
+        """Overwrite weights and optimizer with those of the main process."""
         if self.group.count == 1:
             return
         self.group.copy_from_main(self.learner.state_dict().values())
@@ -238,69 +186,63 @@ class ModelInTraining:
 
 def train_step(
     model: AutoDistilModel,
-    teacher: Teacher,
     input_ids: Tensor,
+    targets: Targets,
     drawn: Sequence[Drawn],
     options: TrainOptions,
-    device: Device,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     share: float = 1.0,
     scaler: torch.amp.GradScaler | None = None,
     last_hidden: LastHidden | None = None,
-    see_target: Callable[[RelationTarget], None] | None = None,
-) -> list[float]:
+    before_last: Callable[[], None] | None = None,
+) -> Tensor:
     """Add up the gradients of the weighted losses of the `drawn` subnets on one batch.
 
     Args:
         model: SuperLM or student in training.
-        teacher: Teacher that gives the targets.
         input_ids: `(B, T)` token ids.
+        targets: Outputs of the teacher on them.
         drawn: Subnets of the step, with their weights.
         options: Settings of the losses.
-        device: Device and precision to run on.
+        precision: Function that returns the context in which the model runs.
         share: Share of this batch in the batch of the step.
         scaler: Gradient scaler; None for none.
         last_hidden: Loss of the last hidden states, with weight `options.hidden`; None for none.
-        see_target: Function that is called with the teacher's relations.
+        before_last: Function that is called before the backward pass of the last subnet.
 
     Returns the relation loss of each subnet against the teacher, and with `last_hidden` then the hidden-state loss of
-    each subnet.
+    each subnet. They stay on the device, so that the host does not wait for it.
     """
     losses, of_hidden = [], []
-    relations = parse_relations(options.relations)
-
-    def target_of(projections: Sequence[Tensor]) -> RelationTarget:
-        return relation_target(projections, None, options.relation_heads, options.loss, relations)
-
-    hidden: Tensor | None = None
-    with device.autocast():
-        if last_hidden is None:
-            target = target_of(teacher.projections(input_ids))
-        else:
-            teacher_projections, hidden = teacher.last_layer(input_ids)
-            target = target_of(teacher_projections)
-    if see_target is not None:
-        see_target(target)
-    second: RelationTarget | None = None
+    of_largest: RelationTarget | None = None
     with model.shared_words(input_ids) as words:
-        for subnet, role, weight in drawn:
-            with device.autocast():
+        for place, (subnet, role, weight) in enumerate(drawn, 1):
+            with precision():
                 if last_hidden is None:
                     projections = model.last_projections(input_ids, subnet=subnet, words=words)
                 else:
-                    projections, student_hidden = model.last_layer(input_ids, subnet, words)
-            loss = relation_loss(projections, target)
-            losses.append(loss.item())
-            if second is not None:
-                loss = (1 - options.in_place) * loss + options.in_place * relation_loss(projections, second)
+                    projections, hidden = model.last_layer(input_ids, subnet, words)
+            loss = relation_loss(projections, targets.relations)
+            losses.append(loss.detach())
+            if of_largest is not None:
+                loss = (1 - options.in_place) * loss + options.in_place * relation_loss(projections, of_largest)
             elif options.in_place and role == "largest":
-                second = target_of([projection.detach() for projection in projections])
+                of_largest = _relations_of(projections, targets.relations)
             if last_hidden is not None:
-                more = last_hidden(student_hidden, hidden)
-                of_hidden.append(more.item())
+                more = last_hidden(hidden, targets.hidden)
+                of_hidden.append(more.detach())
                 loss = loss + options.hidden * more
+            if before_last is not None and place == len(drawn):
+                before_last()
             loss = loss * (weight * share)
             (loss if scaler is None else scaler.scale(loss)).backward()
-    return [*losses, *of_hidden]
+    return torch.stack([*losses, *of_hidden])
+
+
+def _relations_of(projections: Sequence[Tensor], like: RelationTarget) -> RelationTarget:
+    """Return the relations of a student's projections as the target of other students."""
+    constant = [projection.detach() for projection in projections]
+    return relation_target(constant, None, like.relation_heads, like.loss, like.relations)
 
 
 def subnets_of_step(model: AutoDistilModel, options: TrainOptions, step: int) -> list[Drawn]:
@@ -311,11 +253,17 @@ def subnets_of_step(model: AutoDistilModel, options: TrainOptions, step: int) ->
     return draw(model.space, options.sampling, options.random_subnets, options.subnet_weights, rng)
 
 
-def check_finite(values: Sequence[float], drawn: Sequence[Drawn], step: int, what: str = "loss") -> None:
-    """Raise FloatingPointError, naming step and subnet, if a value is not finite."""
-    for value, entry in zip(values, drawn, strict=True):
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the {what} is {value} at step {step + 1} for subnet {entry.subnet}; the last checkpoint is kept. "
-                "Try a lower --lr, in another --out"
-            )
+def check_finite(losses: Sequence[float], drawn: Sequence[Drawn], step: int) -> None:
+    """Raise FloatingPointError, naming step and subnet, if one of the `losses` of `train_step` is not finite."""
+    for place, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            what = "loss" if place < len(drawn) else "loss of hidden states"
+            raise not_finite(what, loss, drawn[place % len(drawn)], step)
+
+
+def not_finite(what: str, value: float, entry: Drawn, step: int) -> FloatingPointError:
+    """Return the error for a value that is not finite."""
+    return FloatingPointError(
+        f"the {what} is {value} at step {step + 1} for subnet {entry.subnet}; the last checkpoint is kept. "
+        "Try a lower --lr, in another --out"
+    )

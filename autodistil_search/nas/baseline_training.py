@@ -22,8 +22,8 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.base.seeding import seeded
 from autodistil_search.base.version import __version__
 from autodistil_search.distillation.layer_losses import LayerTransfer
+from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.distillation.training_step import Execution, TrainOptions
 from autodistil_search.nas.baselines import AS_IT_IS, COPY, DISTILLED, DRAWN, MINILM, TINYBERT, TRUNCATED, Baseline
 from autodistil_search.nas.objectives import Objective, costs
 from autodistil_search.nas.proxies import Proxy, RelationProxy
@@ -195,8 +195,8 @@ class Bench:
                 folder,
                 self.device,
                 self.reporter,
-                str(recipe),
                 self.execution,
+                title=str(recipe),
                 transfer=transfer,
                 sample_ids=self.sample_ids,
             )

@@ -15,8 +15,8 @@ from autodistil_search.base.files import write_atomically
 from autodistil_search.base.manifest import DISTIL_CONFIG, DISTIL_SUMMARY, ENVIRONMENT, reopen, write_manifest
 from autodistil_search.base.pretrained import model_sha256
 from autodistil_search.base.progress import Reporter
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.report.training_figure import write_training_figure
 from autodistil_search.runs.finished_run import load_run
@@ -121,9 +121,9 @@ class _Job:
                 self.student_folder,
                 materials.device,
                 reporter,
-                f"training {self._student.config.subnet}",
                 materials.execution,
-                self,
+                title=f"training {self._student.config.subnet}",
+                held_out=self,
                 sample_ids=materials.sample_ids,
             )
         finally:

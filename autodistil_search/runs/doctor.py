@@ -23,6 +23,7 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import cache_folder
 from autodistil_search.base.resources import cgroup_limits
 from autodistil_search.base.version import __version__
+from autodistil_search.text.digests import digests_file, known_digests
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -284,6 +285,9 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", str(folder), state="broken", remark=remark)
         return
     yield Finding("cache", str(folder), remark="can be written" if existing == folder else "can be created")
+    if known := len(known_digests(folder)):
+        remark = f"{digests_file(folder)}; these files are read again only if they change"
+        yield Finding("digests of text there", known, "files", remark=remark)
     yield Finding("free disk there", shutil.disk_usage(existing).free / 1e9, "GB")
 
 

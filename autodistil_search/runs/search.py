@@ -46,7 +46,7 @@ from autodistil_search.runs.run_folder import Stopwatch, check_folder, exclusive
 from autodistil_search.runs.scoring import Scorer, check_scored_alike, scored_by
 from autodistil_search.runs.search_findings import conditions, cost_findings, learning_findings, trust_findings
 from autodistil_search.runs.search_inputs import SearchInputs, resolve_search
-from autodistil_search.runs.train import take_superlm, train_superlm, trained_config
+from autodistil_search.runs.train import take_superlm, train_superlms, trained_config
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -274,15 +274,13 @@ def _superlms(
     inputs: SearchInputs, folder: Path, clock: Stopwatch, reporter: Reporter
 ) -> tuple[dict[str, AutoDistilModel], list[Finding]]:
     """Return the SuperLM of each space by its name, if an objective needs them, and findings about their training."""
-    superlms, findings = {}, []
-    for space in inputs.spaces if inputs.proxy_objective is not None else []:
-        space_folder = superlm_folder(folder, space.name)
-        if inputs.config.superlm is not None:
-            take_superlm(inputs, Path(inputs.config.superlm), space, space_folder)
-        with clock.phase(f"train {space.name}"):
-            superlms[space.name], new = train_superlm(inputs, space, space_folder, reporter)
-        findings += new
-    return superlms, findings
+    if inputs.proxy_objective is None:
+        return {}, []
+    if (trained := inputs.config.superlm) is not None:
+        for space in inputs.spaces:
+            take_superlm(inputs, Path(trained), space, superlm_folder(folder, space.name))
+    with clock.phase("train " + ", ".join(space.name for space in inputs.spaces)):
+        return train_superlms(inputs, folder, reporter)
 
 
 def _search_space(

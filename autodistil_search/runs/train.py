@@ -31,12 +31,12 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.base.seeding import seeded
 from autodistil_search.base.user_input import load_yaml
 from autodistil_search.base.weighted_names import parse_relations
-from autodistil_search.distillation.checkpoints import Course, course_of
-from autodistil_search.distillation.training_loop import distill
+from autodistil_search.distillation.checkpoints import course_of
+from autodistil_search.distillation.training_loop import Distillation, distill_together
 from autodistil_search.nas.proxies import HARDLY_LEARNT, RelationProxy
 from autodistil_search.report.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
 from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder, superlm_folder
-from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
+from autodistil_search.runs.training_inputs import TrainingInputs, fit_together, resolve_training
 from autodistil_search.settings.train import TrainConfig
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -76,61 +76,77 @@ def train(config: TrainConfig, reporter: Reporter | None = None, executor: AnyEx
     with open_executor(config.executor if group.main else None, config.workers, reporter, executor) as workers:
         materials = resolve_training(config, reporter, executor=workers)
     if not group.main:
-        _train_all(materials, folder, reporter)
+        train_superlms(materials, folder, reporter)
         return folder
     with exclusive(folder):
         open_folder(folder, TRAIN_CONFIG, TrainConfig, settings, materials.environment)
-        _train_all(materials, folder, reporter)
+        train_superlms(materials, folder, reporter)
         if not verify(folder, own=True):
             warn_of_lacking(folder)
             write_manifest(folder, "train", (TRAIN_CONFIG, ENVIRONMENT))
     return folder
 
 
-def _train_all(materials: TrainingInputs, folder: Path, reporter: Reporter) -> None:
-    for space in materials.spaces:
-        train_superlm(materials, space, superlm_folder(folder, space.name), reporter)
+def train_superlms(
+    materials: TrainingInputs, folder: Path, reporter: Reporter
+) -> tuple[dict[str, AutoDistilModel], list[Finding]]:
+    """Return the SuperLM of each space, trained, continued or read from the run's `folder`, and findings about them.
 
-
-def train_superlm(
-    materials: TrainingInputs, space: SearchSpace, folder: Path, reporter: Reporter
-) -> tuple[AutoDistilModel, list[Finding]]:
-    """Return the SuperLM of `space`, trained, continued or read from `folder`, and findings about it.
-
-    A SuperLM of an earlier training (`--superlm`) is loaded unchanged, because defaults may have changed since.
+    SuperLMs train together, on the same batches, if their weights and optimizers fit into memory at once. SuperLMs of
+    an earlier training (`--superlm`) are loaded unchanged, because defaults may have changed since.
     """
     config, group = materials.config, materials.device.processes
-    watch = _Watch(materials, space, folder)
-    course = group.from_main(course_of(folder) if group.main else None)
-    if course is not None and getattr(config, "superlm", None) is not None:
-        model = load_model(folder, AutoDistilModel)
-        materials.device.place(model)
-    else:
-        model = _trained(materials, space, folder, reporter, watch, course)
-        course = group.from_main(course_of(folder) if group.main else None)
-    assert course is not None
-    findings = [Finding(START, {"space": space.name, "words": words}) for words in course.start]
-    events = [Finding(COLLAPSED, {"space": space.name, **entry}) for entry in course.returns]
-    if group.main:
-        events += watch.findings(model)
-    for finding in events:
-        reporter.say(str(finding))
-    return model, [*findings, *events]
+    watches = [_Watch(materials, space, superlm_folder(folder, space.name)) for space in materials.spaces]
+    given = getattr(config, "superlm", None) is not None
+    superlms = {watch.space.name: _taken(watch) for watch in watches if given}
+    at_once = watches if fit_together(materials) else watches[:1]
+    for first in range(0, len(watches) if not given else 0, len(at_once)):
+        superlms |= _trained(materials, watches[first : first + len(at_once)], reporter)
+    findings = []
+    for watch in watches:
+        course = group.from_main(course_of(watch.folder) if group.main else None)
+        assert course is not None
+        name = watch.space.name
+        findings += [Finding(START, {"space": name, "words": words}) for words in course.start]
+        events = [Finding(COLLAPSED, {"space": name, **entry}) for entry in course.returns]
+        if group.main:
+            events += watch.findings(superlms[name])
+        for finding in events:
+            reporter.say(str(finding))
+        findings += events
+    return superlms, findings
 
 
-def _trained(
-    materials: TrainingInputs,
-    space: SearchSpace,
-    folder: Path,
-    reporter: Reporter,
-    watch: _Watch,
-    course: Course | None,
-) -> AutoDistilModel:
-    """Return the SuperLM of `space`, trained to the end.
+def _taken(watch: _Watch) -> AutoDistilModel:
+    """Return the finished SuperLM in the folder of `watch`."""
+    model = load_model(watch.folder, AutoDistilModel)
+    watch.materials.device.place(model)
+    return model
 
-    Initial weights are computed only for a new training.
-    """
+
+def _trained(materials: TrainingInputs, watches: Sequence[_Watch], reporter: Reporter) -> dict[str, AutoDistilModel]:
+    """Return SuperLMs by the name of their space, trained together to the end."""
     assert materials.text is not None
+    distillations = [_begun(materials, watch, reporter) for watch in watches]
+    try:
+        distill_together(
+            distillations,
+            materials.teacher,
+            materials.text.begin(),
+            materials.device,
+            reporter,
+            materials.execution,
+        )
+    finally:
+        for watch in watches:
+            watch.draw()
+    return {watch.space.name: distillation.model for watch, distillation in zip(watches, distillations, strict=True)}
+
+
+def _begun(materials: TrainingInputs, watch: _Watch, reporter: Reporter) -> Distillation:
+    """Return the training of a SuperLM from its start. Initial weights are computed only for a new training."""
+    group, space = materials.device.processes, watch.space
+    course = group.from_main(course_of(watch.folder) if group.main else None)
     with seeded(materials.config.seed):
         model = AutoDistilModel(materials.teacher.student_config(space.largest, space))
         notes: Sequence[str] = () if course is None else course.start
@@ -139,24 +155,15 @@ def _trained(
             notes = start_from(model, materials.teacher, materials.config.init, sample, heads)
     for words in notes:
         reporter.say(str(Finding(START, {"space": space.name, "words": words})))
-    try:
-        distill(
-            model,
-            materials.teacher,
-            materials.text.begin(),
-            materials.options_of(space.largest),
-            folder,
-            materials.device,
-            reporter,
-            f"training SuperLM {space.name}",
-            materials.execution,
-            watch,
-            sample_ids=materials.sample_ids,
-            start_notes=notes,
-        )
-    finally:
-        watch.draw()
-    return model
+    return Distillation(
+        model,
+        materials.options_of(space.largest),
+        watch.folder,
+        f"training SuperLM {space.name}",
+        watch,
+        sample_ids=materials.sample_ids,
+        start_notes=notes,
+    )
 
 
 def relation_proxy(materials: TrainingInputs, blocks: int) -> RelationProxy:

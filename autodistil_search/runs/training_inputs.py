@@ -18,7 +18,7 @@ from autodistil_search.base.pretrained import check_weights, model_sha256, quiet
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.weighted_names import parse_relations, parse_subnet_weights
 from autodistil_search.distillation.learning_rate import default_learning_rate
-from autodistil_search.distillation.training_step import Execution, TrainOptions
+from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.runs.named_parts import plugged
 from autodistil_search.settings.train import TrainConfig
 from autodistil_search.spaces.cost import params
@@ -174,10 +174,7 @@ def open_text(
         InputError: if the text cannot be read, or is too short.
     """
     if config.stream:
-        group = device.processes
-        stream, held_out = open_stream(
-            config.texts, teacher.tokenizer, config.seq_len, rank=group.rank, world=group.count
-        )
+        stream, held_out = open_stream(config.texts, teacher.tokenizer, config.seq_len, group=device.processes)
         about = f"streamed, {_count(held_out.tokens):,} tokens held out by document"
         return Text(stream.begin, held_out, stream.digest, about)
     with reporter.bar("tokenizing", "documents", None) as bar:
@@ -185,6 +182,7 @@ def open_text(
             config.texts,
             teacher.tokenizer,
             cache_folder(),
+            group=device.processes,
             executor=executor,
             progress=bar.advance_by,
             reporter=reporter,
@@ -204,13 +202,24 @@ def _check_memory(space: SearchSpace, teacher: Teacher, device: Device, trains: 
     A training holds weights, gradients and the two moments of AdamW. A trained SuperLM holds its weights, and as many
     numbers again while it is read or a student is extracted.
     """
-    numbers, what = (4, "weights and optimizer") if trains else (2, "its weights and a student's")
-    needed, free = 4 * numbers * params(space.largest, teacher.vocabulary), device.free_memory()
+    what = "weights and optimizer" if trains else "its weights and a student's"
+    needed, free = _bytes_needed(space, teacher, trains), device.free_memory()
     if free is not None and needed > free.size:
         raise InputError(
             f"the SuperLM of space {space.name!r} ({space.largest}) needs {needed / 1e9:,.1f} GB for {what}; "
             f"{free.owner} has {free.size / 1e9:,.1f} GB free"
         )
+
+
+def _bytes_needed(space: SearchSpace, teacher: Teacher, trains: bool = True) -> int:
+    """Return the bytes of the float32 numbers of a SuperLM; see `_check_memory`."""
+    return 4 * (4 if trains else 2) * params(space.largest, teacher.vocabulary)
+
+
+def fit_together(inputs: TrainingInputs) -> bool:
+    """Return True if the SuperLMs of all spaces fit into the free memory while they train."""
+    free = inputs.device.free_memory()
+    return free is None or sum(_bytes_needed(space, inputs.teacher) for space in inputs.spaces) <= free.size
 
 
 def load_spaces(

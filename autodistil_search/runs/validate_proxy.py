@@ -34,8 +34,8 @@ from autodistil_search.base.manifest import (
 )
 from autodistil_search.base.pretrained import model_sha256
 from autodistil_search.base.progress import Reporter
+from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.distillation.training_step import TrainOptions
 from autodistil_search.nas.baseline_training import begin_alone, options_alone
 from autodistil_search.nas.engines.base import ENUMERABLE
 from autodistil_search.nas.objectives import COSINE, HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
@@ -395,8 +395,8 @@ class _LoadedValidation:
         model = begin_alone(materials.teacher, subnet, options, materials.config.init, materials.sample_ids)
         begun = materials.text.begin()
         return distill(
-            model, materials.teacher, begun, options, folder, materials.device, self._reporter, str(subnet),
-            materials.execution, sample_ids=materials.sample_ids,
+            model, materials.teacher, begun, options, folder, materials.device, self._reporter,
+            materials.execution, title=str(subnet), sample_ids=materials.sample_ids,
         )  # fmt: skip
 
     def _finish(self, measured: pd.DataFrame) -> Validation:

@@ -9,7 +9,7 @@ W = A * D, F FFN width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
@@ -26,6 +26,7 @@ from autodistil_search.base.manifest import MODEL_TYPE
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet, kept_layers
 from autodistil_search.superlm.modeling_student import relative_buckets
+from autodistil_search.superlm.working_copy import WorkingCopy
 
 Projections = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values, each `(B, T, W)`."""
@@ -117,16 +118,24 @@ def _number_or_list(largest: int, of_layers: list[int]) -> int | list[int]:
 class ElasticLinear(nn.Linear):
     """Linear layer that applies the leading `n_out` rows and as many columns as the input has dimensions."""
 
+    working: WorkingCopy | None = None
+
     def forward(self, x: Tensor, n_out: int) -> Tensor:  # type: ignore[override]
         """Map `(..., n_in)` to `(..., n_out)`."""
+        if self.working is not None:
+            return self.working.linear(x, n_out)
         return F.linear(x, self.weight[:n_out, : x.shape[-1]], self.bias[:n_out])
 
 
 class ElasticLayerNorm(nn.LayerNorm):
     """Layer norm that applies as many of its leading weights as the input has dimensions."""
 
+    working: WorkingCopy | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalize `(..., n)`; the shape stays the same."""
+        if self.working is not None:
+            return self.working.norm(x, self.eps)
         n = x.shape[-1]
         return F.layer_norm(x, (n,), self.weight[:n], self.bias[:n], self.eps)
 
@@ -137,13 +146,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     mask: tensor that broadcasts to `(B, A, T, T)`. Booleans are False where a key is padding; numbers are added to the
         scores.
 
-    The fused kernel runs where it measures faster (docs/benchmarks.md): on CUDA, and on a CPU in float32. Plain matrix
+    The fused kernel runs where it is faster (docs/benchmarks.md): on a GPU, and on a CPU in float32. Plain matrix
     products run in bfloat16 on a CPU. They also run while a model is traced, because FLOP counters that trace a model
     do not see inside the kernel.
     """
     added = mask is not None and mask.is_floating_point()
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if not traced and (query.is_cuda or query.dtype == torch.float32):
+    if not traced and (query.device.type != "cpu" or query.dtype == torch.float32):
         mask = cast(Tensor, mask).to(query.dtype) if added else mask
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, A, T, T)
@@ -169,6 +178,9 @@ class ElasticLayer(nn.Module):
         sizes: Largest sizes of this layer (an item of `Subnet.each_layer`).
     """
 
+    working: WorkingCopy | None = None
+    """Working copy of queries, keys and values, which are then one product."""
+
     def __init__(self, config: AutoDistilConfig, sizes: Subnet) -> None:
         super().__init__()
         hidden, ffn, width = sizes.hidden_size, sizes.ffn_size, sizes.attention_width
@@ -182,9 +194,15 @@ class ElasticLayer(nn.Module):
         self.ffn_norm = ElasticLayerNorm(hidden, eps=config.layer_norm_eps)
         self.activation = ACT2FN[config.hidden_act]
 
-    def project(self, x: Tensor, sizes: Subnet) -> Projections:
-        """Return queries, keys and values of `(B, T, H)` hidden states, each `(B, T, W)`."""
+    def project(self, x: Tensor, sizes: Subnet, apart: bool = False) -> Projections:
+        """Return queries, keys and values of `(B, T, H)` hidden states, each `(B, T, W)`.
+
+        apart: True for three products, so that weights of unused outputs get no gradient.
+        """
         width = sizes.attention_width
+        if self.working is not None and not apart:
+            query, key, value = self.working.linear(x, width).unflatten(-1, (3, width)).unbind(-2)
+            return query, key, value
         return self.query(x, width), self.key(x, width), self.value(x, width)
 
     def forward(self, x: Tensor, sizes: Subnet, mask: Tensor | None) -> Tensor:
@@ -192,14 +210,21 @@ class ElasticLayer(nn.Module):
 
         mask: mask of `attend`, for the heads of `sizes` or more.
         """
-        return self.complete(x, self.project(x, sizes), sizes, mask)
+        heads = sizes.heads, sizes.head_dim
+        if self.working is None:
+            return self.complete(x, self.project(x, sizes), sizes, mask)
+        projected = self.working.linear(x, sizes.attention_width).unflatten(-1, (3, *heads))  # (B, T, 3, A, D)
+        return self._complete(x, projected.unbind(2), sizes, mask)
 
     def complete(self, x: Tensor, projections: Projections, sizes: Subnet, mask: Tensor | None) -> Tensor:
         """Compute the rest of `forward`, after `project`."""
+        split = [projection.unflatten(-1, (sizes.heads, sizes.head_dim)) for projection in projections]
+        return self._complete(x, split, sizes, mask)
+
+    def _complete(self, x: Tensor, heads: Sequence[Tensor], sizes: Subnet, mask: Tensor | None) -> Tensor:
+        """Compute the rest of `forward`, after queries, keys and values were split into `heads`, `(B, T, A, D)`."""
         mask = None if mask is None else mask[:, : sizes.heads]
-        query, key, value = (
-            projection.unflatten(-1, (sizes.heads, sizes.head_dim)).transpose(1, 2) for projection in projections
-        )  # (B, A, T, D)
+        query, key, value = (part.transpose(1, 2) for part in heads)  # (B, A, T, D)
         context = attend(query, key, value, mask).transpose(1, 2).flatten(2)  # (B, T, W)
         x = self.attention_norm(x + self.attention_output(context, sizes.hidden_size))  # (B, T, H)
         inner = self.activation(self.ffn_in(x, sizes.ffn_size))  # (B, T, F)
@@ -336,7 +361,7 @@ class AutoDistilModel(_AutoDistil):
         words: word embeddings of `input_ids`, if they were looked up before (`shared_words`).
         """
         x, last, sizes, _ = self._before_last(input_ids, attention_mask, subnet or self.config.subnet, words)
-        return self._by_relation_heads(last.project(x, sizes))
+        return self._by_relation_heads(last.project(x, sizes, apart=True))
 
     def last_layer(
         self, input_ids: Tensor, subnet: Subnet | None = None, words: Tensor | None = None
@@ -355,6 +380,8 @@ class AutoDistilModel(_AutoDistil):
             self._embed(input_ids, None, subnet.hidden_size, words),
             self._mask(input_ids, attention_mask, subnet.heads),
         )
+        if last.working is not None:
+            x = x.to(last.working.weight.dtype)
         for layer, sizes in body:
             x = layer(x, sizes, mask)
         return x, last, last_sizes, mask

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from autodistil_search.base.device import Device
 from autodistil_search.base.errors import InputError
 from autodistil_search.spaces.cost import Vocabulary
 from autodistil_search.spaces.search_space import SearchSpace
@@ -72,6 +73,10 @@ class Teacher:
                 f"teacher {name!r} has {len(self._relative_bias)} buckets of relative attention bias; allowed: "
                 f"{RELATIVE_BUCKETS} or more, as its encoder uses that many"
             )
+
+    def cast(self, device: Device) -> Teacher:
+        """Return a copy of this teacher with weights in the precision of `device`; in float32, the teacher itself."""
+        return Teacher(cast(PreTrainedModel, device.cast(self.model)), self.tokenizer, self.name, self.layer)
 
     @property
     def subnet(self) -> Subnet:

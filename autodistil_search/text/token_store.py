@@ -26,10 +26,12 @@ import torch
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
+from autodistil_search.base.distributed import Processes, is_first_on_host
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.executors import open_team
 from autodistil_search.base.progress import Reporter
 from autodistil_search.text.blocks import HELD_OUT_EVERY, Blocks, Tokens
+from autodistil_search.text.digests import text_digests
 from autodistil_search.text.part_job import SPLITS, PartRecord, PartTask, PartWriter, has_sizes, keep_finished_parts
 from autodistil_search.text.sources import Part, Source, bytes_of_parts, cut_into_parts, find_sources
 from autodistil_search.text.tokenization import Encoder, check_known
@@ -76,6 +78,7 @@ def load_corpus(
     tokenizer: PreTrainedTokenizerBase,
     cache: Path,
     *,
+    group: Processes | None = None,
     executor: AnyExecutor | None = None,
     threads: int | None = None,
     progress: Callable[[int], None] = lambda _: None,
@@ -83,10 +86,14 @@ def load_corpus(
 ) -> Corpus:
     """Tokenize text into a cache, or map the tokens that are already there.
 
+    If several processes train together, only the main process reads and tokenizes the text. On a host that does not
+    share its cache, one process does so again.
+
     Args:
         names: Names of texts; see `sources.find_sources`.
         tokenizer: Tokenizer of the teacher.
         cache: Folder of the cache; the workers of an executor share it.
+        group: Processes that train together.
         executor: Executor whose workers tokenize the parts of the text; None tokenizes in this process, as does a text
             of one part. The result does not depend on it.
         threads: Threads that tokenize in this process, by default one for each CPU; the result does not depend on their
@@ -98,28 +105,55 @@ def load_corpus(
         InputError: for text that cannot be used, or if the workers of an executor have other conditions.
         ExecutorError: if the executor fails.
     """
-    sources = find_sources(names)
-    size = bytes_of_parts(sources)
-    text = _Text(sources, cut_into_parts(sources, size), Encoder(tokenizer))
-    digest = _digest(text, size)
-    folder = cache / "text" / digest[:16]
-    if not _is_whole(folder):
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder.with_suffix(".lock"))
-            lock.acquire()  # a concurrent run waits for these tokens
-        except OSError as error:
-            raise InputError(
-                f"the cache {str(cache)!r} cannot be written: {error.strerror}; "
-                "set AUTODISTIL_SEARCH_CACHE to another folder"
-            ) from None
-        try:
-            if not _is_whole(folder):
-                _Tokenizing(text, executor, threads or _cpus(), progress, reporter or Reporter()).write(folder)
-        finally:
-            lock.release()
-    train, held_out = ([map_tokens(folder / f"{task.name(split)}.bin") for task in text.tasks] for split in SPLITS)
-    return Corpus(train, held_out, digest, *text.encoder.ends)
+    group, encoder = group or Processes(), Encoder(tokenizer)
+
+    def tokenize() -> tuple[str, int]:
+        sources = find_sources(names)
+        size = bytes_of_parts(sources)
+        text = _Text(sources, cut_into_parts(sources, size), encoder)
+        digest = _digest(text, size, cache)
+        if not _is_whole(_folder(cache, digest)):
+            work = _Tokenizing(text, executor, threads or _cpus(), progress, reporter or Reporter())
+            _write_alone(work, _folder(cache, digest))
+        return digest, len(text.parts)
+
+    digest, count = group.once(tokenize)
+    folder = _folder(cache, digest)
+    if not _is_whole(folder) and is_first_on_host() and (own := tokenize()[0]) != digest:
+        raise InputError(
+            f"the text on this host differs from that of the main process (digests {own[:16]} and {digest[:16]}); "
+            "allowed: the same files on all hosts"
+        )
+    group.meet()
+    tasks = [PartTask(number, count) for number in range(count)]
+    train, held_out = ([map_tokens(folder / f"{task.name(split)}.bin") for task in tasks] for split in SPLITS)
+    return Corpus(train, held_out, digest, *encoder.ends)
+
+
+def _folder(cache: Path, digest: str) -> Path:
+    return cache / "text" / digest[:16]
+
+
+def _write_alone(work: _Tokenizing, folder: Path) -> None:
+    """Write a store, unless another process writes it meanwhile.
+
+    Raises:
+        InputError: if the cache cannot be written, or see `load_corpus`.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        lock.acquire()  # a concurrent run waits for these tokens
+    except OSError as error:
+        raise InputError(
+            f"the cache {str(folder.parent.parent)!r} cannot be written: {error.strerror}; "
+            "set AUTODISTIL_SEARCH_CACHE to another folder"
+        ) from None
+    try:
+        if not _is_whole(folder):
+            work.write(folder)
+    finally:
+        lock.release()
 
 
 def _cpus() -> int:
@@ -157,14 +191,13 @@ class _Text:
         return [PartTask(number, len(self.parts)) for number in range(len(self.parts))]
 
 
-def _digest(text: _Text, size: int) -> str:
+def _digest(text: _Text, size: int, cache: Path) -> str:
     digest = hashlib.sha256(f"format {_FORMAT}, held out 1 in {HELD_OUT_EVERY}".encode())
     digest.update(text.encoder.rules.encode())
-    for source in text.sources:
-        for path in source.files:
-            digest.update(source.kind.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+    files = [(source.kind, path) for source in text.sources for path in source.files]
+    for (kind, _), content in zip(files, text_digests([path for _, path in files], cache), strict=True):
+        digest.update(kind.encode())
+        digest.update(content)
     if len(text.parts) > 1:
         digest.update(f"{len(text.parts)} parts of {size} bytes".encode())
     return digest.hexdigest()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from autodistil_search.base.distributed import Processes
 from autodistil_search.base.errors import InputError
 from autodistil_search.text.blocks import HELD_OUT_EVERY, Blocks, Tokens, shuffled
 from autodistil_search.text.sources import Document, Reading, Shard, State, TableShard, find_sources
@@ -26,7 +28,8 @@ class StreamedBlocks:
     """Blocks of text that is read and tokenized on demand; see `open_stream`.
 
     Every `_WINDOW` blocks in reading order form a window and are shuffled within it. The reading position at its start
-    determines a window. A state is therefore a position, not a buffer, and resuming reads one window again.
+    determines a window. A state is therefore a position, not a buffer, and resuming reads one window again. A thread
+    reads the next window during the second half of this one.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class StreamedBlocks:
         self.digest = digest
         self._step = self._block = 0
         self._seed: int | None = None
+        self._pool = ThreadPoolExecutor(1, "stream")
 
     def begin(self) -> StreamedBlocks:
         """Return the same stream at its start, without reading any text, in particular not the held-out text."""
@@ -73,7 +77,7 @@ class StreamedBlocks:
         """Return the reading position at the start of the window, the number of blocks returned, and the step."""
         state: State = {"step": self._step, "blocks": self._block, "seed": self._seed, **self._identity}
         if self._seed is not None:
-            state["start"] = self._start if self._block % _WINDOW else self._cursor()
+            state["start"] = self._window.start if self._block % _WINDOW else self._position
         return state
 
     def restore(self, state: State) -> None:
@@ -102,34 +106,57 @@ class StreamedBlocks:
         return {**identity, "text": self.digest}
 
     def _start_from(self, seed: int, start: State) -> None:
-        self._seed = seed
-        self._documents = _Documents(self._shards, seed, self._rank, self._world, start["documents"])
-        self._carry: Tokens = np.array(start["carry"], dtype=np.uint32)
-
-    def _cursor(self) -> State:
-        return {"documents": self._documents.state(), "carry": self._carry.tolist()}
+        self._seed, self._position = seed, start
+        documents = _Documents(self._shards, seed, self._rank, self._world, start["documents"])
+        self._windows = _Windows(documents, self._encoder, self._inner, np.array(start["carry"], dtype=np.uint32))
+        self._ahead: Future[_Window] | None = None
 
     def _next(self) -> Tokens:
         place = self._block % _WINDOW
         if place == 0:
             self._fill()
+        elif self._ahead is None and place >= _WINDOW // 2:  # no sooner, because many readers need only a few blocks
+            self._ahead = self._pool.submit(self._windows.read)
         self._block += 1
-        row: Tokens = self._window[self._order[place]]
+        row: Tokens = self._window.rows[self._order[place]]
         return row
 
     def _fill(self) -> None:
-        """Read the window that holds block `self._block`."""
+        """Take the window that holds block `self._block`."""
         assert self._seed is not None
-        self._start = self._cursor()
-        needed = _WINDOW * self._inner
+        self._window = self._windows.read() if self._ahead is None else self._ahead.result()
+        self._position, self._ahead = self._window.end, None
+        first = self._block - self._block % _WINDOW
+        self._order = shuffled(np.arange(first, first + _WINDOW), _WINDOW, self._seed)
+
+
+class _Window(NamedTuple):
+    """Blocks of a window in reading order, with the reading positions before and after it."""
+
+    start: State
+    rows: Tokens
+    end: State
+
+
+class _Windows:
+    """Reader of windows; `carry` holds the tokens that were read beyond the last window."""
+
+    def __init__(self, documents: _Documents, encoder: Encoder, inner: int, carry: Tokens) -> None:
+        self._documents, self._encoder, self._inner, self._carry = documents, encoder, inner, carry
+
+    def read(self) -> _Window:
+        """Read the next window; a tokenizer works outside Python's global lock, so training goes on meanwhile."""
+        start, needed = self._position(), _WINDOW * self._inner
         pieces, count = [self._carry], len(self._carry)
         while count < needed:
             pieces.append(self._encoder(self._documents.take(CHARACTERS_AT_ONCE)))
             count += len(pieces[-1])
         tokens = np.concatenate(pieces)
-        self._window, self._carry = tokens[:needed].reshape(_WINDOW, self._inner), tokens[needed:]
-        first = self._block - self._block % _WINDOW
-        self._order = shuffled(np.arange(first, first + _WINDOW), _WINDOW, self._seed)
+        self._carry = tokens[needed:]
+        return _Window(start, tokens[:needed].reshape(_WINDOW, self._inner), self._position())
+
+    def _position(self) -> State:
+        return {"documents": self._documents.state(), "carry": self._carry.tolist()}
 
 
 class _Documents:
@@ -217,34 +244,36 @@ def open_stream(
     tokenizer: PreTrainedTokenizerBase,
     seq_len: int,
     held_out_documents: int = 500,
-    rank: int = 0,
-    world: int = 1,
+    group: Processes | None = None,
 ) -> tuple[StreamedBlocks, Blocks]:
     """Return training blocks that are read and tokenized on demand, and held-out blocks in memory.
 
     One document in `HELD_OUT_EVERY`, by a hash of its text, is never trained on. The first `held_out_documents` of
-    these in reading order are the held-out text, which is the same for all ranks.
+    these in reading order are the held-out text. The main process reads it for all processes.
 
     Args:
         names: Names of texts; see `sources.find_sources`.
         tokenizer: Tokenizer of the teacher.
         seq_len: Length of a block in tokens.
         held_out_documents: Number of held-out documents.
-        rank: Rank of this process.
-        world: Number of processes.
+        group: Processes that train together; each reads documents of its own.
 
     Raises:
         InputError: for text that cannot be used.
     """
+    group = group or Processes()
     sources = find_sources(names, stream=True)
     encoder = Encoder(tokenizer)
     shards = [shard for source in sources for shard in source.shards]
-    sizes = [(str(path), path.stat().st_size) for source in sources for path in source.files]
-    digest = hashlib.sha256(f"stream {list(names)} {sizes} {encoder.rules}".encode()).hexdigest()
-    held_out = Blocks(
-        [_held_out_tokens(shards, encoder, held_out_documents)], seq_len, *encoder.ends, "the held-out text"
-    )
-    return StreamedBlocks(shards, encoder, seq_len, digest, rank, world), held_out
+
+    def read() -> tuple[str, list[int]]:
+        sizes = [(str(path), path.stat().st_size) for source in sources for path in source.files]
+        digest = hashlib.sha256(f"stream {list(names)} {sizes} {encoder.rules}".encode()).hexdigest()
+        return digest, _held_out_tokens(shards, encoder, held_out_documents).tolist()
+
+    digest, tokens = group.once(read)
+    held_out = Blocks([np.array(tokens, dtype=np.uint32)], seq_len, *encoder.ends, "the held-out text")
+    return StreamedBlocks(shards, encoder, seq_len, digest, group.rank, group.count), held_out
 
 
 def _held_out_tokens(shards: Sequence[Shard | TableShard], encoder: Encoder, count: int) -> Tokens:

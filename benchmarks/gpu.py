@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.profiler import ProfilerActivity, profile
 
 from autodistil_search.base.device import Device, accelerator, choose_device
 from autodistil_search.distillation.plan import work_of
@@ -78,6 +79,17 @@ def waits(step: Callable[[], object], device: Device) -> str:
     return str(sum("synchronizing" in str(warning.message) for warning in caught))
 
 
+def launches(step: Callable[[], object], device: Device) -> str:
+    """The number of kernels that a step launches, if torch can tell."""
+    if device.type != "cuda":
+        return _NONE
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        step()
+        device.synchronize()
+    names = ("cudaLaunchKernel", "cuLaunchKernel", "hipLaunchKernel", "hipExtModuleLaunchKernel")
+    return str(sum(event.count for event in profiler.key_averages() if event.key.startswith(names)))
+
+
 def counts_of(training: Any) -> list[str]:
     """The cells of a row on the fake GPU: no times, and the counts of a step."""
     totals = fake_gpu.step_counts(training).totals()
@@ -100,7 +112,7 @@ def times_of(training: Any, shape: tuple[int, int], device: Device, repeats: int
     memory = f"{device.peak_memory() / 1e9:.1f}" if device.counts_memory else _NONE
     rate = f"{shape[0] * shape[1] / seconds:,.0f}"
     times = [f"{1000 * seconds:.1f}", rate, f"{flops / 1e12:.1f}", f"{flops / peak:.2f}", memory]
-    return [*times, waits(step, device), _NONE, _NONE, _NONE]
+    return [*times, waits(step, device), _NONE, launches(step, device), _NONE]
 
 
 def speed(spaces: Sequence[str], device: Device, given: argparse.Namespace) -> None:

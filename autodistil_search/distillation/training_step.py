@@ -67,7 +67,8 @@ class ModelInTraining:
         self.watch = LossWatch.of(self.options.steps)
         # Compiled layers, and hooks on layers, need the parameters themselves; autocast then casts them.
         plain = self.transfer is not None or self.execution.compile
-        self._weights = None if plain else StepWeights(self.model, self.device.dtype)
+        further = () if maps is None else maps.parameters()
+        self._weights = None if plain else StepWeights(self.model, self.device.dtype, further)
         self.drawn: Sequence[Drawn] = ()
         self._losses: Tensor | None = None
 
@@ -132,9 +133,10 @@ class ModelInTraining:
 
     def reduce(self, flags: Sequence[bool]) -> Tensor:
         """Sum the gradients of the step over all processes; returns its losses and the flags, summed alike."""
-        gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
         if self._weights is not None:
-            gradients += self._weights.hand_over()
+            gradients = self._weights.hand_over()
+        else:
+            gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
         assert self._losses is not None
         numbers = torch.cat([self._losses, *(self._losses.new_full((1,), float(flag)) for flag in flags)])
         self.group.add_up(gradients, numbers)

@@ -126,6 +126,18 @@ class StepWeights:
         for projections, sums in self._layer_sums:
             projections.when_added = partial(receive, sums)
 
+    def unmark(self) -> list[WorkingCopy]:
+        """Return the copies whose sums have changed since they were last unmarked or the step began; unmark them."""
+        used = [copy for _, copy in self._users if copy.used]
+        for copy in used:
+            copy.used = False
+        return used
+
+    def mark(self, used: Iterable[WorkingCopy]) -> None:
+        """Mark copies whose sums have changed."""
+        for copy in used:
+            copy.used = True
+
     def hand_over(self) -> list[Tensor]:
         """End a step: the sums become the gradients of the weights that were used.
 

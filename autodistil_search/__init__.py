@@ -13,7 +13,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from autodistil_search.base.idle_threads import let_idle_threads_sleep
 from autodistil_search.base.version import __version__
+
+let_idle_threads_sleep()  # before anything loads torch
 
 if TYPE_CHECKING:
     from autodistil_search.base.errors import ExecutorError, InputError

@@ -9,9 +9,9 @@ saving work as on any device, and every operator passes `_run`:
   Each count has the line of this package that causes it; in a backward pass, the line of the forward pass.
 
 A launch is an operator that is neither a view nor an allocation. A few operators are two kernels on CUDA, such as
-`slice_backward`; they count once. Operators on lists of tensors (`_foreach_*`, `_fused_*`) count once as well.
-Attention is one launch forward and two backward, as FlashAttention is. Autocast changes the types of the operators
-that CUDA's autocast changes.
+`slice_backward`; they count once. Operators on lists of tensors (`_foreach_*`, `_fused_*`) count once if CUDA has one
+kernel for such lists, else once for each tensor. Attention is one launch forward and two backward, as FlashAttention
+is. Autocast changes the types of the operators that CUDA's autocast changes.
 
 A process cannot unregister a backend, and `--device auto` would find it. Tests run it in a process of its own:
 
@@ -31,15 +31,22 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.autograd import Function
+
+if TYPE_CHECKING:
+    from autodistil_search.base.device import Device
+    from autodistil_search.distillation.options import TrainOptions
+    from autodistil_search.superlm.model import AutoDistilModel
+    from autodistil_search.teachers.teacher import Teacher
 
 NAME = "fakegpu"
 HAS_FLOAT64 = os.environ.get("FAKE_GPU_FLOAT64", "1") != "0"
@@ -61,13 +68,18 @@ _WAITS = {
 """Operators for which the host waits on CUDA, because the shape or the value of the result is needed on the host."""
 
 _TO_HALF = {
-    *("linear", "matmul", "mm", "bmm", "mv", "addmm", "addmv", "addr", "addbmm", "baddbmm", "chain_matmul", "prelu"),
-    *("linalg_multi_dot", "linalg_vecdot", "scaled_dot_product_attention", "conv1d", "conv2d", "conv3d", "einsum"),
+    *("linear", "matmul", "mm", "bmm", "mv", "addmm", "addmv", "addr", "addbmm", "baddbmm", "chain_matmul", "einsum"),
+    *("linalg_multi_dot", "linalg_vecdot", "scaled_dot_product_attention", "_scaled_dot_product_flash_attention"),
+    *("prelu", "_convolution", "convolution", "conv1d", "conv2d", "conv3d", "conv_tbc", "conv_transpose1d"),
+    *("conv_transpose2d", "conv_transpose3d", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "lstm_cell", "gru_cell"),
+    *("rnn_tanh_cell", "rnn_relu_cell"),
 }
-_TO_WIDEST = {"cat", "stack", "addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot", "vdot", "index_put"}
-_TO_WIDEST |= {"scatter_add", "tensordot", "grid_sampler", "index_copy"}
-"""Operators that autocast runs in half precision, and in the widest type of their arguments. All others of CUDA's
-autocast run in float32."""
+_TO_WIDEST = {
+    *("addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot", "vdot", "grid_sampler", "index_put", "tensordot"),
+    "scatter_add",
+}
+"""Operators that autocast runs in half precision, and in the widest type of their arguments: the lists of torch's
+autocast_mode.h. All others that CUDA's autocast treats run in float32."""
 
 
 @dataclass
@@ -297,7 +309,15 @@ def _count_launch(name: str, args: Any, kwargs: Any) -> None:
         _count("syncs", "index by booleans")
     if name == "_local_scalar_dense":
         return
-    _count("launches", name)
+    launches = 1
+    if name.startswith(("_foreach_", "_fused_adam")):
+        lists = [value for value in args if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor)]
+        fast = _one_kernel(lists[:4], any_dtype=name == "_foreach_copy_")
+        if name.startswith("_fused") and not fast:
+            raise RuntimeError(
+                f"params, grads, exp_avgs, and exp_avg_sqs must have same dtype, device, and layout (at {_line()})"
+            )
+        launches = 1 if fast else len(lists[0])
     if name == "_to_copy":
         cast = kwargs.get("dtype") not in (None, args[0].dtype)
     elif name in ("copy_", "_foreach_copy_"):
@@ -305,8 +325,21 @@ def _count_launch(name: str, args: Any, kwargs: Any) -> None:
         cast = into.dtype != source.dtype
     else:
         cast = False
-    if cast:
-        _count("casts", name)
+    for _ in range(launches):
+        _count("launches", name)
+        if cast:
+            _count("casts", name)
+
+
+def _one_kernel(lists: list[Any], any_dtype: bool) -> bool:
+    """Return True if CUDA computes on lists of tensors in one kernel: if all are dense, and alike from list to list."""
+    for together in zip(*lists, strict=False):
+        first = together[0]
+        if not all(tensor.stride() == first.stride() and tensor.shape == first.shape for tensor in together):
+            return False
+        if not is_non_overlapping_and_dense_or_false(first):
+            return False
+    return any_dtype or len({tensor.dtype for tensors in lists for tensor in tensors}) == 1
 
 
 _generator_state = torch.Generator().get_state()
@@ -467,7 +500,7 @@ def _autocast(op: Any, *args: Any, **kwargs: Any) -> Any:
             change = partial(_cast, dtype=torch.float32)
         elif any(argument.name == "dtype" for argument in op._schema.arguments) and kwargs.get("dtype") is None:
             position = next(i for i, argument in enumerate(op._schema.arguments) if argument.name == "dtype")
-            if len(args) <= position and args[0].is_floating_point():
+            if len(args) <= position and args[0].is_floating_point() and args[0].dtype != torch.float64:
                 return op(*args, **{**kwargs, "dtype": torch.float32})  # the kernel casts while it reads
             return op(*args, **kwargs)
         else:
@@ -554,12 +587,38 @@ def run_command(arguments: list[str]) -> dict[str, Any]:
     return {"command": arguments, "code": code, **counts.to_dict()}
 
 
-def step_counts(space_name: str, sampling: str, hidden: float, precision: str, batch: int, teacher: str) -> Counts:
-    """Return the counts of the second step of a training, with a random BERT-base-size teacher or a given one."""
+@dataclass(frozen=True)
+class RandomTraining:
+    """Training of a space on random tokens, with a function that takes one step."""
+
+    model: AutoDistilModel
+    teacher: Teacher
+    options: TrainOptions
+    take: Callable[[int], None]
+
+
+@contextmanager
+def begin_training(
+    space_name: str,
+    device: Device,
+    sampling: str = "largest-random",
+    hidden: float = 1.0,
+    shape: tuple[int, int] = (2, 128),
+    teacher: str = "",
+) -> Iterator[RandomTraining]:
+    """Yield a training of a space on random tokens.
+
+    Args:
+        space_name: Name of the space.
+        device: Device and precision, which need not be the fake GPU.
+        sampling: Rule by which a step draws its subnets.
+        hidden: Weight of the loss of hidden states.
+        shape: Blocks of a step, and tokens of a block.
+        teacher: Folder or hub id of the teacher; a random one of the size of BERT-base if empty.
+    """
     import numpy as np
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    from autodistil_search.base.device import Device
     from autodistil_search.distillation.options import Execution, TrainOptions
     from autodistil_search.distillation.teacher_batches import TeacherBatches
     from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
@@ -569,32 +628,42 @@ def step_counts(space_name: str, sampling: str, hidden: float, precision: str, b
     from autodistil_search.teachers.teacher import Teacher
     from autodistil_search.text.blocks import Blocks
 
-    install()
-    space, device = load_space(space_name), Device(NAME, precision)
+    space = load_space(space_name)
     torch.manual_seed(0)
     if teacher:
         guide = load_teacher(teacher, -1, device.name)
     else:
         words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
-        guide = Teacher(
-            BertModel(BertConfig()).to(device.name), BertTokenizerFast(vocab=words), "a random BERT-base", -1
-        )
-    tokens = np.random.default_rng(0).integers(1000, 20000, 64 * 126, dtype=np.uint32)
-    text = Blocks([tokens], 128, 2, 3)
-    options = TrainOptions(10, batch, 1e-3, 0, relation_heads=space.relation_heads, sampling=sampling, hidden=hidden)
+        guide = Teacher(BertModel(BertConfig()).to(device.name), BertTokenizerFast(vocab=words), "random BERT-base", -1)
+    tokens = np.random.default_rng(0).integers(1000, 20000, 64 * shape[0] * shape[1], dtype=np.uint32)
+    options = TrainOptions(
+        100, shape[0], 1e-4, 0, relation_heads=space.relation_heads, sampling=sampling, hidden=hidden
+    )
     model, _ = initial_weights.superlm(guide, space, "random")
     device.place(model)
     model.train()
     last_hidden = last_hidden_of(model, guide, options, device)
     training = ModelInTraining(model, options, Execution(), device, last_hidden)
-    with TeacherBatches(guide.cast(device), text, options, Execution(), device) as batches, ExitStack() as stack:
-        for step in range(2):
-            if step == 1:  # the first step also measures an uninformed model, and makes the moments of the optimizer
-                counts = stack.enter_context(counting(backward_lines=True))
+    text = Blocks([tokens], shape[1], 2, 3)
+    with TeacherBatches(guide.cast(device), text, options, Execution(), device) as batches:
+
+        def take(step: int) -> None:
             training.begin(subnets_of_step(model, options, step))
             for batch in batches.of_step(step):
                 training.learn(batch)
             training.update(step, (False, False))
+
+        yield RandomTraining(model, guide, options, take)
+
+
+def step_counts(training: RandomTraining) -> Counts:
+    """Return the counts of the second step.
+
+    The first one also measures an uninformed model, and makes the moments of the optimizer.
+    """
+    training.take(0)
+    with counting(backward_lines=True) as counts:
+        training.take(1)
     return counts
 
 
@@ -613,6 +682,7 @@ def main(arguments: list[str]) -> int:
     step.add_argument("--hidden", type=float, default=1.0)
     step.add_argument("--precision", default="bf16")
     step.add_argument("--batch", type=int, default=2)
+    step.add_argument("--seq-len", type=int, default=128)
     step.add_argument("--teacher", default="", help="folder or hub id; a random BERT-base without it")
     step.add_argument("--most", type=int, default=40, help="rows of each table")
     given = parser.parse_args(arguments)
@@ -624,7 +694,12 @@ def main(arguments: list[str]) -> int:
         results = [run_command(arguments) for arguments in json.loads(given.list.read_text())]
         given.counts.write_text(json.dumps(results, indent=1))
         return int(any(result["code"] for result in results))
-    counts = step_counts(given.space, given.sampling, given.hidden, given.precision, given.batch, given.teacher)
+    from autodistil_search.base.device import Device
+
+    install()
+    device, shape = Device(NAME, given.precision), (given.batch, given.seq_len)
+    with begin_training(given.space, device, given.sampling, given.hidden, shape, given.teacher) as training:
+        counts = step_counts(training)
     print(json.dumps(counts.totals()))
     for of in ("launches", "casts", "copies", "syncs"):
         for key, title in ((0, "operator"), (1, "line")):

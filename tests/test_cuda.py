@@ -1,12 +1,14 @@
 """The same on a GPU; skipped where torch sees none."""
 
+import warnings
 from dataclasses import replace
 
+import fake_gpu
 import pytest
 import torch
 
 from autodistil_search import search
-from autodistil_search.base.device import Device, choose_device
+from autodistil_search.base.device import Device, choose_device, fastest_precision
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target
 
 pytestmark = [
@@ -16,7 +18,23 @@ pytestmark = [
 
 
 def test_cuda_is_chosen_where_there_is_one():
-    assert choose_device() == Device("cuda", "bf16" if torch.cuda.is_bf16_supported() else "fp32")
+    assert choose_device() == Device("cuda", fastest_precision("cuda"))
+
+
+def test_a_step_of_training_waits_for_the_device_once():
+    with (
+        fake_gpu.begin_training("debug", Device("cuda", "bf16")) as training,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        for step in range(3):
+            training.take(step)
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            training.take(3)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing" in str(warning.message) for warning in caught) <= 1
 
 
 def test_the_fused_attention_of_cuda_computes_what_the_plain_one_does(debug_superlm, debug_space, toy_batch):

@@ -19,6 +19,7 @@ def has(monkeypatch):
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: SimpleNamespace(type=kind))
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
         monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace(**functions))
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
         monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
 
     return have
@@ -44,6 +45,8 @@ def test_auto_takes_the_accelerator_and_its_fastest_precision(kind, capability, 
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose_device(precision="fp32").name == f"{kind}:1"
     assert choose_device("cpu", "fp32").name == "cpu"
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)  # the launcher shows each process its own
+    assert choose_device(precision="fp32").name == f"{kind}:0"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert choose_device().precision == "fp16"
 

@@ -1,7 +1,10 @@
 """What `doctor` tells of a machine, and of one with something missing, broken or slow."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +15,7 @@ import torch
 
 from autodistil_search import __version__
 from autodistil_search.base.errors import InputError
+from autodistil_search.base.idle_threads import SPINS, VARIABLES
 from autodistil_search.cli.main import main
 from autodistil_search.runs import doctor
 from autodistil_search.runs.doctor import PURPOSES, examine
@@ -107,6 +111,25 @@ def test_threads_are_held_against_the_cpus_that_are_left(cpus, quota, threads, a
     told = found(doctor._threads())["threads"]
     assert told.state == ("slow" if advice else "ok")
     assert advice in told.remark
+
+
+@pytest.mark.parametrize(
+    ("variables", "first", "value", "state"),
+    [
+        ({}, "", f"GOMP_SPINCOUNT={SPINS}", "ok"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "", "OMP_WAIT_POLICY=ACTIVE", "ok"),
+        ({"GOMP_SPINCOUNT": "7"}, "", "GOMP_SPINCOUNT=7", "ok"),
+        ({}, "import torch", "spin", "slow"),
+    ],
+)
+def test_idle_threads_sleep_soon_unless_the_environment_decides_or_torch_was_first(variables, first, value, state):
+    kept = {name: each for name, each in os.environ.items() if name not in VARIABLES}
+    show = "from autodistil_search.runs.doctor import _idle_threads; found = _idle_threads(); print(found.value, found.state)"
+    code = f"{first}\nimport autodistil_search\n{show}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kept | variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [value, state]
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])

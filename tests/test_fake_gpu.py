@@ -1,5 +1,8 @@
 """What the product does on a GPU, on a device that a CPU computes: no mixed devices, few copies and waits."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -19,6 +22,11 @@ from autodistil_search.nas.proxies import BLOCKS_AT_ONCE, HIDDEN_KIND, RelationP
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.teachers import initial_weights
 from autodistil_search.teachers.loading import load_teacher
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="needs a newer torch",
+)
 
 
 def elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -91,6 +99,26 @@ def test_launches_casts_copies_and_waits_are_counted():
     assert error < 2 * 2**-8  # products of bfloat16
 
 
+def launches_of_lists() -> list[int]:
+    fake_gpu.install()
+    whole = [torch.ones(4, 4, device=fake_gpu.NAME) for _ in range(3)]
+    slices, halves = [tensor[:, :2] for tensor in whole], [tensor.half() for tensor in whole]
+    launches = []
+    for into, source in ((whole, whole), (slices, slices), (halves, whole)):
+        with fake_gpu.counting() as counts:
+            torch._foreach_copy_(into, source)
+        launches.append(counts.launches.total())
+    weight = nn.Parameter(torch.ones(4, 4, device=fake_gpu.NAME))
+    weight.grad = whole[0].mT
+    with pytest.raises(RuntimeError, match="layout"):
+        torch.optim.AdamW([weight], fused=True).step()
+    return launches
+
+
+def test_lists_of_tensors_are_one_launch_where_cuda_has_one_kernel_for_them():
+    assert elsewhere(launches_of_lists) == [1, 3, 1]
+
+
 @pytest.fixture
 def table(tmp_path: Path) -> str:
     rows = [f"w{i % 9} w{i % 5},w{i % 7} w{i % 5},{i % 2}" for i in range(60)]
@@ -158,6 +186,9 @@ def test_every_command_runs_on_a_gpu(begin, table, teacher_folder, tmp_path):
         commands.append(["search", *begin(name, "bert", *SEARCH), "--proxy", proxy, *shared])
     results = elsewhere(run_all, commands, True)
     assert [(result["command"][0], result["code"]) for result in results] == [(name, 0) for name, *_ in commands]
+    (tuned,) = [result for result in results if result["command"][0] == "finetune"]
+    items = [line for line in tuned["syncs_at"] if "item at autodistil_search/tasks/fine_tuning.py" in line]
+    assert [line.split()[0] for line in items] == ["2"]  # one in each of two steps: 36 rows, 32 at a time
 
 
 def test_a_device_without_float64_computes_what_needs_it_on_the_cpu(begin, table, teacher_folder, tmp_path):
@@ -196,10 +227,33 @@ def waits_of_scores(teacher_folder: str, table: str) -> dict[str, list[str]]:
 
 def test_a_score_waits_for_the_device_at_most_once_a_batch(teacher_folder, table):
     waits = elsewhere(waits_of_scores, str(teacher_folder("bert")), table)
-    batches = {
-        "relation": 1,
-        "hidden": 1,
-        "pairs_accuracy_probe": 2,
-        "pairs_cosine": 2,
-    }  # two sets or sides, a batch each
+    # The rows are of two sets for a probe, and of two texts for cosines: a batch each.
+    batches = {"relation": 1, "hidden": 1, "pairs_accuracy_probe": 2, "pairs_cosine": 2}
     assert {name: sum(int(line.split()[0]) for line in lines) for name, lines in waits.items()} == batches, waits
+
+
+def test_the_script_for_a_gpu_runs_on_the_fake_one():
+    root = Path(fake_gpu.__file__).parents[1]
+    environment = {**os.environ, "FAKE": "1", "PYTHON": sys.executable, "PYTHONPATH": str(root)}
+    command = [str(root / "benchmarks" / "gpu.sh"), "--only", "tests,speed", "--spaces", "debug"]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    assert "the fake GPU: counts without times" in printed
+    (row,) = [line.split(" | ") for line in printed.splitlines() if line.startswith("| debug ")]
+    assert row[1:6] == ["-"] * 5
+    assert all(int(count.strip(" |")) > 0 for count in row[6:])
+
+
+def counts_of_a_step() -> dict[str, Any]:
+    fake_gpu.install()
+    with fake_gpu.begin_training("tiny", Device(fake_gpu.NAME, "bf16")) as training:
+        counts = fake_gpu.step_counts(training)
+    return {**counts.to_dict(), "launches_at": counts.lines("launches")[:20], "casts_at": counts.lines("casts")[:20]}
+
+
+def test_a_default_step_waits_once_and_launches_half_of_what_it_did():
+    """`python tests/fake_gpu.py step` prints where; 1,849 launches and 616 casts were counted at first."""
+    counts = elsewhere(counts_of_a_step)
+    assert counts["syncs"] <= 1, counts["syncs_at"]
+    assert counts[fake_gpu.UP] <= 1, counts["copies_at"]
+    assert counts["launches"] <= 1849 // 2, counts["launches_at"]
+    assert counts["casts"] <= 616 // 10, counts["casts_at"]

@@ -203,9 +203,9 @@ class _OneGpuEach(LocalCluster):
         gpus = visible_gpus()
         spec = {}
         for name, entry in super().new_worker_spec().items():
-            env = {"OMP_WAIT_POLICY": "PASSIVE"} | (
-                {"CUDA_VISIBLE_DEVICES": gpus[int(name) % len(gpus)]} if gpus else {}
-            )
+            env = {"GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+            if gpus:
+                env["CUDA_VISIBLE_DEVICES"] = gpus[int(name) % len(gpus)]
             spec[name] = {**entry, "options": {**entry["options"], "env": env}}
         return spec
 

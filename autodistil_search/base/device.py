@@ -144,7 +144,8 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
         launched_with = os.environ.get("ACCELERATE_MIXED_PRECISION")
         precision = str(launched_with) if launched_with in _HALVES else fastest_precision(name)
     if name != "cpu" and "LOCAL_RANK" in os.environ:
-        name = f"{name}:{os.environ['LOCAL_RANK']}"
+        # As accelerate does it: a launcher may show each process a single device.
+        name = f"{name}:{int(os.environ['LOCAL_RANK']) % max(1, torch.accelerator.device_count())}"
     return Device(name, precision)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -99,7 +98,8 @@ class ModelInTraining:
                 self._seen(batch.targets),
                 self.drawn,
                 self.options,
-                self.device.autocast if self._weights is None else self._weights.in_use,
+                self.device,
+                self._weights,
                 batch.share,
                 self.scaler,
                 self.last_hidden,
@@ -190,7 +190,8 @@ def train_step(
     targets: Targets,
     drawn: Sequence[Drawn],
     options: TrainOptions,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    device: Device,
+    weights: StepWeights | None = None,
     share: float = 1.0,
     scaler: torch.amp.GradScaler | None = None,
     last_hidden: LastHidden | None = None,
@@ -204,7 +205,8 @@ def train_step(
         targets: Outputs of the teacher on them.
         drawn: Subnets of the step, with their weights.
         options: Settings of the losses.
-        precision: Function that returns the context in which the model runs.
+        device: Device and precision to run on.
+        weights: Weights of the step; None runs the model's own under autocast.
         share: Share of this batch in the batch of the step.
         scaler: Gradient scaler; None for none.
         last_hidden: Loss of the last hidden states, with weight `options.hidden`; None for none.
@@ -215,9 +217,9 @@ def train_step(
     """
     losses, of_hidden = [], []
     of_largest: RelationTarget | None = None
-    with model.shared_words(input_ids) as words:
+    with model.shared_words(input_ids, None if weights is None else weights.word_sums) as words:
         for place, (subnet, role, weight) in enumerate(drawn, 1):
-            with precision():
+            with device.autocast() if weights is None else weights.in_use():
                 if last_hidden is None:
                     projections = model.last_projections(input_ids, subnet=subnet, words=words)
                 else:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from autodistil_search.base.distributed import machine
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import cache_folder
+from autodistil_search.base.idle_threads import SPINS, VARIABLES
 from autodistil_search.base.resources import cgroup_limits
 from autodistil_search.base.version import __version__
 from autodistil_search.text.digests import digests_file, known_digests
@@ -217,6 +218,8 @@ def _device() -> Iterator[Finding]:
 def _threads() -> Iterator[Finding]:
     import torch
 
+    yield _idle_threads()
+
     cores = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     quota = cgroup_limits()[0]
@@ -236,6 +239,15 @@ def _threads() -> Iterator[Finding]:
         yield Finding("threads", threads, remark=setting)
         return
     yield Finding("threads", threads, state="slow", remark=remark)
+
+
+def _idle_threads() -> Finding:
+    """Return how idle threads wait, which decides the speed beside other busy processes."""
+    chosen = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
+    if chosen:
+        return Finding("idle threads", ", ".join(chosen))
+    remark = f"torch was loaded first, so they spin for milliseconds before they sleep: set {VARIABLES[0]}={SPINS}"
+    return Finding("idle threads", "spin", state="slow", remark=remark)
 
 
 def _packaged() -> Iterator[Finding]:

@@ -335,16 +335,21 @@ class AutoDistilModel(_AutoDistil):
         return bias if seen is None else bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
 
     @contextmanager
-    def shared_words(self, input_ids: Tensor) -> Iterator[Tensor]:
+    def shared_words(self, input_ids: Tensor, word_sums: Tensor | None = None) -> Iterator[Tensor]:
         """Yield the word embeddings of a batch that several subnets train on, for `last_projections` and `last_layer`.
 
         Each backward pass inside the context adds to their gradient, `(B, T, largest H)`. On exit, this gradient is
         propagated to the embedding table. The table's gradient has a row for every word, and is computed only once.
+
+        word_sums: tensor of the table's shape to which the gradient is added; None adds it to the table's own gradient.
         """
         words = self.word_embeddings(input_ids)
         shared = words.detach().requires_grad_()
         yield shared
-        words.backward(shared.grad)
+        if word_sums is None:
+            words.backward(shared.grad)
+        else:
+            word_sums.index_put_((input_ids,), cast(Tensor, shared.grad), accumulate=True)
 
     def last_projections(
         self,

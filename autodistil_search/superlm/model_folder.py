@@ -22,8 +22,10 @@ _LAST_OF_TOKENIZER = "tokenizer_config.json"
 
 def check_weights(model: nn.Module) -> None:
     """Raise FloatingPointError if a weight of `model` is not finite, with the name of the first such parameter."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    parameters = dict(model.named_parameters())
+    finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters.values()])
+    for name, is_finite in zip(parameters, finite.tolist(), strict=True):  # one wait for the device in all
+        if not is_finite:
             raise FloatingPointError(f"weights of {name} are not finite")
 
 

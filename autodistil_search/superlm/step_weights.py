@@ -18,12 +18,15 @@ from autodistil_search.superlm.working_copy import WorkingCopy
 class StepWeights:
     """Working copies of the layers of a model, cast once a step, and the sums of their gradients.
 
-    Queries, keys and values of a layer are one product. The embeddings are no part of the copies: their rows are looked
-    up in the tables of the model.
+    Queries, keys and values of a layer are one product. The embeddings are not copied: their rows are looked up in the
+    tables of the model. The gradient of the word embeddings has a row for every word; it has one buffer for all steps.
 
     Args:
         model: Model in training, on its device.
         dtype: Precision of the layers. Gradients are summed in float32 in one buffer, layer after layer.
+
+    Attributes:
+        word_sums: Sum of the gradients of the word embeddings.
     """
 
     def __init__(self, model: AutoDistilModel, dtype: torch.dtype) -> None:
@@ -36,8 +39,10 @@ class StepWeights:
         self._gradients: list[tuple[Sequence[WorkingCopy], Tensor, Tensor]] = []
         self._casts: list[tuple[Tensor, Tensor]] = []
         self._layer_sums: list[tuple[WorkingCopy, Tensor]] = []
+        self._words = model.word_embeddings.weight
+        self.word_sums = torch.zeros_like(self._words)
         self._copy_norm(model.embedding_norm, torch.float32)
-        self._rest = [self._sums[: self._filled]]
+        self._rest = [self._sums[: self._filled], self.word_sums]
         for layer in layers:
             first = self._filled
             projections = self._copy_linears(layer, [layer.query, layer.key, layer.value])
@@ -88,6 +93,7 @@ class StepWeights:
     def begin(self) -> None:
         """Begin a step: copy the weights, and set the sums to zero."""
         self._sums.zero_()
+        self.word_sums.zero_()
         for _, copy in self._users:
             copy.used, copy.given, copy.when_added = False, False, None
         torch._foreach_copy_([copy for copy, _ in self._casts], [weight for _, weight in self._casts])
@@ -118,5 +124,6 @@ class StepWeights:
         """
         for copies, weight, total in self._gradients:
             weight.grad = total if any(copy.used for copy in copies) else None
+        self._words.grad = self.word_sums
         left = [sums for projections, sums in self._layer_sums if not projections.given]
         return [*self._rest, *left]

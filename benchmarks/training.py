@@ -40,7 +40,6 @@ from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.superlm.relation_loss import (
     RelationTarget,
     relation_loss,
-    relation_scores,
     relation_target,
     split_heads,
 )
@@ -141,11 +140,18 @@ def sandwich(repeats: int) -> None:
     table(head, rows)
 
 
+def plain_scores(x: Tensor) -> Tensor:
+    """Scores of a relation by the textbook formula, `(B, R, T, T)`."""
+    heads = split_heads(x, RELATION_HEADS)
+    scores: Tensor = (heads * heads.shape[-1] ** -0.5) @ heads.transpose(-1, -2)
+    return scores
+
+
 def plain_loss(student: list[Tensor], teacher: list[Tensor], loss: str) -> Tensor:
     """The textbook formulas, from the teacher's softmax (`kl`) or scores (`mse`)."""
     total = torch.zeros(())
     for x, known in zip(student, teacher, strict=True):
-        scores = relation_scores(split_heads(x, RELATION_HEADS))
+        scores = plain_scores(x)
         if loss == "mse":
             total = total + (scores - known).square().mean()
         else:
@@ -153,13 +159,18 @@ def plain_loss(student: list[Tensor], teacher: list[Tensor], loss: str) -> Tenso
     return total
 
 
+RELATIONS = ((8, 128, 160), (32, 128, 160), (8, 128, 576), (8, 128, 312), (4, 512, 160), (32, 32, 160))
+"""Batch, tokens and width: of `tiny`, a larger batch, `base`, TinyBERT, long and short sequences."""
+
+
 def relations(repeats: int) -> None:
     """2: forward and backward of a relation loss, fused and plain; the teacher's side is given to both."""
+    print(f"\n{torch.backends.cpu.get_cpu_capability()} instructions")
     rows = []
-    for batch, width in ((8, 160), (32, 160), (8, 576)):
-        student = [x.requires_grad_() for x in projections(batch, 128, width)]
-        teacher = projections(batch, 128)
-        scores = [relation_scores(split_heads(x, RELATION_HEADS)) for x in teacher]
+    for batch, tokens, width in RELATIONS:
+        student = [x.requires_grad_() for x in projections(batch, tokens, width)]
+        teacher = projections(batch, tokens)
+        scores = [plain_scores(x) for x in teacher]
         for loss in ("kl", "mse"):
             target = relation_target(teacher, None, RELATION_HEADS, loss)
             known = scores if loss == "mse" else [each.softmax(dim=-1) for each in scores]
@@ -172,10 +183,9 @@ def relations(repeats: int) -> None:
 
             ours, theirs = fastest({"fused": fused, "plain": plain}, 2 * repeats)
             least, most = peak(fused), peak(plain)
-            times = f"{1e3 * ours:.0f}", f"{1e3 * theirs:.0f}", f"{ours / theirs:.2f}"
-            rows.append(
-                (loss, f"{batch} x 128 x {width}", *times, f"{least:.0f}", f"{most:.0f}", f"{least / most:.2f}")
-            )
+            times = f"{1e3 * ours:.1f}", f"{1e3 * theirs:.1f}", f"{ours / theirs:.2f}"
+            memory = f"{least:.0f}", f"{most:.0f}", f"{least / most:.2f}"
+            rows.append((loss, f"{batch} x {tokens} x {width}", *times, *memory))
     head = (
         "loss",
         "batch x tokens x width",

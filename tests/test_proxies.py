@@ -23,7 +23,7 @@ from autodistil_search.nas.objectives import Objective
 from autodistil_search.nas.proxies import HiddenProxy, ProxyKind, RelationProxy, TaskBudget, task_proxy
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
-from autodistil_search.superlm.relation_loss import relation_loss, relation_scores, relation_target, split_heads
+from autodistil_search.superlm.relation_loss import relation_loss, relation_target, split_heads
 from autodistil_search.tasks.fine_tuning import Prepared, fine_tune
 from autodistil_search.tasks.labelled_data import load_task
 from autodistil_search.teachers.teacher import Teacher
@@ -116,7 +116,8 @@ def test_uniform_relations_cost_log_of_the_tokens_less_the_teachers_entropy(
     teacher = toy_teacher()
     expected = 0.0
     for x in teacher.projections(held_out):
-        p = relation_scores(split_heads(x, 4).double()).softmax(-1).double()
+        heads = split_heads(x, 4).double()
+        p = (heads @ heads.mT / heads.shape[-1] ** 0.5).softmax(-1)
         expected += float(torch.log(torch.tensor(10.0)) + (p * p.log()).sum(-1).mean())
     proxy = RelationProxy(teacher, held_out, 4, "kl", cpu)
     assert proxy.reference == pytest.approx(expected, abs=loss_rounding(10))

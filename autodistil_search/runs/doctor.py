@@ -39,6 +39,7 @@ PURPOSES = {
     "wiki": "the task topic",
     "tracking": "--tensorboard",
     "numba": "--engine age-moea2",
+    "triton": "the relation loss on CUDA",
     "postgres": "--storage postgresql://...",
     "distributed": "--executor dask",
     "dashboard": "viewing a search in a browser",

@@ -7,18 +7,29 @@ scores Q Kᵀ / √d (the first MiniLM, arXiv 2002.10957). There are two losses:
 - `kl`: the divergence KL(teacher ‖ student) of the softmaxed scores, as in MiniLMv2;
 - `mse`: the mean squared error of the raw scores, as in the released AutoDistil code.
 
-Shapes: B sequences, R relation heads, T tokens, d = width / R.
+On CUDA they are Triton kernels (`relation_kernels`) if Triton is installed. Otherwise they are torch operations on
+parts of the scores, which is what this module contains.
+
+Shapes: B sequences, R relation heads, T tokens, d = width / R; a part has n of the B R matrices of scores.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+
+if TYPE_CHECKING:
+    from autodistil_search.superlm.relation_kernels import KernelTarget
 
 _SIDES = {"qq": (0, 0), "kk": (1, 1), "vv": (2, 2), "qk": (0, 1)}
 """Indices into (queries, keys, values): the rows and the columns of each relation."""
@@ -30,6 +41,14 @@ DEFAULT_RELATIONS = (("qq", 1.0), ("kk", 1.0), ("vv", 1.0))
 _SCORES_AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
 """Relation scores computed at a time: on a CPU few enough for its cache, on CUDA few enough for a small buffer."""
 
+_SAFE_SCORE = 60.0
+"""Scores up to this size have exponentials, and sums of them, far from the limits of float32."""
+
+# Without AVX2, torch vectorizes no exponential of its own, and MKL's `exp` is faster; elsewhere, `exp2` is.
+_DEFAULT_CPU = torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+_EXPONENTIAL, _UNIT = (torch.exp, 1.0) if _DEFAULT_CPU else (torch.exp2, math.log(2))
+"""The faster exponential function, and the logarithm of its base: scores are computed in multiples of it."""
+
 
 @dataclass(frozen=True)
 class RelationTarget:
@@ -37,21 +56,29 @@ class RelationTarget:
 
     loss: name of the loss, one of `LOSSES`.
     relations: names and weights in the loss.
-    tables: a `(B, R, T, T)` float32 tensor for each relation, computed by `Loss.table` from the teacher's scores.
-    offset: part of the loss that depends on the tables alone.
-    row_weight: `(B, 1, T, 1)`, zero for padding; sums to 1 / R over all rows. For `mse` it is also divided by the
-        number of columns.
-    padding: `(B, 1, 1, T)`, True for padding; None if there is none.
+    teacher: for each relation, the `(B R, T, T)` table that `Loss.table` computed; or what the kernels need.
+    offset: part of the loss that depends on the teacher alone.
+    row_weight: `(B, T)`, weight of each row of scores. Padding has 0, all other tokens of a sequence have the same
+        weight. The weights add up to 1 / R; for `mse` they are also divided by the number of columns.
+    padding: `(B, T)`, True for padding; None if there is none.
     relation_heads: number R of relation heads.
     """
 
     loss: str
     relations: tuple[tuple[str, float], ...]
-    tables: tuple[Tensor, ...]
+    teacher: tuple[Tensor, ...] | tuple[KernelTarget, ...]
     offset: Tensor
     row_weight: Tensor
     padding: Tensor | None
     relation_heads: int
+
+
+def _token_heads(x: Tensor, relation_heads: int) -> Tensor:
+    """Split `(B, T, width)` into relation heads, `(B, T, R, d)`."""
+    if missing := -x.shape[-1] % relation_heads:
+        x = torch.nn.functional.pad(x, (0, missing))
+    heads: Tensor = x.unflatten(-1, (relation_heads, -1))
+    return heads
 
 
 def split_heads(x: Tensor, relation_heads: int) -> Tensor:
@@ -60,146 +87,232 @@ def split_heads(x: Tensor, relation_heads: int) -> Tensor:
     A width that R does not divide is first padded with zeros, which changes no dot product. The last head is then
     narrower, and no dimension is lost. Search spaces are checked, so that their subnets never need padding.
     """
-    if missing := -x.shape[-1] % relation_heads:
-        x = torch.nn.functional.pad(x, (0, missing))
-    heads: Tensor = x.float().unflatten(-1, (relation_heads, -1))
-    return heads.transpose(1, 2)
+    return _token_heads(x, relation_heads).float().transpose(1, 2)
 
 
-def relation_scores(x: Tensor, columns: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
-    """Return X Yᵀ / √d of `(B, R, T, d)` as `(B, R, T, T)`; padded columns get the lowest finite number.
+class _Relation:
+    """Rows and columns of one relation, cut into parts of at most `_SCORES_AT_ONCE` scores.
 
-    x: X, the rows.
-    columns: Y; X if not given.
-    padding: `(B, 1, 1, T)`, True for padding.
+    Heads are `(B R, d, T)`. Relation heads have few dimensions: matrix products then run 2 to 4 times faster on a CPU
+    if tokens are adjacent in memory.
+
+    rows, columns: one tensor if the relation is `symmetric`. Padded tokens are zero, and so are their scores.
+    padding: `(B R, 1, T)`, True for padding; None if there is none.
     """
-    columns = x if columns is None else columns
-    scores: Tensor = (x * x.shape[-1] ** -0.5) @ columns.transpose(-1, -2)
-    if padding is not None:
-        scores.masked_fill_(padding, torch.finfo(scores.dtype).min)
-    return scores
+
+    def __init__(self, rows: Tensor, columns: Tensor, padding: Tensor | None) -> None:
+        self.rows, self.columns, self.padding = rows, columns, padding
+        self.symmetric = rows is columns
+
+    @cached_property
+    def safe(self) -> bool:
+        """Return whether no score is larger than `_SAFE_SCORE`, by the norms; False where asking would wait."""
+        if self.rows.device.type != "cpu":
+            return False
+        of_rows, of_columns = (side.square().sum(dim=1).max() for side in (self.rows, self.columns))
+        return bool(of_rows * of_columns <= _SAFE_SCORE**2 * self.rows.shape[1])
+
+    def parts(self, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
+        """Yield each part, and the same part of these tensors `(B R, ...)`. The next part overwrites its buffers."""
+        matrices, _, tokens = self.rows.shape
+        size = max(1, min(matrices, _SCORES_AT_ONCE.get(self.rows.device.type, 2**26) // tokens**2))
+        buffers = self.rows.new_empty(2, size, tokens, tokens)
+        padding = [None] * -(-matrices // size) if self.padding is None else self.padding.split(size)
+        sides = self.rows.split(size), self.columns.split(size), padding
+        for rows, columns, padded, *others in zip(*sides, *(x.split(size) for x in tensors), strict=True):
+            yield _Part(self, rows, columns, padded, *buffers[:, : len(rows)]), *others
+
+
+@dataclass
+class _Part:
+    """Some matrices of a relation, with two buffers of their size: for the scores, and for intermediate results."""
+
+    relation: _Relation
+    rows: Tensor
+    columns: Tensor
+    padding: Tensor | None
+    scores: Tensor
+    spare: Tensor
+
+    def score(self, unit: float = 1.0, less: Tensor | None = None) -> Tensor:
+        """Compute the scores in multiples of `unit`; less the tensor `less`, if given."""
+        start, factor = (self.scores, 0) if less is None else (less, -1)
+        scale = self.rows.shape[1] ** -0.5 / unit
+        return torch.baddbmm(start, self.rows.mT, self.columns, beta=factor, alpha=scale, out=self.scores)
+
+    def exponentials(self, out: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Write exponentials E of the scores to `out`; the softmax of a row is its part of E over the sum.
+
+        Returns the sums `(n, T, 1)`, and the logarithm of the factor by which each row of E was divided. Scores that
+        are not safe are shifted in place.
+        """
+        logarithm: Tensor | float = 0.0
+        if self.padding is not None:
+            self.scores.masked_fill_(self.padding, torch.finfo(self.scores.dtype).min)
+        if not self.relation.safe:
+            highest = self.scores.amax(dim=-1, keepdim=True)
+            self.scores.sub_(highest)
+            logarithm = highest * _UNIT
+        total = _EXPONENTIAL(self.scores, out=out).sum(dim=-1, keepdim=True)
+        if self.padding is not None:
+            total.clamp_(min=torch.finfo(total.dtype).tiny)  # of a sequence of padding only
+        return total, logarithm
+
+    def softmax_with(self, exponentials: Tensor, share: Tensor, add: Tensor | None = None) -> Tensor:
+        """Return P = `share` E, which is P + Pᵀ if the relation is symmetric; plus the tensor `add`, if given.
+
+        The result takes the place of E, or the spare buffer. Without a shift E is symmetric, too, and Pᵀ needs no
+        transposed access.
+        """
+        if self.relation.symmetric and self.relation.safe:
+            share = torch.add(share, share.mT, out=self.spare)
+        if add is not None and (self.relation.safe or not self.relation.symmetric):
+            return torch.addcmul(add, exponentials, share, out=exponentials)
+        result = exponentials.mul_(share)
+        if self.relation.symmetric and not self.relation.safe:
+            result = torch.add(result, result.mT, out=self.spare)
+        return result if add is None else result.add_(add)
 
 
 class Loss(NamedTuple):
-    """Comparison of scores in two steps, on parts `(n, T, T)` with row weights `(n, T, 1)`. Both steps work in place.
+    """Comparison of scores in two steps, each of which computes them part by part.
 
-    table: function of the teacher's scores. Returns the table for the comparison, and the part of the loss that depends
-        on the table alone.
-    compare: function of a student's scores and the table. Returns the rest of the loss; the scores are overwritten by
-        its gradient with respect to them.
+    table: function of a part of the teacher. Writes the table for the comparison `(n, T, T)` to a tensor, and returns
+        the part of each row's loss `(n, T)` that depends on the table alone.
+    compare: function of a part of a student and its table. Returns the rest of each row's loss, and the matrices by
+        which the rows and columns are multiplied for their gradients.
+    gradient_factor: number by which these products are multiplied for a relation of two sides, and for X Xᵀ.
     """
 
-    table: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    compare: Callable[[Tensor, Tensor, Tensor], Tensor]
+    table: Callable[[_Part, Tensor], Tensor]
+    compare: Callable[[_Part, Tensor, bool], tuple[Tensor, Tensor]]
+    gradient_factor: tuple[float, float]
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the sum of the products of `(n, T, T)`, row by row: the same number with any number of threads."""
-    return (a * b).sum(dim=-1).sum()
+def _dot(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Return the dot product of each row; `out` takes the products."""
+    return torch.mul(a, b, out=out).sum(dim=-1)
 
 
-def _kl_table(scores: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the softmax p times the row's weight, and the negative weighted entropy of p."""
-    scores.sub_(scores.amax(dim=-1, keepdim=True))
-    table = scores.exp()
-    total = table.sum(dim=-1, keepdim=True)
-    table.mul_(row_weight / total)
-    return table, _dot(table, scores) - (total.log() * row_weight).sum()
+def _kl_table(part: _Part, table: Tensor) -> Tensor:
+    """Write -P of the teacher's softmax P, or -(P + Pᵀ) if the relation is symmetric; return Σ p log p."""
+    scores = part.score(_UNIT)
+    total, _ = part.exponentials(table)
+    total = total[..., 0]
+    negative_entropy = _dot(table, scores, part.spare) * (_UNIT / total) - total.log()
+    softmax = part.softmax_with(table, -1 / total[..., None])
+    if softmax is not table:
+        table.copy_(softmax)
+    return negative_entropy
 
 
-def _kl(scores: Tensor, table: Tensor, row_weight: Tensor) -> Tensor:
-    """Return Σ w (logsumexp(s) - Σ p s), the KL divergence without the entropy of p.
+def _kl(part: _Part, table: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Return logsumexp(s) - Σ p s: the KL divergence without the entropy of p.
 
-    The gradient with respect to s is w (softmax(s) - p). Value and gradient share one exponential and one buffer.
+    The gradient with respect to the scores is G = softmax(s) - p. If the relation is symmetric, the gradient of X is
+    (G + Gᵀ) X, one product instead of two.
     """
-    value = -_dot(table, scores)
-    highest = scores.amax(dim=-1, keepdim=True)
-    total = scores.sub_(highest).exp_().sum(dim=-1, keepdim=True)
-    value += ((total.log() + highest) * row_weight).sum()
-    scores.mul_(row_weight / total).sub_(table)
-    return value
+    scores = part.score(_UNIT)
+    value = _dot(scores, table, part.spare).mul_(_UNIT / 2 if part.relation.symmetric else _UNIT)
+    total, logarithm = part.exponentials(scores)
+    value += (total.log() + logarithm)[..., 0]
+    return value, part.softmax_with(scores, 1 / total, table) if needs_gradient else scores
 
 
-def _mse_table(scores: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scores unchanged, and 0."""
-    return scores, row_weight.new_zeros(())
+def _mse_table(part: _Part, table: Tensor) -> Tensor:
+    """Write the scores; return 0."""
+    table.copy_(part.score())
+    return table.new_zeros(())
 
 
-def _mse(scores: Tensor, table: Tensor, row_weight: Tensor) -> Tensor:
-    """Return Σ w (s - t)², with the gradient 2 w (s - t). Padded columns have the same number in s and t."""
-    value = (scores.sub_(table).square().sum(dim=-1, keepdim=True) * row_weight).sum()
-    scores.mul_(2 * row_weight)
-    return value
+def _mse(part: _Part, table: Tensor, _needs_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Return Σ (s - t)², with the gradient 2 (s - t); a symmetric relation has it from both sides."""
+    difference = part.score(less=table)
+    return torch.linalg.vector_norm(difference, dim=-1).square_(), difference
 
 
-LOSSES = {"kl": Loss(_kl_table, _kl), "mse": Loss(_mse_table, _mse)}
+LOSSES = {"kl": Loss(_kl_table, _kl, (1.0, 1.0)), "mse": Loss(_mse_table, _mse, (2.0, 4.0))}
 
 
-class _Parts:
-    """Rows, columns, row weights and padding of a relation, in parts of at most `_SCORES_AT_ONCE` scores.
+def _relations(
+    projections: Sequence[Tensor],
+    relations: Sequence[tuple[str, float]],
+    relation_heads: int,
+    padding: Tensor | None,
+) -> list[_Relation]:
+    """Return the relations of a batch; relations of the same side share its heads."""
+    heads = {}
+    for side in sorted({side for name, _ in relations for side in _SIDES[name]}):
+        x = split_heads(projections[side], relation_heads).mT
+        if padding is not None:
+            x = x.masked_fill(padding[:, None, None], 0)
+        heads[side] = x.contiguous().flatten(0, 1)
+    if padding is not None:
+        padding = padding[:, None, None].expand(-1, relation_heads, -1, -1).flatten(0, 1)
+    sides = [_SIDES[name] for name, _ in relations]
+    return [_Relation(heads[rows], heads[columns], padding) for rows, columns in sides]
 
-    Heads are stored as `(B R, d, T)`. Relation heads have few dimensions: matrix products then run 2 to 4 times faster
-    on a CPU if tokens are adjacent in memory.
-    """
 
-    def __init__(self, x: Tensor, columns: Tensor | None, row_weight: Tensor, padding: Tensor | None) -> None:
-        self.rows = x.transpose(-1, -2).flatten(0, 1).contiguous()
-        self.columns = self.rows if columns is None else columns.transpose(-1, -2).flatten(0, 1).contiguous()
-        heads = x.shape[1]
-        self.row_weight = row_weight.expand(-1, heads, -1, -1).flatten(0, 1)
-        self._padding = None if padding is None else padding.expand(-1, heads, -1, -1).flatten(0, 1)
-
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield each part as a slice, and its scores `(n, T, T)`."""
-        matrices, _, tokens = self.rows.shape
-        size = max(1, _SCORES_AT_ONCE.get(self.rows.device.type, 2**26) // tokens**2)
-        for start in range(0, matrices, size):
-            part = slice(start, start + size)
-            padding = None if self._padding is None else self._padding[part]
-            rows, columns = (side[part].transpose(-1, -2) for side in (self.rows, self.columns))
-            yield part, relation_scores(rows, columns, padding)
+def _weighted_sum(values: Tensor, row_weight: Tensor) -> Tensor:
+    """Return the sum of `(B R, T)` by the weights of rows `(B, T)`: the same number with any number of threads."""
+    by_row = values.unflatten(0, (len(row_weight), -1)) * row_weight[:, None]
+    total: Tensor = by_row.sum(dim=-1).sum(dim=-1).sum()
+    return total
 
 
 class _FusedLoss(Function):
-    """Loss of one relation, computed part by part, without the part that depends on the table alone.
+    """Weighted sum of the relation losses, computed part by part, without the part that depends on the teacher alone.
 
-    The gradient G with respect to the scores of X Yᵀ is propagated to the projections at once, as G y and Gᵀ x. So the
-    scores of one part are the only `(T, T)` buffer, and only `(B, R, T, d)` tensors are kept for the backward pass.
+    The gradient of the scores is propagated to the projections at once. So the scores of one part are the only
+    `(T, T)` buffer, and only tensors of the projections' size are kept for the backward pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, columns: Tensor | None, table: Tensor, target: RelationTarget) -> Tensor:
-        parts = _Parts(x, columns, target.row_weight, target.padding)
-        tables, compare = table.flatten(0, 1), LOSSES[target.loss].compare
-        needs_gradient = any(ctx.needs_input_grad)
-        in_rows, in_columns = [], []
-        value = x.new_zeros(())
-        for part, scores in parts:
-            value += compare(scores, tables[part], parts.row_weight[part])
-            if needs_gradient:
-                in_rows.append(parts.columns[part] @ scores.transpose(-1, -2))
-                in_columns.append(parts.rows[part] @ scores)
-        if needs_gradient:
-            gradients = [torch.cat(of_parts).mul_(x.shape[-1] ** -0.5) for of_parts in (in_rows, in_columns)]
-            if columns is None:
-                gradients = [gradients[0].add_(gradients[1])]
-            ctx.save_for_backward(*(gradient.unflatten(0, x.shape[:2]).transpose(-1, -2) for gradient in gradients))
-        return value
+    def forward(ctx: Any, target: RelationTarget, *projections: Tensor) -> Tensor:
+        loss, heads = LOSSES[target.loss], target.relation_heads
+        gradients: dict[int, Tensor] = {}
+        losses = []
+        relations = _relations(projections, target.relations, heads, target.padding)
+        tables = cast(tuple[Tensor, ...], target.teacher)
+        for relation, (name, weight), table in zip(relations, target.relations, tables, strict=True):
+            values = table.new_empty(table.shape[:2])
+            sides = [side for side in dict.fromkeys(_SIDES[name]) if ctx.needs_input_grad[1 + side]]
+            found = [torch.empty_like(relation.rows) for _ in sides]
+            for part, part_table, part_values, *part_found in relation.parts(table, values, *found):
+                part_values[...], in_scores = loss.compare(part, part_table, bool(sides))
+                for side, out in zip(sides, part_found, strict=True):
+                    if side == _SIDES[name][0]:
+                        torch.bmm(part.columns, in_scores.mT, out=out)
+                    else:
+                        torch.bmm(part.rows, in_scores, out=out)
+            losses.append(weight * _weighted_sum(values, target.row_weight))
+            scale = weight * loss.gradient_factor[relation.symmetric] * relation.rows.shape[1] ** -0.5
+            factor = scale * target.row_weight.repeat_interleave(heads, dim=0, output_size=len(table))[:, None]
+            for side, gradient in zip(sides, found, strict=True):
+                gradient.mul_(factor)
+                gradients[side] = gradients[side].add_(gradient) if side in gradients else gradient
+        ctx.sides = [(side, projections[side].dtype) for side in gradients]
+        ctx.save_for_backward(
+            *(
+                gradient.unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)[..., : projections[side].shape[-1]]
+                for side, gradient in gradients.items()
+            )
+        )
+        return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        in_x, *in_columns = (gradient * grad_outputs[0] for gradient in ctx.saved_tensors)
-        return in_x, in_columns[0] if in_columns else None, None, None
+        in_projections: list[Tensor | None] = [None] * 3
+        for (side, dtype), gradient in zip(ctx.sides, ctx.saved_tensors, strict=True):
+            in_projections[side] = (gradient * grad_outputs[0]).to(dtype)
+        return None, *in_projections
 
 
-def _sides(
-    projections: Sequence[Tensor], relations: Sequence[tuple[str, float]], relation_heads: int
-) -> list[tuple[Tensor, Tensor | None]]:
-    """Return the split rows and columns of each relation; None for columns that are equal to the rows."""
-    used = {side for name, _ in relations for side in _SIDES[name]}
-    heads = {side: split_heads(projections[side], relation_heads) for side in used}
-    sides = [_SIDES[name] for name, _ in relations]
-    return [(heads[x], None if columns == x else heads[columns]) for x, columns in sides]
+@cache
+def _have_kernels(device: str) -> bool:
+    """Return whether the kernels run on this type of device: on CUDA, with Triton and the C compiler that it needs."""
+    compilers = (os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang"))
+    return device == "cuda" and importlib.util.find_spec("triton") is not None and any(compilers)
 
 
 @torch.no_grad()
@@ -222,25 +335,31 @@ def relation_target(
     """
     batch, tokens, _ = projections[0].shape
     device = projections[0].device
-    if attention_mask is None:
-        rows, padding = torch.ones(batch, tokens, device=device), None
-    else:
-        rows, padding = (attention_mask != 0).float(), (attention_mask == 0)[:, None, None, :]
-    weights = rows / (rows.sum() * relation_heads)
+    padding = None if attention_mask is None else attention_mask == 0
+    rows = torch.ones(batch, tokens, device=device) if padding is None else (~padding).float()
+    row_weight = rows / (rows.sum() * relation_heads)
     if loss == "mse":
-        weights /= rows.sum(dim=1, keepdim=True).clamp(min=1)
-    row_weight = weights[:, None, :, None]
+        row_weight /= rows.sum(dim=1, keepdim=True).clamp(min=1)
     offset = torch.zeros((), device=device)
-    tables = []
+    teacher: list[Any] = []
     with torch.autocast(device.type, enabled=False):
-        for sides, (_, weight) in zip(_sides(projections, relations, relation_heads), relations, strict=True):
-            parts = _Parts(*sides, row_weight, padding)
-            table = torch.empty(batch, relation_heads, tokens, tokens, device=device)
-            for part, scores in parts:
-                table.flatten(0, 1)[part], alone = LOSSES[loss].table(scores, parts.row_weight[part])
-                offset += weight * alone
-            tables.append(table)
-    return RelationTarget(loss, tuple(relations), tuple(tables), offset, row_weight, padding, relation_heads)
+        if _have_kernels(device.type):
+            from autodistil_search.superlm.relation_kernels import Heads, KernelTarget
+
+            heads = [_token_heads(x, relation_heads) for x in projections]
+            for name, _ in relations:
+                sides = Heads(*(heads[side] for side in _SIDES[name]))
+                teacher.append(KernelTarget.of(sides, row_weight, loss))
+        else:
+            parted = _relations(projections, relations, relation_heads, padding)
+            for relation, (_, weight) in zip(parted, relations, strict=True):
+                table = torch.empty(len(relation.rows), tokens, tokens, device=device)
+                values = table.new_empty(table.shape[:2])
+                for part, part_table, part_values in relation.parts(table, values):
+                    part_values[...] = LOSSES[loss].table(part, part_table)
+                offset += weight * _weighted_sum(values, row_weight)
+                teacher.append(table)
+    return RelationTarget(loss, tuple(relations), tuple(teacher), offset, row_weight, padding, relation_heads)
 
 
 def relation_loss(projections: Sequence[Tensor], target: RelationTarget) -> Tensor:
@@ -248,15 +367,16 @@ def relation_loss(projections: Sequence[Tensor], target: RelationTarget) -> Tens
 
     `kl` is a divergence in nats, `mse` a mean squared difference of scores. Both are averaged over tokens and relation
     heads, and summed over the relations by their weights. The loss is computed in float32 for projections of any
-    precision. A projection that no relation uses gets no gradient.
+    precision. A projection that no relation uses gets no gradient. The host does not wait for the device.
     """
     with torch.autocast(projections[0].device.type, enabled=False):
-        sides = _sides(projections, target.relations, target.relation_heads)
-        parts = [
-            weight * _FusedLoss.apply(*rows_and_columns, table, target)
-            for rows_and_columns, table, (_, weight) in zip(sides, target.tables, target.relations, strict=True)
-        ]
-        return torch.stack(parts).sum() + target.offset
+        if isinstance(target.teacher[0], Tensor):
+            return cast(Tensor, _FusedLoss.apply(target, *projections)) + target.offset
+        from autodistil_search.superlm.relation_kernels import KernelLoss
+
+        sides = [(*_SIDES[name], weight) for name, weight in target.relations]
+        heads = [_token_heads(x, target.relation_heads) for x in projections]
+        return cast(Tensor, KernelLoss.apply(sides, target.teacher, *heads))
 
 
 def uniform_loss(target: RelationTarget) -> float:
@@ -264,6 +384,5 @@ def uniform_loss(target: RelationTarget) -> float:
 
     All of its scores are zero, for `kl` and for `mse`.
     """
-    batch, _, tokens, _ = target.row_weight.shape
-    zeros = torch.zeros(batch, tokens, target.relation_heads, device=target.row_weight.device)
+    zeros = torch.zeros(*target.row_weight.shape, target.relation_heads, device=target.row_weight.device)
     return float(relation_loss([zeros] * 3, target))

@@ -192,7 +192,7 @@ def main() -> None:
     theirs = Released(model_class, torch.randint(1000, 30000, shape))
     rng = random.Random(0)
     steps = [draw(space, "sandwich", None, "", rng) for _ in range(given.repeats)]
-    sides = {"released": theirs, "ours": ours}
+    sides: dict[str, Any] = {"released": theirs, "ours": ours}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for step in [steps[0], *steps]:  # the first round warms up
         for name, side in sides.items():

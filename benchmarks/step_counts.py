@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import fake_gpu
+import fake_gpu  # type: ignore[import-not-found]
 
 from autodistil_search.base.device import Device
 from autodistil_search.distillation.options import Execution, TrainOptions
@@ -33,6 +33,7 @@ from autodistil_search.distillation.teacher_batches import TeacherBatches
 from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.superlm.model import AutoDistilModel
+from autodistil_search.teachers.loading import load_teacher
 from autodistil_search.teachers.teacher import Teacher
 from autodistil_search.text.blocks import Blocks
 
@@ -57,7 +58,7 @@ def watch_traffic() -> None:
         return result
 
     def forward(ctx: Any, *args: Any) -> Tensor:
-        result = attention_forward(ctx, *args)
+        result: Tensor = attention_forward(ctx, *args)
         add(*tensors(args), result)
         return result
 
@@ -111,22 +112,23 @@ def step(
     """Launches and bytes of a step that trains the largest subnet, or the largest and another."""
     global _bytes
     device = Device(fake_gpu.NAME, "bf16")
-    sizes = {"num_hidden_layers": teacher_layers, "hidden_size": teacher_hidden, "intermediate_size": teacher_ffn}
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": teacher_layers,
+        "hidden_size": teacher_hidden,
+        "intermediate_size": teacher_ffn,
+    }
     bert = BertModel(BertConfig(vocab_size=100, num_attention_heads=4, max_position_embeddings=16, **sizes))
-    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
-    teacher = Teacher(bert.eval().to(device.name), BertTokenizerFast(vocab=words), "toy", -1)
-    smaller = {} if subnets == 1 else {"hidden_size": (16, hidden_size), "heads": (heads // 2, heads)}
+    teacher = Teacher(bert.eval().to(device.name), load_teacher().tokenizer, "toy", -1)
+    choices: dict[str, Any] = {"hidden_size": (hidden_size,), "heads": (heads,)}
+    if subnets > 1:
+        choices = {"hidden_size": (16, hidden_size), "heads": (heads // 2, heads)}
     space = SearchSpace(
-        **{
-            "name": "toy",
-            "layers": (layers,),
-            "hidden_size": (hidden_size,),
-            "mlp_ratio": (ffn / hidden_size,),
-            "heads": (heads,),
-            "head_dim": 8,
-            "relation_heads": relation_heads,
-            **smaller,
-        }
+        name="toy",
+        layers=(layers,),
+        mlp_ratio=(ffn / hidden_size,),
+        head_dim=8,
+        relation_heads=relation_heads,
+        **choices,
     )
     options = TrainOptions(
         steps=10,
@@ -231,13 +233,9 @@ def main() -> None:
     print("| launches | now | in `step_cost` |\n|---|---|---|")
     for name, now in counted_launches().items():
         print(f"| {name} | {now:g} | {getattr(LAUNCHES, name):g} |")
-    known = (*TRAFFIC.layer, sum(TRAFFIC.teacher_layer[:2]), TRAFFIC.teacher_layer[2])
-    known += (
-        TRAFFIC.width,
-        TRAFFIC.teacher_width,
-        TRAFFIC.hidden,
-        *(x for both in TRAFFIC.tables.values() for x in both),
-    )
+    known = [*TRAFFIC.layer, sum(TRAFFIC.teacher_layer[:2]), TRAFFIC.teacher_layer[2]]
+    known += [TRAFFIC.width, TRAFFIC.teacher_width, TRAFFIC.hidden]
+    known += [passes for of_loss in TRAFFIC.tables.values() for passes in of_loss]
     print("\n| bytes of a token | now | in `step_cost` |\n|---|---|---|")
     for (name, now), before in zip(counted_traffic().items(), known, strict=True):
         print(f"| {name} | {now:.1f} | {before:g} |")

@@ -175,9 +175,9 @@ def test_accumulate_and_compile_reach_all_that_a_search_and_its_validation_train
     step, layer_step = training_step.train_step, training_step.ModelInTraining._layer_step
     parts, compiled = [], []
 
-    def count_rows(model, input_ids, *arguments):
-        parts.append((len(input_ids), len(model.layers)))
-        return step(model, input_ids, *arguments)
+    def count_rows(passes, input_ids, *arguments):
+        parts.append((len(input_ids), len(passes.model.layers)))
+        return step(passes, input_ids, *arguments)
 
     def count_rows_of_layers(self, transfer, batch):
         parts.append((len(batch.input_ids), len(self.model.layers)))

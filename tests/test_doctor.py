@@ -124,7 +124,7 @@ def test_threads_are_held_against_the_cpus_that_are_left(cpus, quota, threads, a
 )
 def test_idle_threads_sleep_soon_unless_the_environment_decides_or_torch_was_first(variables, first, value, state):
     kept = {name: each for name, each in os.environ.items() if name not in VARIABLES}
-    show = "from autodistil_search.runs.doctor import _idle_threads; found = _idle_threads(); print(found.value, found.state)"
+    show = "from autodistil_search.runs.doctor import _idle_threads as told; print(told().value, told().state)"
     code = f"{first}\nimport autodistil_search\n{show}"
     done = subprocess.run(
         [sys.executable, "-c", code], env=kept | variables, capture_output=True, text=True, check=True

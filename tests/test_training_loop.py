@@ -35,7 +35,7 @@ from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.sampling import Drawn
 from autodistil_search.distillation.training_log import TrainingLog
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.distillation.training_step import subnets_of_step, train_step
+from autodistil_search.distillation.training_step import SubnetPasses, subnets_of_step, train_step
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet
@@ -305,9 +305,9 @@ def test_a_batch_in_parts_gives_the_weights_of_the_whole(
 ) -> None:
     whole, sample, rows = train("whole", WITH_HIDDEN), streams[0].spread(4), []
 
-    def counted(model: AutoDistilModel, input_ids: Tensor, *rest: Any) -> Tensor:
+    def counted(passes: SubnetPasses, input_ids: Tensor, *rest: Any) -> Tensor:
         rows.append(len(input_ids))
-        return train_step(model, input_ids, *rest)
+        return train_step(passes, input_ids, *rest)
 
     monkeypatch.setattr("autodistil_search.distillation.training_step.train_step", counted)
     for parts, divided in ((2, [2, 2]), (3, [2, 1, 1])):

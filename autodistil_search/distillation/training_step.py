@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from autodistil_search.base.device import Device
 from autodistil_search.base.distributed import Processes
 from autodistil_search.distillation.collapse import LossWatch
+from autodistil_search.distillation.cuda_graphs import SubnetGraphs, SubnetInputs
 from autodistil_search.distillation.layer_losses import LastHidden, LayerTransfer
 from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WEIGHT_DECAY, set_learning_rate
 from autodistil_search.distillation.options import Execution, TrainOptions
@@ -67,7 +69,12 @@ class ModelInTraining:
         self.watch = LossWatch.of(self.options.steps)
         # Compiled layers, and hooks on layers, need the parameters themselves; autocast then casts them.
         plain = self.transfer is not None or self.execution.compile
-        self._weights = None if plain else StepWeights(self.model, self.device.dtype)
+        further = () if maps is None else maps.parameters()
+        self._weights = None if plain else StepWeights(self.model, self.device.dtype, further)
+        self._passes = SubnetPasses(self.model, self.options, self.device, self._weights, self.scaler, self.last_hidden)
+        self._graphs = None
+        if self.execution.cuda_graphs and self._weights is not None:
+            self._graphs = SubnetGraphs(self._weights)
         self.drawn: Sequence[Drawn] = ()
         self._losses: Tensor | None = None
 
@@ -92,18 +99,10 @@ class ModelInTraining:
         if self.transfer is not None:
             losses = self._layer_step(self.transfer, batch)
         else:
+            before_last = self._reduce_early if batch.last and self._graphs is None else None
+            targets = self._seen(batch.targets)
             losses = train_step(
-                self.model,
-                batch.input_ids,
-                self._seen(batch.targets),
-                self.drawn,
-                self.options,
-                self.device,
-                self._weights,
-                batch.share,
-                self.scaler,
-                self.last_hidden,
-                self._reduce_early if batch.last else None,
+                self._passes, batch.input_ids, targets, self.drawn, batch.share, before_last, self._graphs
             )
         losses = batch.share * losses
         self._losses = losses if self._losses is None else self._losses + losses
@@ -132,9 +131,10 @@ class ModelInTraining:
 
     def reduce(self, flags: Sequence[bool]) -> Tensor:
         """Sum the gradients of the step over all processes; returns its losses and the flags, summed alike."""
-        gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
         if self._weights is not None:
-            gradients += self._weights.hand_over()
+            gradients = self._weights.hand_over()
+        else:
+            gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
         assert self._losses is not None
         numbers = torch.cat([self._losses, *(self._losses.new_full((1,), float(flag)) for flag in flags)])
         self.group.add_up(gradients, numbers)
@@ -184,61 +184,90 @@ class ModelInTraining:
         self.scaler.load_state_dict(self.group.from_main(self.scaler.state_dict()))
 
 
+@dataclass(frozen=True)
+class SubnetPasses:
+    """Passes of subnets, forward and backward, that add up the gradients of their losses.
+
+    Args:
+        model: SuperLM or student in training.
+        options: Settings of the losses.
+        device: Device and precision to run on.
+        weights: Weights of the step; None runs the model's own under autocast.
+        scaler: Gradient scaler; None for none.
+        last_hidden: Loss of the last hidden states, with weight `options.hidden`; None for none.
+    """
+
+    model: AutoDistilModel
+    options: TrainOptions
+    device: Device
+    weights: StepWeights | None = None
+    scaler: torch.amp.GradScaler | None = None
+    last_hidden: LastHidden | None = None
+
+    def run(self, inputs: SubnetInputs, entry: Drawn, share: float, of_largest: list[RelationTarget]) -> Tensor:
+        """Add up the gradients of one subnet; returns its losses against the teacher, relations first.
+
+        share: share of these sequences in the batch of the step.
+        of_largest: relations of the largest subnet, once it has run, for in-place distillation.
+        """
+        input_ids, words, targets = inputs
+        with self.device.autocast() if self.weights is None else self.weights.in_use():
+            if self.last_hidden is None:
+                projections = self.model.last_projections(input_ids, subnet=entry.subnet, words=words)
+            else:
+                projections, hidden = self.model.last_layer(input_ids, entry.subnet, words)
+        loss = relation_loss(projections, targets.relations)
+        losses, in_place = [loss.detach()], self.options.in_place
+        if of_largest:
+            loss = (1 - in_place) * loss + in_place * relation_loss(projections, of_largest[0])
+        elif in_place and entry.role == "largest":
+            of_largest.append(_relations_of(projections, targets.relations))
+        if self.last_hidden is not None:
+            more = self.last_hidden(hidden, targets.hidden)
+            losses.append(more.detach())
+            loss = loss + self.options.hidden * more
+        loss = loss * (entry.weight * share)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return torch.stack(losses)
+
+
 def train_step(
-    model: AutoDistilModel,
+    passes: SubnetPasses,
     input_ids: Tensor,
     targets: Targets,
     drawn: Sequence[Drawn],
-    options: TrainOptions,
-    device: Device,
-    weights: StepWeights | None = None,
     share: float = 1.0,
-    scaler: torch.amp.GradScaler | None = None,
-    last_hidden: LastHidden | None = None,
     before_last: Callable[[], None] | None = None,
+    graphs: SubnetGraphs | None = None,
 ) -> Tensor:
     """Add up the gradients of the weighted losses of the `drawn` subnets on one batch.
 
     Args:
-        model: SuperLM or student in training.
+        passes: Passes of the model's subnets.
         input_ids: `(B, T)` token ids.
         targets: Outputs of the teacher on them.
         drawn: Subnets of the step, with their weights.
-        options: Settings of the losses.
-        device: Device and precision to run on.
-        weights: Weights of the step; None runs the model's own under autocast.
         share: Share of this batch in the batch of the step.
-        scaler: Gradient scaler; None for none.
-        last_hidden: Loss of the last hidden states, with weight `options.hidden`; None for none.
-        before_last: Function that is called before the backward pass of the last subnet.
+        before_last: Function that is called before the last subnet runs.
+        graphs: Recorded passes; None runs all passes.
 
-    Returns the relation loss of each subnet against the teacher, and with `last_hidden` then the hidden-state loss of
-    each subnet. They stay on the device, so that the host does not wait for it.
+    Returns the relation loss of each subnet against the teacher, then the hidden-state loss of each subnet if it is
+    trained. They stay on the device, so that the host does not wait for it.
     """
-    losses, of_hidden = [], []
-    of_largest: RelationTarget | None = None
-    with model.shared_words(input_ids, None if weights is None else weights.word_sums) as words:
-        for place, (subnet, role, weight) in enumerate(drawn, 1):
-            with device.autocast() if weights is None else weights.in_use():
-                if last_hidden is None:
-                    projections = model.last_projections(input_ids, subnet=subnet, words=words)
-                else:
-                    projections, hidden = model.last_layer(input_ids, subnet, words)
-            loss = relation_loss(projections, targets.relations)
-            losses.append(loss.detach())
-            if of_largest is not None:
-                loss = (1 - options.in_place) * loss + options.in_place * relation_loss(projections, of_largest)
-            elif options.in_place and role == "largest":
-                of_largest = _relations_of(projections, targets.relations)
-            if last_hidden is not None:
-                more = last_hidden(hidden, targets.hidden)
-                of_hidden.append(more.detach())
-                loss = loss + options.hidden * more
-            if before_last is not None and place == len(drawn):
+    losses = []
+    of_largest: list[RelationTarget] = []
+    word_sums = None if passes.weights is None else passes.weights.word_sums
+    with passes.model.shared_words(input_ids, word_sums) as words:
+        inputs = SubnetInputs(input_ids, words, targets)
+        if graphs is not None:
+            inputs = graphs.static(inputs)
+        for entry in drawn:
+            if before_last is not None and entry is drawn[-1]:
                 before_last()
-            loss = loss * (weight * share)
-            (loss if scaler is None else scaler.scale(loss)).backward()
-    return torch.stack([*losses, *of_hidden])
+            run = partial(passes.run, inputs, entry, share, of_largest)
+            losses.append(run() if graphs is None else graphs.run((entry, share, input_ids.shape), run))
+        words.grad = inputs.words.grad
+    return torch.stack(losses, dim=1).flatten()
 
 
 def _relations_of(projections: Sequence[Tensor], like: RelationTarget) -> RelationTarget:

@@ -131,6 +131,7 @@ def resolve_training(
     plugins = plugins or Plugins()
     spaces = load_spaces(config.space_names, config.depth, config.relation_heads, plugins)
     device = choose_device(config.device, config.precision)
+    check_cuda_graphs(config, device)
     teacher = find_teacher(config, device, plugins)
     for note in teacher.notes:
         (reporter or Reporter()).say(note)
@@ -142,6 +143,25 @@ def resolve_training(
         )
     text = open_text(config, teacher, device, reporter or Reporter(), executor) if needs_text else None
     return TrainingInputs(config, spaces, device, teacher, text)
+
+
+def check_cuda_graphs(config: TrainConfig, device: Device) -> None:
+    """Refuse `--cuda-graphs` where passes cannot be recorded.
+
+    Raises:
+        InputError: naming what does not allow it.
+    """
+    hindrances = {
+        f"--device {device.type}": device.type != "cuda",
+        f"{device.processes.count} processes": device.processes.count > 1,
+        "--compile": config.compile,
+        f"--in-place {config.in_place:g}": config.in_place > 0,
+    }
+    if config.cuda_graphs and (found := [name for name, hinders in hindrances.items() if hinders]):
+        raise InputError(
+            f"--cuda-graphs with {', '.join(found)}; allowed: a CUDA device, one process, neither --compile nor "
+            "--in-place"
+        )
 
 
 def find_teacher(config: TrainConfig, device: Device, plugins: Plugins) -> Teacher:

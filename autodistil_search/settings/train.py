@@ -69,6 +69,8 @@ class TrainConfig:
         device: Device to run on: auto, cpu, cuda, mps or xpu; auto takes an accelerator if there is one.
         precision: Precision of matrix products; auto takes the fastest that the hardware has; fp16 scales the loss.
         compile: Compile the layers by torch.compile.
+        cuda_graphs: Record the passes of subnets as CUDA graphs, on a CUDA device in one process. Experimental: no GPU
+            has run it yet.
         held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
         keep: Number of checkpoints that are kept during training.
         executor: Where large text is tokenized and, in a search, subnets are scored and baselines trained: dask (a
@@ -103,6 +105,7 @@ class TrainConfig:
     device: Annotated[Device, OUTPUT] = "auto"
     precision: Annotated[Precision, OUTPUT] = "auto"
     compile: Annotated[bool, OUTPUT] = False
+    cuda_graphs: Annotated[bool, OUTPUT] = False
     held_out_every: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, OUTPUT] = None
     keep: Annotated[Count, OUTPUT] = 2
     executor: Annotated[Name | None, OUTPUT] = None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autodistil_search.superlm.model import AutoDistilModel, ElasticLayer, ElasticLayerNorm, ElasticLinear
 from autodistil_search.superlm.working_copy import WorkingCopy
@@ -23,17 +22,21 @@ class StepWeights:
 
     Args:
         model: Model in training, on its device.
-        dtype: Precision of the layers. Gradients are summed in float32 in one buffer, layer after layer.
+        dtype: Precision of the layers. Gradients are summed in float32, in buffers that stay where they are.
+        maps: Further parameters that train with the model.
 
     Attributes:
         word_sums: Sum of the gradients of the word embeddings.
     """
 
-    def __init__(self, model: AutoDistilModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: AutoDistilModel, dtype: torch.dtype, maps: Iterable[nn.Parameter] = ()) -> None:
         layers = [cast(ElasticLayer, layer) for layer in model.layers]
-        numbers = sum(weight.numel() for module in (model.embedding_norm, *layers) for weight in module.parameters())
+        tables = [model.position_embeddings, model.token_type_embeddings, model.relative_attention_bias]
+        self._others = [table.weight for table in tables if table is not None]
+        self._others += maps
+        copied = [weight for module in (model.embedding_norm, *layers) for weight in module.parameters()]
         self._dtype = dtype
-        self._sums = torch.zeros(numbers, device=model.device)
+        self._sums = torch.zeros(sum(weight.numel() for weight in (*self._others, *copied)), device=model.device)
         self._filled = 0
         self._users: list[tuple[ElasticLayer | ElasticLinear | ElasticLayerNorm, WorkingCopy]] = []
         self._gradients: list[tuple[Sequence[WorkingCopy], Tensor, Tensor]] = []
@@ -41,6 +44,7 @@ class StepWeights:
         self._layer_sums: list[tuple[WorkingCopy, Tensor]] = []
         self._words = model.word_embeddings.weight
         self.word_sums = torch.zeros_like(self._words)
+        self._other_sums = [self._next_sums(1, weight.shape)[0] for weight in self._others]
         self._copy_norm(model.embedding_norm, torch.float32)
         self._rest = [self._sums[: self._filled], self.word_sums]
         for layer in layers:
@@ -80,20 +84,25 @@ class StepWeights:
 
         A single parameter of this type needs no copy: the tensor is a view of it.
         """
-        shape = len(parameters), *parameters[0].shape
-        first, self._filled = self._filled, self._filled + math.prod(shape)
-        sums = self._sums[first : self._filled].view(shape)
+        sums = self._next_sums(len(parameters), parameters[0].shape)
         if len(parameters) == 1 and parameters[0].dtype == dtype:
             return parameters[0].detach()[None], sums
-        copies = torch.empty(shape, dtype=dtype, device=sums.device)
+        copies = torch.empty_like(sums, dtype=dtype)
         self._casts += zip(copies, parameters, strict=True)
         return copies, sums
+
+    def _next_sums(self, count: int, shape: torch.Size) -> Tensor:
+        """Return the next sums of the buffer, for `count` parameters of this shape."""
+        first, self._filled = self._filled, self._filled + count * shape.numel()
+        return self._sums[first : self._filled].view(count, *shape)
 
     @torch.no_grad()
     def begin(self) -> None:
         """Begin a step: copy the weights, and set the sums to zero."""
         self._sums.zero_()
         self.word_sums.zero_()
+        for weight, total in zip(self._others, self._other_sums, strict=True):
+            weight.grad = total
         for _, copy in self._users:
             copy.used, copy.given, copy.when_added = False, False, None
         torch._foreach_copy_([copy for copy, _ in self._casts], [weight for _, weight in self._casts])
@@ -116,6 +125,18 @@ class StepWeights:
         """
         for projections, sums in self._layer_sums:
             projections.when_added = partial(receive, sums)
+
+    def unmark(self) -> list[WorkingCopy]:
+        """Return the copies whose sums have changed since they were last unmarked or the step began; unmark them."""
+        used = [copy for _, copy in self._users if copy.used]
+        for copy in used:
+            copy.used = False
+        return used
+
+    def mark(self, used: Iterable[WorkingCopy]) -> None:
+        """Mark copies whose sums have changed."""
+        for copy in used:
+            copy.used = True
 
     def hand_over(self) -> list[Tensor]:
         """End a step: the sums become the gradients of the weights that were used.

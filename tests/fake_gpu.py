@@ -17,7 +17,7 @@ A process cannot unregister a backend, and `--device auto` would find it. Tests 
 
     python tests/fake_gpu.py run search --space debug --device fakegpu ...   # any command; counts on standard error
     python tests/fake_gpu.py commands LIST.json COUNTS.json                  # several commands in one process
-    python tests/fake_gpu.py step --space tiny                               # counts of one training step
+    python tests/fake_gpu.py step --space tiny [--kernels]                   # counts of one training step
 """
 
 from __future__ import annotations
@@ -564,6 +564,26 @@ def install() -> None:
     )
 
 
+def use_kernels() -> None:
+    """Run the Triton kernels of relation losses, as on CUDA, in Triton's interpreter; each is one launch.
+
+    Triton must not have been imported before.
+    """
+    os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined, Triton's own ones too
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from autodistil_search.superlm import relation_loss
+
+    run = InterpretedFunction.run
+
+    def counted(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        _count("launches", kernel.__name__)
+        return run(kernel, *(_on_cpu(arg) if _is_fake(arg) else arg for arg in args), **kwargs)
+
+    InterpretedFunction.run = counted
+    relation_loss._have_kernels = lambda kind: kind == NAME
+
+
 def _pin(tensor: Tensor, device: object = None) -> Tensor:
     pinned = tensor.clone()
     pinned.untyped_storage().pinned = True  # type: ignore[attr-defined]
@@ -684,6 +704,9 @@ def main(arguments: list[str]) -> int:
     step.add_argument("--batch", type=int, default=2)
     step.add_argument("--seq-len", type=int, default=128)
     step.add_argument("--teacher", default="", help="folder or hub id; a random BERT-base without it")
+    step.add_argument(
+        "--kernels", action="store_true", help="run Triton's kernels, as CUDA does; give a small --seq-len"
+    )
     step.add_argument("--most", type=int, default=40, help="rows of each table")
     given = parser.parse_args(arguments)
     if given.command == "run":
@@ -697,6 +720,8 @@ def main(arguments: list[str]) -> int:
     from autodistil_search.base.device import Device
 
     install()
+    if given.kernels:
+        use_kernels()
     device, shape = Device(NAME, given.precision), (given.batch, given.seq_len)
     with begin_training(given.space, device, given.sampling, given.hidden, shape, given.teacher) as training:
         counts = step_counts(training)

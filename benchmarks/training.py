@@ -3,20 +3,21 @@
     python benchmarks/training.py [--only 1,2] [--repeats 5]
 
 1 a step of four subnets against their four extracted students; 2 the fused relation losses against the plain formulas;
-3 the parts of a whole step with its teacher, and a cache of the teacher's outputs; 4 time against batch, length and
-space; 5 a student against transformers' `BertModel` of the same shape; 6 layers through `torch.compile`, two minutes of
-compiling; 7 the share of this machine's own peak that a default step reaches, a few minutes. What is compared runs in
-turn, and the fastest pass of each counts. Peak memory is what one pass allocates at most beyond what stood before it,
-by the allocations that torch.profiler records on a CPU.
+3 the kinds of work in a default step, and a cache of the teacher's outputs; 4 time against batch, length and space; 5 a
+student against transformers' `BertModel` of the same shape; 6 layers through `torch.compile`, two minutes of compiling;
+7 the share of this machine's own peak that a default step reaches, a few minutes; 8 three SuperLMs that train together;
+9 a step beside busy processes. What is compared runs in turn, and the fastest pass of each counts. Peak memory is what
+one pass allocates at most beyond what stood before it, by the allocations that torch.profiler records on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,14 +26,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from autodistil_search.base.device import Device, has_bf16
+from autodistil_search.base.device import Device, choose_device, has_bf16
 from autodistil_search.base.files import cache_folder
-from autodistil_search.distillation.options import TrainOptions
+from autodistil_search.base.idle_threads import VARIABLES
+from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.plan import _Timer, typical_steps, work_of
+from autodistil_search.distillation.sampling import Drawn
+from autodistil_search.distillation.teacher_batches import Batch, Targets, TeacherBatches
+from autodistil_search.distillation.training_step import (
+    ModelInTraining,
+    SubnetPasses,
+    last_hidden_of,
+    subnets_of_step,
+    train_step,
+)
 from autodistil_search.nas.hardware import most_allocated
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet
@@ -43,11 +53,14 @@ from autodistil_search.superlm.relation_loss import (
     relation_target,
     split_heads,
 )
+from autodistil_search.superlm.step_weights import StepWeights
 from autodistil_search.teachers.loading import load_teacher
 from autodistil_search.teachers.teacher import Teacher
 from autodistil_search.text.token_store import load_corpus
 
 RELATION_HEADS, TEACHER_WIDTH = 16, 384  # of the shipped spaces, and of the packaged teacher
+CPU = Device("cpu", "fp32")
+OPTIONS = TrainOptions(200, 8, 1e-4, 0, relation_heads=RELATION_HEADS)
 Work = Callable[[], object]
 
 
@@ -98,12 +111,18 @@ def alone(model: AutoDistilModel, ids: Tensor, target: RelationTarget) -> None:
     relation_loss(model.last_projections(ids), target).backward()
 
 
-def together(superlm: AutoDistilModel, subnets: Sequence[Subnet], ids: Tensor, target: RelationTarget) -> None:
-    """Forward and backward of several subnets of one SuperLM."""
-    superlm.zero_grad()
-    with superlm.shared_words(ids) as words:
-        for subnet in subnets:
-            (relation_loss(superlm.last_projections(ids, subnet=subnet, words=words), target) / len(subnets)).backward()
+def in_training(model: AutoDistilModel, options: TrainOptions, device: Device, teacher: Teacher) -> ModelInTraining:
+    """The model with its optimizer, as `distill` trains it."""
+    return ModelInTraining(model, options, Execution(), device, last_hidden_of(model, teacher, options, device))
+
+
+def together(passes: SubnetPasses, subnets: Sequence[Subnet], ids: Tensor, target: RelationTarget) -> None:
+    """Forward and backward of several subnets of one SuperLM, as in a step of `distill`."""
+    assert passes.weights is not None
+    passes.weights.begin()
+    drawn = [Drawn(subnet, "random", 1 / len(subnets)) for subnet in subnets]
+    train_step(passes, ids, Targets(target, None), drawn)
+    passes.weights.hand_over()
 
 
 def sandwich(repeats: int) -> None:
@@ -119,7 +138,8 @@ def sandwich(repeats: int) -> None:
             "largest, 3 random": [space.largest, *sampled],
         }.items():
             students = [superlm.extract(subnet).train() for subnet in subnets]
-            works: dict[str, Work] = {"step": partial(together, superlm, subnets, ids, target)}
+            passes = SubnetPasses(superlm, OPTIONS, CPU, StepWeights(superlm, torch.float32))
+            works: dict[str, Work] = {"step": partial(together, passes, subnets, ids, target)}
             works |= {str(i): partial(alone, student, ids, target) for i, student in enumerate(students)}
             step, *apart = fastest(works, repeats)
             superlm.zero_grad()
@@ -199,81 +219,57 @@ def relations(repeats: int) -> None:
     table(head, rows)
 
 
-class Clock:
-    """Seconds spent in each named part of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, part: str) -> None:
-        """All since the last lap went into `part`."""
-        now = time.perf_counter()
-        self.seconds[part] = self.seconds.get(part, 0) + now - self._last
-        self._last = now
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
+    "the teacher's attention": ("_scaled_dot_product_flash_attention_for_cpu",),
+    "softmax of attention": ("_softmax", "_softmax_backward_data"),
+    "exponentials of relations": ("exp", "exp_", "exp2", "exp2_"),
+    "norms": ("native_layer_norm", "native_layer_norm_backward"),
+    "activations": ("gelu", "gelu_backward"),
+    "copies, casts and zeros": ("copy_", "fill_", "zero_", "cat", "_foreach_copy_", "index_select", "index_put_"),
+    "sums, products and differences": ("add", "add_", "mul", "mul_", "sub", "sub_", "sum", "div", "amax"),
+    "AdamW": ("_fused_adamw_",),
+    "norm of the gradients": ("linalg_vector_norm", "_foreach_norm"),
+}
+"""Operators of torch by the kind of work; of the time, only that of the operator itself counts."""
 
 
 def whole_step(repeats: int, batch: int = 8) -> None:
-    """3: the parts of a whole step of `tiny` with the packaged teacher, and a cache of what the teacher gives."""
-    teacher, superlm, rng = load_teacher(), model_of("tiny"), random.Random(0)
+    """3: where the time of a default step of `tiny` with the packaged teacher goes, and a cache of the teacher."""
+    teacher = load_teacher()
     blocks, _ = load_corpus(["packaged"], teacher.tokenizer, cache_folder()).blocks(128)
-    optimizer = torch.optim.AdamW(superlm.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        for step in range(repeats + 1):
-            if step < 2:
-                clock.seconds.clear()  # the first step only warms up
-            subnets = [superlm.space.largest, *(superlm.space.sample(rng) for _ in range(3))]
-            one_step(superlm, teacher, blocks[range(step * batch, (step + 1) * batch)], subnets, optimizer, clock)
-            with (Path(folder) / "training.csv").open("a", newline="") as file:
-                csv.writer(file).writerows((step, subnet, 0.0) for subnet in subnets)
-            clock.lap("log")
-        tensors = {name: x.contiguous() for name, x in superlm.state_dict().items()}
-        for name, parameter in superlm.named_parameters():
-            tensors |= {f"{key}.{name}": x for key, x in optimizer.state.get(parameter, {}).items()}
-        save_file(tensors, Path(folder) / "checkpoint.safetensors")
-        clock.lap("a checkpoint, once")
-    once = clock.seconds.pop("a checkpoint, once")
-    whole = sum(clock.seconds.values())
-    rows = [(part, f"{1e3 * each / repeats:.1f}", f"{each / whole:.1%}") for part, each in clock.seconds.items()]
-    table(
-        (f"part of a step, batch {batch} x 128", "ms", "share"),
-        [*rows, ("whole step", f"{1e3 * whole / repeats:.1f}", ""), ("a checkpoint, once", f"{1e3 * once:.1f}", "")],
-    )
+    for precision in ("fp32", *(["bf16"] if has_bf16("cpu") else [])):
+        device, model = Device("cpu", precision), model_of("tiny")
+        options = TrainOptions(200, batch, 1e-4, 0, relation_heads=RELATION_HEADS, hidden=1.0)
+        training = in_training(model, options, device, teacher)
+        with TeacherBatches(teacher.cast(device), blocks, options, Execution(), device) as batches:
+            for step in range(2):  # warms up
+                one_step(training, batches, step)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                for step in range(2, 2 + repeats):
+                    one_step(training, batches, step)
+        print_kinds(profile.key_averages(), precision, repeats)
     teacher_cache(teacher, blocks[range(batch)], repeats)
 
 
-def one_step(
-    superlm: AutoDistilModel,
-    teacher: Teacher,
-    ids: Tensor,
-    subnets: Sequence[Subnet],
-    optimizer: torch.optim.Optimizer,
-    clock: Clock,
-) -> None:
-    """What `distill` does in a step, part by part."""
-    clock.lap("data")
-    given = teacher.projections(ids)
-    clock.lap("teacher")
-    target = relation_target(given, None, RELATION_HEADS)
-    clock.lap("teacher's relations")
-    with superlm.shared_words(ids) as words:
-        clock.lap("look-up of the words and its gradient")
-        for subnet in subnets:
-            found = superlm.last_projections(ids, subnet=subnet, words=words)
-            clock.lap("encoder forward")
-            loss = relation_loss(found, target) / len(subnets)
-            loss.item()
-            clock.lap("relation loss with its gradient")
-            loss.backward()
-            clock.lap("encoder backward")
-    clock.lap("look-up of the words and its gradient")
-    nn.utils.clip_grad_norm_(superlm.parameters(), 1.0).item()
-    clock.lap("clipping")
-    optimizer.step()
-    clock.lap("AdamW")
-    optimizer.zero_grad(set_to_none=True)
-    clock.lap("zero_grad")
+def one_step(training: ModelInTraining, batches: TeacherBatches, step: int) -> None:
+    """A step of `distill`."""
+    training.begin(subnets_of_step(training.model, training.options, step))
+    for batch in batches.of_step(step):
+        training.learn(batch)
+    training.update(step, ())
+
+
+def print_kinds(events: Any, precision: str, steps: int) -> None:
+    """Print the share of each kind of work, by torch.profiler."""
+    own = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in events}
+    whole = sum(own.values())
+    rows = []
+    for kind, names in KINDS.items():
+        part = sum(own.pop(name, 0.0) for name in names)
+        rows.append((kind, f"{part / steps / 1e3:.1f}", f"{part / whole:.1%}"))
+    rows.append(("all else", f"{sum(own.values()) / steps / 1e3:.1f}", f"{sum(own.values()) / whole:.1%}"))
+    table((f"work in a step of 8 x 128, {precision}, profiled", "ms", "share"), rows)
 
 
 def teacher_cache(teacher: Teacher, ids: Tensor, repeats: int) -> None:
@@ -378,6 +374,14 @@ def against_bert(repeats: int) -> None:
     table(("layers x width, batch 8 x 128", "ours s", "BertModel sdpa s", "ratio", "BertModel eager s", "ratio"), rows)
 
 
+def plainly(model: AutoDistilModel, subnets: Sequence[Subnet], ids: Tensor, target: RelationTarget) -> None:
+    """Forward and backward of several subnets on the parameters themselves, as `--compile` runs them."""
+    model.zero_grad()
+    train_step(
+        SubnetPasses(model, OPTIONS, CPU), ids, Targets(target, None), [Drawn(s, "random", 1.0) for s in subnets]
+    )
+
+
 def compiled(repeats: int) -> None:
     """6: layers through `torch.compile`, with sizes as symbols or compiled anew for each shape, against neither."""
     space, rng = load_space("tiny"), random.Random(0)
@@ -393,9 +397,9 @@ def compiled(repeats: int) -> None:
         first = []
         for subnet in subnets:
             start = time.perf_counter()
-            together(model, [subnet], ids, target)
+            plainly(model, [subnet], ids, target)
             first.append(time.perf_counter() - start)
-        (step,) = fastest({"step": partial(together, model, subnets, ids, target)}, repeats)
+        (step,) = fastest({"step": partial(plainly, model, subnets, ids, target)}, repeats)
         rows.append((name, *(f"{each:.1f}" for each in first), f"{step:.3f}"))
     firsts = [f"first pass, {which} s" for which in ("largest", "smallest", "random")]
     table(("layers compiled with", *firsts, "step of the three s"), rows)
@@ -455,6 +459,88 @@ def near_the_limit(repeats: int, batch: int = 8, tokens: int = 128) -> None:
     table(head, rows)
 
 
+def common_teacher(repeats: int, batch: int = 8, tokens: int = 128) -> None:
+    """8: a step of three SuperLMs that train together, against a step of each by itself, in the default precision."""
+    packaged, ids = load_teacher(), token_ids(batch, tokens)
+    rows = []
+    device = choose_device("cpu")
+    for teacher in (packaged, random_bert(packaged)):
+        options = TrainOptions(200, batch, 1e-4, 0, relation_heads=RELATION_HEADS, hidden=1.0)
+        trainings = [in_training(model_of(name), options, device, teacher) for name in ("tiny", "small", "base")]
+        cast = teacher.cast(device)
+
+        def step(models: Sequence[ModelInTraining], cast: Teacher = cast, options: TrainOptions = options) -> None:
+            given = Batch(ids, 1.0, True, cast, options)
+            for model in models:
+                model.begin([Drawn(subnet, "random", 0.5) for subnet in model.model.space.ends])
+            for model in models:
+                model.learn(given)
+            for model in models:
+                model.update(0, ())
+
+        works: dict[str, Work] = {"together": partial(step, trainings)}
+        works |= {training.model.space.name: partial(step, [training]) for training in trainings}
+        joint, *apart = fastest(works, repeats)
+        cells = [f"{joint:.2f}", *(f"{seconds:.2f}" for seconds in apart), f"{joint / sum(apart):.2f}"]
+        rows.append((teacher.name, device.precision, *cells))
+    head = ("teacher", "precision", "together s", "tiny s", "small s", "base s", "together / in turn")
+    table(head, rows)
+
+
+BUSY = "while True: pass"
+STEPS = """
+import sys
+import autodistil_search  # before torch, so that it says how idle threads wait
+from benchmarks.training import step_seconds
+print(*step_seconds(int(sys.argv[1])))
+"""
+
+
+def step_seconds(steps: int) -> list[float]:
+    """Seconds of default steps of `tiny`, 8 x 128, on all threads, after two that do not count."""
+    teacher, device = load_teacher(), choose_device("cpu")
+    model = model_of("tiny")
+    options = TrainOptions(200, 8, 1e-4, 0, relation_heads=RELATION_HEADS, hidden=1.0)
+    training, given = (
+        in_training(model, options, device, teacher),
+        Batch(token_ids(8, 128), 1.0, True, teacher.cast(device), options),
+    )
+    seconds = []
+    for step in range(steps + 2):
+        start = time.perf_counter()
+        training.begin(subnets_of_step(model, options, step))
+        training.learn(given)
+        training.update(step, ())
+        seconds.append(time.perf_counter() - start)
+    return seconds[2:]
+
+
+def busy_machine(repeats: int) -> None:
+    """9: a default step beside no, one and two busy processes, with the default wait of idle threads and others."""
+    waits = {
+        "as this package sets it": {},
+        "GNU OpenMP's own": {"GOMP_SPINCOUNT": "300000"},
+        "none (OMP_WAIT_POLICY=PASSIVE)": {"OMP_WAIT_POLICY": "PASSIVE"},
+    }
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    kept["PYTHONPATH"] = str(Path(__file__).parents[1])
+    rows = []
+    for wait, variables in waits.items():
+        medians = []
+        for others in (0, 1, 2):
+            busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(others)]
+            try:
+                command = [sys.executable, "-c", STEPS, str(4 * repeats)]
+                done = subprocess.run(command, env=kept | variables, capture_output=True, text=True, check=True)
+            finally:
+                for process in busy:
+                    process.kill()
+            medians.append(statistics.median(map(float, done.stdout.split())))
+        rows.append((wait, *(f"{seconds:.3f}" for seconds in medians), *(f"{m / medians[0]:.2f}" for m in medians[1:])))
+    head = ("idle threads wait", "alone s", "beside one s", "beside two s", "one / alone", "two / alone")
+    table(head, rows)
+
+
 SECTIONS = {
     "1": sandwich,
     "2": relations,
@@ -463,6 +549,8 @@ SECTIONS = {
     "5": against_bert,
     "6": compiled,
     "7": near_the_limit,
+    "8": common_teacher,
+    "9": busy_machine,
 }
 
 

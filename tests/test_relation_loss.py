@@ -62,8 +62,8 @@ def _plain_loss(
             for x, y, u, v in zip(*(_plain_heads(side, heads) for side in sides), strict=True):
                 s, t = x @ y.T / math.sqrt(x.shape[1]), u @ v.T / math.sqrt(u.shape[1])
                 if loss == "kl":
-                    p, q = torch.softmax(t, -1), torch.softmax(s, -1)
-                    total = total + weight * (p * (p.log() - q.log())).sum()
+                    p, log_q = torch.softmax(t, -1), torch.log_softmax(s, -1)
+                    total = total + weight * (p * (p.log() - log_q)).sum()
                 else:
                     total = total + weight * ((s - t) ** 2).mean(-1).sum()
     return total / (mask.sum() * heads)
@@ -126,6 +126,24 @@ def test_scores_worked_on_in_parts_give_the_loss_and_gradients_of_the_whole(
         value.backward()
         found.append((value, *(x.grad for x in student)))
     assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_kl_shifts_rows_whose_exponentials_would_overflow(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, mask = _projections(24, seed=1), _mask() if padded else None
+    for scale in (1.0, 10.0):  # scores of up to about 10, and of up to about 1,000
+        student = [x.requires_grad_() for x in _projections(20, 2, scale=scale)]
+        doubles = [x.detach().double().requires_grad_() for x in student]
+        expected = _plain_loss(doubles, teacher, mask, 4, "kl", ALL)
+        expected.backward()
+        for safe in (60.0, 0.0):
+            monkeypatch.setattr(relations_module, "_SAFE_SCORE", safe)
+            found = relation_loss(student, relation_target(teacher, mask, 4, "kl", ALL))
+            gradients = torch.autograd.grad(found, student)
+            # A score of size s is off by s times the machine epsilon, and its exponential by as much of itself.
+            assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+            for mine, plain in zip(gradients, doubles, strict=True):
+                assert_close(mine.double(), plain.grad, rtol=1e-3, atol=1e-5)
 
 
 @given(

@@ -32,7 +32,7 @@ _FAST_FP16 = (7, 0)
 
 @dataclass(frozen=True)
 class Device:
-    """Device and the precision of its matrix products; softmax, norms and relations stay in float32."""
+    """Device and the precision of its matrix products. Relations and sums of gradients are in float32 in all of them."""
 
     name: str
     precision: str

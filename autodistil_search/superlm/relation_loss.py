@@ -38,8 +38,8 @@ DEFAULT_RELATIONS = (("qq", 1.0), ("kk", 1.0), ("vv", 1.0))
 """Relations and their weights in the loss, as in MiniLMv2."""
 
 
-_SCORES_AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
-"""Relation scores computed at a time: on a CPU few enough for its cache, on CUDA few enough for a small buffer."""
+_SCORES_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
+"""Relation scores computed at a time: on a CPU few enough for its last cache, on CUDA few enough for a small buffer."""
 
 _SAFE_SCORE = 60.0
 """Scores up to this size have exponentials, and sums of them, far from the limits of float32."""
@@ -253,9 +253,13 @@ def _relations(
     return [_Relation(heads[rows], heads[columns], padding) for rows, columns in sides]
 
 
-def _weighted_sum(values: Tensor, row_weight: Tensor) -> Tensor:
-    """Return the sum of `(B R, T)` by the weights of rows `(B, T)`: the same number with any number of threads."""
-    by_row = values.unflatten(0, (len(row_weight), -1)) * row_weight[:, None]
+def _weighted_sum(values: Sequence[Tensor], relations: Sequence[tuple[str, float]], row_weight: Tensor) -> Tensor:
+    """Return the sum of each relation's `(B R, T)` by weights of relations and rows.
+
+    Sums of sums give the same number with any number of threads.
+    """
+    weighted = sum(weight * value for value, (_, weight) in zip(values, relations, strict=True))
+    by_row = cast(Tensor, weighted).unflatten(0, (len(row_weight), -1)) * row_weight[:, None]
     total: Tensor = by_row.sum(dim=-1).sum(dim=-1).sum()
     return total
 
@@ -285,11 +289,10 @@ class _FusedLoss(Function):
                         torch.bmm(part.columns, in_scores.mT, out=out)
                     else:
                         torch.bmm(part.rows, in_scores, out=out)
-            losses.append(weight * _weighted_sum(values, target.row_weight))
+            losses.append(values)
             scale = weight * loss.gradient_factor[relation.symmetric] * relation.rows.shape[1] ** -0.5
-            factor = scale * target.row_weight.repeat_interleave(heads, dim=0, output_size=len(table))[:, None]
             for side, gradient in zip(sides, found, strict=True):
-                gradient.mul_(factor)
+                gradient.unflatten(0, (-1, heads)).mul_((scale * target.row_weight)[:, None, None])
                 gradients[side] = gradients[side].add_(gradient) if side in gradients else gradient
         ctx.sides = [(side, projections[side].dtype) for side in gradients]
         ctx.save_for_backward(
@@ -298,7 +301,7 @@ class _FusedLoss(Function):
                 for side, gradient in gradients.items()
             )
         )
-        return torch.stack(losses).sum()
+        return _weighted_sum(losses, target.relations, target.row_weight)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -351,14 +354,15 @@ def relation_target(
                 sides = Heads(*(heads[side] for side in _SIDES[name]))
                 teacher.append(KernelTarget.of(sides, row_weight, loss))
         else:
-            parted = _relations(projections, relations, relation_heads, padding)
-            for relation, (_, weight) in zip(parted, relations, strict=True):
+            losses = []
+            for relation in _relations(projections, relations, relation_heads, padding):
                 table = torch.empty(len(relation.rows), tokens, tokens, device=device)
                 values = table.new_empty(table.shape[:2])
                 for part, part_table, part_values in relation.parts(table, values):
                     part_values[...] = LOSSES[loss].table(part, part_table)
-                offset += weight * _weighted_sum(values, row_weight)
+                losses.append(values)
                 teacher.append(table)
+            offset = _weighted_sum(losses, relations, row_weight)
     return RelationTarget(loss, tuple(relations), tuple(teacher), offset, row_weight, padding, relation_heads)
 
 

@@ -32,7 +32,7 @@ _FAST_FP16 = (7, 0)
 
 @dataclass(frozen=True)
 class Device:
-    """Device and the precision of its matrix products. Relations and sums of gradients are in float32 in all of them."""
+    """Device and the precision of its matrix products. Relations and sums of gradients are always in float32."""
 
     name: str
     precision: str

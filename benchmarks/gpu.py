@@ -5,13 +5,15 @@
 `tests` runs tests/test_cuda.py. `speed` takes default steps of each space with a random teacher of BERT-base's size,
 and counts the waits for the device. FLOPs are those of `plan`; the peak is that of one large matrix product in the same
 run. `resume` kills a training, continues it, and compares it with one that was not killed. On the fake GPU (`--fake`,
-or if there is no other) there are no times; launches, casts, copies and waits of a step are counted.
+or if there is no other) there are no times; launches, casts, copies and waits of a step are counted. There, Triton's
+interpreter runs the kernels of the relation losses, if Triton is installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -90,9 +92,13 @@ def launches(step: Callable[[], object], device: Device) -> str:
     return str(sum(event.count for event in profiler.key_averages() if event.key.startswith(names)))
 
 
-def counts_of(training: Any) -> list[str]:
-    """The cells of a row on the fake GPU: no times, and the counts of a step."""
-    totals = fake_gpu.step_counts(training).totals()
+def counts_of(space: str, precision: str) -> list[str]:
+    """The cells of a row on the fake GPU: no times, and the counts of a step, which do not depend on its sizes."""
+    options = ["--space", space, "--precision", precision, "--batch", "1", "--seq-len", "16"]
+    options += ["--kernels"] if importlib.util.find_spec("triton") else []
+    command = [sys.executable, fake_gpu.__file__, "step", *options]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    totals = json.loads(printed.splitlines()[0])
     return [*[_NONE] * 5, *(str(totals[key]) for key in ("syncs", fake_gpu.UP, "launches", "casts"))]
 
 
@@ -119,14 +125,17 @@ def speed(spaces: Sequence[str], device: Device, given: argparse.Namespace) -> N
     """Time and count default steps of each space."""
     fake = device.type == fake_gpu.NAME
     peak = 0.0 if fake else peak_of(device, given.size)
-    shape = (2, 128) if fake else (given.batch_size, 128)
+    shape = (given.batch_size, 128)
     rows = []
     for name in spaces:
-        with fake_gpu.begin_training(name, device, shape=shape) as training:
-            measured = counts_of(training) if fake else times_of(training, shape, device, given.steps, peak)
+        if fake:
+            measured = counts_of(name, device.precision)
+        else:
+            with fake_gpu.begin_training(name, device, shape=shape) as training:
+                measured = times_of(training, shape, device, given.steps, peak)
         rows.append([name, *measured])
-    peak_words = _NONE if fake else f"{peak / 1e12:.0f} TFLOP/s"
-    print(f"\nA default step, {shape[0]} x {shape[1]} tokens, {device.precision}; matrix product {peak_words}.")
+    sizes = f"{shape[0]} x {shape[1]} tokens; one matrix product {peak / 1e12:.0f} TFLOP/s"
+    print(f"\nA default step, {device.precision}, {'without times' if fake else sizes}.")
     times = ("ms a step", "tokens/s", "TFLOP/s", "share of peak", "peak memory GB")
     table(("space", *times, "waits", "copies to the device", "launches", "casts"), rows)
 

@@ -269,18 +269,20 @@ def work_of(teacher: Teacher, model: AutoDistilModel, options: TrainOptions, seq
     relations = parse_relations(options.relations)
     unused = len({*"qkv"} - {*"".join(name for name, _ in relations)})
     width, count = _map_width(teacher, options), len(relations)
+    # The scores of X with itself have one gradient product, those of X and Y have two.
+    trained = sum(1 if len(set(name)) > 1 else 2 / 3 for name, _ in relations)
     target = float(_forward_work(reached, seq_len, width > 0) + _relations_work(reached, seq_len, count))
     subnets = 0.0
     for step in drawn:
         in_place = False
         for subnet, role, _ in step:
-            compared = _relations_work(subnet, seq_len, count)
+            compared = _relations_work(subnet, seq_len, trained)
             subnets += _forward_work(subnet, seq_len, width > 0) + seq_len * subnet.hidden_size * width
             subnets += (1 + in_place) * compared  # with the teacher's relations, and with those of the largest subnet
             if not width:  # projections that no relation uses have no gradient
                 subnets -= 2 / 3 * unused * seq_len * subnet.hidden_size * subnet.each_layer[-1].attention_width
             if options.in_place and not in_place and role == "largest":
-                target, in_place = target + compared / len(drawn), True
+                target, in_place = target + _relations_work(subnet, seq_len, count) / len(drawn), True
     return Work(target, subnets / len(drawn))
 
 
@@ -295,8 +297,8 @@ def _forward_work(subnet: Subnet, seq_len: int, hidden: bool) -> int:
     return flops(subnet, seq_len) - flops(last, seq_len) + 3 * seq_len * subnet.hidden_size * last.attention_width
 
 
-def _relations_work(subnet: Subnet, seq_len: int, count: int) -> int:
-    """Return the multiply-adds of `count` relations of the last layer."""
+def _relations_work(subnet: Subnet, seq_len: int, count: float) -> float:
+    """Return the multiply-adds of the scores of `count` relations of the last layer."""
     return count * seq_len * seq_len * subnet.each_layer[-1].attention_width
 
 

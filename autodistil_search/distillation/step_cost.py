@@ -176,8 +176,9 @@ class Launches(NamedTuple):
 
 
 LAUNCHES = Launches(
-    step=27, teacher_layer=12, teacher_relation=21, first_layer=42, layer=44, subnet=13, relation=36, hidden=39
+    step=36, teacher_layer=12, teacher_relation=1, first_layer=42, layer=44, subnet=28, relation=4, hidden=27
 )
+"""Counts with the Triton kernels of the relation losses."""
 
 _UNFINISHED = 0.5
 """Share of a layer's launches and traffic for its Q, K and V alone, to which a last layer is reduced without the loss
@@ -192,7 +193,8 @@ class Traffic(NamedTuple):
     `teacher_width`: likewise of the teacher. `hidden`: for each hidden dimension of the teacher, the loss of hidden
     states. `embeddings`: for each hidden dimension of a subnet, its embeddings.
 
-    `tables`: passes over the float32 scores of a relation, by loss: of the teacher and of a subnet.
+    `tables`: passes over the float32 scores of a relation, by loss: of the teacher and of a subnet. The Triton kernels
+    store none; `width` and `teacher_width` are then estimates by what the kernels load.
 
     Of a weight, by estimate: `teacher_weight` to read it, `trained_weight` for its copy, clipping and AdamW, and
     `weight` to read it and add to its gradient in each subnet.
@@ -213,9 +215,9 @@ class Traffic(NamedTuple):
 TRAFFIC = Traffic(
     layer=(72, 66, 24),
     teacher_layer=(40, 8, 8),
-    width=118,
-    teacher_width=30,
-    tables={"kl": (17, 20.4), "mse": (3.2, 12.1)},
+    width=46,
+    teacher_width=12,
+    tables={"kl": (0, 0), "mse": (0, 0)},
     hidden=90,
     embeddings=100,
     teacher_weight=2,

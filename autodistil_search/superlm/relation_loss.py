@@ -22,7 +22,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -107,14 +107,6 @@ class _Kind:
         self.rows, self.columns, self.padding = rows, columns, padding
         self.symmetric = rows is columns
 
-    @cached_property
-    def safe(self) -> bool:
-        """Return whether no score is larger than `_SAFE_SCORE`, by the norms; False where asking would wait."""
-        if self.rows.device.type != "cpu":
-            return False
-        of_rows, of_columns = (side.square().sum(dim=1).max() for side in (self.rows, self.columns))
-        return bool(of_rows * of_columns <= _SAFE_SCORE**2 * self.rows.shape[1])
-
     def parts(self, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
         """Yield each part, and the same part of these tensors `(k B R, ...)`. The next part overwrites its buffers."""
         matrices, _, tokens = self.rows.shape
@@ -128,7 +120,10 @@ class _Kind:
 
 @dataclass
 class _Part:
-    """Some matrices of a kind, with two buffers of their size: for the scores, and for intermediate results."""
+    """Some matrices of a kind, with two buffers of their size: for the scores, and for intermediate results.
+
+    safe: whether `exponentials` needed no shift.
+    """
 
     kind: _Kind
     rows: Tensor
@@ -136,12 +131,22 @@ class _Part:
     padding: Tensor | None
     scores: Tensor
     spare: Tensor
+    safe: bool = False
 
     def score(self, unit: float = 1.0, less: Tensor | None = None) -> Tensor:
         """Compute the scores in multiples of `unit`; less the tensor `less`, if given."""
         start, factor = (self.scores, 0) if less is None else (less, -1)
         scale = self.rows.shape[1] ** -0.5 / unit
         return torch.baddbmm(start, self.rows.mT, self.columns, beta=factor, alpha=scale, out=self.scores)
+
+    def _no_score_is_large(self) -> bool:
+        """Return whether no score is larger than `_SAFE_SCORE`, by the norms; False where asking would wait."""
+        if self.scores.device.type != "cpu":
+            return False
+        if self.kind.symmetric:
+            return bool(self.scores.diagonal(dim1=1, dim2=2).max() * _UNIT <= _SAFE_SCORE)
+        squares = [side.square().sum(dim=1).max() for side in (self.rows, self.columns)]
+        return bool(squares[0] * squares[1] <= _SAFE_SCORE**2 * self.rows.shape[1])
 
     def exponentials(self, out: Tensor) -> tuple[Tensor, Tensor | float]:
         """Write exponentials E of the scores to `out`; the softmax of a row is its part of E over the sum.
@@ -150,9 +155,10 @@ class _Part:
         are not safe are shifted in place.
         """
         logarithm: Tensor | float = 0.0
+        self.safe = self._no_score_is_large()
         if self.padding is not None:
             self.scores.masked_fill_(self.padding, torch.finfo(self.scores.dtype).min)
-        if not self.kind.safe:
+        if not self.safe:
             highest = self.scores.amax(dim=-1, keepdim=True)
             self.scores.sub_(highest)
             logarithm = highest * _UNIT
@@ -167,12 +173,12 @@ class _Part:
         The result takes the place of E, or the spare buffer. Without a shift E is symmetric, too, and Pᵀ needs no
         transposed access.
         """
-        if self.kind.symmetric and self.kind.safe:
+        if self.kind.symmetric and self.safe:
             share = torch.add(share, share.mT, out=self.spare)
-        if add is not None and (self.kind.safe or not self.kind.symmetric):
+        if add is not None and (self.safe or not self.kind.symmetric):
             return torch.addcmul(add, exponentials, share, out=exponentials)
         result = exponentials.mul_(share)
-        if self.kind.symmetric and not self.kind.safe:
+        if self.kind.symmetric and not self.safe:
             result = torch.add(result, result.mT, out=self.spare)
         return result if add is None else result.add_(add)
 

@@ -9,6 +9,7 @@ import torch
 
 from autodistil_search import search
 from autodistil_search.base.device import Device, choose_device, fastest_precision
+from autodistil_search.superlm import relation_loss as relation_module
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target
 
 pytestmark = [
@@ -49,16 +50,25 @@ def test_the_fused_attention_of_cuda_computes_what_the_plain_one_does(debug_supe
     )
 
 
-def test_relation_losses_and_gradients_on_cuda_are_those_of_the_cpu():
-    teacher = [torch.randn(2, 9, 24) for _ in range(3)]
-    student = [torch.randn(2, 9, 16) for _ in range(3)]
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_relation_losses_and_gradients_on_cuda_are_those_of_the_cpu(loss, dtype, kernels, monkeypatch):
+    if kernels:
+        pytest.importorskip("triton")
+    monkeypatch.setattr(relation_module, "_have_kernels", lambda device: kernels and device == "cuda")
+    relations = (("qq", 1.0), ("qk", 0.5), ("vv", 2.0))
+    mask = (torch.arange(70) < torch.tensor([[70], [40], [0]])).long()
+    teacher, student = ([torch.randn(3, 70, width).to(dtype) for _ in range(3)] for width in (768, 150))
     found = {}
     for device in ("cpu", "cuda"):
         inputs = [each.to(device).requires_grad_() for each in student]
-        loss = relation_loss(inputs, relation_target([each.to(device) for each in teacher], None, 4))
-        loss.backward()
-        found[device] = [loss.item(), *(each.grad.cpu() for each in inputs)]
-    torch.testing.assert_close(found["cuda"], found["cpu"], atol=1e-4, rtol=1e-4)
+        target = relation_target([each.to(device) for each in teacher], mask.to(device), 16, loss, relations)
+        value = relation_loss(inputs, target)
+        value.backward()
+        found[device] = [value.item(), *(each.grad.float().cpu() for each in inputs)]
+    rtol = 1e-4 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found["cuda"], found["cpu"], atol=1e-5, rtol=rtol)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -260,7 +260,7 @@ def test_under_autocast_relations_are_those_of_float32(loss: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         target = relation_target(teacher, None, 4, loss)
         value = relation_loss(student, target)
-    assert [table.dtype for table in target.teacher] == [torch.float32] * 3
+    assert [table.dtype for table in target.teacher] == [torch.float32]  # one for the three relations
     # bfloat16 would be off by 4e-3.
     assert_close(target.teacher, exact.teacher)
     assert_close(value, relation_loss(student, exact))
@@ -302,7 +302,7 @@ def test_the_backward_pass_of_kl_keeps_nothing_of_size_tokens_by_tokens() -> Non
     kept: list[torch.Size] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
         relation_loss(student, target)
-    assert kept == [torch.Size([rows, tokens, width])] * 3
+    assert kept == [torch.Size([3, rows, heads, width // heads, tokens])]
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse"])

@@ -72,10 +72,13 @@ class _Linear(Function):
         weight = copy.weight[:, :n_out, : x.shape[-1]].flatten(0, 1)
         ctx.save_for_backward(x, weight)
         ctx.copy = copy
+        ctx.set_materialize_grads(False)
         return torch.nn.functional.linear(x, weight, copy.bias[:, :n_out].flatten())
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_outputs[0] is None:  # no loss uses the output
+            return None, None, None
         x, weight = ctx.saved_tensors
         outer = grad_outputs[0].flatten(0, -2)
         products = len(ctx.copy.bias)

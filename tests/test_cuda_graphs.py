@@ -103,6 +103,11 @@ def test_cuda_graphs_are_refused_where_nothing_can_be_recorded(changes: dict[str
 
 
 def test_all_tensors_of_the_inputs_are_copied() -> None:
+    pytest.importorskip("triton")
+    from autodistil_search.superlm.relation_kernels import Heads, KernelTarget
+
+    x = torch.ones(1, 2, 1, 3)
+    assert len(cuda_graphs._tensors(KernelTarget(Heads.of(x, x), torch.ones(1, 2), torch.ones(1, 1, 2)))) == 4
     nested = (torch.ones(2), ("a", torch.zeros(1)), None)
     assert len(cuda_graphs._tensors(nested)) == 2
     copies = cuda_graphs._with_tensors(nested, lambda tensor: tensor + 1)

@@ -67,7 +67,7 @@ def check_nested_heads():
     x = torch.randn(1, 5, 6).requires_grad_()
     nested = x.unflatten(-1, (3, 2)).transpose(-1, -2)  # dimension i belongs to head i mod 2
     weights = torch.full((1, 5), 0.1)
-    teacher = relation_kernels.Heads(*[torch.randn(1, 5, 2, 3)] * 2)
+    teacher = relation_kernels.Heads.of(*[torch.randn(1, 5, 2, 3)] * 2)
     target = relation_kernels.KernelTarget.of(teacher, weights, "kl")
     results = []
     for heads in (nested, nested.contiguous()):

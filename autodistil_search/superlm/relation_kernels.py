@@ -206,18 +206,21 @@ def _tile(size: int) -> int:
     return min(TILE, max(16, fitting))
 
 
+@dataclass(frozen=True)
 class Heads:
     """Relation heads of the rows and columns of a relation, as arguments of kernels.
 
-    Args:
-        rows: X, `(B, T, R, d)`.
-        columns: Y, of the same shape.
+    sides: X and Y, each `(B, T, R, d)`, of the same strides and type.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+    sides: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, rows: Tensor, columns: Tensor) -> Heads:
+        """Return the heads of X and Y of any strides and types."""
         if rows.stride() != columns.stride() or rows.dtype != columns.dtype:
             rows, columns = (x.to(torch.promote_types(rows.dtype, columns.dtype)).contiguous() for x in (rows, columns))
-        self.sides = rows, columns
+        return cls((rows, columns))
 
     @property
     def layout(self) -> tuple[float, ...]:
@@ -237,7 +240,7 @@ class Heads:
 
     def swapped(self) -> Heads:
         """Return the heads of the transposed relation."""
-        return Heads(self.sides[1], self.sides[0])
+        return Heads(self.sides[::-1])
 
 
 @dataclass(frozen=True)
@@ -290,7 +293,7 @@ class KernelLoss(Function):
         gradients: dict[int, Tensor] = {}
         with torch.cuda.device_of(losses):
             for (rows, columns, weight), target, of_rows in zip(relations, targets, losses, strict=True):
-                heads, teacher = Heads(projections[rows], projections[columns]), target.heads
+                heads, teacher = Heads.of(projections[rows], projections[columns]), target.heads
                 kl = target.log_sums is not None
                 # `mse` has no log-sum-exps: its kernels get any tensor and leave it alone.
                 sums = (target.log_sums, torch.empty_like(of_rows)) if kl else (of_rows, of_rows)

@@ -395,7 +395,7 @@ def relation_target(
             heads = [_token_heads(x, relation_heads) for x in projections]
             for name, _ in relations:
                 x, y = (heads[side] for side in _SIDES[name])
-                teacher.append(KernelTarget.of(Heads(x, y), row_weight, loss))
+                teacher.append(KernelTarget.of(Heads.of(x, y), row_weight, loss))
         else:
             losses = []
             parted = _Heads(projections, relations, relation_heads, padding)

@@ -14,6 +14,7 @@ import torch
 from steps import gradients_of_step
 from torch.utils.flop_counter import FlopCounterMode
 
+from autodistil_search.base.device import Device
 from autodistil_search.base.progress import Reporter
 from autodistil_search.cli.main import main
 from autodistil_search.distillation import plan as planning
@@ -206,6 +207,11 @@ def test_memory_is_the_sum_of_its_parts_in_float32(planned, debug_space, teacher
     parts = (memory.weights, memory.gradients, memory.moments, memory.teacher, memory.activations)
     assert memory.total == sum(parts)
     assert replace(memory, peak=7).total == 7
+
+
+def test_a_step_in_half_precision_also_holds_a_copy_of_the_teacher(debug_space, teacher):
+    plan = make_plan(debug_space, teacher, OPTIONS, TOKENS, Device("cpu", "bf16"), 1, Rates(1e6, None))
+    assert plan.memory.teacher == 6 * teacher.model.num_parameters()
 
 
 @pytest.mark.parametrize("hidden", [0, 1])

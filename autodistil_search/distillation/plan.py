@@ -57,6 +57,9 @@ _MAP = ("map of hidden states", "offset of that map")
 _FLOAT = 4
 """Bytes of a number: weights, gradients and moments are float32 in every precision."""
 
+_HALF = 2
+"""Bytes of a number in half precision."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -222,7 +225,7 @@ def make_plan(
     work = work_of(teacher, model, options, seq_len)
     trained = trained_parameters(model.config, _map_width(teacher, options))
     memory = Memory(
-        teacher=_FLOAT * sum(parameter.numel() for parameter in teacher.model.parameters()),
+        teacher=_teacher_bytes(teacher, device),
         weights=_FLOAT * (model.num_parameters() + sum(trained[name] for name in _MAP if name in trained)),
         gradients=_FLOAT * sum(trained.values()),
         moments=2 * _FLOAT * sum(trained.values()),
@@ -260,6 +263,12 @@ def make_plan(
         checkpoint=checkpoint_bytes(model.config, _map_width(teacher, options)),
         rates=rates,
     )
+
+
+def _teacher_bytes(teacher: Teacher, device: Device) -> int:
+    """Return the bytes of the teacher's weights, and of their copy in the precision of a step."""
+    numbers = sum(parameter.numel() for parameter in teacher.model.parameters())
+    return numbers * (_FLOAT if device.precision == "fp32" else _FLOAT + _HALF)
 
 
 def work_of(teacher: Teacher, model: AutoDistilModel, options: TrainOptions, seq_len: int) -> Work:

@@ -98,8 +98,8 @@ class TeacherBatches:
         self._teacher = teacher
         self._options, self._parts, self._device = options, execution.accumulate, device
         size = options.batch_size
-        pin = device.type != "cpu"
-        self._rows = PrefetchedRows(text, size, options.seed, group.share(size), options.steps, pin)
+        self._pinned = device.type not in ("cpu", "mps")  # MPS has no pinned memory
+        self._rows = PrefetchedRows(text, size, options.seed, group.share(size), options.steps, self._pinned)
         self.tokens_in_a_step = 0
 
     def of_step(self, step: int) -> Iterator[Batch]:
@@ -110,7 +110,7 @@ class TeacherBatches:
         """
         size, rows = self._options.batch_size, self._rows.rows(step)
         self.tokens_in_a_step = size * rows.shape[1]
-        parts = rows.to(self._device.name, non_blocking=True).tensor_split(self._parts)
+        parts = rows.to(self._device.name, non_blocking=self._pinned).tensor_split(self._parts)
         for part in parts:
             yield Batch(part, len(part) / size, part is parts[-1], self._teacher, self._options)
 

@@ -268,7 +268,7 @@ def make_plan(
 def _teacher_bytes(teacher: Teacher, device: Device) -> int:
     """Return the bytes of the teacher's weights, and of their copy in the precision of a step."""
     numbers = sum(parameter.numel() for parameter in teacher.model.parameters())
-    return numbers * (_FLOAT if device.precision == "fp32" else _FLOAT + _HALF)
+    return int(numbers) * (_FLOAT if device.precision == "fp32" else _FLOAT + _HALF)
 
 
 def work_of(teacher: Teacher, model: AutoDistilModel, options: TrainOptions, seq_len: int) -> Work:

@@ -18,9 +18,13 @@ from processes import SERVER
 from torch import nn
 
 from autodistil_search.base.device import Device
+from autodistil_search.distillation.options import TrainOptions
+from autodistil_search.distillation.step_cost import launches
+from autodistil_search.distillation.training_step import subnets_of_step
 from autodistil_search.nas import hardware
 from autodistil_search.nas.proxies import BLOCKS_AT_ONCE, HIDDEN_KIND, RelationProxy, TaskBudget, task_proxy
 from autodistil_search.spaces.search_space import load_space
+from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.teachers import initial_weights
 from autodistil_search.teachers.loading import load_teacher
 
@@ -244,7 +248,7 @@ def test_the_script_for_a_gpu_runs_on_the_fake_one():
     assert all(int(count.strip(" |")) > 0 for count in row[6:])
 
 
-def test_a_default_step_waits_once_and_launches_half_of_what_it_did():
+def test_a_default_step_waits_once_and_launches_half_of_what_it_did_and_what_a_plan_says():
     """At first, 1,849 launches and 616 casts were counted."""
     pytest.importorskip("triton", reason="CUDA computes relation losses by Triton's kernels")
     # A new process, because Triton chooses its interpreter when it is imported. Counts do not depend on sizes.
@@ -256,3 +260,9 @@ def test_a_default_step_waits_once_and_launches_half_of_what_it_did():
     assert counts[fake_gpu.UP] <= 1, printed
     assert counts["launches"] <= 1849 // 2, printed
     assert counts["casts"] <= 616 // 10, printed
+    space = load_space("tiny")
+    with torch.device("meta"):
+        model = AutoDistilModel(AutoDistilConfig().resized(space.largest, space))
+    drawn = subnets_of_step(model, TrainOptions(10, 1, 1e-3, 0), 1)  # the step that is counted
+    planned = sum(launches(12, [entry.subnet.layers for entry in drawn], 3, hidden=True))
+    assert planned == pytest.approx(counts["launches"], rel=0.1)

@@ -6,7 +6,7 @@ has one.
 
 The counts below are those of a step in half precision on a fake GPU, which sees every operation and its tensors:
 `python benchmarks/step_counts.py` prints them. Each operation reads its inputs once and writes its outputs once.
-`tests/test_plan.py` compares the formula with the launches of a whole step.
+`tests/test_fake_gpu.py` compares the formula with the launches of a whole step.
 """
 
 from __future__ import annotations

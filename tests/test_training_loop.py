@@ -213,6 +213,24 @@ def _gradients(
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
+def test_the_gradient_of_words_is_the_same_with_any_number_of_threads(
+    debug_superlm: Callable[..., AutoDistilModel],
+) -> None:
+    """Large enough for several threads, and with words that occur in many places."""
+    model, ids, found = debug_superlm(), torch.randint(5, 90, (64, 16)), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 2, 2):
+            torch.set_num_threads(threads)
+            sums = torch.zeros_like(model.word_embeddings.weight)
+            with model.shared_words(ids, sums) as words:
+                (words * torch.linspace(0.1, 1, words.numel()).view_as(words)).sum().backward()
+            found.append(sums)
+    finally:
+        torch.set_num_threads(before)
+    assert all(sums.equal(found[0]) for sums in found)
+
+
 @pytest.mark.parametrize("teacher_layer", [0, 1])
 def test_another_layer_of_the_teacher_gives_other_gradients(
     toy_teacher: Callable[..., Teacher],

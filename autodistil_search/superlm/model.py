@@ -349,7 +349,7 @@ class AutoDistilModel(_AutoDistil):
         if word_sums is None:
             words.backward(shared.grad)
         else:
-            word_sums.index_put_((input_ids,), cast(Tensor, shared.grad), accumulate=True)
+            _add_rows(word_sums, input_ids, cast(Tensor, shared.grad))
 
     def last_projections(
         self,
@@ -453,6 +453,14 @@ class AutoDistilModel(_AutoDistil):
             _copy_leading(self.relative_attention_bias, cast(nn.Embedding, student.relative_attention_bias))
         student.eval()
         return student
+
+
+def _add_rows(sums: Tensor, indices: Tensor, rows: Tensor) -> None:
+    """Add `rows` `(B, T, H)` to the rows of `sums` at `indices` `(B, T)`, always in the same order."""
+    if sums.device.type == "cpu":
+        sums.index_add_(0, indices.flatten(), rows.flatten(0, 1))
+    else:  # sorts the indices on CUDA, where index_add_ adds in any order; on a CPU it is the other way around
+        sums.index_put_((indices,), rows, accumulate=True)
 
 
 class AutoDistilForSequenceClassification(_AutoDistil):

@@ -174,3 +174,22 @@ def test_options_that_differ_in_more_than_the_rate_are_refused(
     ]
     with pytest.raises(ValueError, match="other than the learning rate"):
         distill_together(distillations, teacher, streams[0], CPU)
+
+
+def test_a_model_that_cannot_be_saved_does_not_keep_the_others_from_being_saved(
+    teacher: Teacher, streams: tuple[Blocks, Blocks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, written = Checkpoints.save, []
+
+    def broken(self: Checkpoints, step: int, *arguments: Any) -> None:
+        if self.folder.name == "a" and step == 2:
+            raise FloatingPointError("a weight is nan")
+        written.append((self.folder.name, step))
+        save(self, step, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "save", broken)
+    monkeypatch.setattr(Checkpoints, "due", True)
+    with pytest.raises(FloatingPointError, match="a weight is nan"):
+        trained(teacher, streams[0], tmp_path / "together", OPTIONS, streams[0].spread(4))
+    assert ("b", 2) in written
+    assert (tmp_path / "together" / "b" / "trainer_state.json").exists()

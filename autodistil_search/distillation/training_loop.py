@@ -351,7 +351,8 @@ class _Loops:
     def run(self) -> None:
         """Take all remaining steps of all trainings."""
         self._begin()
-        stop = self._leave_finished()
+        self._leave_finished()
+        stop = False
         while self.loops:
             step = min(loop.done for loop in self.loops)
             stop = self._step(step)
@@ -386,7 +387,7 @@ class _Loops:
             with self._on_its_own(loop):
                 stop |= loop.end_step(self.batches.tokens_in_a_step, asked)
         collapsed = [loop for loop in self.loops if loop.collapsed]
-        for loop in self.loops:
+        for loop in list(self.loops):  # one that fails leaves
             if not loop.collapsed and (loop.save or collapsed):
                 with self._on_its_own(loop):
                     self._write(loop)
@@ -398,7 +399,7 @@ class _Loops:
         positions = {}
         for loop in collapsed:
             with self._on_its_own(loop):
-                back = loop.go_back()
+                back = loop.go_back()  # sets `done`
                 positions[loop.done] = back
         if positions:
             self._continue_text(positions[min(positions)])
@@ -413,13 +414,12 @@ class _Loops:
         if positions:
             self.batches.restore(positions[self.group.rank % len(positions)])
 
-    def _leave_finished(self) -> bool:
+    def _leave_finished(self) -> None:
         """Write the models of finished trainings, which leave."""
         for loop in [loop for loop in self.loops if loop.done == loop.steps]:
             with self._on_its_own(loop):
                 loop.finish()
                 self.loops.remove(loop)
-        return False
 
     @contextmanager
     def _on_its_own(self, loop: _Loop) -> Iterator[None]:

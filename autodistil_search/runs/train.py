@@ -97,11 +97,14 @@ def train_superlms(
     """
     config, group = materials.config, materials.device.processes
     watches = [_Watch(materials, space, superlm_folder(folder, space.name)) for space in materials.spaces]
-    given = getattr(config, "superlm", None) is not None
-    superlms = {watch.space.name: _taken(watch) for watch in watches if given}
-    at_once = watches if fit_together(materials) else watches[:1]
-    for first in range(0, len(watches) if not given else 0, len(at_once)):
-        superlms |= _trained(materials, watches[first : first + len(at_once)], reporter)
+    superlms: dict[str, AutoDistilModel] = {}
+    if getattr(config, "superlm", None) is not None:
+        superlms = {watch.space.name: _taken(watch) for watch in watches}
+    elif all(group.gather(fit_together(materials))):
+        superlms = _trained(materials, watches, reporter)
+    else:
+        for watch in watches:
+            superlms |= _trained(materials, [watch], reporter)
     findings = []
     for watch in watches:
         course = group.from_main(course_of(watch.folder) if group.main else None)

@@ -186,7 +186,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, got, allowed, toy_config
         (["search", "--objectives=acc", "--eval=3"], "unrecognized arguments: --eval"),
         (["train", "--step", "3"], "did you mean '--steps'"),
         (["finetune", "packaged", "--seed", "3"], "did you mean '--seeds'"),
-        (["export", "x", "--to", "y", "--push", "me/x"], "unrecognized arguments: --push"),
+        (["export", "x", "--out", "y", "--push", "me/x"], "unrecognized arguments: --push"),
         (["serach"], "did you mean 'search'"),
         (["search", "--config", "{stepz: 3}"], "did you mean 'steps'"),
         (["search", "--engine", "nsga22"], "allowed: surrogate, nsga2"),

@@ -16,7 +16,7 @@ from autodistil_search.spaces.search_space import shipped_spaces
 
 Shell = Literal["bash", "zsh"]
 
-_FOLDERS = ("out", "to", "superlm", "run", "runs", "model", "teacher")
+_FOLDERS = ("out", "superlm", "run", "runs", "model", "teacher")
 _FILES = ("config", "text", "task", "storage")
 
 _PREAMBLES = {

@@ -23,7 +23,7 @@ _EXAMPLES = (
     "autodistil-search doctor",
     "autodistil-search search --objectives acc,flops --space tiny",
     "autodistil-search search --text wiki/*.txt.gz --steps 20000 --constraint 'flops<=1.5G' --out runs/mine",
-    "autodistil-search export runs/mine --to my-student --pick 'flops<=200M' --onnx",
+    "autodistil-search export runs/mine --out my-student --pick 'flops<=200M' --onnx",
 )
 _EXIT_CODES = """exit codes:
   0    done

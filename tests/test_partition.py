@@ -203,7 +203,7 @@ def test_a_file_with_anything_else_is_left_alone_and_nothing_is_written(content,
     path.write_text(content)
     assert main(["partition", "tiny", "--k", "2", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"autodistil-search: {path} exists and holds something else; move it away, or name another folder with --out\n"
+        f"error: {path} exists and holds something else; move it away, or name another folder with --out\n"
     )
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == content
@@ -215,7 +215,7 @@ def test_a_file_with_anything_else_is_left_alone_and_nothing_is_written(content,
         (["tiny", "--k", "0"], "--k 0; allowed: 1 to 256"),
         (["tiny", "--k", "257"], "--k 257; allowed: 1 to 256"),
         (["tiny", "--k", "two"], "two"),
-        (["tiny"], "partition.k"),
+        (["tiny"], "--k is required"),
         (["huge", "--k", "2"], "no search space 'huge'; allowed: base, debug"),
         (["tiny", "--k", "2", "--out", "a,b"], "'a,b'; allowed: a folder without a comma"),
         (["tiny", "--k", "2", "--out", "/dev/null"], "--out '/dev/null' cannot be used as a folder"),

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.cli.command import Command, Outcome, json_record
-from autodistil_search.cli.parser import CommandParser, add_settings, as_text, as_whole_number
+from autodistil_search.cli.parser import CommandParser, add_settings, add_tokens, as_text, as_whole_number
 from autodistil_search.nas.objectives import parse_amount
-from autodistil_search.settings.common import Count, check_value, flag
+from autodistil_search.settings.common import Count, check_value, flag, steps_of
 from autodistil_search.settings.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -30,59 +30,73 @@ _PLANNED = (
 
 
 def _add_plan(parser: CommandParser) -> None:
-    parser.add_argument("--tokens", type=as_text, required=True, help="Tokens to train on, such as 26B.")
-    parser.add_argument("--devices", type=as_whole_number, default=1, help="Devices that share each step.")
+    parser.add_argument("-n", "--steps", type=as_whole_number, metavar="N", help="Training steps.")
+    add_tokens(parser)
     parser.add_argument(
-        "--batch-size", type=as_whole_number, help="Blocks of a step on all devices; by default 4 per device."
+        "--devices", type=as_whole_number, default=1, metavar="N", help="Devices that share each step (default: 1)."
+    )
+    parser.add_argument(
+        *("-b", "--batch-size"),
+        type=as_whole_number,
+        metavar="N",
+        help="Blocks of a step on all devices; by default 4 per device.",
     )
     parser.add_argument(
         "--device-name",
         type=as_text,
+        metavar="NAME",
         help="Device to plan for by its known rates, such as H100; by default steps are timed on this machine.",
     )
     parser.add_argument(
         "--flops-per-second",
         type=as_text,
+        metavar="AMOUNT",
         help="Sustained FLOP/s of a device, such as 400T; by default that of --device-name.",
     )
     parser.add_argument(
         "--bandwidth",
         type=as_text,
+        metavar="AMOUNT",
         help="Sustained bytes per second of a device's memory, such as 2.7T; by default those of --device-name.",
     )
     parser.add_argument(
         "--launch-microseconds",
         type=as_text,
+        metavar="NUMBER",
         help="Microseconds that the host needs to launch an operation; 9 by default.",
     )
     add_settings(parser, TrainConfig, _PLANNED)
 
 
 _RATES = ("flops_per_second", "bandwidth", "launch_microseconds")
-_OWN = ("tokens", "devices", "batch_size", "device_name", *_RATES)
+_OWN = ("steps", "tokens", "devices", "batch_size", "device_name", *_RATES)
 """Flags of this command that are no settings of a training."""
 
 
 def _plan(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
-    tokens_text, devices, batch_size, *_ = (settings[name] for name in _OWN)
-    tokens = parse_amount(tokens_text, "--tokens")
+    devices, batch_size = settings["devices"], settings["batch_size"]
+    if settings["steps"] is None and settings["tokens"] is None:
+        raise InputError("--steps or --tokens is required")
     check_value("--devices", devices, Count)
     others = {name: value for name, value in settings.items() if name not in _OWN}
     if batch_size is not None:
         check_value("--batch-size", batch_size, Count)
     else:
         batch_size = TrainConfig.batch_size * devices
-    config = TrainConfig.from_dict({**others, "batch_size": batch_size})
+    steps = {} if settings["steps"] is None else {"steps": settings["steps"]}
+    config = TrainConfig.from_dict({**others, **steps, "batch_size": batch_size})
+    if settings["tokens"] is not None:
+        number, note = steps_of(settings, config.batch_size, config.seq_len)
+        config = replace(config, steps=number)
+        reporter.say(note)
     if config.batch_size < devices:
         raise InputError(f"--batch-size {config.batch_size}; allowed: at least one block for each of {devices} devices")
-    assert tokens is not None
     stated = _Stated(settings["device_name"], *(parse_amount(settings[name], flag(name)) for name in _RATES))
     config = stated.with_precision(config)
 
-    from autodistil_search.distillation.plan import make_plan, steps_for
+    from autodistil_search.distillation.plan import make_plan
     from autodistil_search.runs.training_inputs import resolve_training
 
-    config = replace(config, steps=steps_for(tokens, config.batch_size, config.seq_len))
     inputs = resolve_training(config, needs_text=False)
     rates = stated.rates(inputs.device)
     plans = [
@@ -165,6 +179,7 @@ def plans_record(plans: Sequence[Plan], speed: str, keep: int) -> dict[str, Any]
         {
             "space": plan.name,
             "steps": plan.steps,
+            "tokens": plan.steps * plan.devices * plan.rows * plan.seq_len,
             "devices": plan.devices,
             "rows_per_device": plan.rows,
             "seq_len": plan.seq_len,
@@ -202,6 +217,7 @@ def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) 
         table.add_column(plan.name, justify="right", no_wrap=True)
     rows: dict[str, Callable[[Plan], str]] = {
         "steps": lambda plan: f"{plan.steps:,}",
+        "tokens": lambda plan: shown(plan.steps * plan.devices * plan.rows * plan.seq_len),
         "tokens of a step": lambda plan: f"{plan.devices} x {plan.rows} x {plan.seq_len}",
         "FLOPs of a step per device": lambda plan: shown(plan.flops),
         f"seconds of a step ({speed})": lambda plan: f"{plan.seconds:.3g}",

@@ -68,7 +68,7 @@ def completion_script(parser: ArgumentParser, shell: Shell) -> str:
                 completes["complete"] = shtab.DIRECTORY
             elif action.dest in _FILES:
                 completes["complete"] = shtab.FILE
-    files = {name: _YAML_FILES[shell] for name in ("space", "config")}
+    files = dict.fromkeys(("space", "config"), _YAML_FILES[shell])
     functions = [
         _FUNCTIONS[shell].format(name=name, words=" ".join(names), files=files.get(name, ""))
         for name, names in lists.items()

@@ -11,6 +11,7 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.cli.command import Command, Outcome, json_record
 from autodistil_search.cli.parser import CommandParser, add_settings, add_tokens, as_text, as_whole_number
 from autodistil_search.nas.objectives import parse_amount
+from autodistil_search.runs.named_parts import check_names
 from autodistil_search.settings.common import Count, check_value, flag, steps_of
 from autodistil_search.settings.train import TrainConfig
 
@@ -93,6 +94,7 @@ def _plan(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
         raise InputError(f"--batch-size {config.batch_size}; allowed: at least one block for each of {devices} devices")
     stated = _Stated(settings["device_name"], *(parse_amount(settings[name], flag(name)) for name in _RATES))
     config = stated.with_precision(config)
+    check_names(config)
 
     from autodistil_search.distillation.plan import make_plan
     from autodistil_search.runs.training_inputs import resolve_training

@@ -11,6 +11,7 @@ from autodistil_search.cli.command import Command, Outcome, json_record
 from autodistil_search.cli.parser import add_settings
 from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.nas.objectives import Objective
+from autodistil_search.runs.named_parts import check_names
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace
 
@@ -26,12 +27,13 @@ _PROFILED = ("space", "teacher", "device", "precision", "latency_batch", "throug
 
 
 def _profile(settings: Mapping[str, Any], _: Reporter) -> Outcome:
+    config, plugins = SearchConfig.from_dict(settings), Plugins()
+    check_names(config)
     from autodistil_search.base.device import choose_device
     from autodistil_search.runs.profile import profile_space
     from autodistil_search.runs.search_inputs import check_measured_length, known_objectives
     from autodistil_search.runs.training_inputs import find_teacher, load_spaces
 
-    config, plugins = SearchConfig.from_dict(settings), Plugins()
     spaces = load_spaces(config.space_names)
     device = choose_device(config.device, config.precision)
     teacher = find_teacher(config, device, plugins)

@@ -21,7 +21,7 @@ let_idle_threads_sleep()  # before anything loads torch
 if TYPE_CHECKING:
     from autodistil_search.base.errors import ExecutorError, InputError
     from autodistil_search.base.plugins import Plugins
-    from autodistil_search.export.student_folder import export_student
+    from autodistil_search.exporting.student_folder import export_student
     from autodistil_search.nas.adapters import SubnetObjective, SubnetProblem
     from autodistil_search.nas.objectives import Objective
     from autodistil_search.nas.proxies import ProxyKind

@@ -16,7 +16,7 @@ from autodistil_search.settings.search import SearchConfig
 ROOT = Path(autodistil_search.__file__).parent
 PACKAGES = (
     *("base", "spaces", "text", "superlm", "teachers", "distillation", "tasks", "nas", "report", "settings", "runs"),
-    *("export", "cli"),
+    *("exporting", "cli"),
 )
 """In the order of imports, which is the method's."""
 ENTRY_POINTS = {"__init__", "__main__"}

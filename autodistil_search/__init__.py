@@ -66,7 +66,7 @@ _HOMES = {
     "TrainConfig": "settings.train",
     "ValidateConfig": "settings.validate_proxy",
     "distil": "runs.distil",
-    "export_student": "export.student_folder",
+    "export_student": "exporting.student_folder",
     "finetune": "runs.finetune",
     "flops": "spaces.cost",
     "load_run": "runs.finished_run",

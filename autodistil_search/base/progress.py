@@ -36,7 +36,7 @@ class Bar(Protocol):
 
 
 class Reporter:
-    """Reporter without output; the default in Python code."""
+    """Reporter without output."""
 
     @contextmanager
     def bar(self, title: str, unit: str, total: int | None) -> Iterator[Bar]:
@@ -45,6 +45,10 @@ class Reporter:
 
     def say(self, message: str) -> None:
         """Show one line to the user."""
+
+    def warn(self, message: str) -> None:
+        """Show one line about a doubtful result; by default as `say` does."""
+        self.say(message)
 
 
 class _Silent:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import webbrowser
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModel, AutoTokenizer
@@ -52,7 +53,7 @@ def test_keywords_and_an_object_of_settings_give_the_same_run(toy_config, search
         (lambda: distil("missing"), "'missing' is no folder|holds no finished run"),
         (lambda: plan(tokens="1M", steps=3), "unknown setting 'steps'"),
         (lambda: profile(objectives="acc"), "unknown setting 'objectives'"),
-        (lambda: export("x", to="y", config=ExportOptions(), int8=True), "export has a ExportOptions and also int8"),
+        (lambda: export("x", out="y", config=ExportOptions(), int8=True), "export has a ExportOptions and also int8"),
     ],
 )
 def test_a_call_that_cannot_be_meant_is_refused_in_one_line(call, refusal):
@@ -99,7 +100,28 @@ def test_a_notebook_and_a_prompt_in_a_terminal_get_a_display(monkeypatch):
     assert type(reporting.default_reporter()) is ConsoleReporter
     monkeypatch.delattr(sys, "ps1")
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    assert type(reporting.default_reporter()) is ConsoleReporter
+    assert type(reporting.default_reporter()) is reporting.NotebookReporter
+
+
+def test_a_notebook_shows_messages_and_one_line_for_each_task(monkeypatch, capsys):
+    shown = []
+
+    def display(data, **options):
+        assert options == {"raw": True, "display_id": True}
+        shown.append(data)
+        return SimpleNamespace(update=lambda data, raw: shown.append(data))
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(reporting._InPlace, "seconds_between", 0.0)
+    reporter = reporting.NotebookReporter()
+    reporter.say("loading <this>")
+    with reporter.bar("scoring <that>", "subnets", 2) as bar:
+        bar.advance("best 3")
+    assert capsys.readouterr().out == "loading <this>\n"
+    assert [data["text/plain"].split(",")[0] for data in shown] == ["scoring <that>: 1/2 subnets"] * 2
+    assert '<progress value="1" max="2"' in shown[0]["text/html"]
+    assert "scoring &lt;that&gt;" in shown[0]["text/html"]
+    assert "took " in shown[1]["text/plain"]
 
 
 def test_a_run_says_what_it_holds_and_what_to_call_next(run):
@@ -132,7 +154,7 @@ def test_the_steps_after_a_search_are_methods_of_the_run(run, tmp_path, monkeypa
     assert str(distilled) == (
         f"student {distilled.folder}: held-out relation loss {distilled.before:.4f} before, {distilled.after:.4f} after"
     )
-    assert (export(distilled, to=tmp_path / "of-distil") / "model.safetensors").is_file()
+    assert (export(distilled, out=tmp_path / "of-distil") / "model.safetensors").is_file()
     folder = run.export(tmp_path / "exported", pick=1)
     assert AutoModel.from_pretrained(folder).config.hidden_size == run.frontier["hidden_size"].iloc[0]
     table = tmp_path / "table.csv"

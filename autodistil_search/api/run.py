@@ -49,7 +49,7 @@ class Run(finished_run.Run):
                 f"  frontier  {', '.join(ranges)}",
                 f"  knee      row {number}, {subnet_words(knee)}; {', '.join(value_words(knee, report.columns))}",
                 "  next      run.frontier, run.pick('flops<=200M'), run.student(), run.distil(steps=...), "
-                "run.finetune(task=...), run.export(to=...), run.open_report()",
+                "run.finetune(task=...), run.export('my-student'), run.open_report()",
             ]
         )
 
@@ -81,18 +81,18 @@ class Run(finished_run.Run):
         """
         return steps.finetune(self._saved_student(str(pick)), task=task, **settings)
 
-    def export(self, to: str | Path, pick: str | int = "knee", **settings: Any) -> Path:
+    def export(self, out: str | Path, pick: str | int = "knee", **settings: Any) -> Path:
         """Write a student of this run as a folder that loads without this package, and return the folder.
 
         Args:
-            to: Folder to write: new, empty, or an earlier export.
+            out: Folder to write: new, empty, or an earlier export.
             pick: Row of the frontier; see `Run.pick`.
             settings: Further settings of `export`.
 
         Raises:
             InputError: see `export`.
         """
-        return steps.export(self, to=to, pick=str(pick), **settings)
+        return steps.export(self, out=out, pick=str(pick), **settings)
 
     def open_report(self) -> Path:
         """Open `report.html` in a browser, and return its path. Without a browser, only the path is returned."""

@@ -104,13 +104,13 @@ def validate_proxy(
 
 
 @by_keyword(ExportOptions, positional="model")
-def export(config: ExportOptions, *, model: str | Path, to: str | Path, reporter: Reporter | None = None) -> Path:
+def export(config: ExportOptions, *, model: str | Path, out: str | Path, reporter: Reporter | None = None) -> Path:
     """Write a student as a folder that loads without this package, and return the absolute path of the folder.
 
     Args:
         config: Options, as one object or as keywords.
         model: Folder of a finished search, `distil` or `finetune`, or of a saved student; also the positional argument.
-        to: Folder to write: new, empty, or an earlier export, which is replaced.
+        out: Folder to write: new, empty, or an earlier export, which is replaced.
         reporter: Receiver of progress and messages; see `train`.
 
     Raises:
@@ -120,7 +120,7 @@ def export(config: ExportOptions, *, model: str | Path, to: str | Path, reporter
     """
     from autodistil_search.exporting.student_folder import export_student
 
-    return export_student(Path(model), Path(to), config, reporter or default_reporter())
+    return export_student(Path(model), Path(out), config, reporter or default_reporter())
 
 
 @by_keyword(TrainConfig, names=PLANNED)

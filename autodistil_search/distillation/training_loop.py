@@ -327,7 +327,7 @@ class _Loop:
         self.write(positions)
         self.bar.skip(self.done - step)
         if training.group.main:
-            self.reporter.say(f"{title} {collapse}")
+            self.reporter.warn(f"{title} {collapse}")
         return positions
 
     def finish(self) -> None:
@@ -437,7 +437,7 @@ class _Loops:
             self._errors.append(error)
             self.loops.remove(loop)
             if self.loops:
-                self.reporter.say(str(error))
+                self.reporter.warn(str(error))
 
 
 @contextmanager

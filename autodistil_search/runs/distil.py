@@ -49,6 +49,9 @@ class Distilled:
     before: float
     after: float
 
+    def __repr__(self) -> str:
+        return f"student {self.folder}: held-out relation loss {self.before:.4f} before, {self.after:.4f} after"
+
 
 def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
     """Train the student `config.pick` of `config.run` into `config.folder`, or continue a stopped training.

@@ -101,6 +101,17 @@ class FinetuneRun:
         values = self.chosen[metric]
         return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
+    def __repr__(self) -> str:
+        count = len(self.chosen)
+        words = []
+        for metric in self.task.metrics:
+            mean, spread = self.mean_and_spread(metric)
+            words.append(f"{metric} {mean:.4f}" + (f" (standard deviation {spread:.4f})" if count > 1 else ""))
+        return (
+            f"fine-tuning {self.folder} on {self.task.name}: {', '.join(words)} on {len(self.task.dev):,} dev rows, "
+            f"mean of {count} seeds at learning rate {self.lr:g}; model: {self.model_folder}"
+        )
+
 
 def finetune(
     config: FinetuneConfig, reporter: Reporter | None = None, executor: AnyExecutor | None = None
@@ -238,7 +249,7 @@ class _LoadedFinetuning:
         for training, row in zip(trainings, rows, strict=True):
             if "chosen_by" not in row:
                 record = self._config.folder / f"lr-{training.lr:g}-seed-0" / _DIVERGED
-                self._reporter.say(str(read_sealed(record, _TRY_AGAIN)["reason"]))
+                self._reporter.warn(str(read_sealed(record, _TRY_AGAIN)["reason"]))
         return rows
 
     def run(self, task: _Training) -> dict[str, float]:

@@ -41,7 +41,7 @@ from autodistil_search.settings.train import TrainConfig
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
-from autodistil_search.superlm.model_folder import load_model
+from autodistil_search.superlm.model_folder import load_model, save_tokenizer
 from autodistil_search.teachers.initial_weights import start_from
 
 if TYPE_CHECKING:
@@ -113,9 +113,10 @@ def train_superlms(
         findings += [Finding(START, {"space": name, "words": words}) for words in course.start]
         events = [Finding(COLLAPSED, {"space": name, **entry}) for entry in course.returns]
         if group.main:
+            save_tokenizer(materials.teacher.tokenizer, watch.folder)
             events += watch.findings(superlms[name])
         for finding in events:
-            reporter.say(str(finding))
+            reporter.warn(str(finding))
         findings += events
     return superlms, findings
 

@@ -7,7 +7,7 @@ its meaning in the docstring of its class. Flags, help, YAML files and checks fo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -78,6 +78,17 @@ def check_settings(config: Any) -> None:
         if value is not None or setting.default is not None:
             checked = check_value(flag(setting.name), value, hints[setting.name], setting.default)
             object.__setattr__(config, setting.name, checked)
+
+
+def refuse_unknown(names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse settings by names that are not `known`.
+
+    Raises:
+        InputError: for the first unknown name, with the nearest known name.
+    """
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown setting {quoted(name)}{meant(name, known)}; allowed: {', '.join(known)}")
 
 
 def check_executor(executor: str | None, workers: int | None) -> None:

@@ -28,6 +28,7 @@ from autodistil_search.settings.common import (
     Steps,
     check_executor,
     check_settings,
+    refuse_unknown,
 )
 from autodistil_search.spaces.search_space import shipped_spaces
 
@@ -199,7 +200,5 @@ class TrainConfig:
         Raises:
             InputError: for an unknown key or a value that is not allowed.
         """
-        known = [field.name for field in fields(cls)]
-        if unknown := [key for key in content if key not in known]:
-            raise InputError(f"unknown setting {', '.join(unknown)}; allowed: {', '.join(known)}")
+        refuse_unknown(content, [field.name for field in fields(cls)])
         return cls(**content)

@@ -6,7 +6,15 @@ import copy
 import os
 import re
 import sys
-from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, HelpFormatter, Namespace
+from argparse import (
+    SUPPRESS,
+    Action,
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    HelpFormatter,
+    Namespace,
+)
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -57,7 +65,7 @@ class _HelpFormatter(HelpFormatter):
         if not action.option_strings:
             return super()._format_action_invocation(action)
         value = "" if action.nargs == 0 else f" {self._format_args(action, action.dest.upper())}"
-        return ", ".join(action.option_strings) + value
+        return ", ".join(name for name in action.option_strings if not name.startswith("--no-")) + value
 
     def _format_args(self, action: Action, default_metavar: str) -> str:
         words = super()._format_args(action, default_metavar)
@@ -419,7 +427,7 @@ def _add_setting(arguments: Any, names: Sequence[str], hint: Any, placeholder: s
     elif names[-1] == "--constraint":
         options["action"] = "append"
     elif bool in kinds:
-        options = {"action": "store_true"}
+        options = {"action": BooleanOptionalAction}  # with --no-..., which wins over a preset
     elif int in kinds or float in kinds:
         options["type"] = as_whole_number if int in kinds else as_number
     arguments.add_argument(*names, help=description, **options)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autodistil_search.base.executors import AnyExecutor
     from autodistil_search.base.plugins import Plugins
     from autodistil_search.base.progress import Reporter
+    from autodistil_search.base.tracking import Callback
     from autodistil_search.runs.distil import Distilled
     from autodistil_search.runs.finetune import FinetuneRun
     from autodistil_search.runs.search import Subnets
@@ -127,6 +128,7 @@ def search(
     reporter: Reporter | None = None,
     plugins: Plugins | None = None,
     executor: AnyExecutor | None = None,
+    callback: Callback | None = None,
 ) -> Run:
     """Train the SuperLM of each space, search it, measure the baselines, and write the report.
 
@@ -140,13 +142,16 @@ def search(
         executor: `concurrent.futures` executor, or `distributed.Client`, whose workers tokenize large text, score
             subnets and train baselines; takes precedence over the setting of that name. The results do not depend on
             it.
+        callback: Function `callback(step, metrics)` that gets the metrics of trainings and search, in addition to the
+            trackers of the setting `track`. The names of metrics begin with their part, such as
+            "superlm tiny/loss/largest" and "search tiny/hypervolume_share". Steps count from 1 in each part.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another run.
     """
     from autodistil_search.runs import search as module
 
-    return Run.of(module.search(config, reporter or default_reporter(), plugins, executor))
+    return Run.of(module.search(config, reporter or default_reporter(), plugins, executor, callback))
 
 
 @by_keyword(SearchConfig)

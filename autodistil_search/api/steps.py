@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autodistil_search.base.executors import AnyExecutor
     from autodistil_search.base.plugins import Plugins
     from autodistil_search.base.progress import Reporter
+    from autodistil_search.base.tracking import Callback
     from autodistil_search.runs.distil import Distilled
     from autodistil_search.runs.finetune import FinetuneRun
     from autodistil_search.runs.plan import PlannedTraining
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
 
 
 @by_keyword(TrainConfig)
-def train(config: TrainConfig, *, reporter: Reporter | None = None, executor: AnyExecutor | None = None) -> Path:
+def train(
+    config: TrainConfig,
+    *,
+    reporter: Reporter | None = None,
+    executor: AnyExecutor | None = None,
+    callback: Callback | None = None,
+) -> Path:
     """Train the SuperLM of each space, or continue a stopped training, and return its folder.
 
     Search the SuperLMs later with `search(superlm=folder)`.
@@ -36,6 +43,7 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None, executor: An
         config: Settings, as one object or as keywords.
         reporter: Receiver of progress and messages; by default a display in a notebook, and `logging` in a script.
         executor: Executor whose workers tokenize large text; see `search`.
+        callback: Function `callback(step, metrics)` that gets the metrics; see `search`.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another training.
@@ -43,16 +51,17 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None, executor: An
     """
     from autodistil_search.runs import train as module
 
-    return module.train(config, reporter or default_reporter(), executor)
+    return module.train(config, reporter or default_reporter(), executor, callback)
 
 
 @by_keyword(DistilConfig, positional="run")
-def distil(config: DistilConfig, *, reporter: Reporter | None = None) -> Distilled:
+def distil(config: DistilConfig, *, reporter: Reporter | None = None, callback: Callback | None = None) -> Distilled:
     """Train a student of a finished search further, alone, or continue a stopped training.
 
     Args:
         config: Settings, as one object or as keywords, or the folder of the run.
         reporter: Receiver of progress and messages; see `train`.
+        callback: Function `callback(step, metrics)` that gets the metrics; see `search`.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another training.
@@ -60,26 +69,31 @@ def distil(config: DistilConfig, *, reporter: Reporter | None = None) -> Distill
     """
     from autodistil_search.runs import distil as module
 
-    return module.distil(config, reporter or default_reporter())
+    return module.distil(config, reporter or default_reporter(), callback)
 
 
 @by_keyword(FinetuneConfig, positional="model")
 def finetune(
-    config: FinetuneConfig, *, reporter: Reporter | None = None, executor: AnyExecutor | None = None
+    config: FinetuneConfig,
+    *,
+    reporter: Reporter | None = None,
+    executor: AnyExecutor | None = None,
+    callback: Callback | None = None,
 ) -> FinetuneRun:
     """Fine-tune a model on a labelled task with several seeds, or continue a stopped fine-tuning.
 
     Args:
         config: Settings, as one object or as keywords, or the model.
         reporter: Receiver of progress and messages; see `train`.
-        executor: Executor whose workers train the learning rates, and then the seeds; see `search`.
+        executor: Executor whose workers train the learning rates, and then the seeds; see `search`. Not with trackers.
+        callback: Function `callback(step, metrics)` that gets the metrics; see `search`.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another fine-tuning.
     """
     from autodistil_search.runs import finetune as module
 
-    return module.finetune(config, reporter or default_reporter(), executor)
+    return module.finetune(config, reporter or default_reporter(), executor, callback)
 
 
 @by_keyword(ValidateConfig, positional="run")

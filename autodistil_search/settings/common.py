@@ -83,7 +83,7 @@ Device = Annotated[str, MinLen(1), Known(("auto", "cpu", "cuda", "mps", "xpu")),
 """Checked by `base.device.choose_device`, because torch knows the devices of a machine."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "executor", "workers")
+CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "track", "executor", "workers")
 """Settings that leave every number as it is, but for rounding: a run may be continued with others."""
 
 

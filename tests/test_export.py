@@ -33,8 +33,8 @@ from autodistil_search import SearchConfig, load_run
 from autodistil_search.base.errors import ExportError, InputError
 from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.cli.main import main
-from autodistil_search.export import onnx_files
-from autodistil_search.export.student_folder import export_student
+from autodistil_search.exporting import onnx_files
+from autodistil_search.exporting.student_folder import export_student
 from autodistil_search.runs.finished_run import Run
 from autodistil_search.settings.export import ExportOptions
 from autodistil_search.spaces.cost import flops
@@ -541,7 +541,7 @@ def test_a_place_that_holds_more_than_an_export_is_refused(
 
 def _export_in_the_middle(source: Path, to: Path, begun: Any, goes_on: Any) -> None:
     """For a process of its own: export, but wait in the middle."""
-    from autodistil_search.export import student_folder as module
+    from autodistil_search.exporting import student_folder as module
 
     measure = module._measure
 
@@ -621,7 +621,7 @@ def test_an_export_that_is_stopped_half_way_leaves_the_earlier_one_and_no_half_f
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("autodistil_search.export.model_card.Card.write", stop)
+        patch.setattr("autodistil_search.exporting.model_card.Card.write", stop)
         with pytest.raises(KeyboardInterrupt):
             export_student(source, to, ExportOptions())
     assert not to.exists()
@@ -631,7 +631,7 @@ def test_an_export_that_is_stopped_half_way_leaves_the_earlier_one_and_no_half_f
     (tmp_path / ".out.autodistil-new").mkdir()  # as a killed process leaves it
     (tmp_path / ".out.new").mkdir()  # not ours
     with monkeypatch.context() as patch:
-        patch.setattr("autodistil_search.export.model_card.Card.write", stop)
+        patch.setattr("autodistil_search.exporting.model_card.Card.write", stop)
         with pytest.raises(KeyboardInterrupt):
             export_student(source, to, ExportOptions(format="own"))
     assert {path.name: path.read_bytes() for path in to.iterdir()} == before
@@ -656,7 +656,7 @@ def test_an_onnx_file_that_computes_something_else_fails_the_export(
     assert "model.onnx differs from the student by" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("autodistil_search.export.student_folder.TOLERANCE", -1.0)
+        patch.setattr("autodistil_search.exporting.student_folder.TOLERANCE", -1.0)
         with pytest.raises(ExportError, match="the exported BertModel differs"):
             export_student(source, tmp_path / "out", ExportOptions())
     student, source = saved()
@@ -768,7 +768,7 @@ def test_a_card_names_the_packaged_teacher_as_the_hub_does(
 ) -> None:
     teacher = toy_teacher()
     teacher.name = "packaged"
-    monkeypatch.setattr("autodistil_search.export.student_source.find_teacher", lambda *_: teacher)
+    monkeypatch.setattr("autodistil_search.exporting.student_source.find_teacher", lambda *_: teacher)
     _, source = saved()
     card = (export_student(source, tmp_path / "out", ExportOptions(teacher="packaged")) / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -83,7 +83,7 @@ Device = Annotated[str, MinLen(1), Known(("auto", "cpu", "cuda", "mps", "xpu")),
 """Checked by `base.device.choose_device`, because torch knows the devices of a machine."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "executor", "workers")
+CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "track", "executor", "workers")
 """Settings that leave every number as it is, but for rounding: a run may be continued with others."""
 
 
@@ -101,6 +101,17 @@ def check_settings(config: Any) -> None:
         if value is not None or setting.default is not None:
             checked = check_value(flag(setting.name), value, hints[setting.name], setting.default)
             object.__setattr__(config, setting.name, checked)
+
+
+def refuse_unknown(names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse settings by names that are not `known`.
+
+    Raises:
+        InputError: for the first unknown name, with the nearest known name.
+    """
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown setting {quoted(name)}{meant(name, known)}; allowed: {', '.join(known)}")
 
 
 def check_executor(executor: str | None, workers: int | None) -> None:

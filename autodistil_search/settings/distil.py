@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
+from autodistil_search.base.tracking import tracker_names
 from autodistil_search.base.user_input import LARGEST
 from autodistil_search.settings.common import (
     CHANGES_NOTHING,
@@ -18,6 +19,7 @@ from autodistil_search.settings.common import (
     Device,
     Folder,
     Name,
+    Names,
     Placeholder,
     Precision,
     Rate,
@@ -47,6 +49,8 @@ class DistilConfig:
         precision: Precision of matrix products. auto takes the fastest that the hardware has; fp16 scales the loss.
         held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
         keep: Number of checkpoints that are kept during training.
+        track: Trackers that get losses and other metrics, separated by commas: tensorboard (extra "tracking"), wandb,
+            mlflow, trackio.
         out: Output folder; by default students/RUN-PICK.
     """
 
@@ -62,10 +66,12 @@ class DistilConfig:
     precision: Annotated[Precision, OUTPUT] = "auto"
     held_out_every: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, OUTPUT] = None
     keep: Annotated[Count, OUTPUT] = 2
+    track: Annotated[Names | None, OUTPUT] = None
     out: Annotated[Folder | None, OUTPUT, Usual("o")] = None
 
     def __post_init__(self) -> None:
         check_settings(self)
+        tracker_names(self.track)
 
     @property
     def folder(self) -> Path:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from autodistil_search.base.errors import InputError
+from autodistil_search.base.tracking import tracker_names
 from autodistil_search.base.user_input import PACKAGED, TASKS, absolute_path, is_finite, parse_number, quoted
 from autodistil_search.base.weighted_names import parse_terms
 from autodistil_search.settings.common import (
@@ -62,6 +63,8 @@ class FinetuneConfig:
         executor: Where the fine-tunings run; this process if not given. dask is a local cluster (extra "distributed"),
             dask:ADDRESS the cluster of that scheduler, such as tcp://host:8786, or its .json file.
         workers: Number of workers of the local cluster; by default one for each GPU, or for every OMP_NUM_THREADS CPUs.
+        track: Trackers that get losses and metrics, separated by commas: tensorboard (extra "tracking"), wandb, mlflow,
+            trackio. Not with an executor.
         out: Output folder; by default finetuned/MODEL-TASK.
     """
 
@@ -82,6 +85,7 @@ class FinetuneConfig:
     precision: Annotated[Precision, OUTPUT] = "auto"
     executor: Annotated[Name | None, OUTPUT, Placeholder("EXECUTOR")] = None
     workers: Annotated[Count | None, OUTPUT] = None
+    track: Annotated[Names | None, OUTPUT] = None
     out: Annotated[Folder | None, OUTPUT, Usual("o")] = None
 
     def __post_init__(self) -> None:
@@ -89,6 +93,8 @@ class FinetuneConfig:
             object.__setattr__(self, "lr", str(self.lr))
         check_settings(self)
         check_executor(self.executor, self.workers)
+        if tracker_names(self.track) and self.executor is not None:
+            raise InputError(f"--track {self.track} with --executor {self.executor}; allowed: either of them")
         terms = parse_terms(self.losses)
         if (self.teacher is None) != (set(terms) <= {"labels"}):
             raise InputError(

@@ -40,6 +40,9 @@ _PARTS = 2
 BASELINES = ("shapes", "tinybert", "minilm", "random", "truncated")
 """Names of `--baselines`; other words are hub ids and folders."""
 
+PROFILED = ("space", "teacher", "device", "precision", "latency_batch", "throughput_batch", "measured_seq_len")
+"""Settings on which the costs of a subnet depend, for `profile`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(TrainConfig):

@@ -11,6 +11,7 @@ from annotated_types import Ge, Le
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import Plugins
+from autodistil_search.base.tracking import tracker_names
 from autodistil_search.base.user_input import LARGEST, PACKAGED, absolute_path
 from autodistil_search.settings.common import (
     CHANGES_NOTHING,
@@ -32,6 +33,7 @@ from autodistil_search.settings.common import (
     Usual,
     check_executor,
     check_settings,
+    refuse_unknown,
 )
 from autodistil_search.spaces.search_space import shipped_spaces
 
@@ -83,7 +85,8 @@ class TrainConfig:
             dask is a local cluster (extra "distributed"), dask:ADDRESS the cluster of that scheduler, such as
             tcp://host:8786, or its .json file.
         workers: Number of workers of the local cluster; by default one for each GPU, or for every OMP_NUM_THREADS CPUs.
-        tensorboard: Also write a log for TensorBoard (extra "tracking").
+        track: Trackers that get losses and other metrics, separated by commas: tensorboard (extra "tracking"), wandb,
+            mlflow, trackio.
         out: Output folder; by default superlms/SPACES for train and runs/SPACES for search.
     """
 
@@ -116,7 +119,7 @@ class TrainConfig:
     keep: Annotated[Count, OUTPUT] = 2
     executor: Annotated[Name | None, OUTPUT, Placeholder("EXECUTOR")] = None
     workers: Annotated[Count | None, OUTPUT] = None
-    tensorboard: Annotated[bool, OUTPUT] = False
+    track: Annotated[Names | None, OUTPUT] = None
     out: Annotated[Folder | None, OUTPUT, Usual("o")] = None
     given: InitVar[Mapping[str, Any] | None] = None
     """Settings that were given explicitly, by default the arguments of the constructor. `replace` passes them on."""
@@ -134,6 +137,7 @@ class TrainConfig:
             object.__setattr__(self, "given", given)
         check_settings(self)
         check_executor(self.executor, self.workers)
+        tracker_names(self.track)
         if not self.space_names:
             raise InputError(f"--space {self.space!r}; allowed: one or more spaces, separated by commas")
         if self.batch_size < self.accumulate:
@@ -205,7 +209,5 @@ class TrainConfig:
         Raises:
             InputError: for an unknown key or a value that is not allowed.
         """
-        known = [field.name for field in fields(cls)]
-        if unknown := [key for key in content if key not in known]:
-            raise InputError(f"unknown setting {', '.join(unknown)}; allowed: {', '.join(known)}")
+        refuse_unknown(content, [field.name for field in fields(cls)])
         return cls(**content)

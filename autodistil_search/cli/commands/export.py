@@ -22,7 +22,7 @@ def _add_export(parser: CommandParser) -> None:
 
 def _export(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     from autodistil_search.base.files import EXPORT_RECORD, read_json
-    from autodistil_search.export.student_folder import export_student
+    from autodistil_search.exporting.student_folder import export_student
     from autodistil_search.report.escape import without_markdown
 
     arguments = ("model", "out")

@@ -25,11 +25,11 @@ from autodistil_search.base.files import EXPORT_RECORD, locked_beside, read_json
 from autodistil_search.base.manifest import MANIFEST, model_files, write_manifest
 from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.base.progress import Reporter
-from autodistil_search.export import onnx_files
-from autodistil_search.export.model_card import Card, Variant
-from autodistil_search.export.onnx_files import MODEL, MODEL_INT8, TOLERANCE
-from autodistil_search.export.standard_models import bert_sizes, standard_format, to_standard, why_not
-from autodistil_search.export.student_source import CPU, Exportable, Student, find_exportable, load_task_as_finetuned
+from autodistil_search.exporting import onnx_files
+from autodistil_search.exporting.model_card import Card, Variant
+from autodistil_search.exporting.onnx_files import MODEL, MODEL_INT8, TOLERANCE
+from autodistil_search.exporting.standard_models import bert_sizes, standard_format, to_standard, why_not
+from autodistil_search.exporting.student_source import CPU, Exportable, Student, find_exportable, load_task_as_finetuned
 from autodistil_search.nas import hardware
 from autodistil_search.nas.hardware import Load
 from autodistil_search.report.escape import markdown

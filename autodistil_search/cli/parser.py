@@ -17,7 +17,6 @@ from argparse import (
 )
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -341,21 +340,20 @@ def _given_yaml(text: str) -> tuple[Any, str, bool]:
 def add_positional_and_settings(parser: CommandParser, config: type[Any], positional: str) -> None:
     """Add all settings of `config`, one of them as a positional argument."""
     parser.needed.append(positional)
-    word, description = placeholders(config)[positional], _described(config, positional)
+    word, description = placeholders(config)[positional], _described(helps(config)[positional], None)
     parser.add_argument(positional, type=as_text, nargs="?", metavar=word, help=description)
     add_settings(parser, config, {field.name for field in fields(config)} - {positional})
 
 
-@cache
 def helps(config: type[Any]) -> dict[str, str | None]:
     """Return the description of each setting, from the docstrings of its class."""
     documented = [entry for base in config.__mro__ for entry in docstring_parser.parse(base.__doc__ or "").params]
     return {entry.arg_name: entry.description for entry in documented}
 
 
-def _described(config: type[Any], name: str, default: Any = None) -> str:
+def _described(description: str | None, default: Any) -> str:
     """Return the help of a setting, with its default behind the first sentence."""
-    words = " ".join((helps(config)[name] or "").split()).replace("%", "%%")
+    words = " ".join((description or "").split()).replace("%", "%%")
     if default is None or default is False or default == "":
         return words
     first, *rest = re.split(r"(?<=\.)\s", words, maxsplit=1)
@@ -372,7 +370,7 @@ def add_settings(parser: CommandParser, config: type[Any], names: Container[str]
     parser.config, names_of_settings = config, {setting.name for setting in chosen}
     _add_layers(parser, {"space", "teacher"} <= names_of_settings)
     types, words, groups = get_type_hints(config), placeholders(config), groups_of(config)
-    usual = usual_settings(config)
+    usual, descriptions = usual_settings(config), helps(config)
     parser.hidden |= {"print_config"} | {setting.name for setting in chosen if setting.name not in usual}
     others = f"Show the other {len(parser.hidden)} options, too."
     parser.add_argument("--help-all", action=_Help, nargs=0, help=others)
@@ -382,7 +380,7 @@ def add_settings(parser: CommandParser, config: type[Any], names: Container[str]
         for setting in members:
             mark = usual.get(setting.name)
             names_of_flag = [*([f"-{mark.letter}"] if mark and mark.letter else []), flag(setting.name)]
-            description = _described(config, setting.name, setting.default)
+            description = _described(descriptions[setting.name], setting.default)
             _add_setting(arguments, names_of_flag, types[setting.name], words[setting.name], description)
             if setting.name == "steps":
                 add_tokens(arguments)

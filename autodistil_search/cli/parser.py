@@ -237,7 +237,7 @@ class CommandParser(ArgumentParser):
                     f"{name} has the unknown setting {quoted(key)}{meant(key, known)}; allowed: {', '.join(known)}"
                 )
             if action.nargs == 0 and not isinstance(value, bool):
-                raise InputError(f"{name}: {key} {quoted(value)}; allowed: true or false")
+                raise InputError(f"{name}: {key} must be true or false (got {quoted(value)})")
         return {key: _taken(known[key], value, f"{name}: {key}") for key, value in content.items()}
 
     def with_steps(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -296,7 +296,7 @@ class _ValueType:
         if not isinstance(value, str):
             return value
         if (read := self._read(value)) is None:
-            raise _RefusedError(f"{quoted(value)}; allowed: {self._allowed}")
+            raise _RefusedError(f"must be {self._allowed} (got {quoted(value)})")
         return read
 
 
@@ -306,8 +306,8 @@ def _storable(text: str) -> str | None:
 
 
 as_text = _ValueType(_storable, "text in UTF-8")
-as_whole_number = _ValueType(parse_whole_number, "whole numbers (int) of at most 18 digits")
-as_number = _ValueType(parse_number, "finite numbers (float)")
+as_whole_number = _ValueType(parse_whole_number, "a whole number of at most 18 digits")
+as_number = _ValueType(parse_number, "a finite number")
 
 
 def _taken(action: Any, value: Any, what: str) -> Any:
@@ -315,7 +315,7 @@ def _taken(action: Any, value: Any, what: str) -> Any:
     if action.nargs == "+":
         values = [value] if isinstance(value, str) else value
         if value is not None and not (isinstance(values, list) and all(isinstance(text, str) for text in values)):
-            raise InputError(f"{what} {quoted(value)}; allowed: text, or a list of it")
+            raise InputError(f"{what} must be text, or a list of it (got {quoted(value)})")
         return values
     try:
         return action.type(value) if action.type and action.nargs != 0 else value

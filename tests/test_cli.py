@@ -209,12 +209,13 @@ def help_of(capsys, *arguments):
 def test_the_help_is_short_and_plain_and_names_the_flag_that_shows_all(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     shown = help_of(capsys, command, "--help")
-    assert len(shown.splitlines()) <= 46
+    assert len(shown.splitlines()) <= 48
     hidden = parsers_of(make_parser())[command].hidden
     flags = set(re.findall(r"--[a-z][a-z-]+", shown))
     everything = help_of(capsys, command, "--help-all") if hidden else shown
     assert {f"--{name.replace('_', '-')}" for name in hidden} & {*re.findall("^  (--[a-z-]+)", shown, re.M)} == set()
     assert ("--help-all" in flags) == bool(hidden)
+    assert not re.search(r"^  (-[a-z], )?--out (?!FOLDER)", everything, re.MULTILINE)
     assert flags <= set(re.findall(r"--[a-z][a-z-]+", everything))
     for words in ("Optional", "Literal", "type:", "null", "None", "==SUPPRESS==", "default: False"):
         assert words not in everything

@@ -469,7 +469,9 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     assert "neither a finished run nor a saved student" in refusal(["export", str(tmp_path / "none"), *to])
     assert "model of type 'bert'" in refusal(["export", str(teacher_folder()), *to])
     assert "--push-to-hub 'a b/c'; allowed" in refusal(["export", str(source), *to, "--push-to-hub", "a b/c"])
-    assert "--format must be one of auto, bert, mpnet, own (got 'gguf')" in refusal(["export", str(source), *to, "--format", "gguf"])
+    assert "--format must be one of auto, bert, mpnet, own (got 'gguf')" in refusal(
+        ["export", str(source), *to, "--format", "gguf"]
+    )
     assert "export.to" in refusal(["export", str(source)])
     with quiet_transformers():
         debug_superlm().save_pretrained(tmp_path / "superlm")

@@ -139,8 +139,9 @@ class CommandParser(ArgumentParser):
         formatter = self._get_formatter()
         formatter.add_usage(self._usage(), [], [])
         formatter.add_text(self.description)
-        for title, actions in self._sections(everything):
+        for title, description, actions in self._sections(everything):
             formatter.start_section(title)
+            formatter.add_text(description)
             formatter.add_arguments(actions)
             formatter.end_section()
         formatter.add_text(self.epilog)
@@ -157,14 +158,14 @@ class CommandParser(ArgumentParser):
                 words.append(" ".join([*action.option_strings[-1:], shown]))
         return " ".join([*words, *([] if words[-1] == "COMMAND ..." else ["[options]"])])
 
-    def _sections(self, everything: bool) -> list[tuple[str, list[Action]]]:
+    def _sections(self, everything: bool) -> list[tuple[str, str | None, list[Action]]]:
         """Return the flags under their titles; in the short help all of them under one, with one sentence each."""
-        groups = [(str(group.title), group._group_actions) for group in self._action_groups]
+        groups = [(str(group.title), group.description, group._group_actions) for group in self._action_groups]
         if everything or not self.hidden:
             return groups
-        flags = [action for title, actions in groups for action in actions if action.option_strings]
+        flags = [action for *_, actions in groups for action in actions if action.option_strings]
         usual = [_shortened(action) for action in flags if action.dest not in self.hidden]
-        return [*((title, actions) for title, actions in groups if not {*actions} & {*flags}), ("options", usual)]
+        return [*(group for group in groups if not {*group[2]} & {*flags}), ("options", None, usual)]
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line in one line."""
@@ -371,9 +372,10 @@ def add_settings(parser: CommandParser, config: type[Any], names: Container[str]
     _add_layers(parser, {"space", "teacher"} <= names_of_settings)
     types, words, groups = get_type_hints(config), placeholders(config), groups_of(config)
     usual, descriptions = usual_settings(config), helps(config)
-    parser.hidden |= {"print_config"} | {setting.name for setting in chosen if setting.name not in usual}
-    others = f"Show the other {len(parser.hidden)} options, too."
-    parser.add_argument("--help-all", action=_Help, nargs=0, help=others)
+    if unusual := {setting.name for setting in chosen if setting.name not in usual}:
+        parser.hidden |= unusual | {"print_config"}
+        others = f"Show the other {len(parser.hidden)} options, too."
+        parser.add_argument("--help-all", action=_Help, nargs=0, help=others)
     for group in GROUPS:
         members = [setting for setting in chosen if groups[setting.name] == group]
         arguments = parser.add_argument_group(group.title)

@@ -26,7 +26,7 @@ REPLACED = {
 
 _EXAMPLES = (
     "autodistil-search doctor",
-    "autodistil-search search --objectives acc,flops --space tiny",
+    "autodistil-search search --objectives acc,flops",
     "autodistil-search search --text wiki/*.txt.gz --steps 20000 --constraint 'flops<=1.5G' --out runs/mine",
     "autodistil-search export runs/mine --out my-student --pick 'flops<=200M' --onnx",
 )

@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from argparse import SUPPRESS
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +19,7 @@ from distributed.cli import dask_scheduler, dask_worker
 import autodistil_search
 from autodistil_search import load_run
 from autodistil_search.cli.main import main
-from autodistil_search.cli.registry import NAMES, make_parser
+from autodistil_search.cli.registry import NAMES, make_parser, parsers_of
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.tasks import labelled_data
 
@@ -91,22 +92,32 @@ def test_the_tutorial_leads_to_a_student_that_others_load(few_rows_to_report, tm
     assert done.stdout.strip() == "(1, 11) False", done.stderr
 
 
-def test_the_site_builds_with_every_command_and_public_name_and_loads_nothing_from_elsewhere(tmp_path):
+def test_the_site_builds_with_every_command_public_name_and_notebook_and_loads_nothing_from_elsewhere(tmp_path):
     """Strict: a link or anchor that leads nowhere fails the build."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
-    commands, names = (tmp_path / "commands" / "index.html").read_text(), (tmp_path / "api" / "index.html").read_text()
-    subcommands = next(action for action in make_parser()._actions if action.dest == "command").choices
-    assert [name for name in subcommands if f'<h2 id="{name}">' not in commands] == []
-    homes = {name: f"autodistil_search.{module}.{name}" for name, module in autodistil_search._HOMES.items()}
-    assert [name for name, home in homes.items() if f'id="{home}"' not in names] == []
-    documented = re.findall(r"^::: autodistil_search\.(\S+)\.\w+$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
-    assert sorted(documented) == sorted(autodistil_search._HOMES.values())
-    for page in tmp_path.rglob("*.html"):
-        loaded = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?:[^"]*)"', page.read_text())
-        assert loaded == [], page
+
+    def page(name):
+        return (tmp_path / name / "index.html").read_text()
+
+    index = page("commands")
+    for name, command in parsers_of(make_parser()).items():
+        assert f'href="{name}/"' in index
+        flags = {flag for action in command._actions for flag in action.option_strings if action.help != SUPPRESS}
+        assert {flag for flag in flags if f"<code>{flag}" not in page(f"commands/{name}")} == set()
+    index = page("api")
+    for name, module in autodistil_search._HOMES.items():
+        assert f'href="{name}/"' in index
+        assert f'id="autodistil_search.{module}.{name}"' in page(f"api/{name}")
+    index = page("notebooks")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f'href="{path.stem}/"' in index
+        assert page(f"notebooks/{path.stem}").count("<img") >= path.read_text().count('"image/png"') > 0
+    for path in tmp_path.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?:[^"]*)"', path.read_text())
+        assert loaded == [], path
 
 
 def test_the_spaces_of_the_docs_are_valid():

@@ -92,6 +92,28 @@ def test_the_tutorial_leads_to_a_student_that_others_load(few_rows_to_report, tm
     assert done.stdout.strip() == "(1, 11) False", done.stderr
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_the_first_how_tos_lead_to_a_student_a_comparison_and_a_space(tmp_path, monkeypatch, capsys):
+    """Their commands in order, with toy settings for those of a search, then their Python."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    Path("mine.yaml").write_text(blocks("yaml", "docs/howto.md")[0])
+    commands = commands_in("docs/howto.md")[:6]
+    assert [words[0] for words in commands] == ["search", "export", "profile", "search", "search", "report"]
+    toy = ["--init", "random", "--steps", "1", "--batch-size", "1", "--eval-blocks", "1", "--evaluations", "4"]
+    for words in commands:
+        words = ["debug" if word == "shallow" else word for word in words]
+        more = {"runs/shallow": [], "runs/mine": ["--objectives", "params,flops"]}.get(words[-1], ["--baselines", "none"])
+        assert main([*words, *toy, *more] if words[0] == "search" else words) == 0
+    baselines, student, _ = blocks("python", "docs/howto.md")
+    names: dict = {}
+    exec(f"{baselines}\n{student}", names)
+    assert any("TinyBERT" in name for name in names["run"].baselines["name"])
+    assert names["states"].shape[-1] in (48, 64)
+    assert (load_run("runs/mine").evaluations["params"] <= 8e6).all()
+    assert Path("both/report.html").exists()
+
+
 def test_the_site_builds_with_every_command_public_name_and_notebook_and_loads_nothing_from_elsewhere(tmp_path):
     """Strict: a link or anchor that leads nowhere fails the build."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
@@ -166,8 +188,8 @@ def test_the_commands_of_the_page_on_clusters_share_a_search(dask_processes, tmp
 
 
 def python_of(page, **replaced):
-    """The Python of a page, with another run in place of its own."""
-    (python,) = blocks("python", page)
+    """The last Python of a page, with another run in place of its own."""
+    *_, python = blocks("python", page)
     return re.sub(r"SearchConfig\([^)]*\)", f"SearchConfig(**{replaced})", python)
 
 

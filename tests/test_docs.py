@@ -103,7 +103,9 @@ def test_the_first_how_tos_lead_to_a_student_a_comparison_and_a_space(tmp_path, 
     toy = ["--init", "random", "--steps", "1", "--batch-size", "1", "--eval-blocks", "1", "--evaluations", "4"]
     for words in commands:
         words = ["debug" if word == "shallow" else word for word in words]
-        more = {"runs/shallow": [], "runs/mine": ["--objectives", "params,flops"]}.get(words[-1], ["--baselines", "none"])
+        more = {"runs/shallow": [], "runs/mine": ["--objectives", "params,flops"]}.get(
+            words[-1], ["--baselines", "none"]
+        )
         assert main([*words, *toy, *more] if words[0] == "search" else words) == 0
     baselines, student, _ = blocks("python", "docs/howto.md")
     names: dict = {}

@@ -93,14 +93,15 @@ def test_the_tutorial_leads_to_a_student_that_others_load(few_rows_to_report, tm
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_first_how_tos_lead_to_a_student_a_comparison_and_a_space(tmp_path, monkeypatch, capsys):
+def test_the_first_how_tos_lead_to_a_student_a_comparison_and_a_space(toy_config, tmp_path, monkeypatch):
     """Their commands in order, with toy settings for those of a search, then their Python."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     Path("mine.yaml").write_text(blocks("yaml", "docs/howto.md")[0])
-    commands = commands_in("docs/howto.md")[:6]
-    assert [words[0] for words in commands] == ["search", "export", "profile", "search", "search", "report"]
-    toy = ["--init", "random", "--steps", "1", "--batch-size", "1", "--eval-blocks", "1", "--evaluations", "4"]
+    commands = commands_in("docs/howto.md")[:5]
+    assert [words[0] for words in commands] == ["search", "export", "search", "search", "report"]
+    toy = ["--teacher", toy_config.teacher, "--text", *toy_config.text, "--seq-len", "16", "--steps", "3"]
+    toy += ["--batch-size", "2", "--eval-blocks", "4", "--evaluations", "4", "--population", "4"]
     for words in commands:
         words = ["debug" if word == "shallow" else word for word in words]
         more = {"runs/shallow": [], "runs/mine": ["--objectives", "params,flops"]}.get(

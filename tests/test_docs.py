@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import runpy
 import shlex
 import socket
 import subprocess
@@ -115,6 +116,31 @@ def test_the_first_how_tos_lead_to_a_student_a_comparison_and_a_space(toy_config
     assert names["states"].shape[-1] in (48, 64)
     assert (load_run("runs/mine").evaluations["params"] <= 8e6).all()
     assert Path("both/report.html").exists()
+
+
+def test_the_gallery_makes_each_of_its_images_by_its_own_blocks(toy_config, tmp_path, monkeypatch):
+    """With toy settings for those of a search, without drawing and without the screenshots of a browser."""
+
+    def savefig(_, target, **__):
+        if isinstance(target, str | Path):
+            Path(target).write_bytes(b"")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    monkeypatch.chdir(tmp_path)
+    Path("toy.csv").write_text("text,label\n" + "".join(f"w{row} w{row % 7},{row % 2}\n" for row in range(80)))
+    space = ["layers: [1, 2]", "hidden_size: [16, 32]", "mlp_ratio: [1, 2]", "heads: [1, 2, 3]", "head_dim: 8"]
+    Path("toy.yaml").write_text("\n".join([*space, "relation_heads: 8"]))  # large enough to compare engines
+    toy = f"--space toy.yaml --teacher {toy_config.teacher} --text {toy_config.text[0]} --seq-len 16 --steps 3"
+    page = (ROOT / "docs/gallery.md").read_text().replace("--space shallow", f"{toy} --batch-size 2")
+    page = page.replace("superlm/shallow/", "superlm/toy/").replace("--subnets 12", "--subnets 4 --bands 2")
+    page = page.replace("--out runs/gallery", "--eval-blocks 4 --evaluations 8 --baselines none --out runs/gallery")
+    page = page.replace("--evaluations 256", "--eval-blocks 4 --evaluations 24 --baselines none")
+    gallery = runpy.run_path(str(ROOT / "docs/gallery.py"))
+    gallery["save_images"](
+        page, gallery["run_blocks"](page.replace("--probe topic", "--probe toy.csv")), Path("images")
+    )
+    shown = set(re.findall(r"\(images/gallery/(\S+)\)", page))
+    assert {path.name for path in Path("images").iterdir()} == shown - {"report.png", "dashboard.png"}
 
 
 def test_the_site_builds_with_every_command_public_name_and_notebook_and_loads_nothing_from_elsewhere(tmp_path):

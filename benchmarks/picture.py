@@ -1,6 +1,6 @@
 """Students of several spaces beside baselines and teacher: what they have, against what they cost.
 
-    python benchmarks/picture.py runs/results --to docs/images/students.png
+    python benchmarks/picture.py runs/results --out docs/images/students.png
 
 Each folder is what results.py left. One panel shows the score on `--task`, with the standard deviation of its seeds. The
 other shows the rank correlation of sentence similarities with the teacher's, with nothing trained on labels. A baseline
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--task", default="topic")
     parser.add_argument("--title", default="Wikipedia subjects, 1,807 rows: accuracy, %", help="of the first panel")
-    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     rows = measured(given.folders, given.task)
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
@@ -85,7 +85,7 @@ def main() -> None:
     draw(panels[1], rows, "rho", None, "sentence similarities: Spearman's rho x 100")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(given.to, dpi=120)
+    figure.savefig(given.out, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Reference results on real text and tasks: SuperLM, frontier, baselines, students, fine-tuned scores, ranking.
 
-    python benchmarks/results.py --to FOLDER
-    python benchmarks/results.py --data DATA --tasks SST-2,CoLA:9000:1e-4 --to FOLDER
+    python benchmarks/results.py --out FOLDER
+    python benchmarks/results.py --data DATA --tasks SST-2,CoLA:9000:1e-4 --out FOLDER
 
 The first command needs the extras `quickstart` and `wiki` only. DATA holds `wiki/train.txt.gz` (paragraphs, one a line)
 and GLUE's files in `glue/SST-2` and so on; the task `phrases` is SST-2 with 10,288 rows to measure on (phrases.py).
@@ -69,9 +69,9 @@ class Pipeline:
     arguments: argparse.Namespace
 
     @property
-    def to(self) -> Path:
+    def out(self) -> Path:
         """Where everything goes."""
-        return Path(self.arguments.to)
+        return Path(self.arguments.out)
 
     def command(self, *words: str, log: str, threads: int | None = None) -> None:
         """Run a command of the product; its output goes to a log.
@@ -83,13 +83,13 @@ class Pipeline:
         environment = dict(os.environ)
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
-        self.to.mkdir(parents=True, exist_ok=True)
-        with (self.to / f"{log}.log").open("a") as file:
+        self.out.mkdir(parents=True, exist_ok=True)
+        with (self.out / f"{log}.log").open("a") as file:
             done = subprocess.run(
                 [sys.executable, "-m", "autodistil_search", *words], stdout=file, stderr=file, env=environment
             )
         if done.returncode:
-            raise RuntimeError(f"{shlex.join(words)} ended with {done.returncode}; see {self.to / log}.log")
+            raise RuntimeError(f"{shlex.join(words)} ended with {done.returncode}; see {self.out / log}.log")
 
     def train(self) -> None:
         """The SuperLM."""
@@ -98,15 +98,15 @@ class Pipeline:
         sizes = ["--steps", str(given.steps), "--batch-size", str(given.batch_size)]
         sizes += [] if given.lr is None else ["--lr", str(given.lr)]
         sizes += ["--hidden", str(given.hidden)]
-        out = str(self.to / "superlm")
+        out = str(self.out / "superlm")
         self.command("train", "--space", given.space, "--text", text, *sizes, "--out", out, log="train")
 
     def search(self) -> Run:
         """The whole space, and the baselines."""
-        out = self.to / "run"
+        out = self.out / "run"
         if not (out / "summary.json").exists():
             scored = ["--engine", "exhaustive", "--evaluations", "256", "--baselines", self.arguments.baselines]
-            superlm = str(self.to / "superlm")
+            superlm = str(self.out / "superlm")
             space = self.arguments.space
             self.command("search", "--space", space, "--superlm", superlm, *scored, "--out", str(out), log="search")
         return load_run(out)
@@ -115,7 +115,7 @@ class Pipeline:
         """The chosen students, trained further."""
         rows = [run.pick(pick) for pick in self.arguments.picks.split(",")]
         numbers = dict.fromkeys(1 + run.frontier.index.to_list().index(row.name) for row in rows)
-        return [self._distilled(run, number, self.to / "students" / str(number), STUDENT) for number in numbers]
+        return [self._distilled(run, number, self.out / "students" / str(number), STUDENT) for number in numbers]
 
     def draw(self, run: Run, students: Sequence[Model]) -> list[Model]:
         """Two subnets that chance chose for each student, a little cheaper and a little dearer, trained further."""
@@ -124,7 +124,7 @@ class Pipeline:
             least, most = (1 - NEAR) * student.flops, (1 + NEAR) * student.flops
             for side, low, high in (("cheaper", least, student.flops - 1), ("dearer", student.flops + 1, most)):
                 if run.evaluations["flops"].between(low, high).any():
-                    model = self._drawn(self.to / "drawn" / f"{student.slug}-{side}", low, high)
+                    model = self._drawn(self.out / "drawn" / f"{student.slug}-{side}", low, high)
                     found.setdefault(model.name, model)  # chance may choose one again
         return list(found.values())
 
@@ -132,7 +132,7 @@ class Pipeline:
         if not (out / "summary.json").exists():
             near = ["--constraint", f"flops>={low:.0f}", "--constraint", f"flops<={high:.0f}"]
             chance = ["--engine", "random", "--evaluations", "1", "--baselines", "none"]
-            where = ["--space", self.arguments.space, "--superlm", str(self.to / "superlm"), "--out", str(out)]
+            where = ["--space", self.arguments.space, "--superlm", str(self.out / "superlm"), "--out", str(out)]
             self.command("search", *where, *chance, *near, log="drawn")
         return self._distilled(load_run(out), 1, out.with_name(f"{out.name}-student"), DRAWN)
 
@@ -159,7 +159,7 @@ class Pipeline:
         given = self.arguments
         asked = [[*task.split(":"), "", ""][:3] for task in given.tasks.split(",")]
         if any(task == PHRASES for task, *_ in asked):
-            made = ["--data", str(given.data), "--to", str(self.to / PHRASES)]
+            made = ["--data", str(given.data), "--out", str(self.out / PHRASES)]
             subprocess.run([sys.executable, str(Path(__file__).with_name("phrases.py")), *made], check=True)
         told = [(task, rows or str(given.rows), lr or given.finetune_lr) for task, rows, lr in asked]
         jobs = [(model, *each) for each in told for model in models]
@@ -168,7 +168,7 @@ class Pipeline:
         return pd.DataFrame(found)
 
     def _finetuned(self, model: Model, task: str, rows: str, lr: str) -> dict[str, object]:
-        given, out = self.arguments, self.to / "tuned" / f"{model.slug}-{task}"
+        given, out = self.arguments, self.out / "tuned" / f"{model.slug}-{task}"
         if not (out / "summary.json").exists():
             settings = {
                 "task": self._task(task),
@@ -196,7 +196,7 @@ class Pipeline:
     def _task(self, name: str) -> str:
         """Return the `--task` of a name: SST-2 with more rows, a folder of GLUE's files, or a task of the package."""
         if name == PHRASES:
-            return str(self.to / PHRASES / "SST-2")
+            return str(self.out / PHRASES / "SST-2")
         return name if self.arguments.data is None else str(self.arguments.data / "glue" / name)
 
     def similarities(self, run: Run, models: Sequence[Model]) -> pd.DataFrame:
@@ -215,7 +215,7 @@ class Pipeline:
 
     def validate(self, run: Run) -> Path:
         """How well the proxy ranks."""
-        out, given = self.to / "validation", self.arguments
+        out, given = self.out / "validation", self.arguments
         if not (out / "summary.json").exists():
             lr = given.finetune_lr.split(",")[0]
             drawn = ["--subnets", str(given.subnets), "--alone-steps", str(given.alone_steps)]
@@ -268,7 +268,7 @@ def main() -> None:
     """Run what has not been run yet, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with wiki/ and glue/; packaged text and tasks if not given")
-    parser.add_argument("--to", default="runs/results", help="folder for everything")
+    parser.add_argument("--out", default="runs/results", help="folder for everything")
     parser.add_argument("--space", default="shallow", help="a packaged one, or a YAML file")
     parser.add_argument("--steps", type=int, default=600, help="of the SuperLM and of each baseline")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -304,12 +304,12 @@ def main() -> None:
     if len(teacher):  # its own shape is among the baselines, so what it costs is known
         models.append(Model("teacher", TEACHER, PACKAGED, teacher["flops"].iloc[0], teacher["params"].iloc[0]))
     scores = pipeline.finetune(models)
-    scores.to_csv(pipeline.to / "scores.csv", index=False)
+    scores.to_csv(pipeline.out / "scores.csv", index=False)
     vectors = pipeline.similarities(run, models)
-    vectors.to_csv(pipeline.to / "vectors.csv", index=False)
+    vectors.to_csv(pipeline.out / "vectors.csv", index=False)
     validation = pipeline.validate(run) if pipeline.arguments.subnets else None
-    (pipeline.to / "results.md").write_text(tables(run, scores, vectors, validation))
-    print(f"{pipeline.to / 'results.md'}")
+    (pipeline.out / "results.md").write_text(tables(run, scores, vectors, validation))
+    print(f"{pipeline.out / 'results.md'}")
 
 
 if __name__ == "__main__":

@@ -18,19 +18,20 @@ from nbconvert import MarkdownExporter
 import autodistil_search
 from autodistil_search.cli.parser import CommandParser
 from autodistil_search.cli.registry import command, make_parser, parsers_of
+from autodistil_search.settings.recipes import recipe_path, shipped_recipes
 
 _ROOT = Path(__file__).parent.parent
 _ABOVE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 _TITLES = {
-    "runs": "Commands as functions, and their results",
+    "api": "Commands as functions, and their results",
     "settings": "Settings",
     "spaces": "Search spaces and subnets",
     "teachers": "Teachers",
     "superlm": "Models",
     "report": "Reports",
-    "export": "Export",
+    "exporting": "Export",
     "nas": "Objectives, proxies and search loops",
-    "base": "Plug-ins and errors",
+    "base": "Plug-ins, progress and errors",
 }
 """Headings of the index of Python objects, by the package that defines them."""
 
@@ -192,12 +193,21 @@ def _pages_of_notebook(path: Path) -> Iterator[tuple[str, str | bytes]]:
 
 
 def _recipes() -> str:
-    """Return a section for each recipe: the comment at its head, its command and its settings."""
-    parts = []
-    for path in sorted((_ROOT / "recipes").glob("*.yaml")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        comment = [line for line in lines if line.startswith("#")]
-        about = " ".join(line.lstrip("# ") for line in comment)
-        settings = "\n".join(line for line in lines if not line.startswith("#")).strip()
-        parts.append(f"## {path.stem}\n\n{about}\n\n```yaml\n{settings}\n```")
-    return "\n\n".join(parts)
+    """Return a section for each shipped recipe: the comment at its head and its settings."""
+    return "\n\n".join(map(_section_of_recipe, shipped_recipes()))
+
+
+def _section_of_recipe(name: str) -> str:
+    path = recipe_path(name)
+    assert path is not None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = [line.removeprefix("#").removeprefix(" ") for line in lines if line.startswith("#")]
+    settings = "\n".join(line for line in lines if not line.startswith("#")).strip()
+    about = re.sub(r"(?:^ +autodistil-search .*\n?)+", _console, "\n".join(comment), flags=re.MULTILINE)
+    purpose, _, about = about.partition("\n")
+    return f"## {name}\n\n{purpose[:1].upper()}{purpose[1:].rstrip('.')}.\n\n{about}\n\n```yaml\n{settings}\n```"
+
+
+def _console(commands: re.Match[str]) -> str:
+    lines = "\n".join(f"$ {line.strip()}" for line in commands[0].splitlines())
+    return f"\n```console\n{lines}\n```\n"

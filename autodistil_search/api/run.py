@@ -80,7 +80,7 @@ class Run(finished_run.Run):
         Raises:
             InputError: see `finetune`.
         """
-        return steps.finetune(self._saved_student(str(pick)), task=task, **settings)
+        return steps.finetune(self.saved_student(str(pick)), task=task, **settings)
 
     def export(self, out: str | Path, pick: str | int = "knee", **settings: Any) -> Path:
         """Write a student of this run as a folder that loads without this package, and return the folder.
@@ -101,13 +101,19 @@ class Run(finished_run.Run):
         webbrowser.open(page.as_uri())
         return page
 
-    def _saved_student(self, pick: str) -> Path:
-        """Return the folder of a student, written now unless it exists."""
+    def saved_student(self, pick: str) -> Path:
+        """Return the folder of a student of this run with its tokenizer, written now unless it exists.
+
+        Args:
+            pick: Row of the frontier; see `Run.pick`.
+        """
+        from autodistil_search.base.pretrained import quiet_transformers  # torch
+
         student = self.student(self.pick(pick))
         words = "".join(letter if letter.isalnum() else "-" for letter in pick.replace("<=", "-"))
         folder = self.folder / "students" / words
         if not folder.exists():
-            with whole_folder(folder) as new:
+            with whole_folder(folder) as new, quiet_transformers():
                 student.save_pretrained(new)
         return folder
 

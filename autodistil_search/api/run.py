@@ -40,9 +40,9 @@ class Run(finished_run.Run):
         spaces = ", ".join(dict.fromkeys(str(space) for space in self.evaluations["space"]))
         ends = {column.name: sorted(frontier[column.name].tolist()) for column in report.columns}
         ranges = [f"{name} {shown(values[0])} to {shown(values[-1])}" for name, values in ends.items()]
-        rows = frontier.to_dict("records")
-        number, knee = next((i, row) for i, row in enumerate(rows, start=1) if row["knee"])
-        knee = {str(key): value for key, value in knee.items()}
+        rows = frontier.to_dict("records")  # native numbers instead of numpy's
+        number, row = next((i, row) for i, row in enumerate(rows, start=1) if row["knee"])
+        knee = {str(key): value for key, value in row.items()}
         return "\n".join(
             [
                 f"Run {self.folder}: space {spaces}; objectives {', '.join(self.summary['objectives'])}",

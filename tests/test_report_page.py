@@ -106,7 +106,7 @@ def test_the_budget_finds_the_row_that_pick_finds(browser, tmp_path):
         page.select_option("#cost", label=label)
         page.fill("#amount", bound.partition("=")[2])
         row = run.pick(bound).name
-        assert page.inner_text("#command code") == f"autodistil-search export runs/toy --pick {row + 1} --to student"
+        assert page.inner_text("#command code") == f"autodistil-search export runs/toy --pick {row + 1} --out student"
         assert page.get_attribute("tr.chosen", "data-row") == str(row)
     page.fill("#amount", "1000")
     assert page.inner_text("#words").startswith("No student fits; the frontier's highest speed: ")

@@ -13,11 +13,11 @@ from autodistil_search.base.device import Device
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.progress import Reporter
 from autodistil_search.distillation import step_cost
-from autodistil_search.distillation.plan import Plan, make_plan, steps_for, together
+from autodistil_search.distillation.plan import Plan, make_plan, together
 from autodistil_search.distillation.step_cost import Rates
 from autodistil_search.nas.objectives import parse_amount
 from autodistil_search.runs.training_inputs import resolve_training
-from autodistil_search.settings.common import Count, check_value, flag
+from autodistil_search.settings.common import Count, check_value, flag, steps_of
 from autodistil_search.settings.train import TrainConfig
 
 _GIB = 2**30
@@ -99,7 +99,8 @@ def plan(
     config: TrainConfig,
     reporter: Reporter | None = None,
     *,
-    tokens: str | float,
+    steps: int | None = None,
+    tokens: str | float | None = None,
     devices: int = 1,
     batch_size: int | None = None,
     device_name: str | None = None,
@@ -112,7 +113,8 @@ def plan(
     Args:
         config: Settings of the training. Its steps and batch size are ignored.
         reporter: Receiver of progress.
-        tokens: Tokens to train on, such as "26B".
+        steps: Training steps.
+        tokens: Tokens to train on, such as "26B", in place of `steps`; rounded up to whole steps.
         devices: Devices that share each step.
         batch_size: Blocks of a step on all devices; by default 4 for each device.
         device_name: Device to plan for by its known rates, such as "H100"; by default steps are timed on this machine.
@@ -123,8 +125,8 @@ def plan(
     Raises:
         InputError: if an input cannot be used, or a device is unknown.
     """
-    amount = parse_amount(tokens, "--tokens")
-    assert amount is not None
+    if steps is None and tokens is None:
+        raise InputError("--steps or --tokens is required")
     check_value("--devices", devices, Count)
     if batch_size is not None:
         check_value("--batch-size", batch_size, Count)
@@ -135,7 +137,10 @@ def plan(
     amounts = [parse_amount(value, flag(name)) for name, value in given.items()]
     stated = _Stated(device_name, *amounts)
     config = stated.with_precision(config)
-    config = replace(config, steps=steps_for(amount, config.batch_size, config.seq_len))
+    if tokens is not None:
+        steps, note = steps_of({"steps": steps, "tokens": tokens}, config.batch_size, config.seq_len)
+        (reporter or Reporter()).say(note)
+    config = replace(config, steps=steps)
     inputs = resolve_training(config, needs_text=False)
     rates = stated.rates(inputs.device)
     plans = [

@@ -9,7 +9,7 @@ PLANNED = (
 """Settings of a training on which a plan depends, besides `OWN`."""
 
 OWN = (
-    *("tokens", "devices", "batch_size", "device_name"),
+    *("steps", "tokens", "devices", "batch_size", "device_name"),
     *("flops_per_second", "bandwidth", "launch_microseconds"),
 )
 """Further arguments of a plan."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autodistil_search.cli.command import Command, Outcome, json_record
-from autodistil_search.cli.parser import CommandParser, add_settings, as_text, as_whole_number
+from autodistil_search.cli.parser import CommandParser, add_settings, add_tokens, as_text, as_whole_number
 from autodistil_search.settings.plan import OWN, PLANNED
 from autodistil_search.settings.train import TrainConfig
 
@@ -20,29 +20,39 @@ if TYPE_CHECKING:
 
 
 def _add_plan(parser: CommandParser) -> None:
-    parser.add_argument("--tokens", type=as_text, required=True, help="Tokens to train on, such as 26B.")
-    parser.add_argument("--devices", type=as_whole_number, default=1, help="Devices that share each step.")
+    parser.add_argument("-n", "--steps", type=as_whole_number, metavar="N", help="Training steps.")
+    add_tokens(parser)
     parser.add_argument(
-        "--batch-size", type=as_whole_number, help="Blocks of a step on all devices; by default 4 per device."
+        "--devices", type=as_whole_number, default=1, metavar="N", help="Devices that share each step (default: 1)."
+    )
+    parser.add_argument(
+        *("-b", "--batch-size"),
+        type=as_whole_number,
+        metavar="N",
+        help="Blocks of a step on all devices; by default 4 per device.",
     )
     parser.add_argument(
         "--device-name",
         type=as_text,
+        metavar="NAME",
         help="Device to plan for by its known rates, such as H100; by default steps are timed on this machine.",
     )
     parser.add_argument(
         "--flops-per-second",
         type=as_text,
+        metavar="AMOUNT",
         help="Sustained FLOP/s of a device, such as 400T; by default that of --device-name.",
     )
     parser.add_argument(
         "--bandwidth",
         type=as_text,
+        metavar="AMOUNT",
         help="Sustained bytes per second of a device's memory, such as 2.7T; by default those of --device-name.",
     )
     parser.add_argument(
         "--launch-microseconds",
         type=as_text,
+        metavar="NUMBER",
         help="Microseconds that the host needs to launch an operation; 9 by default.",
     )
     add_settings(parser, TrainConfig, PLANNED)
@@ -82,6 +92,7 @@ def print_plans(plans: Sequence[Plan], speed: str, keep: int, console: Console) 
         table.add_column(plan.name, justify="right", no_wrap=True)
     rows: dict[str, Callable[[Plan], str]] = {
         "steps": lambda plan: f"{plan.steps:,}",
+        "tokens": lambda plan: shown(plan.steps * plan.devices * plan.rows * plan.seq_len),
         "tokens of a step": lambda plan: f"{plan.devices} x {plan.rows} x {plan.seq_len}",
         "FLOPs of a step per device": lambda plan: shown(plan.flops),
         f"seconds of a step ({speed})": lambda plan: f"{plan.seconds:.3g}",

@@ -12,7 +12,18 @@ from annotated_types import Ge, Le
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.user_input import LARGEST, parse_whole_number, quoted
-from autodistil_search.settings.common import DATA, MANY, OUTPUT, TRAINING, Count, Name
+from autodistil_search.settings.common import (
+    DATA,
+    MANY,
+    OUTPUT,
+    TRAINING,
+    Columns,
+    Count,
+    Folder,
+    Name,
+    Placeholder,
+    Usual,
+)
 from autodistil_search.settings.distil import DistilConfig
 from autodistil_search.settings.export import ExportOptions
 from autodistil_search.settings.finetune import FinetuneConfig
@@ -27,9 +38,9 @@ class CompressConfig(SearchConfig):
     """Settings of a search with all steps that follow it: distil, finetune if a task is given, and export.
 
     Args:
-        pick: Student of the frontier: knee, the number of a row, or bounds such as "flops<=200M".
+        pick: Student of the frontier: knee, the number of a row, or bounds such as 'flops<=200M'.
         distil_steps: Steps of the student's further training; 0 for none.
-        task: Labelled task on which the student is fine-tuned, as in finetune; no fine-tuning if not given.
+        task: Labelled task for fine-tuning, as in finetune; no fine-tuning if not given.
         text_columns: One or two text columns of the task's table; common names are recognised if not given.
         label_column: Label column of that table; "label" if not given.
         epochs: Passes over the task's training rows.
@@ -39,21 +50,22 @@ class CompressConfig(SearchConfig):
         onnx: Also export model.onnx (extra onnx).
         int8: Also export model_int8.onnx.
         license: Licence of the weights for the model card, such as apache-2.0.
-        out: Output folder, with a folder for each stage; compressed/<space names> if not given.
+        out: Output folder, with a folder for each stage; by default compressed/SPACES.
     """
 
-    pick: Annotated[Name, DATA] = "knee"
-    distil_steps: Annotated[Annotated[int, Ge(0), Le(LARGEST)], TRAINING] = 1000
-    task: Annotated[Name | None, DATA] = None
-    text_columns: Annotated[str | None, DATA] = None
-    label_column: Annotated[str | None, DATA] = None
+    pick: Annotated[Name, DATA, Usual(), Placeholder("PICK")] = "knee"
+    distil_steps: Annotated[Annotated[int, Ge(0), Le(LARGEST)], TRAINING, Usual()] = 1000
+    task: Annotated[Name | None, DATA, Usual(), Placeholder("TASK")] = None
+    text_columns: Annotated[Columns | None, DATA] = None
+    label_column: Annotated[str | None, DATA, Placeholder("COLUMN")] = None
     epochs: Annotated[Count, TRAINING] = 3
-    finetune_lr: Annotated[str, TRAINING] = "1e-4"
+    finetune_lr: Annotated[str, TRAINING, Placeholder("RATES")] = "1e-4"
     seeds: Annotated[Count, TRAINING] = 3
     max_length: Annotated[Annotated[int, Ge(4), Le(MANY)], DATA] = 128
-    onnx: Annotated[bool, OUTPUT] = False
-    int8: Annotated[bool, OUTPUT] = False
-    license: Annotated[Name | None, OUTPUT] = None
+    onnx: Annotated[bool, OUTPUT, Usual()] = False
+    int8: Annotated[bool, OUTPUT, Usual()] = False
+    license: Annotated[Name | None, OUTPUT, Placeholder("LICENCE")] = None
+    out: Annotated[Folder | None, OUTPUT, Usual("o")] = None
 
     _parent: ClassVar[str] = "compressed"
 

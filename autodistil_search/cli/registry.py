@@ -14,7 +14,19 @@ from autodistil_search.cli.command import Command
 from autodistil_search.cli.parser import CommandParser
 
 NAMES = (
-    *("search", "train", "plan", "profile", "distil", "validate-proxy", "finetune", "list", "partition", "report"),
+    *(
+        "all",
+        "search",
+        "train",
+        "plan",
+        "profile",
+        "distil",
+        "validate-proxy",
+        "finetune",
+        "list",
+        "partition",
+        "report",
+    ),
     *("export", "doctor", "completion"),
 )
 ALIASES = {"distill": "distil"}

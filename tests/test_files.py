@@ -229,6 +229,19 @@ def test_a_file_of_the_user_that_has_a_locks_name_is_left_as_it_is(tmp_path):
     assert not lock.exists()
 
 
+def test_a_lock_that_its_holder_removes_while_it_is_looked_at_is_no_obstacle(tmp_path, monkeypatch):
+    lock, read_bytes = tmp_path / ".lock", Path.read_bytes
+    lock.write_text("process 7 on another machine")
+
+    def removed_first(path: Path) -> bytes:
+        path.unlink()
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", removed_first)
+    with locked(lock, tmp_path, "--out"):
+        assert lock.exists()
+
+
 def test_who_waits_for_a_lock_gets_it_alone(tmp_path):
     """The holder removes the file while others wait for it: still one at a time."""
     inside, most = [], []

@@ -328,11 +328,10 @@ def locked(lock: Path, folder: Path, flag: str | None) -> Iterator[None]:
 def _refuse_other_file(lock: Path) -> None:
     """Refuse a user's file with the name of a lock: the lock would overwrite and remove it."""
     try:
-        stat = lock.lstat()
-    except FileNotFoundError:
+        # Locks of earlier versions are empty, and so is a lock that its holder has not yet written.
+        is_lock = S_ISREG(lock.lstat().st_mode) and lock.read_bytes()[:8] in (b"", b"process ")
+    except FileNotFoundError:  # also if its holder removes it between the two looks
         return
-    # Locks of earlier versions are empty, and so is the lock of a process that was killed before it wrote.
-    is_lock = S_ISREG(stat.st_mode) and (not stat.st_size or lock.read_bytes()[:8] == b"process ")
     if not is_lock:
         raise InputError(f"{lock} is not a lock of this package; move it elsewhere")
 

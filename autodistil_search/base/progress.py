@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -76,18 +78,39 @@ class ConsoleReporter(Reporter):
             yield line
             line.close()
             return
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=self._console) as progress:
+        with _Bars(console=self._console) as progress:
             yield _Terminal(progress, title, unit, total)
+
+
+class _Bars(Progress):
+    """Bar with count, rate and time, and a line for the note. In a narrow terminal, only the bar itself shrinks."""
+
+    @classmethod
+    def get_default_columns(cls) -> tuple[ProgressColumn, ...]:
+        return (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=2)),
+            _PaceColumn("count"),
+            _PaceColumn("rate"),
+            _PaceColumn("time"),
+        )
+
+    def get_renderables(self) -> Iterable[Any]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if note := task.fields["note"]:
+                yield Text(f"  {note}", style="dim", no_wrap=True, overflow="ellipsis")
+
+
+class _PaceColumn(ProgressColumn):
+    """Text of a property of the task's pace, never cut."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(table_column=Column(no_wrap=True, justify="right"))
+        self._name = name
+
+    def render(self, task: Task) -> Text:
+        return Text(getattr(task.fields["pace"], self._name))
 
 
 class _Pace:
@@ -109,27 +132,39 @@ class _Pace:
 
     @property
     def left(self) -> str:
-        if self.total is None:
+        if self.total is None or not self._fresh:
             return ""
-        return f"{(self.total - self.done) * self.seconds / self._fresh if self._fresh else 0.0:.0f} s left"
+        return f"{_clock((self.total - self.done) * self.seconds / self._fresh)} left"
+
+    @property
+    def time(self) -> str:
+        """Return the remaining time if it is known, else the time that has passed."""
+        return self.left if self.left and self.done != self.total else f"{_clock(self.seconds)} so far"
 
     @property
     def count(self) -> str:
-        return f"{self.done:,}" if self.total is None else f"{self.done}/{self.total}"
+        return f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
+
+
+def _clock(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _Terminal:
     def __init__(self, progress: Progress, title: str, unit: str, total: int | None) -> None:
         self._progress, self._pace = progress, _Pace(unit, total)
-        self._task = progress.add_task(title, total=total, rate="", note="")
+        self._task = progress.add_task(title, total=total, pace=self._pace, note="")
 
     def advance(self, note: str = "") -> None:
         self._pace.done += 1
-        self._progress.update(self._task, advance=1, rate=self._pace.rate, note=note)
+        self._progress.update(self._task, advance=1, note=note)
 
     def advance_by(self, units: int) -> None:
         self._pace.done += units
-        self._progress.update(self._task, advance=units, rate=self._pace.rate)
+        self._progress.update(self._task, advance=units)
 
     def skip(self, units: int) -> None:
         self._pace.done += units

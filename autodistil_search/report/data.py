@@ -16,6 +16,7 @@ from autodistil_search.nas.baselines import Baseline
 from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import Constraint, Objective
 from autodistil_search.report.findings import NOT_TRAINED_FOR, VERSUS_BASELINE, Finding
+from autodistil_search.report.headline import Headline
 from autodistil_search.report.run_parts import RunPart
 
 _FEW = 4
@@ -47,6 +48,8 @@ class ParetoReport:
         exact: True if every subnet within the bounds was scored. The frontier is then exact.
         conditions: Conditions of the measurements, as pairs of subject and description.
         findings: Facts that a reader should know before relying on the results.
+        headline: The student for a budget beside baselines and teacher; None in a report without SuperLMs or of several
+            runs.
         runs: Folders of the results and their further contents. In a report of several runs, every table has a column
             `run`, and the frontiers of the runs follow each other; see `overlay`.
     """
@@ -68,6 +71,7 @@ class ParetoReport:
     conditions: Sequence[tuple[str, str]] = field(default_factory=tuple)
     findings: Sequence[Finding] = field(default_factory=tuple)
     runs: Sequence[RunPart] = field(default_factory=tuple)
+    headline: Headline | None = None
 
     @property
     def notes(self) -> list[str]:

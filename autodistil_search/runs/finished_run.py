@@ -29,6 +29,7 @@ from autodistil_search.nas.objectives import Constraint, Objective
 from autodistil_search.report import findings
 from autodistil_search.report.data import SUBNET_COLUMNS, ParetoReport
 from autodistil_search.report.file_names import REPORT_FILES
+from autodistil_search.report.headline import read_headline
 from autodistil_search.report.picking import pick
 from autodistil_search.report.run_parts import read_table, run_part
 from autodistil_search.runs.run_folder import superlm_folder
@@ -93,6 +94,7 @@ def write_summary(
         "hypervolume_share": report.hypervolume_share,
         "box": report.box,
         "conditions": dict(report.conditions),
+        "headline": None if report.headline is None else report.headline.record(),
         **findings.records(report.findings),
         "seconds": dict(seconds),
         "versions": dict(versions),
@@ -260,6 +262,7 @@ def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
         conditions = tuple((str(key), str(value)) for key, value in summary["conditions"].items())
         scored = sum(map(int, summary["evaluations"].values()))
         run_findings = tuple(findings.read(summary))
+        headline = read_headline(summary["headline"])
     measured = [*SUBNET_COLUMNS, *columns]
     finite = [objective.name for objective in objectives]
     evaluations = read_table(folder / "evaluations.csv", measured, finite, rows=scored)
@@ -289,5 +292,6 @@ def _read(folder: Path, summary: Mapping[str, Any]) -> Run:
         conditions=conditions,
         findings=run_findings,
         runs=(run_part(folder, conditions, summary["exact"]),),
+        headline=headline,
     )
     return Run(folder, report, summary)

@@ -74,13 +74,13 @@ class Scorer:
         reporter: Reporter | None = None,
         cache: Path | None = None,
     ) -> None:
-        self._inputs, self._superlms, self._plugins = inputs, superlms, plugins or Plugins()
+        self._inputs, self.superlms, self._plugins = inputs, superlms, plugins or Plugins()
         self._reporter, self._cache = reporter or Reporter(), cache
 
     def conditions(self) -> dict[str, str]:
         """Return everything on which scores depend; see `jobs.LoadedJob`."""
         return {
-            **scored_with(self._inputs, self._superlms),
+            **scored_with(self._inputs, self.superlms),
             **computing_versions(),
             **plugin_origins(self._inputs.config, self._plugins),
             **({} if self._cache is None else {"cache of baselines": folder_id(self._cache)}),
@@ -144,7 +144,7 @@ class Scorer:
 
     def evaluate(self, space: SearchSpace, subnet: Subnet) -> Evaluation:
         """Return the evaluation of a subnet with every column of the run."""
-        if (superlm := self._superlms.get(space.name)) is None:
+        if (superlm := self.superlms.get(space.name)) is None:
             measured = self.costs(subnet)
             self._inputs.check_within_box(space, subnet, measured)
             return Evaluation(space.name, subnet, measured)

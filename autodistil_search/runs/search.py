@@ -41,6 +41,7 @@ from autodistil_search.report.data import (
 from autodistil_search.report.findings import LATENCY_PREDICTED, Finding
 from autodistil_search.report.run_parts import run_part
 from autodistil_search.report.writing import write_report
+from autodistil_search.runs.best_student import headline_of
 from autodistil_search.runs.finished_run import RUN_FILES, Run, is_finished, load_run, write_summary
 from autodistil_search.runs.run_folder import Stopwatch, check_folder, exclusive, open_folder, superlm_folder, versions
 from autodistil_search.runs.scoring import Scorer, check_scored_alike, scored_by
@@ -109,7 +110,9 @@ def search(
                 report = _report(inputs, archive, scorer, measured, engines, exact, started=prepared.findings)
                 if inputs.predicts:
                     report = _with_measured_latency(report, inputs, archive)
-                report = replace(report, runs=[run_part(folder, report.conditions, report.exact)])
+                headline = headline_of(report, inputs, scorer, reporter)
+                runs = [run_part(folder, report.conditions, report.exact)]
+                report = replace(report, runs=runs, headline=headline)
                 write_report(report, folder)
             write_summary(folder, report, clock.seconds, versions())
             write_manifest(folder, "search", (*RUN_FILES, ARCHIVE))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autodistil_search.cli.command import Command, Outcome, json_record
@@ -55,9 +60,43 @@ def print_frontier(run: Run, console: Console) -> None:
         numbers = [shown(row[name]) for name in values]
         table.add_row(*sizes, *numbers, "knee" if row["knee"] else "", style="bold" if row["knee"] else None)
     console.print(table)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    for words in report.headline.sentences if report.headline is not None else ():
+        say(words)
     for note in warnings_of(report):
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"report: {run.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+        say(f"note: {note}")
+    say(f"report: {run.folder / 'report.html'}")
+    say("next:")
+    for words in _next_commands(run):
+        say(f"  {words}")
+
+
+def _next_commands(run: Run) -> list[str]:
+    """Return command lines that go on from a run: train its best student further, export it, look at the report."""
+    program, folder = _program(), shlex.quote(str(run.folder))
+    headline = run.report.headline
+    if headline is None:  # nothing was trained
+        return [f"{program} open {folder}"]
+    pick = "" if headline.row == _knee_row(run) else f" --pick {headline.row}"
+    student = shlex.quote(f"{run.folder}-student")
+    return [
+        f"{program} distil {folder}{pick} --out {student}",
+        f"{program} export {student} --out {student}-export",
+        f"{program} open {folder}",
+    ]
+
+
+def _knee_row(run: Run) -> int:
+    return int(run.frontier["knee"].argmax()) + 1
+
+
+def _program() -> str:
+    """Return the program as a shell finds it here: its name if it is on the path, else its file."""
+    name = "autodistil-search"
+    beside = Path(sys.executable).with_name(name)
+    if shutil.which(name) is not None or not beside.exists():
+        return name
+    return shlex.quote(os.path.relpath(beside))
 
 
 def _size(value: float | str) -> str:

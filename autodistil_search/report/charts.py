@@ -49,6 +49,7 @@ from autodistil_search.report.views import (
     step_lines,
     subnet_words,
     teacher_lines,
+    ticks,
     value_words,
     varying_sizes,
 )
@@ -63,6 +64,8 @@ CONFIG: Mapping[str, Any] = {
 }
 _LARGE = 1e4
 """Least absolute value of an axis whose ticks are written as 300M."""
+_TICKS = 8
+"""Greatest number of labels of a logarithmic axis."""
 _LINE_LENGTH = 46
 """Greatest number of letters in a line of a legend."""
 
@@ -218,7 +221,6 @@ def _baseline_traces(report: ParetoReport, x: Objective, y: Objective) -> list[S
                 "line": {"color": "paper", "width": 1},
             },
             "cliponaxis": False,
-            "zorder": 4,
             "name": _legend(point.name),
             "hoverinfo": "text",
             "hovertext": [plotly(point.name, f"{x.label}: {shown(point.x)}", f"{y.label}: {shown(point.y)}")],
@@ -269,6 +271,7 @@ def axis_layout(report: ParetoReport, objective: Objective) -> Spec:
         "range": [float(np.log10(end)) for end in ends] if span.wide else ends,
         "nticks": 6,
         "tickformat": "~s" if max(map(abs, ends)) >= _LARGE else "",
+        **({"tickvals": ticks(span.low, span.high, span.wide, _TICKS)} if span.wide else {}),
     }
 
 
@@ -444,6 +447,7 @@ def published_chart(published: pd.DataFrame) -> Spec:
             }
         )
     x = {**_axis("FLOPs (multiply-adds, 128 tokens, batch 1); lower is better"), "type": "log", "tickformat": "~s"}
+    x |= {"tickvals": [3e8, 1e9, 3e9, 1e10], "range": [8.3, 10.2]}
     y = _axis("average of seven GLUE dev scores (published);<br>higher is better")
     return {"data": traces, "layout": layout(380, x, y)}
 

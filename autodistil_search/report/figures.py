@@ -164,15 +164,15 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
         zorder=4,
         label="knee",
     )
-    for line in teacher_lines(report, x, y):
-        draw_line = axes.axhline if line.axis == "y" else axes.axvline
+    for teacher in teacher_lines(report, x, y):
+        draw_line = axes.axhline if teacher.axis == "y" else axes.axvline
         style = {
             "color": LIGHT["quiet"],
             "linestyle": TEACHER_DASH.matplotlib,
             "lw": 1,
-            "label": legend_name(line.name),
+            "label": legend_name(teacher.name),
         }
-        draw_line(line.place, **style)
+        draw_line(teacher.place, **style)
     for point in baseline_points(report, x, y):
         marker = baseline_marker(point.number).matplotlib
         style = {"s": 48 * scale, "color": LIGHT["baseline"], "zorder": 5, "clip_on": False}

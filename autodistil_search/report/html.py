@@ -103,6 +103,7 @@ def _rendered(report: ParetoReport, pictures: Mapping[str, bytes]) -> str:
             hypervolume=key_figures.hypervolume_words(report),
             runs=_table(key_figures.runs_side_by_side(report), "Runs", "runs", {}) if len(report.runs) > 1 else "",
             equal_cost=_table(key_figures.baselines_at_equal_cost(report), "Baselines at equal cost", "equal-cost", {}),
+            standings=_table(key_figures.standings_table(report), "Pick, baselines and teacher", "standings", {}),
             not_scored=key_figures.baselines_not_scored(report),
             warnings=warnings_of(report),
             units=key_figures.units_words(report),
@@ -133,10 +134,10 @@ def _shown_baselines(report: ParetoReport) -> pd.DataFrame:
 
 
 def _percentages(importance: pd.DataFrame) -> pd.DataFrame:
-    """Return shares as percentages, in columns that say what they are of."""
+    """Return shares as whole percentages, in columns that say what they are of."""
     shares = importance.select_dtypes("number")
     named = {name: f"% of the variance of {name}" for name in shares}
-    return importance.assign(**(100 * shares).round(1)).rename(columns=named)
+    return importance.assign(**(100 * shares).round().astype(int)).rename(columns=named)
 
 
 def _charts(report: ParetoReport) -> tuple[dict[str, Spec], dict[str, list[tuple[str, str, str]]]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autodistil_search.nas.objectives import Objective
+from autodistil_search.nas.objectives import COSTS, Objective
 from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.findings import AT_EDGE, COUNTED, Finding, size_words
 from autodistil_search.report.views import SIZE_LABELS, of_runs, sizes_of, varying_sizes
@@ -76,16 +76,19 @@ def _shares(rows: pd.DataFrame, sizes: Sequence[str], objective: Objective) -> l
 def importance_words(report: ParetoReport, table: pd.DataFrame) -> list[str]:
     """Return a sentence for each run and objective: the size that explains most of it, and its values on the frontier.
 
+    Exact costs such as FLOPs are left out, because they follow from the sizes.
+
     table: result of `importance_table`.
     """
     names = {label: name for name, label in SIZE_LABELS.items()}
     counts = {run: len(rows) for run, rows in of_runs(report.evaluations)}
     frontiers = dict(of_runs(report.frontier))
     sentences = []
-    for run, rows in of_runs(table) if len(table) else ():
-        for objective in report.objectives:
-            first = rows.loc[rows[objective.name].idxmax()]
-            size, share = str(first["size"]), float(first[objective.name])
+    for run, run_table in of_runs(table) if len(table) else ():
+        shares = run_table.set_index("size")
+        for objective in _not_exact(report.objectives):
+            size = str(shares[objective.name].idxmax())
+            share = float(shares[objective.name].max())
             if share == 0:
                 continue
             value, rows_with_it = Counter(sizes_of(frontiers[run], names[size])).most_common(1)[0]
@@ -96,6 +99,12 @@ def importance_words(report: ParetoReport, table: pd.DataFrame) -> list[str]:
                 f"frontier have {size_words(size, value)}."
             )
     return sentences
+
+
+def _not_exact(objectives: Sequence[Objective]) -> list[Objective]:
+    """Return the objectives that sizes alone do not determine, or all objectives if there is no such objective."""
+    exact = {cost.name for cost in COSTS}
+    return [objective for objective in objectives if objective.name not in exact] or list(objectives)
 
 
 def edge_findings(report: ParetoReport) -> list[Finding]:

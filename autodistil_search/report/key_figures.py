@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from autodistil_search.nas.baselines import COPY
 from autodistil_search.report.caveats import found_after
 from autodistil_search.report.data import ParetoReport, minimised
 from autodistil_search.report.findings import NOT_TRAINED_FOR, VERSUS_BASELINE
+from autodistil_search.report.headline import Headline
 from autodistil_search.report.views import (
     better,
     of_runs,
@@ -33,16 +34,41 @@ class Card:
 
 
 def cards(report: ParetoReport) -> list[Card]:
-    """Return the key figures of a report: best, knee, hypervolume, and date and command of a single run."""
+    """Return the key figures: the pick for a budget beside the teacher, best, knee, and date and command of a run."""
     first = report.objectives[0]
     best = min(_records(report.frontier), key=lambda row: first.minimised(row[first.name]))
     knees = [row for row in _records(report.frontier) if row["knee"]]
-    found = [_student_card(report, f"Best {first.label}", best)]
+    found = _headline_cards(report.headline) if report.headline is not None else []
+    found.append(_student_card(report, f"Best {first.label}", best))
     found += [_student_card(report, "Knee", row) for row in knees]
-    found.append(Card("Hypervolume", f"{report.hypervolume_share:.1%} of the box", box_words(report)))
     if len(report.runs) == 1 and (report.runs[0].started or report.runs[0].command):
         found.append(Card("Run", report.runs[0].started or report.runs[0].name, report.runs[0].command))
     return found
+
+
+def _headline_cards(headline: Headline) -> list[Card]:
+    """Return the pick for a budget, and what it gains and keeps beside the teacher."""
+    pick_words, cost_words, *similarity_words = headline.sentences
+    pick = headline.pick
+    found = [
+        Card("Pick for a budget", "-" if pick.score is None else shown(pick.score), pick_words),
+        Card("Speed-up against the teacher", f"{headline.faster:.1f} times", cost_words),
+    ]
+    if pick.similarity is not None:
+        found.append(Card("Agreement with the teacher", f"{pick.similarity:.2f}", " ".join(similarity_words)))
+    return found
+
+
+def standings_table(report: ParetoReport) -> pd.DataFrame:
+    """Return the models of the headline: its pick, the knee, baselines and the teacher, with measured latencies.
+
+    The table is empty for a report without a headline.
+    """
+    if report.headline is None:
+        return pd.DataFrame()
+    rows = [asdict(standing) for standing in report.headline.standings]
+    units = {"latency": "latency (ms)", "score": report.headline.measure, "similarity": "agreement with the teacher"}
+    return pd.DataFrame(rows).rename(columns=units)
 
 
 def _student_card(report: ParetoReport, title: str, row: Mapping[str, Any]) -> Card:
@@ -58,8 +84,8 @@ def _student_card(report: ParetoReport, title: str, row: Mapping[str, Any]) -> C
 
 def box_words(report: ParetoReport) -> str:
     """Return the box in which the hypervolume is measured, in words."""
-    ends = ", ".join(f"{name} {_end(low)} to {_end(high)}" for name, (low, high) in report.box.items())
-    return f"share of the box between the ideal and the reference point that the frontier dominates; {ends}"
+    words = ", ".join(f"{name} {_end(low)} to {_end(high)}" for name, (low, high) in report.box.items())
+    return f"share of the box between the ideal and the reference point that the frontier dominates; {words}"
 
 
 def _end(value: float) -> str:
@@ -128,7 +154,7 @@ def runs_side_by_side(report: ParetoReport) -> pd.DataFrame:
     - `hypervolume %`: share of the common box;
     - `joint frontier`: number of rows that no row of another run dominates;
     - `99 % after`: evaluations that reached 99 % of the run's final hypervolume;
-    - the best value of each objective, and the objectives of the knee.
+    - the best value of the first objective, and the objectives of the knee.
     """
     corners = [[objective.minimised(end) for end in report.box[objective.name]] for objective in report.objectives]
     ideal, reference = np.array(corners).T
@@ -146,9 +172,9 @@ def runs_side_by_side(report: ParetoReport) -> pd.DataFrame:
             "99 % after": dict(reached.get(run, [])).get(99, len(evaluations[run])),
         }
         knee = frontier[frontier["knee"]].iloc[0]
-        for objective, column in zip(report.objectives, values.T, strict=True):
-            row[f"best {objective.name}"] = objective.minimised(float(column.min()))
-            row[f"knee {objective.name}"] = float(knee[objective.name])
+        first = report.objectives[0]
+        row[f"best {first.name}"] = first.minimised(float(values[:, 0].min()))
+        row |= {f"knee {objective.name}": float(knee[objective.name]) for objective in report.objectives}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -181,7 +181,8 @@ async function draw(element, traces, layout) {
   const colours = data.colours[scheme.matches && !inPrint ? "dark" : "light"];
   const narrow = element.clientWidth < 480;
   const config = { ...data.config, toImageButtonOptions: { ...data.config.toImageButtonOptions, filename: element.dataset.chart } };
-  const fitted = narrow ? { ...layout, margin: { ...layout.margin, l: 44, r: 6 } } : layout;
+  const fitted = narrow  // the legend takes a line for each name
+    ? { ...layout, height: layout.height + 9 * traces.length, margin: { ...layout.margin, l: 44, r: 6 } } : layout;
   const { data: shown, layout: frame } = painted({ data: traces, layout: fitted }, colours);
   await (await plotly).react(element, shown, frame, config);
 }

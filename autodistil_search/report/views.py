@@ -22,6 +22,8 @@ _WIDE = 3.0
 """Ratio of the greatest to the least cost above which an axis is logarithmic."""
 _FAR = 0.2
 """Share of an axis. A single baseline that leaves the scored subnets less than this share is drawn at the edge."""
+_EDGE = 0.015
+"""Share of an axis between its end and the values that are drawn at its edge."""
 _PADDING = 0.04
 """Share of an axis that is left free beyond the outermost points."""
 SIZE_LABELS = {
@@ -117,8 +119,12 @@ class Span:
     wide: bool
 
     def clip(self, value: float) -> float:
-        """Return the value of the axis that is nearest to `value`."""
-        return min(max(value, self.low), self.high)
+        """Return `value`, or a place near the edge for a value outside the axis."""
+        low, high = np.log([self.low, self.high]) if self.wide else (self.low, self.high)
+        room = _EDGE * (high - low)
+        ends = (low + room, high - room)
+        low, high = (float(end) for end in (np.exp(ends) if self.wide else ends))
+        return min(max(value, low), high)
 
 
 @dataclass(frozen=True)
@@ -262,8 +268,15 @@ def _has_values(row: Mapping[str, Any], *objectives: Objective) -> bool:
 
 
 def axis_span(report: ParetoReport, objective: Objective) -> Span:
-    """Return the range of an axis: the scored subnets and all baselines that are not far off, with some room."""
-    baselines = [float(row[objective.name]) for row in _named_baselines(report) if _has_values(row, objective)]
+    """Return the range of an axis: the scored subnets and all baselines that are not far off, with some room.
+
+    The costs of the teacher's copy need no room, because it is a line at its score.
+    """
+    baselines = [
+        float(row[objective.name])
+        for row in _named_baselines(report)
+        if _has_values(row, objective) and (objective.is_proxy or row["how"] != COPY)
+    ]
     near = [value for value in baselines if not is_far_off(report, objective, value)]
     values = [*_finite(report.evaluations[objective.name]), *_finite(report.frontier[objective.name]), *near]
     wide = is_wide(objective, values)

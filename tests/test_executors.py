@@ -197,7 +197,14 @@ def test_a_late_worker_is_waited_for_with_a_line_now_and_then(monkeypatch):
         raise InputError("worker a would compute other numbers")
 
     monkeypatch.setattr(dask_cluster, "_SECONDS_BETWEEN_LINES", 0.2)
+    arrived, get_events = [], Client.get_events
+
+    def late(client, topic):
+        arrived.append(get_events(client, topic))
+        return arrived[-1] if len(arrived) > 1 else ()  # a worker sends its events a moment later
+
     monkeypatch.setattr(dask_cluster, "load_job", refused)
+    monkeypatch.setattr(Client, "get_events", late)
     said = Said()
     with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
         threading.Timer(1.0, cluster.scale, [1]).start()

@@ -18,6 +18,7 @@ from processes import SERVER
 
 from autodistil_search import InputError, SearchConfig, load_run, search
 from autodistil_search.base.files import locked
+from autodistil_search.base.progress import Reporter
 from autodistil_search.nas import hardware
 from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.report import findings
@@ -120,8 +121,12 @@ def test_another_seed_gives_other_weights_and_questions(toy_config, searched):
 def test_a_finished_run_is_not_done_again(toy_config, searched):
     run = searched(toy_config)
     before = files(run.folder)
-    assert search(toy_config).frontier.equals(run.frontier)
+    lines = []
+    reporter = Reporter()
+    reporter.say = lines.append
+    assert search(toy_config, reporter).frontier.equals(run.frontier)
     assert files(run.folder) == before
+    assert lines[-1] == f"{run.folder} is already finished; showing its result"
 
 
 def test_a_deleted_report_is_written_again_from_what_was_measured(toy_config):

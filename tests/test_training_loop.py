@@ -8,7 +8,8 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from autodistil_search.base import files
 from autodistil_search.base.device import Device
 from autodistil_search.base.distributed import Processes
 from autodistil_search.base.errors import InputError, Terminated
+from autodistil_search.base.progress import Bar, Reporter
 from autodistil_search.base.seeding import seeded
 from autodistil_search.base.weighted_names import ROLES
 from autodistil_search.distillation import checkpoints
@@ -580,17 +582,29 @@ def test_a_run_killed_in_steps_and_in_saves_ends_as_one_never_stopped(
     assert list(folder.glob(".checkpoint-*")) == []  # halves of what was killed
 
 
-class Terminating:
-    """Text that sends SIGTERM to its own process when the rows of a certain step are asked for."""
+class Terminating(Reporter):
+    """Sends SIGTERM to its own process once a number of steps are done, and keeps what it is told."""
 
-    def __init__(self, text: TrainingText, step: int) -> None:
-        self._text, self._step = text, step
-        self.state, self.restore = text.state, text.restore
+    def __init__(self, steps: int) -> None:
+        self._left, self.lines = steps, list[str]()
 
-    def rows(self, step: int, *arguments: Any) -> Tensor:
-        if step == self._step:
+    @contextmanager
+    def bar(self, title: str, unit: str, total: int | None) -> Iterator[Bar]:
+        yield self
+
+    def advance(self, note: str = "") -> None:
+        self.advance_by(1)
+
+    def advance_by(self, units: int) -> None:
+        self._left -= units
+        if self._left == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return self._text.rows(step, *arguments)
+
+    def skip(self, units: int) -> None:
+        pass
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -607,19 +621,23 @@ def test_sigterm_saves_the_step_in_flight_and_the_same_run_goes_on(
     whole = _weights(distill(_superlm(teacher), teacher, text(), OPTIONS, tmp_path / "whole", CPU))
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Terminated, match=r"^stopped after step 3, which is saved; the same command continues"):
-        distill(_superlm(teacher), teacher, Terminating(text(), 2), OPTIONS, tmp_path / "run", CPU)
+        distill(_superlm(teacher), teacher, text(), OPTIONS, tmp_path / "run", CPU, Terminating(2))
     assert signal.getsignal(signal.SIGTERM) == handler
     assert (tmp_path / "run" / "checkpoint-00000003.safetensors").exists()
-    assert _same(_weights(distill(_superlm(teacher), teacher, text(), OPTIONS, tmp_path / "run", CPU)), whole)
+    reporter = Terminating(-1)
+    resumed = distill(_superlm(teacher), teacher, text(), OPTIONS, tmp_path / "run", CPU, reporter)
+    assert _same(_weights(resumed), whole)
     assert _rows(tmp_path / "run") == _rows(tmp_path / "whole")
+    distill(_superlm(teacher), teacher, text(), OPTIONS, tmp_path / "run", CPU, reporter)
+    assert reporter.lines == [f"resuming training from step 3 of {OPTIONS.steps}", "training: already finished"]
 
 
 def test_sigterm_in_the_last_step_stops_once_the_model_is_saved(
     teacher: Teacher, streams: tuple[Blocks, Blocks], tmp_path: Path
 ) -> None:
-    last = Terminating(streams[0], OPTIONS.steps - 1)
+    last = Terminating(OPTIONS.steps - 1)
     with pytest.raises(Terminated, match="stopped; the model is finished and saved"):  # and another is not begun
-        distill(_superlm(teacher), teacher, last, OPTIONS, tmp_path / "run", CPU)
+        distill(_superlm(teacher), teacher, streams[0], OPTIONS, tmp_path / "run", CPU, last)
     assert (tmp_path / "run" / "trainer_state.json").exists()
 
 
@@ -633,15 +651,15 @@ def test_a_student_that_learns_layer_by_layer_goes_on_with_its_maps_where_it_was
             student = AutoDistilModel(teacher.student_config(load_space("debug").smallest))
             return student, LayerTransfer(student, teacher.model, "mse")
 
-    def train(folder: str, text: TrainingText) -> tuple[Weights, Weights]:
+    def train(folder: str, reporter: Reporter | None = None) -> tuple[Weights, Weights]:
         student, transfer = begin()
-        distill(student, teacher, text, OPTIONS, tmp_path / folder, CPU, transfer=transfer)
+        distill(student, teacher, streams[0], OPTIONS, tmp_path / folder, CPU, reporter, transfer=transfer)
         return _weights(student), _weights(transfer)
 
-    whole = train("whole", streams[0])
+    whole = train("whole")
     with pytest.raises(Terminated):
-        train("run", Terminating(streams[0], 2))
-    resumed = train("run", streams[0])
+        train("run", Terminating(2))
+    resumed = train("run")
     assert all(_same(a, b) for a, b in zip(resumed, whole, strict=True))
     assert not any(_same(a, _weights(b)) for a, b in zip(whole, begin(), strict=True))
     with pytest.raises(InputError, match="holds a run with other settings: transfer was"):

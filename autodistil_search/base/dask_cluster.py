@@ -37,6 +37,8 @@ _LOGGERS = ("distributed", "distributed.client", "tornado.application")
 """Loggers of Dask, whose errors this package tells in its own words."""
 _TRIES_TO_REGISTER = 3
 _SECONDS_BETWEEN_LINES = 60.0
+_BETWEEN_LOOKS = 0.05
+"""Seconds between two looks at workers that load a job."""
 _TASKS = 2**20
 """Amount of a job's resource that a worker has; a task needs 1, so it never limits the tasks of a worker."""
 
@@ -111,11 +113,7 @@ def open_cluster_team(client: Client, job: Job, reporter: Reporter) -> Iterator[
     client.subscribe_topic(job.token, report)
     try:
         _register(client, _Preparation(job))
-        refused = {refusal["worker"]: refusal["reason"] for _, refusal in client.get_events(job.token)}
-        workers = client.scheduler_info(n_workers=-1)["workers"]
-        if workers and all(address in refused for address in workers):
-            who = "the only worker is" if len(workers) == 1 else f"all {len(workers)} workers are"
-            raise InputError(f"{who} refused: {next(iter(refused.values()))}")
+        _wait_for_a_prepared_worker(client, job, reporter)
         yield _ClusterTeam(client, job)
     finally:
         if client.status == "running":  # otherwise the scheduler is gone, and each call would wait for it
@@ -133,6 +131,26 @@ def _wait_for_a_worker(client: Client, reporter: Reporter) -> None:
         reporter.say(f"waiting for a worker of the Dask scheduler at {info['address']}{so_far}")
         with suppress(TimeoutError):
             client.wait_for_workers(1, timeout=_SECONDS_BETWEEN_LINES)
+
+
+def _wait_for_a_prepared_worker(client: Client, job: Job, reporter: Reporter) -> None:
+    """Wait until a worker has loaded the job.
+
+    The refusal of a worker can arrive after its plugin is set up, because workers collect their events.
+
+    Raises:
+        InputError: if all workers are refused; the message has the reason of the first.
+    """
+    while True:
+        _wait_for_a_worker(client, reporter)
+        refused = {refusal["worker"]: refusal["reason"] for _, refusal in client.get_events(job.token)}
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        if any(worker["resources"].get(job.token) for worker in workers.values()):
+            return
+        if workers and all(address in refused for address in workers):
+            who = "the only worker is" if len(workers) == 1 else f"all {len(workers)} workers are"
+            raise InputError(f"{who} refused: {next(iter(refused.values()))}")
+        time.sleep(_BETWEEN_LOOKS)
 
 
 def _register(client: Client, plugin: WorkerPlugin) -> None:

@@ -146,7 +146,9 @@ def distill_together(
         for distillation in distillations:
             stack.enter_context(_locked_for_all(distillation.folder, group))
             bar = stack.enter_context(reporter.bar(distillation.title, "steps", distillation.options.steps))
-            if not _finished_before(distillation, device, bar):
+            if _finished_before(distillation, device, bar):
+                reporter.say(f"{distillation.title}: already finished")
+            else:
                 training = _in_training(distillation, teacher, execution, device)
                 checkpoints = Checkpoints(
                     distillation.folder,
@@ -373,6 +375,9 @@ class _Loops:
             if loop.done == 0:
                 loop.good = True
                 self._write(loop)
+            else:
+                steps = loop.distillation.options.steps
+                self.reporter.say(f"resuming {loop.distillation.title} from step {loop.done:,} of {steps:,}")
 
     def _step(self, step: int) -> bool:
         """Take a step of all trainings that stand there; returns True if a process was asked to stop."""

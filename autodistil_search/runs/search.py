@@ -96,6 +96,7 @@ def search(
         if is_finished(folder):
             for part in (folder, *sorted(folder.glob("superlm/*"))):
                 verify(part)
+            reporter.say(f"{folder} is already finished; showing its result")
             return load_run(folder)
         reopen(folder)
         with _prepared(inputs, folder, clock, reporter, plugins, workers) as prepared:

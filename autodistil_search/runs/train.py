@@ -150,6 +150,8 @@ def _begun(materials: TrainingInputs, watch: _Watch, reporter: Reporter) -> Dist
     """Return the training of a SuperLM from its start. Initial weights are computed only for a new training."""
     group, space = materials.device.processes, watch.space
     course = group.from_main(course_of(watch.folder) if group.main else None)
+    if course is None:
+        reporter.say(f"initialising SuperLM {space.name} from the teacher")
     with seeded(materials.config.seed):
         model = AutoDistilModel(materials.teacher.student_config(space.largest, space))
         notes: Sequence[str] = () if course is None else course.start

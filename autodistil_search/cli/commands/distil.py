@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def _distil(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     config = DistilConfig(**settings)
 
+    reporter.say(f"training a student of {config.run} further; results go to {config.folder}")
+
     from autodistil_search.runs.distil import distil
 
-    reporter.say(f"training a student of {config.run} further; results go to {config.folder}")
     distilled = distil(config, reporter)
     line = (
         f"held-out relation loss {distilled.before:.4f} before, {distilled.after:.4f} after; "

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 def _finetune(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     config = FinetuneConfig(**settings)
 
+    reporter.say(f"fine-tuning {config.model} on {config.task}; results go to {config.folder}")
+
     from autodistil_search.runs.finetune import finetune
 
-    reporter.say(f"fine-tuning {config.model} on {config.task}; results go to {config.folder}")
     run = finetune(config, reporter)
     return Outcome(finetuning_record(run), partial(print_finetuning, run))
 

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 def _search(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     config = SearchConfig.from_dict(settings)
 
+    reporter.say(f"searching {config.space} for {config.objectives}; results go to {config.folder}")
+
     from autodistil_search.runs.search import search
 
-    reporter.say(f"searching {config.space} for {config.objectives}; results go to {config.folder}")
     run = search(config, reporter)
     return Outcome(search_record(run), partial(print_frontier, run))
 

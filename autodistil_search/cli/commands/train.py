@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 def _train(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     config = TrainConfig.from_dict(settings)
 
+    reporter.say(f"training SuperLMs of {config.space}; results go to {config.folder}")
+
     from autodistil_search.runs.train import train
 
-    reporter.say(f"training SuperLMs of {config.space}; results go to {config.folder}")
     folder = train(config, reporter)
     record = {"folder": str(folder), "spaces": config.space_names}
     return Outcome(record, lines(f"search them: autodistil-search search --space {config.space} --superlm {folder}"))

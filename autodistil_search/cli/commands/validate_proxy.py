@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 def _validate_proxy(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     config = ValidateConfig(**settings)
 
+    reporter.say(f"validating the proxy of {config.run}; results go to {config.folder}")
+
     from autodistil_search.runs.validate_proxy import validate_proxy
 
-    reporter.say(f"validating the proxy of {config.run}; results go to {config.folder}")
     validation = validate_proxy(config, reporter)
     return Outcome(validation_record(validation), partial(print_validation, validation))
 

@@ -68,8 +68,7 @@ def test_the_python_of_a_search_and_its_report_runs_as_written(tmp_path, monkeyp
     assert Path("student/model.safetensors").exists()
     assert Path("frontier.png").stat().st_size > 10_000
     for page in ("docs/reports.md", "docs/api.md"):  # they read the same run
-        exec("
-".join(blocks("python", page)), {})
+        exec("\n".join(blocks("python", page)), {})
     assert Path("frontier.pdf").stat().st_size > 10_000
 
 

@@ -20,8 +20,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-import docstring_parser
-
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.passwords import HIDDEN, names_database, without_password
 from autodistil_search.base.standard_streams import discard
@@ -35,6 +33,7 @@ from autodistil_search.base.user_input import (
 )
 from autodistil_search.settings.common import (
     GROUPS,
+    descriptions,
     flag,
     grouped_yaml,
     groups_of,
@@ -341,20 +340,14 @@ def _given_yaml(text: str) -> tuple[Any, str, bool]:
 def add_positional_and_settings(parser: CommandParser, config: type[Any], positional: str) -> None:
     """Add all settings of `config`, one of them as a positional argument."""
     parser.needed.append(positional)
-    word, description = placeholders(config)[positional], _described(helps(config)[positional], None)
+    word, description = placeholders(config)[positional], _described(descriptions(config)[positional], None)
     parser.add_argument(positional, type=as_text, nargs="?", metavar=word, help=description)
     add_settings(parser, config, {field.name for field in fields(config)} - {positional})
 
 
-def helps(config: type[Any]) -> dict[str, str | None]:
-    """Return the description of each setting, from the docstrings of its class."""
-    documented = [entry for base in config.__mro__ for entry in docstring_parser.parse(base.__doc__ or "").params]
-    return {entry.arg_name: entry.description for entry in documented}
-
-
-def _described(description: str | None, default: Any) -> str:
+def _described(description: str, default: Any) -> str:
     """Return the help of a setting, with its default behind the first sentence."""
-    words = " ".join((description or "").split()).replace("%", "%%")
+    words = description.replace("%", "%%")
     if default is None or default is False or default == "":
         return words
     first, *rest = re.split(r"(?<=\.)\s", words, maxsplit=1)
@@ -371,7 +364,7 @@ def add_settings(parser: CommandParser, config: type[Any], names: Container[str]
     parser.config, names_of_settings = config, {setting.name for setting in chosen}
     _add_layers(parser, {"space", "teacher"} <= names_of_settings)
     types, words, groups = get_type_hints(config), placeholders(config), groups_of(config)
-    usual, descriptions = usual_settings(config), helps(config)
+    usual, told = usual_settings(config), descriptions(config)
     if unusual := {setting.name for setting in chosen if setting.name not in usual}:
         parser.hidden |= unusual | {"print_config"}
         others = f"Show the other {len(parser.hidden)} options, too."
@@ -382,7 +375,7 @@ def add_settings(parser: CommandParser, config: type[Any], names: Container[str]
         for setting in members:
             mark = usual.get(setting.name)
             names_of_flag = [*([f"-{mark.letter}"] if mark and mark.letter else []), flag(setting.name)]
-            description = _described(descriptions[setting.name], setting.default)
+            description = _described(told[setting.name], setting.default)
             _add_setting(arguments, names_of_flag, types[setting.name], words[setting.name], description)
             if setting.name == "steps":
                 add_tokens(arguments)

@@ -14,8 +14,8 @@ from autodistil_search.cli.command import Command
 from autodistil_search.cli.parser import CommandParser
 
 NAMES = (
-    *("search", "train", "plan", "profile", "distil", "validate-proxy", "finetune", "list", "partition", "report"),
-    *("export", "runs", "open", "doctor", "completion"),
+    *("search", "all", "train", "plan", "profile", "distil", "validate-proxy", "finetune", "export", "report", "runs"),
+    *("open", "list", "partition", "doctor", "completion"),
 )
 ALIASES = {"distill": "distil"}
 """Other spellings of commands."""
@@ -26,7 +26,7 @@ REPLACED = {
 
 _EXAMPLES = (
     "autodistil-search doctor",
-    "autodistil-search search --objectives acc,flops --space tiny",
+    "autodistil-search search --objectives acc,flops",
     "autodistil-search search --text wiki/*.txt.gz --steps 20000 --constraint 'flops<=1.5G' --out runs/mine",
     "autodistil-search export runs/mine --out my-student --pick 'flops<=200M' --onnx",
 )

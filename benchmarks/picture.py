@@ -1,10 +1,10 @@
 """Students of several spaces beside baselines and teacher: what they have, against what they cost.
 
-    python benchmarks/picture.py runs/results runs/results-shallow --out docs/images/students.png
+    python benchmarks/picture.py runs/results --out docs/images/students.png
 
-Each folder is what results.py left. One panel for the score on `--task`, with the standard deviation of its seeds, and
-one for how well sentence vectors rank the pairs of STS-B with nothing trained. A baseline that several folders trained,
-each at its own learning rate, is there once for each. Subnets that chance chose are hollow.
+Each folder is what results.py left. One panel shows the score on `--task`, with the standard deviation of its seeds.
+The other shows the rank correlation of sentence similarities with the teacher's, with nothing trained on labels. A
+baseline that several folders trained is shown once for each folder. Random subnets are hollow.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from autodistil_search.report.figures import BASELINE_COLOUR, KNEE_COLOUR, SPACE_COLOURS, SPACE_MARKERS
+from autodistil_search.report.style import LIGHT, TEACHER_MARKER, baseline_marker, series_colour, series_marker
 
 STUDENT, DRAWN, BASELINE = "student of the frontier", "subnet at random", "baseline"
 """Kinds of models, as results.py writes them."""
-TEACHER_MARKER, BASELINE_MARKERS = "*", "sDvX"
 
 
 def measured(folders: Sequence[Path], task: str) -> pd.DataFrame:
@@ -48,19 +47,22 @@ def draw(axes: Axes, rows: pd.DataFrame, column: str, spread: str | None, title:
         kind = points["kind"].iloc[0]
         if kind == STUDENT:
             style: dict[str, Any] = {
-                "color": SPACE_COLOURS[students],
-                "marker": SPACE_MARKERS[students],
+                "color": LIGHT[series_colour(students)],
+                "marker": series_marker(students).matplotlib,
                 "linestyle": "-",
             }
             students += 1
         elif kind == DRAWN:  # of the folder whose students were drawn last
             drawn = students - 1
-            style = {"color": SPACE_COLOURS[drawn], "marker": SPACE_MARKERS[drawn], "mfc": "none", "linestyle": "none"}
+            marker = series_marker(drawn).matplotlib
+            style = {"color": LIGHT[series_colour(drawn)], "marker": marker, "mfc": "none", "linestyle": "none"}
         elif kind == BASELINE:
-            style = {"color": BASELINE_COLOUR, "marker": BASELINE_MARKERS[baselines], "linestyle": "none"}
+            marker = baseline_marker(baselines).matplotlib
+            style = {"color": LIGHT["baseline"], "marker": marker, "linestyle": "none"}
             baselines += 1
         else:
-            style = {"color": KNEE_COLOUR, "marker": TEACHER_MARKER, "markersize": 11, "linestyle": "none"}
+            marker = TEACHER_MARKER.matplotlib
+            style = {"color": LIGHT["ink"], "marker": marker, "markersize": 11, "linestyle": "none"}
         bars = None if spread is None else 100 * points[spread]
         axes.errorbar(points["flops"], 100 * points[column], bars, label=series, capsize=2, linewidth=1, **style)
     axes.set(xscale="log", xlabel="FLOPs (multiply-adds, 128 tokens), lower is better")
@@ -75,14 +77,14 @@ def main() -> None:
     """Draw and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--task", default="phrases")
-    parser.add_argument("--title", default="SST-2, 10,288 rows: accuracy, %", help="of the first panel")
+    parser.add_argument("--task", default="topic")
+    parser.add_argument("--title", default="Wikipedia subjects, 1,807 rows: accuracy, %", help="of the first panel")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     rows = measured(given.folders, given.task)
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     draw(panels[0], rows, "mean", "standard_deviation", given.title)
-    draw(panels[1], rows, "rho", None, "STS-B, sentence vectors: Spearman's rho x 100")
+    draw(panels[1], rows, "rho", None, "sentence similarities: Spearman's rho x 100")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(given.out, dpi=120)

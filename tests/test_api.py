@@ -7,6 +7,7 @@ import sys
 import webbrowser
 from dataclasses import fields, replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from transformers import AutoModel, AutoTokenizer
@@ -173,10 +174,10 @@ def test_the_steps_after_a_search_are_methods_of_the_run(run, tmp_path, monkeypa
     table.write_text("text,label\n" + "".join(f"w{i % 7} w{i % 3},{'ab'[i % 2]}\n" for i in range(60)))
     tuned = run.finetune(str(table), pick=1, epochs=1, seeds=1, max_length=16, out=str(tmp_path / "tuned"))
     assert f"accuracy {tuned.mean_and_spread('accuracy')[0]:.4f}, " in str(tuned)
-    opened = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
+    browser = Mock(spec=webbrowser.BackgroundBrowser("firefox"))
+    monkeypatch.setattr(webbrowser, "get", lambda: browser)
     assert run.open_report() == (run.folder / "report.html").resolve()
-    assert opened == [(run.folder / "report.html").resolve().as_uri()]
+    browser.open.assert_called_once_with((run.folder / "report.html").resolve().as_uri())
 
 
 def test_the_package_and_its_search_are_imported_without_torch():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import webbrowser
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from autodistil_search.api import steps
 from autodistil_search.api.keywords import by_keyword
+from autodistil_search.base.browser import open_in_browser
 from autodistil_search.base.default_reporter import default_reporter
 from autodistil_search.base.files import whole_folder
 from autodistil_search.report.file_names import PAGE
@@ -98,7 +98,7 @@ class Run(finished_run.Run):
     def open_report(self) -> Path:
         """Open `report.html` in a browser, and return its path. Without a browser, only the path is returned."""
         page = (self.folder / PAGE).resolve()
-        webbrowser.open(page.as_uri())
+        open_in_browser(page)
         return page
 
     def saved_student(self, pick: str) -> Path:

@@ -39,8 +39,7 @@ from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.model_folder import save_tokenizer
 
 _SHARE_OF_RATE = 0.25
-"""Share of the SuperLM's peak learning rate. At half of that rate, a student lost the gains from the end of the
-SuperLM's schedule (docs/results.md)."""
+"""Share of the SuperLM's peak learning rate. A higher rate loses the gains from the end of the SuperLM's schedule."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class PlannedTraining:
             {
                 "space": plan.name,
                 "steps": plan.steps,
+                "tokens": plan.steps * plan.devices * plan.rows * plan.seq_len,
                 "devices": plan.devices,
                 "rows_per_device": plan.rows,
                 "seq_len": plan.seq_len,

@@ -145,6 +145,7 @@ def test_a_run_says_what_it_holds_and_what_to_call_next(run):
     (number,) = (i for i, knee in enumerate(run.frontier["knee"], start=1) if knee)
     assert f"row {number}, debug: " in words
     assert "objectives relation_loss, flops" in words
+    assert run.report.headline.sentences[0] in words
     for call in ("distil", "finetune", "export", "open_report", "student", "pick"):
         assert f"run.{call}(" in words
         assert callable(getattr(run, call))

@@ -43,12 +43,14 @@ class Run(finished_run.Run):
         rows = frontier.to_dict("records")  # native numbers instead of numpy's
         number, row = next((i, row) for i, row in enumerate(rows, start=1) if row["knee"])
         knee = {str(key): value for key, value in row.items()}
+        headline = [] if report.headline is None else report.headline.sentences[:1]
         return "\n".join(
             [
                 f"Run {self.folder}: space {spaces}; objectives {', '.join(self.summary['objectives'])}",
                 f"  scored    {len(self.evaluations)} subnets, {len(frontier)} on the frontier",
                 f"  frontier  {', '.join(ranges)}",
                 f"  knee      row {number}, {subnet_words(knee)}; {', '.join(value_words(knee, report.columns))}",
+                *(f"  pick      {words}" for words in headline),
                 "  next      run.frontier, run.pick('flops<=200M'), run.student(), run.distil(steps=...), "
                 "run.finetune(task=...), run.export('my-student'), run.open_report()",
             ]

@@ -59,7 +59,7 @@ def toy_report(seed=0, name="toy"):
     return replace(report, runs=[RunPart(name, f"runs/{name}", curves=curves)])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
@@ -126,6 +126,13 @@ def selected(page):
 def test_it_opens_offline_and_without_complaints(page):
     assert page.complaints == []
     assert [url.partition(":")[0] for url in page.asked_for] == ["file", "blob"]  # itself, and the library inside it
+
+
+def test_no_button_sends_the_figure_elsewhere(page):
+    buttons = page.locator('[data-chart="frontier"] .modebar-btn').evaluate_all(
+        "all => all.map((one) => one.ariaLabel)"
+    )
+    assert buttons == ["Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"]
 
 
 def test_without_scripts_its_figures_are_pictures(browser, tmp_path):
@@ -227,6 +234,7 @@ def test_axes_and_colours_can_be_chosen(page, run):
     first = run.evaluations[run.evaluations["space"] == "space 0"]
     assert drawn[:3] == [first[name].to_list() for name in ("relation_loss", "speed", "layers")]
     assert drawn[3] == "speed<br>rows/s; higher is better"
+    assert page.complaints == []
     assert page.input_value("#axis-x") == "relation_loss"
 
 

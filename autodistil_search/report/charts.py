@@ -58,6 +58,8 @@ Spec = dict[str, Any]
 """Trace, layout or figure, as plotly reads it."""
 CONFIG: Mapping[str, Any] = {
     "displaylogo": False,
+    "showSendToCloud": False,  # nothing leaves the page
+    "plotlyServerURL": "",
     "responsive": True,
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
     "toImageButtonOptions": {"format": "png", "scale": 2},
@@ -109,12 +111,26 @@ def frontier_chart(
     layout = frontier_layout(report) | {"xaxis": axis_layout(report, x), "yaxis": axis_layout(report, y)}
     if colour is not None:
         layout["coloraxis"] = size_layout(colour)
+    if colour is not None:
+        data += key_traces(data)
     return {"data": [*data, *overlay_traces(report, x, y), *mark_traces()], "layout": layout}, points
 
 
 def sized(trace: Spec, sizes: Sequence[float]) -> Spec:
     """Return the changes of a trace whose points are coloured by a size."""
-    return {"marker": {**trace["marker"], "color": list(sizes), "coloraxis": "coloraxis", "opacity": 0.9}}
+    marker = {**trace["marker"], "color": list(sizes), "coloraxis": "coloraxis", "opacity": 0.9}
+    return {"marker": marker, "showlegend": False}
+
+
+def key_traces(traces: Sequence[Spec]) -> list[Spec]:
+    """Return a trace without points for each name of scored subnets, for the legend if sizes give the colours."""
+    keys = []
+    for trace in traces:
+        if "line" not in trace["marker"]:
+            marker = {"symbol": trace["marker"]["symbol"], "size": 6, "color": "quiet"}
+            keys.append({"type": "scatter", "mode": "markers", "x": [None], "y": [None], "marker": marker})
+            keys[-1] |= {"name": trace["name"], "hoverinfo": "skip"}
+    return keys
 
 
 def size_layout(name: str) -> Spec:

@@ -1,9 +1,9 @@
 """Multi-objective search for compressed language encoders, after AutoDistil (arXiv 2201.12507).
 
-    from autodistil_search import SearchConfig, search
+    import autodistil_search
 
-    run = search(SearchConfig(objectives="acc,flops", space="tiny"))
-    print(run.frontier)
+    run = autodistil_search.search(space="tiny", objectives="acc,flops")
+    print(run)
 
 Names are imported when first used, so that `import autodistil_search` needs neither torch nor transformers.
 """
@@ -19,19 +19,15 @@ from autodistil_search.base.version import __version__
 let_idle_threads_sleep()  # before anything loads torch
 
 if TYPE_CHECKING:
+    from autodistil_search.api.run import Run, load_run, open_subnets, search
+    from autodistil_search.api.steps import distil, export, finetune, plan, profile, train, validate_proxy
     from autodistil_search.base.errors import ExecutorError, InputError
     from autodistil_search.base.plugins import Plugins
-    from autodistil_search.export.student_folder import export_student
+    from autodistil_search.base.progress import Reporter
     from autodistil_search.nas.adapters import SubnetObjective, SubnetProblem
     from autodistil_search.nas.objectives import Objective
     from autodistil_search.nas.proxies import ProxyKind
     from autodistil_search.report.data import ParetoReport
-    from autodistil_search.runs.distil import distil
-    from autodistil_search.runs.finetune import finetune
-    from autodistil_search.runs.finished_run import Run, load_run
-    from autodistil_search.runs.search import open_subnets, search
-    from autodistil_search.runs.train import train
-    from autodistil_search.runs.validate_proxy import validate_proxy
     from autodistil_search.settings.distil import DistilConfig
     from autodistil_search.settings.export import ExportOptions
     from autodistil_search.settings.finetune import FinetuneConfig
@@ -57,7 +53,8 @@ _HOMES = {
     "ParetoReport": "report.data",
     "Plugins": "base.plugins",
     "ProxyKind": "nas.proxies",
-    "Run": "runs.finished_run",
+    "Reporter": "base.progress",
+    "Run": "api.run",
     "SearchConfig": "settings.search",
     "SearchSpace": "spaces.search_space",
     "Subnet": "spaces.subnet",
@@ -65,20 +62,22 @@ _HOMES = {
     "SubnetProblem": "nas.adapters",
     "TrainConfig": "settings.train",
     "ValidateConfig": "settings.validate_proxy",
-    "distil": "runs.distil",
-    "export_student": "export.student_folder",
-    "finetune": "runs.finetune",
+    "distil": "api.steps",
+    "export": "api.steps",
+    "finetune": "api.steps",
     "flops": "spaces.cost",
-    "load_run": "runs.finished_run",
+    "load_run": "api.run",
     "load_space": "spaces.search_space",
     "load_teacher": "teachers.loading",
-    "open_subnets": "runs.search",
+    "open_subnets": "api.run",
     "params": "spaces.cost",
     "partition": "spaces.partition",
-    "search": "runs.search",
+    "plan": "api.steps",
+    "profile": "api.steps",
+    "search": "api.run",
     "shipped_spaces": "spaces.search_space",
-    "train": "runs.train",
-    "validate_proxy": "runs.validate_proxy",
+    "train": "api.steps",
+    "validate_proxy": "api.steps",
 }
 
 __all__ = [
@@ -93,6 +92,7 @@ __all__ = [
     "ParetoReport",
     "Plugins",
     "ProxyKind",
+    "Reporter",
     "Run",
     "SearchConfig",
     "SearchSpace",
@@ -103,7 +103,7 @@ __all__ = [
     "ValidateConfig",
     "__version__",
     "distil",
-    "export_student",
+    "export",
     "finetune",
     "flops",
     "load_run",
@@ -112,6 +112,8 @@ __all__ = [
     "open_subnets",
     "params",
     "partition",
+    "plan",
+    "profile",
     "search",
     "shipped_spaces",
     "train",

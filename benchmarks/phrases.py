@@ -1,6 +1,6 @@
 """SST-2 with 10,288 rows to measure on instead of 872: a sixth of its training sentences, with all their phrases.
 
-    python benchmarks/phrases.py --data DATA --to FOLDER
+    python benchmarks/phrases.py --data DATA --out FOLDER
 
 The accuracy of a model on 872 rows has a standard error of 1.4 points, as much as students of a sub-space differ.
 SST-2's training rows are phrases of 6,885 sentences. A row is kept back if each sentence with that phrase is kept
@@ -67,9 +67,9 @@ def main() -> None:
     """Write the folder and say what is in it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with glue/SST-2")
-    parser.add_argument("--to", type=Path, default=Path("runs/phrases"))
+    parser.add_argument("--out", type=Path, default=Path("runs/phrases"))
     given = parser.parse_args()
-    folder = write(given.data, given.to)
+    folder = write(given.data, given.out)
     for name in ("train", "dev"):
         print(f"{folder / name}.tsv: {len((folder / f'{name}.tsv').read_text().splitlines()) - 1:,} rows")
 

@@ -1,6 +1,6 @@
 """Students of several spaces beside baselines and teacher: what they have, against what they cost.
 
-    python benchmarks/picture.py runs/results runs/results-shallow --to docs/images/students.png
+    python benchmarks/picture.py runs/results runs/results-shallow --out docs/images/students.png
 
 Each folder is what results.py left. One panel for the score on `--task`, with the standard deviation of its seeds, and
 one for how well sentence vectors rank the pairs of STS-B with nothing trained. A baseline that several folders trained,
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--task", default="phrases")
     parser.add_argument("--title", default="SST-2, 10,288 rows: accuracy, %", help="of the first panel")
-    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     rows = measured(given.folders, given.task)
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
@@ -87,7 +87,7 @@ def main() -> None:
     draw(panels[1], rows, "rho", None, "STS-B, sentence vectors: Spearman's rho x 100")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(given.to, dpi=120)
+    figure.savefig(given.out, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Reference results on real text and tasks: SuperLM, frontier, baselines, students, fine-tuned scores, ranking.
 
-    python benchmarks/results.py --data DATA --to FOLDER
+    python benchmarks/results.py --data DATA --out FOLDER
 
 DATA holds `wiki/train.txt.gz` (paragraphs, one a line) and GLUE's files in `glue/SST-2` and so on; the task `phrases`
 is SST-2 with 10,288 rows to measure on (phrases.py). Every step is a command of the product, printed before it runs;
@@ -65,9 +65,9 @@ class Pipeline:
     arguments: argparse.Namespace
 
     @property
-    def to(self) -> Path:
+    def out(self) -> Path:
         """Where everything goes."""
-        return Path(self.arguments.to)
+        return Path(self.arguments.out)
 
     def command(self, *words: str, log: str, threads: int | None = None) -> None:
         """Run a command of the product; its output goes to a log.
@@ -79,13 +79,13 @@ class Pipeline:
         environment = dict(os.environ)
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
-        self.to.mkdir(parents=True, exist_ok=True)
-        with (self.to / f"{log}.log").open("a") as file:
+        self.out.mkdir(parents=True, exist_ok=True)
+        with (self.out / f"{log}.log").open("a") as file:
             done = subprocess.run(
                 [sys.executable, "-m", "autodistil_search", *words], stdout=file, stderr=file, env=environment
             )
         if done.returncode:
-            raise RuntimeError(f"{shlex.join(words)} ended with {done.returncode}; see {self.to / log}.log")
+            raise RuntimeError(f"{shlex.join(words)} ended with {done.returncode}; see {self.out / log}.log")
 
     def train(self) -> None:
         """The SuperLM."""
@@ -93,15 +93,15 @@ class Pipeline:
         text = str(Path(given.data) / "wiki" / "train.txt.gz")
         sizes = ["--steps", str(given.steps), "--batch-size", str(given.batch_size), "--lr", str(given.lr)]
         sizes += ["--hidden", str(given.hidden)]
-        out = str(self.to / "superlm")
+        out = str(self.out / "superlm")
         self.command("train", "--space", given.space, "--text", text, *sizes, "--out", out, log="train")
 
     def search(self) -> Run:
         """The whole space, and the baselines."""
-        out = self.to / "run"
+        out = self.out / "run"
         if not (out / "summary.json").exists():
             scored = ["--engine", "exhaustive", "--evaluations", "256", "--baselines", self.arguments.baselines]
-            superlm = str(self.to / "superlm")
+            superlm = str(self.out / "superlm")
             space = self.arguments.space
             self.command("search", "--space", space, "--superlm", superlm, *scored, "--out", str(out), log="search")
         return load_run(out)
@@ -110,7 +110,7 @@ class Pipeline:
         """The chosen students, trained further."""
         rows = [run.pick(pick) for pick in self.arguments.picks.split(",")]
         numbers = dict.fromkeys(1 + run.frontier.index.to_list().index(row.name) for row in rows)
-        return [self._distilled(run, number, self.to / "students" / str(number), STUDENT) for number in numbers]
+        return [self._distilled(run, number, self.out / "students" / str(number), STUDENT) for number in numbers]
 
     def draw(self, run: Run, students: Sequence[Model]) -> list[Model]:
         """Two subnets that chance chose for each student, a little cheaper and a little dearer, trained further."""
@@ -119,7 +119,7 @@ class Pipeline:
             least, most = (1 - NEAR) * student.flops, (1 + NEAR) * student.flops
             for side, low, high in (("cheaper", least, student.flops - 1), ("dearer", student.flops + 1, most)):
                 if run.evaluations["flops"].between(low, high).any():
-                    model = self._drawn(self.to / "drawn" / f"{student.slug}-{side}", low, high)
+                    model = self._drawn(self.out / "drawn" / f"{student.slug}-{side}", low, high)
                     found.setdefault(model.name, model)  # chance may choose one again
         return list(found.values())
 
@@ -127,7 +127,7 @@ class Pipeline:
         if not (out / "summary.json").exists():
             near = ["--constraint", f"flops>={low:.0f}", "--constraint", f"flops<={high:.0f}"]
             chance = ["--engine", "random", "--evaluations", "1", "--baselines", "none"]
-            where = ["--space", self.arguments.space, "--superlm", str(self.to / "superlm"), "--out", str(out)]
+            where = ["--space", self.arguments.space, "--superlm", str(self.out / "superlm"), "--out", str(out)]
             self.command("search", *where, *chance, *near, log="drawn")
         return self._distilled(load_run(out), 1, out.with_name(f"{out.name}-student"), DRAWN)
 
@@ -153,7 +153,7 @@ class Pipeline:
         given = self.arguments
         asked = [[*task.split(":"), "", ""][:3] for task in given.tasks.split(",")]
         if any(task == PHRASES for task, *_ in asked):
-            made = ["--data", given.data, "--to", str(self.to / PHRASES)]
+            made = ["--data", given.data, "--out", str(self.out / PHRASES)]
             subprocess.run([sys.executable, str(Path(__file__).with_name("phrases.py")), *made], check=True)
         told = [(task, rows or str(given.rows), lr or given.finetune_lr) for task, rows, lr in asked]
         jobs = [(model, *each) for each in told for model in models]
@@ -162,10 +162,10 @@ class Pipeline:
         return pd.DataFrame(found)
 
     def _finetuned(self, model: Model, task: str, rows: str, lr: str) -> dict[str, object]:
-        given, out = self.arguments, self.to / "tuned" / f"{model.slug}-{task}"
+        given, out = self.arguments, self.out / "tuned" / f"{model.slug}-{task}"
         if not (out / "summary.json").exists():
             settings = {
-                "task": str(self.to / PHRASES / "SST-2" if task == PHRASES else Path(given.data) / "glue" / task),
+                "task": str(self.out / PHRASES / "SST-2" if task == PHRASES else Path(given.data) / "glue" / task),
                 "lr": lr,
                 "epochs": str(given.epochs),
                 "train-rows": rows,
@@ -189,7 +189,7 @@ class Pipeline:
 
     def sentence_vectors(self, models: Sequence[Model]) -> pd.DataFrame:
         """For each model, how well its sentence vectors rank the pairs of STS-B's dev, with nothing trained on them."""
-        path = self.to / "vectors.csv"
+        path = self.out / "vectors.csv"
         known = pd.read_csv(path).set_index("model")["rho"].to_dict() if path.exists() else {}
         teacher = load_teacher()
         dev = load_task(str(Path(self.arguments.data) / "glue" / "STS-B")).dev
@@ -205,7 +205,7 @@ class Pipeline:
 
     def validate(self, run: Run) -> Path:
         """How well the proxy ranks."""
-        out, given = self.to / "validation", self.arguments
+        out, given = self.out / "validation", self.arguments
         if not (out / "summary.json").exists():
             glue, lr = Path(given.data) / "glue", given.finetune_lr.split(",")[0]
             drawn = ["--subnets", str(given.subnets), "--alone-steps", str(given.alone_steps)]
@@ -256,7 +256,7 @@ def main() -> None:
     """Run what has not been run yet, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with wiki/ and glue/")
-    parser.add_argument("--to", default="runs/results", help="folder for everything")
+    parser.add_argument("--out", default="runs/results", help="folder for everything")
     parser.add_argument("--space", default="tiny", help="a packaged one, or a YAML file")
     parser.add_argument("--steps", type=int, default=1200, help="of the SuperLM and of each baseline")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -292,11 +292,11 @@ def main() -> None:
     if len(teacher):  # its own shape is among the baselines, so what it costs is known
         models.append(Model("teacher", TEACHER, PACKAGED, teacher["flops"].iloc[0], teacher["params"].iloc[0]))
     scores = pipeline.finetune(models)
-    scores.to_csv(pipeline.to / "scores.csv", index=False)
+    scores.to_csv(pipeline.out / "scores.csv", index=False)
     vectors = pipeline.sentence_vectors(models)
     validation = pipeline.validate(run) if pipeline.arguments.subnets else None
-    (pipeline.to / "results.md").write_text(tables(run, scores, vectors, validation))
-    print(f"{pipeline.to / 'results.md'}")
+    (pipeline.out / "results.md").write_text(tables(run, scores, vectors, validation))
+    print(f"{pipeline.out / 'results.md'}")
 
 
 if __name__ == "__main__":

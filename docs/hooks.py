@@ -26,5 +26,5 @@ def _commands() -> str:
     commands = next(action for action in parser._actions if action.dest == "command").choices
     parts = ["# Commands", "As `--help` prints them.", f"```text\n{parser.format_help()}```"]
     for name, command in commands.items():
-        parts += [f"## {name}", f"```text\n{command.format_help()}```"]
+        parts += [f"## {name}", f"```text\n{command.format_help(everything=True)}```"]
     return "\n\n".join(parts) + "\n"

@@ -16,7 +16,7 @@ from autodistil_search.settings.search import SearchConfig
 ROOT = Path(autodistil_search.__file__).parent
 PACKAGES = (
     *("base", "spaces", "text", "superlm", "teachers", "distillation", "tasks", "nas", "report", "settings", "runs"),
-    *("export", "cli"),
+    *("exporting", "api", "cli"),
 )
 """In the order of imports, which is the method's."""
 ENTRY_POINTS = {"__init__", "__main__"}
@@ -82,7 +82,7 @@ def test_an_init_holds_a_docstring_alone_and_declares_its_package_internal():
 
 LIGHT = (
     *("base.errors", "spaces.search_space", "spaces.partition", "spaces.cost", "nas.pareto", "nas.objectives"),
-    *("settings.search", "settings.finetune", "cli.main", "cli.completion_script"),
+    *("settings.search", "settings.finetune", "api.run", "cli.main", "cli.completion_script"),
     *(f"cli.commands.{path.stem}" for path in sorted((ROOT / "cli" / "commands").glob("[a-z]*.py"))),
 )
 """What `--help`, `list`, `partition`, `completion` and a refused setting need: they are to answer at once."""

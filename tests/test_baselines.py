@@ -17,7 +17,7 @@ from autodistil_search.base.files import cache_folder, read_json
 from autodistil_search.base.progress import Reporter
 from autodistil_search.distillation import training_step
 from autodistil_search.distillation.layer_losses import LayerTransfer
-from autodistil_search.export.student_folder import export_student
+from autodistil_search.exporting.student_folder import export_student
 from autodistil_search.nas import baseline_training
 from autodistil_search.nas.baseline_training import SHAPES
 from autodistil_search.nas.baselines import COPY, DISTILLED, DRAWN, MINILM, TINYBERT

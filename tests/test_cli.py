@@ -65,11 +65,7 @@ def test_every_way_in_is_the_same_command():
     refused = ("--evaluations", "0")  # at once, without torch
     outcomes = [in_a_process(*way, *refused) for way in (["search.py"], ["-m", "autodistil_search", "search"])]
     assert [outcome.returncode for outcome in outcomes] == [2, 2]
-    assert (
-        outcomes[0].stderr
-        == outcomes[1].stderr
-        == ("autodistil-search: --evaluations 0; allowed: whole numbers from 1\n")
-    )
+    assert outcomes[0].stderr == outcomes[1].stderr == ("error: --evaluations 0; allowed: whole numbers from 1\n")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +81,9 @@ def test_every_setting_has_a_flag_with_help_and_the_default(name, setting):
     action = next(action for action in command._actions if action.dest == setting)
     assert f"--{setting.replace('_', '-')}" in action.option_strings
     assert action.help
-    assert action.default == SearchConfig.__dataclass_fields__[setting].default
+    default = SearchConfig.__dataclass_fields__[setting].default
+    shown = f"{default:g}" if isinstance(default, float) else str(default)
+    assert (f"(default: {shown})." in action.help) == (default is not None and default is not False and default != "")
 
 
 def test_a_config_file_gives_the_settings_and_flags_override_it(toy_config, tmp_path):
@@ -186,7 +184,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, got, allowed, toy_config
         (["search", "--objectives=acc", "--eval=3"], "unrecognized arguments: --eval"),
         (["train", "--step", "3"], "did you mean '--steps'"),
         (["finetune", "packaged", "--seed", "3"], "did you mean '--seeds'"),
-        (["export", "x", "--to", "y", "--push", "me/x"], "unrecognized arguments: --push"),
+        (["export", "x", "--out", "y", "--push", "me/x"], "unrecognized arguments: --push"),
         (["serach"], "did you mean 'search'"),
         (["search", "--config", "{stepz: 3}"], "did you mean 'steps'"),
         (["search", "--engine", "nsga22"], "allowed: surrogate, nsga2"),
@@ -228,12 +226,12 @@ def test_every_number_of_every_command_is_plain_digits(refusal):
     assert {"plan devices", "plan batch_size", "partition k", "profile latency_batch"} < whole
     for text in ("1_0", "\uff13", "nan", "1e400", "&a [*a]", "9" * 5000):
         for flag in ("--steps", "--lr"):
-            assert re.match(rf"autodistil-search: {flag} '.{{1,64}}; allowed: ", refusal(["search", f"{flag}={text}"]))
+            assert re.match(rf"error: {flag} '.{{1,64}}; allowed: ", refusal(["search", f"{flag}={text}"]))
 
 
 def test_the_worker_of_earlier_versions_says_what_replaces_it(refusal):
     line = refusal(["worker", "--storage", "postgresql://me@db/nas"])
-    assert line.startswith("autodistil-search: worker is no longer a command; allowed: start Dask workers, such as ")
+    assert line.startswith("error: worker is no longer a command; allowed: start Dask workers, such as ")
 
 
 @pytest.mark.parametrize("command", [["search"], ["train"], ["finetune", "packaged"], ["validate-proxy", "runs/a"]])
@@ -272,7 +270,7 @@ def test_out_of_memory_is_one_line_that_says_what_to_do(error, what, run_instead
         run_instead("search", run)
         assert main(["search"]) == 1
         told = capsys.readouterr().err
-        assert told.startswith(f"autodistil-search: out of memory{what}; finished work is kept; try --accumulate 2, ")
+        assert told.startswith(f"error: out of memory{what}; finished work is kept; try --accumulate 2, ")
         assert "a smaller --batch-size, a shorter --seq-len, fewer --eval-blocks" in told
         assert told.count("\n") == 1
     blameless = InputError("no text file 'out of memory.txt'")
@@ -290,5 +288,5 @@ def test_an_interrupted_search_says_how_to_go_on(toy_config, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     process.join(timeout=60)
     assert process.exitcode == 130
-    assert (tmp_path / "printed").read_text() == "autodistil-search: stopped; the same command continues from here\n"
+    assert (tmp_path / "printed").read_text() == "stopped; the same command continues from here\n"
     assert list((Path(config.out) / "superlm" / "debug").glob("checkpoint-*.json"))

@@ -19,8 +19,8 @@ from autodistil_search.base.manifest import KINDS, LOGS, MANIFEST, NAMES_MANIFES
 from autodistil_search.base.progress import Reporter
 from autodistil_search.cli.main import main
 from autodistil_search.distillation.checkpoints import load_finished
-from autodistil_search.export.student_folder import export_student
-from autodistil_search.export.student_source import find_exportable
+from autodistil_search.exporting.student_folder import export_student
+from autodistil_search.exporting.student_source import find_exportable
 from autodistil_search.runs.distil import distil
 from autodistil_search.runs.finetune import finetune, model_source
 from autodistil_search.settings.distil import DistilConfig

@@ -157,7 +157,7 @@ def test_the_whole_way_from_the_frontier_to_a_measured_classifier(run, config, t
     assert distilled["row"]["flops"] == run.knee["flops"]
     flags = ["--epochs", "1", "--seeds", "2", "--max-length", "8", "--lr", "1e-3", *columns]
     finetuned = printed_json(["finetune", student, "--task", str(table), *flags, "--out", tuned])
-    found = printed_json(["export", tuned, "--to", exported, "--int8", "--task", str(table)])
+    found = printed_json(["export", tuned, "--out", exported, "--int8", "--task", str(table)])
     assert found == {"folder": exported, **json.loads((Path(exported) / "export.json").read_text())}
     summary = json.loads((Path(tuned) / "summary.json").read_text())
     results = pd.read_csv(Path(tuned) / "results.csv").set_index("seed")
@@ -180,8 +180,8 @@ def test_the_whole_way_from_the_frontier_to_a_measured_classifier(run, config, t
     usual, other, to = tmp_path / "usual.csv", tmp_path / "other.csv", str(tmp_path / "x")
     usual.write_text("text,label\n" + rows)
     other.write_text("words,kind\n" + rows.replace(",a", ",c"))
-    assert "the student no such head" in refusal(["export", student, "--to", to, "--task", str(usual)])
-    told = refusal(["export", tuned, "--to", to, "--task", str(other)])
+    assert "the student no such head" in refusal(["export", student, "--out", to, "--task", str(usual)])
+    told = refusal(["export", tuned, "--out", to, "--task", str(other)])
     assert "the student has a head for labels a, b, task 'other' has b, c; allowed:" in told
 
 
@@ -189,4 +189,4 @@ def test_what_has_not_ended_is_not_taken_for_a_model(config, refusal, tmp_path):
     for name in ("distil.yaml", "finetune.yaml"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text("")
-        assert "is not finished" in refusal(["export", str(tmp_path / name), "--to", str(tmp_path / "x")])
+        assert "is not finished" in refusal(["export", str(tmp_path / name), "--out", str(tmp_path / "x")])

@@ -223,8 +223,8 @@ def words_of(line):
 def test_the_commands_of_a_page_are_accepted(page):
     parsed = [make_parser().parse_args(words) for words in commands_in(page)]
     if page == "README.md":
-        assert parsed[0].search.objectives == "acc,flops,params"
-        assert parsed[0].search.text == ["wiki/*.txt.gz", "books.txt"]
+        assert parsed[0].objectives == "acc,flops,params"
+        assert parsed[0].text == ["wiki/*.txt.gz", "books.txt"]
         assert [each.command for each in parsed] == ["search", "search", "search"]
 
 

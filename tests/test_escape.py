@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from matplotlib.text import Text
 
 from autodistil_search.base.progress import ConsoleReporter, plain_console
-from autodistil_search.export.model_card import Card, ObjectiveValue
+from autodistil_search.exporting.model_card import Card, ObjectiveValue
 from autodistil_search.nas import baselines
 from autodistil_search.nas.baselines import Baseline
 from autodistil_search.nas.engine_comparison import COLUMNS

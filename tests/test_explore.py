@@ -120,7 +120,7 @@ def test_facts_say_which_row_of_the_frontier_a_subnet_is_and_how_to_get_it(repor
         assert told == facts(report, row)
         knee = ", its knee" if row["knee"] else ""
         assert told.place == f"row {number} of {len(report.frontier)} of the frontier{knee}"
-        assert told.get == f"autodistil-search export runs/toys --pick {number} --to student"
+        assert told.get == f"autodistil-search export runs/toys --pick {number} --out student"
         assert sum(told.parts.values()) == row["params"]
         assert list(told.parts) == ["embeddings", "attention", "FFN", "pooler"]
     knee = facts(report, pick(report, "knee"))

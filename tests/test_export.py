@@ -33,8 +33,8 @@ from autodistil_search import SearchConfig, load_run
 from autodistil_search.base.errors import ExportError, InputError
 from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.cli.main import main
-from autodistil_search.export import onnx_files
-from autodistil_search.export.student_folder import export_student
+from autodistil_search.exporting import onnx_files
+from autodistil_search.exporting.student_folder import export_student
 from autodistil_search.runs.finished_run import Run
 from autodistil_search.settings.export import ExportOptions
 from autodistil_search.spaces.cost import flops
@@ -399,7 +399,7 @@ def run(toy_config: SearchConfig, searched: Callable[[SearchConfig], Run]) -> Ru
 
 def test_a_picked_row_of_a_run_is_exported_with_what_is_known_of_it(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    assert main(["export", str(run.folder), "--to", str(folder), "--pick", "1", "--int8"]) == 0
+    assert main(["export", str(run.folder), "--out", str(folder), "--pick", "1", "--int8"]) == 0
     row = run.frontier.iloc[0]
     card = (folder / "README.md").read_text()
     assert f"row 1 of {len(run.frontier)} of the frontier of space debug" in card
@@ -457,7 +457,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
 ) -> None:
     _, source = saved(NO_BERT)
     _, unlike = saved(UNLIKE_FFN, name="unlike")
-    to = ["--to", str(tmp_path / "out")]
+    to = ["--out", str(tmp_path / "out")]
     assert "no divisor of hidden size 40 is at least 3" in refusal(["export", str(source), *to, "--format", "bert"])
     assert "its layers have different FFN sizes" in refusal(["export", str(unlike), *to, "--format", "bert"])
     assert "allowed: bert, own" in refusal(["export", str(saved(name="fits")[1]), *to, "--format", "mpnet"])
@@ -512,9 +512,9 @@ def test_an_earlier_export_is_replaced_and_other_folders_are_left_alone(
     assert not (to / "model.onnx").exists()
     assert [path.name for path in to.parent.iterdir()] == ["out"]
     (to / "mine.txt").write_text("keep")
-    assert "holds 'mine.txt', which no export wrote" in refusal(["export", str(source), "--to", str(to)])
-    assert "is or holds the folder to export" in refusal(["export", str(source), "--to", str(source)])
-    assert "is not a folder" in refusal(["export", str(source), "--to", str(source / "config.json")])
+    assert "holds 'mine.txt', which no export wrote" in refusal(["export", str(source), "--out", str(to)])
+    assert "is or holds the folder to export" in refusal(["export", str(source), "--out", str(source)])
+    assert "is not a folder" in refusal(["export", str(source), "--out", str(source / "config.json")])
     empty = tmp_path / "empty"
     empty.mkdir()
     assert (export_student(source, empty, ExportOptions()) / "README.md").exists()
@@ -534,14 +534,14 @@ def test_a_place_that_holds_more_than_an_export_is_refused(
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home / "work" / "out")  # an earlier export, which may be replaced from elsewhere
     before = sorted(tmp_path.rglob("*"))
-    told = refusal(["export", source, "--to", str(home) if to == "~" else to])
+    told = refusal(["export", source, "--out", str(home) if to == "~" else to])
     assert re.search("is or holds the (current|home) folder; allowed", told)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def _export_in_the_middle(source: Path, to: Path, begun: Any, goes_on: Any) -> None:
     """For a process of its own: export, but wait in the middle."""
-    from autodistil_search.export import student_folder as module
+    from autodistil_search.exporting import student_folder as module
 
     measure = module._measure
 
@@ -551,7 +551,7 @@ def _export_in_the_middle(source: Path, to: Path, begun: Any, goes_on: Any) -> N
         return measure(*arguments)
 
     module._measure = waiting
-    sys.exit(main(["export", str(source), "--to", str(to), "--quiet"]))
+    sys.exit(main(["export", str(source), "--out", str(to), "--quiet"]))
 
 
 def test_two_exports_to_one_folder_do_not_mix_and_a_killed_one_is_no_obstacle(
@@ -562,7 +562,7 @@ def test_two_exports_to_one_folder_do_not_mix_and_a_killed_one_is_no_obstacle(
     process = SERVER.Process(target=_export_in_the_middle, args=(first, to, begun, goes_on))
     process.start()
     begun.wait()
-    told = refusal(["export", str(other), "--to", str(to)])
+    told = refusal(["export", str(other), "--out", str(to)])
     assert f"another process is using {to} (process {process.pid} on " in told
     goes_on.set()
     process.join()
@@ -600,7 +600,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_export(
     export_student(saved(name="other")[1], to, ExportOptions())
     before = {path.name: path.read_bytes() for path in to.iterdir()}
     limit = limit or (source / "model.safetensors").stat().st_size + 500  # an ONNX file holds the graph, too
-    arguments = ["export", str(source), "--to", str(to), "--int8", "--quiet"]
+    arguments = ["export", str(source), "--out", str(to), "--int8", "--quiet"]
     process = SERVER.Process(target=_with_a_limit, args=(arguments, limit, printed))
     process.start()
     process.join()
@@ -621,7 +621,7 @@ def test_an_export_that_is_stopped_half_way_leaves_the_earlier_one_and_no_half_f
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("autodistil_search.export.model_card.Card.write", stop)
+        patch.setattr("autodistil_search.exporting.model_card.Card.write", stop)
         with pytest.raises(KeyboardInterrupt):
             export_student(source, to, ExportOptions())
     assert not to.exists()
@@ -631,7 +631,7 @@ def test_an_export_that_is_stopped_half_way_leaves_the_earlier_one_and_no_half_f
     (tmp_path / ".out.autodistil-new").mkdir()  # as a killed process leaves it
     (tmp_path / ".out.new").mkdir()  # not ours
     with monkeypatch.context() as patch:
-        patch.setattr("autodistil_search.export.model_card.Card.write", stop)
+        patch.setattr("autodistil_search.exporting.model_card.Card.write", stop)
         with pytest.raises(KeyboardInterrupt):
             export_student(source, to, ExportOptions(format="own"))
     assert {path.name: path.read_bytes() for path in to.iterdir()} == before
@@ -652,11 +652,11 @@ def test_an_onnx_file_that_computes_something_else_fails_the_export(
         write(model, *arguments)
 
     monkeypatch.setattr(onnx_files, "write_onnx", write_another)
-    assert main(["export", str(source), "--to", str(tmp_path / "out"), "--onnx"]) == 1
+    assert main(["export", str(source), "--out", str(tmp_path / "out"), "--onnx"]) == 1
     assert "model.onnx differs from the student by" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("autodistil_search.export.student_folder.TOLERANCE", -1.0)
+        patch.setattr("autodistil_search.exporting.student_folder.TOLERANCE", -1.0)
         with pytest.raises(ExportError, match="the exported BertModel differs"):
             export_student(source, tmp_path / "out", ExportOptions())
     student, source = saved()
@@ -677,7 +677,7 @@ def test_without_the_extra_the_options_that_need_it_are_refused(
 ) -> None:
     _, source = saved()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    line = refusal(["export", str(source), "--to", str(tmp_path / "out"), option])
+    line = refusal(["export", str(source), "--out", str(tmp_path / "out"), option])
     assert "pip install 'autodistil_search[onnx]'" in line
 
 
@@ -697,28 +697,28 @@ def test_a_folder_is_uploaded_when_asked(
     monkeypatch.setattr(huggingface_hub, "create_repo", create)
     monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **rest: calls.append(("upload", rest)))
     to = tmp_path / "out"
-    assert main(["export", str(source), "--to", str(to), "--push-to-hub", "us/student"]) == 0
+    assert main(["export", str(source), "--out", str(to), "--push-to-hub", "us/student"]) == 0
     assert calls[0] == ("us/student", {"exist_ok": True, "private": True})
     assert calls[1][1]["repo_id"] == "us/student"
     assert calls[1][1]["folder_path"] == to
     assert 'from_pretrained("us/student")' in (to / "README.md").read_text()
-    assert main(["export", str(source), "--to", str(to)]) == 0
+    assert main(["export", str(source), "--out", str(to)]) == 0
     assert len(calls) == 2
 
     # A name alone is one of the user's own: what was made is what the folder goes to, and what the card says.
-    assert main(["export", str(source), "--to", str(to), "--push-to-hub", "student", "--public"]) == 0
+    assert main(["export", str(source), "--out", str(to), "--push-to-hub", "student", "--public"]) == 0
     assert calls[2] == ("student", {"exist_ok": True, "private": False})
     assert calls[3][1]["repo_id"] == "me/student"
     assert 'from_pretrained("me/student")' in (to / "README.md").read_text()
     capsys.readouterr()
-    assert main(["export", str(source), "--to", str(to), "--public"]) == 2
+    assert main(["export", str(source), "--out", str(to), "--public"]) == 2
     assert "--public without --push-to-hub" in capsys.readouterr().err
 
     def refuse(repo_id: str, **_: Any) -> None:
         raise RuntimeError("no\nconnection")
 
     monkeypatch.setattr(huggingface_hub, "create_repo", refuse)
-    assert main(["export", str(source), "--to", str(to), "--push-to-hub", "me/student"]) == 1
+    assert main(["export", str(source), "--out", str(to), "--push-to-hub", "me/student"]) == 1
     assert f"{to} is written, but cannot be uploaded to me/student: no connection\n" in capsys.readouterr().err
     assert (to / "README.md").exists()
 
@@ -768,7 +768,7 @@ def test_a_card_names_the_packaged_teacher_as_the_hub_does(
 ) -> None:
     teacher = toy_teacher()
     teacher.name = "packaged"
-    monkeypatch.setattr("autodistil_search.export.student_source.find_teacher", lambda *_: teacher)
+    monkeypatch.setattr("autodistil_search.exporting.student_source.find_teacher", lambda *_: teacher)
     _, source = saved()
     card = (export_student(source, tmp_path / "out", ExportOptions(teacher="packaged")) / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"

@@ -25,7 +25,7 @@ sys.exit(main(["train", "--space", "debug", "--out", sys.argv[1], "--batch-size"
 
 def run(*arguments):
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
-    return done, [line for line in done.stderr.splitlines() if line.startswith("autodistil-search: ")]
+    return done, [line for line in done.stderr.splitlines() if line.startswith("error: ")]
 
 
 def test_an_error_of_another_rank_is_told_with_rank_and_host_and_ends_a_process_that_waits(tmp_path):
@@ -35,7 +35,7 @@ def test_an_error_of_another_rank_is_told_with_rank_and_host_and_ends_a_process_
     seconds = time.monotonic() - begun
     assert done.returncode == 1
     assert told == [
-        f"autodistil-search: rank 1 on host {platform.node()}: out of memory on GPU 3 (tried to allocate 2.00 GiB); "
+        f"error: rank 1 on host {platform.node()}: out of memory on GPU 3 (tried to allocate 2.00 GiB); "
         "finished work is kept; try --accumulate 4, a smaller --batch-size, a shorter --seq-len, or a machine with "
         "more memory"
     ]
@@ -46,5 +46,5 @@ def test_an_error_of_another_rank_is_told_with_rank_and_host_and_ends_a_process_
 def test_an_error_that_all_ranks_have_is_told_once(tmp_path):
     done, told = run(*LAUNCH_TWO, "train", "--steps", "0", "--out", str(tmp_path / "out"))
     assert done.returncode == 1  # the launcher's
-    assert told == ["autodistil-search: --steps 0; allowed: whole numbers from 1"]
+    assert told == ["error: --steps 0; allowed: whole numbers from 1"]
     assert done.stderr.count("Traceback") == 1, done.stderr

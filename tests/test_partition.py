@@ -166,7 +166,7 @@ def printed_spaces(printed):
 def test_the_command_prints_the_flag_that_takes_all_sub_spaces(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
-    assert main(["partition", name, "--k", "3", "--to", "my parts"]) == 0
+    assert main(["partition", name, "--k", "3", "--out", "my parts"]) == 0
     printed = capsys.readouterr().out
     parts = load_spaces(printed_spaces(printed))
     assert parts == partition(load_space(name), 3)
@@ -181,7 +181,7 @@ def test_the_command_prints_the_flag_that_takes_all_sub_spaces(name, tmp_path, m
 
 
 def test_the_same_command_again_changes_no_file(tmp_path, capsys):
-    command = ["partition", "tiny", "--k", "2", "--to", str(tmp_path)]
+    command = ["partition", "tiny", "--k", "2", "--out", str(tmp_path)]
     assert main(command) == 0
     path = tmp_path / "tiny-2of2.yaml"
     path.write_text("# my own words\n" + path.read_text())
@@ -192,8 +192,8 @@ def test_the_same_command_again_changes_no_file(tmp_path, capsys):
 
 def test_a_space_in_one_part_may_go_where_its_file_lies(tmp_path):
     path = tmp_path / "tiny.yaml"
-    assert main(["partition", "tiny", "--k", "1", "--to", str(tmp_path)]) == 0
-    assert main(["partition", str(path), "--k", "1", "--to", str(tmp_path)]) == 0
+    assert main(["partition", "tiny", "--k", "1", "--out", str(tmp_path)]) == 0
+    assert main(["partition", str(path), "--k", "1", "--out", str(tmp_path)]) == 0
     assert load_space(path) == load_space("tiny")
 
 
@@ -201,9 +201,9 @@ def test_a_space_in_one_part_may_go_where_its_file_lies(tmp_path):
 def test_a_file_with_anything_else_is_left_alone_and_nothing_is_written(content, tmp_path, capsys):
     path = tmp_path / "tiny-2of2.yaml"
     path.write_text(content)
-    assert main(["partition", "tiny", "--k", "2", "--to", str(tmp_path)]) == 2
+    assert main(["partition", "tiny", "--k", "2", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"autodistil-search: {path} exists and holds something else; move it away, or name another folder with --to\n"
+        f"error: {path} exists and holds something else; move it away, or name another folder with --out\n"
     )
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == content
@@ -215,10 +215,10 @@ def test_a_file_with_anything_else_is_left_alone_and_nothing_is_written(content,
         (["tiny", "--k", "0"], "--k 0; allowed: 1 to 256"),
         (["tiny", "--k", "257"], "--k 257; allowed: 1 to 256"),
         (["tiny", "--k", "two"], "two"),
-        (["tiny"], "partition.k"),
+        (["tiny"], "--k is required"),
         (["huge", "--k", "2"], "no search space 'huge'; allowed: base, debug"),
-        (["tiny", "--k", "2", "--to", "a,b"], "'a,b'; allowed: a folder without a comma"),
-        (["tiny", "--k", "2", "--to", "/dev/null"], "--to '/dev/null' cannot be used as a folder"),
+        (["tiny", "--k", "2", "--out", "a,b"], "'a,b'; allowed: a folder without a comma"),
+        (["tiny", "--k", "2", "--out", "/dev/null"], "--out '/dev/null' cannot be used as a folder"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, refusal):
@@ -232,11 +232,11 @@ def test_a_space_with_choices_per_layer_is_refused(refusal):
 
 
 def test_a_folder_in_use_is_refused_and_what_is_there_needs_none(tmp_path, refusal, capsys):
-    arguments = ["partition", "debug", "--k", "2", "--to", str(tmp_path)]
-    with locked(tmp_path / ".lock", tmp_path, "--to"):
+    arguments = ["partition", "debug", "--k", "2", "--out", str(tmp_path)]
+    with locked(tmp_path / ".lock", tmp_path, "--out"):
         assert "another process is using" in refusal(arguments)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert main(arguments) == 0
     assert [path.suffix for path in tmp_path.iterdir()] == [".yaml", ".yaml"]
-    with locked(tmp_path / ".lock", tmp_path, "--to"):
+    with locked(tmp_path / ".lock", tmp_path, "--out"):
         assert main(arguments) == 0

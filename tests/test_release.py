@@ -38,7 +38,7 @@ def built(tmp_path_factory):
     return {"sdist": (in_sdist, sdist.stat().st_size), "wheel": (in_wheel, wheel.stat().st_size)}
 
 
-@pytest.mark.parametrize(("kind", "most"), [("wheel", 0.5 * MB), ("sdist", 3 * MB)])
+@pytest.mark.parametrize(("kind", "most"), [("wheel", 0.6 * MB), ("sdist", 3 * MB)])
 def test_what_is_released_is_small_and_holds_no_weights(built, kind, most):
     files, size = built[kind]
     assert size < most
@@ -51,7 +51,7 @@ def test_the_wheel_holds_all_that_the_package_reads(built):
     shipped = {f"search_spaces/{path.name}" for path in (ROOT / "search_spaces").glob("*.yaml")}
     package = {str(path.relative_to(ROOT / "autodistil_search")) for path in (ROOT / "autodistil_search").rglob("*.*")}
     package = {name for name in package if "__pycache__" not in name}
-    assert {"py.typed", "nas/baselines.csv", "export/card.md", "report/page.html"} <= package
+    assert {"py.typed", "nas/baselines.csv", "exporting/card.md", "report/page.html"} <= package
     ours = {name.removeprefix("autodistil_search/") for name in files if name.startswith("autodistil_search/")}
     assert ours == package | shipped
 

@@ -401,7 +401,7 @@ def test_a_frontier_at_the_edge_of_its_space_is_a_limit():
 def test_export_commands_count_the_rows_of_each_run_as_pick_does(report):
     alone = replace(report, runs=[RunPart("toy", "runs/my toy")])
     assert export_commands(alone) == [
-        f"autodistil-search export 'runs/my toy' --pick {number} --to student" for number in (1, 2, 3)
+        f"autodistil-search export 'runs/my toy' --pick {number} --out student" for number in (1, 2, 3)
     ]
     both = overlay([part(report, "a"), part(report, "b")])
     assert [command.split()[2:5] for command in export_commands(both)] == [

@@ -21,7 +21,7 @@ def test_a_run_is_reported_again_alone_and_with_others(run, tmp_path, capsys, re
     page = run.folder / "report.html"
     before = page.read_text()
     assert "Training of the SuperLM" in before  # also at the end of a search
-    assert f"export {run.folder} --pick 1 --to student" in before
+    assert f"export {run.folder} --pick 1 --out student" in before
     page.unlink()
     assert main(["report", str(run.folder)]) == 0
     assert page.read_text() == before
@@ -38,7 +38,7 @@ def test_a_run_is_reported_again_alone_and_with_others(run, tmp_path, capsys, re
     assert [line.split()[0] for line in table[2:]] == ["run", "other"]
     assert {*REPORT_FILES, "figures"} <= {path.name for path in together.iterdir()}
 
-    assert "holds other files" in refusal(["report", str(run.folder), "--to", str(other)])
+    assert "holds other files" in refusal(["report", str(run.folder), "--out", str(other)])
     assert "holds no finished run" in refusal(["report", str(tmp_path / "nothing")])
     reopen(other)  # as of an earlier version: nothing tells that it is not what was written
     (other / "environment.json").write_text((other / "environment.json").read_text().replace('"text": "', '"text": "0'))

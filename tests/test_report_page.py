@@ -155,7 +155,7 @@ def test_the_budget_finds_the_row_that_pick_finds(page, run):
         page.fill("#amount", bound.partition("=")[2])
         row = run.pick(bound)
         assert page.inner_text("#command code") == (
-            f"autodistil-search export runs/toy --pick {row.name + 1} --to student"
+            f"autodistil-search export runs/toy --pick {row.name + 1} --out student"
         )
         assert selected(page) == row.name
         stops = sorted(set(run.frontier[label.lower() if label != "parameters" else "params"]))

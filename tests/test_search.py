@@ -216,7 +216,7 @@ def test_the_other_commands_refuse_a_folder_in_use_too(command, toy_config, sear
         "validate-proxy": [run, "--subnets", "4", "--bands", "1"],
     }
     with locked(folder / ".lock", folder, "--out"):
-        told = refusal([command, *given.get(command, [run]), "--to" if command == "report" else "--out", str(folder)])
+        told = refusal([command, *given.get(command, [run]), "--out", str(folder)])
         assert "another process is using" in told
         assert [path.name for path in folder.iterdir()] == [".lock"]
 

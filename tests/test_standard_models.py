@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import BertForSequenceClassification, BertModel, MPNetForSequenceClassification, MPNetModel
 
-from autodistil_search.export.standard_models import bert_heads, bert_sizes, to_standard, why_not
+from autodistil_search.exporting.standard_models import bert_heads, bert_sizes, to_standard, why_not
 from autodistil_search.spaces.cost import Vocabulary, flops, params
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet

@@ -401,7 +401,7 @@ def test_a_database_that_goes_away_is_one_line(toy_config, tmp_path, capsys):
         patch.setattr(Archive, "record", record)
         assert main(["search", "--quiet", "--config", str(path)]) == 1
     errors = capsys.readouterr().err
-    assert errors.startswith("autodistil-search: the storage failed: ")
+    assert errors.startswith("error: the storage failed: ")
     assert errors.count("\n") == 1
 
 

@@ -95,7 +95,7 @@ def test_plan_and_profile_as_json(teacher_folder, toy_teacher, printed_json):
 
 def test_list_and_partition_as_json(printed_json, tmp_path):
     assert printed_json(["list"])["engines"]["own"] == list(ENGINES)
-    found = printed_json(["partition", "tiny", "--k", "2", "--to", str(tmp_path)])
+    found = printed_json(["partition", "tiny", "--k", "2", "--out", str(tmp_path)])
     parts = [load_space(each["path"]) for each in found["sub_spaces"]]
     assert sum(part.size for part in parts) == load_space("tiny").size
     assert [each["flops_largest"] for each in found["sub_spaces"]] == [flops(part.largest) for part in parts]

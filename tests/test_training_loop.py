@@ -8,7 +8,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from autodistil_search.base.distributed import Processes
 from autodistil_search.base.errors import InputError, Terminated
 from autodistil_search.base.progress import Bar, Reporter
 from autodistil_search.base.seeding import seeded
+from autodistil_search.base.tracking import Tracking
 from autodistil_search.base.weighted_names import ROLES
 from autodistil_search.distillation import checkpoints
 from autodistil_search.distillation.layer_losses import LastHidden, LayerTransfer
@@ -694,27 +695,27 @@ def test_held_out_losses_are_logged_and_change_nothing(
     ]
 
 
-def test_tensorboard_gets_losses_rate_and_pace(
-    teacher: Teacher, streams: tuple[Blocks, Blocks], tmp_path: Path
-) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    execution = Execution(tensorboard=True)
-    distill(
-        _superlm(teacher), teacher, streams[0], OPTIONS, tmp_path, CPU, execution=execution, held_out=EverySecondStep()
-    )
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == {
-        "held-out loss/largest",
-        "held-out loss/smallest",
-        "learning rate",
-        "loss/largest",
-        "loss/random",
-        "tokens per second",
+def test_trackers_get_losses_rate_and_pace(teacher: Teacher, streams: tuple[Blocks, Blocks], tmp_path: Path) -> None:
+    logged: dict[str, dict[int, float]] = {}
+
+    def callback(step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            logged.setdefault(name, {})[step] = value
+
+    part = Tracking(callback=callback).part("toy", tmp_path / "tensorboard")
+    held_out = EverySecondStep()
+    distill(_superlm(teacher), teacher, streams[0], OPTIONS, tmp_path, CPU, held_out=held_out, part=part)
+    assert set(logged) == {
+        "toy/held_out_loss/largest",
+        "toy/held_out_loss/smallest",
+        "toy/learning_rate",
+        "toy/loss/largest",
+        "toy/loss/random",
+        "toy/tokens_per_second",
     }
-    logged = {event.step: event.value for event in events.Scalars("loss/largest")}
     expected = {int(row[0]): float(row[LOSS]) for row in _rows(tmp_path)[1:] if row[1] == "largest"}
-    assert logged == pytest.approx(expected, abs=1e-6)  # six digits behind the point, and float32 in TensorBoard
+    assert logged["toy/loss/largest"] == pytest.approx(expected, abs=1e-6)  # six digits behind the point
+    assert logged["toy/held_out_loss/smallest"] == {2: 2.5, 4: 2.5}
 
 
 def _train_by_ticks(*arguments: object) -> None:

@@ -178,7 +178,7 @@ def test_yaml_may_come_through_a_pipe_and_has_the_same_bounds_there(tmp_path):
 
 
 def test_a_config_may_come_through_standard_input():
-    command = [sys.executable, "-m", "autodistil_search", "train", "--config", "/dev/stdin", "--print_config"]
+    command = [sys.executable, "-m", "autodistil_search", "train", "--config", "/dev/stdin", "--print-config"]
     done = subprocess.run(command, input="steps: 3\nspace: debug\n", capture_output=True, text=True, check=True)
     assert yaml.safe_load(done.stdout)["steps"] == 3
 

@@ -73,7 +73,7 @@ _REMEDIES = {
     "archive.log": "delete it, and the same command scores its subnets again",
     "subnets.csv": "delete it, and the same command measures its subnets again",
     "trainer_state.json": "delete it, and the same command trains this model again",
-    EXPORT_RECORD: "name another --to",
+    EXPORT_RECORD: "name another --out",
 }
 """Remedy for a damaged file of this package, and its cost, by the name of the file."""
 

@@ -12,8 +12,6 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-_SECONDS_BETWEEN_LINES = 15.0
-
 
 def plain_console(**options: Any) -> Console:
     """Return a console that prints text literally: `[bold]` is no style and `:smile:` no picture.
@@ -38,7 +36,7 @@ class Bar(Protocol):
 
 
 class Reporter:
-    """Reporter without output; the default in Python code."""
+    """Reporter without output."""
 
     @contextmanager
     def bar(self, title: str, unit: str, total: int | None) -> Iterator[Bar]:
@@ -47,6 +45,10 @@ class Reporter:
 
     def say(self, message: str) -> None:
         """Show one line to the user."""
+
+    def warn(self, message: str) -> None:
+        """Show one line about a doubtful result; by default as `say` does."""
+        self.say(message)
 
 
 class _Silent:
@@ -74,7 +76,7 @@ class ConsoleReporter(Reporter):
     def bar(self, title: str, unit: str, total: int | None) -> Iterator[Bar]:
         """Open a bar in a terminal, or write lines elsewhere."""
         if not self._console.is_terminal:
-            line = _Line(self, title, unit, total)
+            line = Line(self, title, unit, total)
             yield line
             line.close()
             return
@@ -172,31 +174,43 @@ class _Terminal:
         self._progress.update(self._task, advance=units)
 
 
-class _Line:
+class Line:
+    """Progress of one task as a line of text, shown every few seconds and at the end."""
+
+    seconds_between = 15.0
+
     def __init__(self, reporter: Reporter, title: str, unit: str, total: int | None) -> None:
-        self._reporter, self._title, self._pace = reporter, title, _Pace(unit, total)
+        self._reporter, self._title, self.pace = reporter, title, _Pace(unit, total)
         self._shown, self._note = time.monotonic(), ""
 
     def advance(self, note: str = "") -> None:
+        """Count one finished unit; see `Bar`."""
         self._note = note
         self.advance_by(1)
 
     def advance_by(self, units: int) -> None:
-        self._pace.done += units
-        if time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
-            self._show(self._pace.left)
+        """Count `units` more finished units; see `Bar`."""
+        self.pace.done += units
+        if time.monotonic() - self._shown >= self.seconds_between:
+            self._show(self.pace.left)
 
     def skip(self, units: int) -> None:
-        self._pace.done += units
-        self._pace.skipped += units
+        """Count `units` that were finished in an earlier run; see `Bar`."""
+        self.pace.done += units
+        self.pace.skipped += units
 
     def close(self) -> None:
-        if self._pace.total is None and not self._pace.done:
-            return  # no line for a task without units
-        self._show(f"took {self._pace.seconds:.1f} s")
+        """Show the last state; a task of unknown size that had no units is not shown."""
+        if self.pace.total is None and not self.pace.done:
+            return
+        self._show(f"took {self.pace.seconds:.1f} s")
+
+    def show(self, words: str) -> None:
+        """Show the state in words."""
+        self._reporter.say(words)
 
     def _show(self, time_text: str) -> None:
-        pace = self._pace
+        pace = self.pace
         parts = [f"{self._title}: {pace.count} {pace.unit}", pace.rate, time_text, self._note]
-        self._reporter.say(", ".join(part for part in parts if part))
+        self.show(", ".join(part for part in parts if part))
         self._shown = time.monotonic()

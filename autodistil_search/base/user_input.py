@@ -89,6 +89,13 @@ def absolute_path(name: str, known: Container[str] = ()) -> str:
         return name
 
 
+def shipped_folder(name: str) -> Path:
+    """Return a folder of shipped YAML files: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / name
+
+
 def read_yaml(path: Path) -> Any:
     """Return the content of a user's YAML file, pipe or standard input; see `parse_yaml`.
 

@@ -11,13 +11,14 @@ from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.objectives import NAMES
 from autodistil_search.settings.common import choices
 from autodistil_search.settings.export import ExportOptions
+from autodistil_search.settings.recipes import PRESETS, shipped_recipes
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import shipped_spaces
 
 Shell = Literal["bash", "zsh"]
 
-_FOLDERS = ("out", "to", "superlm", "run", "runs", "model", "teacher")
-_FILES = ("config", "text", "task", "storage")
+_FOLDERS = ("out", "superlm", "run", "runs", "model", "teacher")
+_FILES = ("text", "task", "storage")
 
 _PREAMBLES = {
     "bash": """# Words of a comma-separated list: $1 is all words, $2 is the list so far.
@@ -53,8 +54,9 @@ def completion_script(parser: ArgumentParser, shell: Shell) -> str:
 
     plugins = Plugins()
     lists = {name: [*built_in, *plugins.names(group)] for name, group, built_in in _lists()}
+    lists["config"] = shipped_recipes()
     words = choices(SearchConfig) | choices(ExportOptions) | {"shell": get_args(Shell)}
-    words["engine"] = (*ENGINES, *plugins.names("engines"))
+    words |= {"engine": (*ENGINES, *plugins.names("engines")), "preset": PRESETS}
     for command in _commands(parser):
         for action in command._actions:
             completes: dict[str, Any] = vars(action)
@@ -66,8 +68,9 @@ def completion_script(parser: ArgumentParser, shell: Shell) -> str:
                 completes["complete"] = shtab.DIRECTORY
             elif action.dest in _FILES:
                 completes["complete"] = shtab.FILE
+    files = dict.fromkeys(("space", "config"), _YAML_FILES[shell])
     functions = [
-        _FUNCTIONS[shell].format(name=name, words=" ".join(names), files=_YAML_FILES[shell] if name == "space" else "")
+        _FUNCTIONS[shell].format(name=name, words=" ".join(names), files=files.get(name, ""))
         for name, names in lists.items()
     ]
     return str(shtab.complete(parser, shell, preamble=_PREAMBLES[shell].format(functions="".join(functions))))

@@ -26,7 +26,7 @@ from autodistil_search.base.failures import end_with_others, lost_connection, re
 from autodistil_search.base.passwords import without_password
 from autodistil_search.base.standard_streams import discard, flush, messages_on_stderr, open_closed_streams
 from autodistil_search.cli.command import Outcome
-from autodistil_search.cli.registry import REPLACED, command, make_parser, parsers_of
+from autodistil_search.cli.registry import command, make_parser, parse, parsers_of
 
 _SAVES_MEMORY = {
     "--accumulate": "--accumulate {}",
@@ -55,14 +55,18 @@ def _exit_code(argv: Sequence[str]) -> int:
     """Parse and run a command, print its error if there is one, and return the exit code."""
     name, accumulate = None, 1
     try:
-        name, settings = _parse(argv)
+        name, parser, given = parse(argv)
+        settings, note = parser.with_steps(parser.settings(given))
+        if hasattr(given, "print_config"):
+            parser.print_settings(settings)
+            return 0
         accumulate = settings.get("accumulate") or 1
-        return _run(name, settings)
+        return _run(name, settings, note)
     except KeyboardInterrupt:
-        _print_error("stopped; the same command continues from here")
+        _say("stopped; the same command continues from here")
         return 130
     except Terminated as error:
-        _print_error(error)
+        _say(str(error))
         return 143
     except Exception as error:
         code, message = _explained(error, name, accumulate)
@@ -87,30 +91,18 @@ def _explained(error: Exception, name: str | None, accumulate: int) -> tuple[int
     return 1, None
 
 
-def _parse(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Return the name of the command and its settings, without defaults that the settings class supplies."""
-    if argv and argv[0] in REPLACED:
-        raise InputError(f"{argv[0]} is no longer a command; allowed: {REPLACED[argv[0]]}")
-    parser = make_parser()
-    parsed = parser.parse_args(argv)
-    name: str = parsed.command
-    given = make_parser().parse_args(argv, defaults=False, _skip_validation=True)[name]
-    late = parsers_of(parser)[name].late
-    settings = {key: value for key, value in parsed[name].as_dict().items() if key not in late or key in given}
-    return name, settings
-
-
-def _run(name: str, settings: dict[str, Any]) -> int:
-    """Run a command, print its result on the main process, and return the exit code."""
+def _run(name: str, settings: dict[str, Any], note: str | None) -> int:
+    """Run a command after a note on its settings, print its result on the main process, and return the exit code."""
     from autodistil_search.base.progress import ConsoleReporter, Reporter, plain_console
 
     end_with_others()
-    settings.pop("config", None)
     as_json, quiet = settings.pop("json", False), settings.pop("quiet", False)
     # Output of libraries and plug-ins is not part of the result.
     with warnings.catch_warnings(), messages_on_stderr():
-        warnings.showwarning = lambda message, *_: _print_error(f"warning: {message}")
+        warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
         reporter = Reporter() if quiet or not is_main() else ConsoleReporter(plain_console(stderr=True))
+        if note is not None:
+            reporter.say(note)
         outcome = command(name).run(settings, reporter)
     if is_main():
         _print(outcome, as_json)
@@ -137,14 +129,18 @@ def _out_of_memory(error: Exception, name: str | None, accumulate: int) -> str:
     return f"{what}; finished work is kept; try {', '.join([*ways, 'or a machine with more memory'])}"
 
 
-def _print_error(message: object) -> None:
+def _say(message: str) -> None:
     """Print one line on standard error, on the main process only."""
     if is_main():
-        _write_error(str(message))
+        _write(message)
 
 
 def _write_error(message: str) -> None:
+    _write(f"error: {message}")
+
+
+def _write(line: str) -> None:
     try:
-        print(f"autodistil-search: {without_password(message)}", file=sys.stderr, flush=True)
+        print(without_password(line), file=sys.stderr, flush=True)
     except OSError:
         discard(sys.stderr)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from autodistil_search.base.errors import InputError
+from autodistil_search.base.user_input import meant, quoted
 from autodistil_search.base.version import __version__
 from autodistil_search.cli.command import Command
 from autodistil_search.cli.parser import CommandParser
@@ -14,6 +17,8 @@ NAMES = (
     *("search", "train", "plan", "profile", "distil", "validate-proxy", "finetune", "list", "partition", "report"),
     *("export", "doctor", "completion"),
 )
+ALIASES = {"distill": "distil"}
+"""Other spellings of commands."""
 REPLACED = {
     "worker": "start Dask workers, such as dask worker tcp://host:8786, and search --executor dask:tcp://host:8786",
 }
@@ -23,7 +28,7 @@ _EXAMPLES = (
     "autodistil-search doctor",
     "autodistil-search search --objectives acc,flops --space tiny",
     "autodistil-search search --text wiki/*.txt.gz --steps 20000 --constraint 'flops<=1.5G' --out runs/mine",
-    "autodistil-search export runs/mine --to my-student --pick 'flops<=200M' --onnx",
+    "autodistil-search export runs/mine --out my-student --pick 'flops<=200M' --onnx",
 )
 _EXIT_CODES = """exit codes:
   0    done
@@ -51,9 +56,9 @@ def make_parser() -> CommandParser:
         "standard error.",
         f"{_listed(_EXAMPLES)}\n\n{_EXIT_CODES}",
         prog="autodistil-search",
-        version=__version__,
     )
-    subparsers = parser.add_subcommands(
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="Print the version.")
+    subparsers = parser.add_subparsers(
         required=True,
         dest="command",
         metavar="COMMAND",
@@ -61,14 +66,42 @@ def make_parser() -> CommandParser:
         description="autodistil-search COMMAND --help lists the flags of a command.",
     )
     for entry in commands():
-        subparser = CommandParser(entry.description, _listed(entry.examples))
-        subparsers.add_subcommand(entry.name, subparser, help=entry.summary)
-        if entry.has_record:
-            subparser.add_argument("--json", action="store_true", help="Print the result as one JSON object.")
-            subparser.add_argument("--quiet", action="store_true", help="Show no progress, only the result.")
+        subparser: CommandParser = subparsers.add_parser(
+            entry.name, description=entry.description, epilog=_listed(entry.examples), help=entry.summary
+        )
         if entry.add_flags is not None:
             entry.add_flags(subparser)
+        if entry.has_record:
+            result = subparser.add_argument_group("result")
+            result.add_argument("--json", action="store_true", help="Print the result as one JSON object.")
+            result.add_argument("-q", "--quiet", action="store_true", help="Show no progress, only the result.")
     return parser
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, CommandParser, Namespace]:
+    """Return the name of the command on a command line, its parser, and what was given.
+
+    Raises:
+        InputError: for a command or a flag that there is not.
+        SystemExit: after the help or the version.
+    """
+    parser, words = make_parser(), [ALIASES.get(word, word) for word in arguments[:1]]
+    commands_by_name = parsers_of(parser)
+    if not words:
+        raise InputError(f"a command is required; allowed: {', '.join(NAMES)} (see --help)")
+    if words[0] in REPLACED:
+        raise InputError(f"{words[0]} is no longer a command; allowed: {REPLACED[words[0]]}")
+    if words[0] in commands_by_name:
+        commands_by_name[words[0]].refuse_single_dash(arguments)
+    elif not words[0].startswith("-"):
+        raise InputError(
+            f"{quoted(words[0])} is not a command{meant(words[0], NAMES)}; allowed: {', '.join(NAMES)} (see --help)"
+        )
+    namespace, unknown = parser.parse_known_args([*words, *arguments[1:]])
+    chosen = commands_by_name[namespace.command]
+    if unknown:
+        chosen.refuse_unknown(unknown, arguments)
+    return namespace.command, chosen, namespace
 
 
 def parsers_of(parser: CommandParser) -> Mapping[str, CommandParser]:

@@ -44,11 +44,9 @@ class Execution:
     compile: True to run layers through `torch.compile`.
     cuda_graphs: True to record the passes of subnets as CUDA graphs.
     keep: number of last checkpoints that are kept.
-    tensorboard: True to write TensorBoard event files, too.
     """
 
     accumulate: int = 1
     compile: bool = False
     cuda_graphs: bool = False
     keep: int = 2
-    tensorboard: bool = False

@@ -191,11 +191,6 @@ def together(plans: Sequence[Plan]) -> Plan:
     )
 
 
-def steps_for(tokens: float, batch_size: int, seq_len: int) -> int:
-    """Return the number of steps of `batch_size` sequences that train on at least `tokens` tokens."""
-    return max(1, math.ceil(tokens / (batch_size * seq_len)))
-
-
 def make_plan(
     space: SearchSpace,
     teacher: Teacher,

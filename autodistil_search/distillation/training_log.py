@@ -1,4 +1,4 @@
-"""Logs of a training run: two CSV files, optional TensorBoard event files, and a progress line for the user."""
+"""Logs of a training run: two CSV files, the metrics for trackers, and a progress line for the user."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import pandas as pd
 
-from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import readable, write_atomically, writing
+from autodistil_search.base.tracking import Part
 from autodistil_search.distillation.sampling import Drawn
 from autodistil_search.spaces.subnet import DIMENSIONS, Subnet
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 TRAINING_CSV = "training.csv"
 HELD_OUT_CSV = "held_out.csv"
@@ -50,20 +47,18 @@ class TrainingLog:
     Args:
         folder: Folder of the files; rows after step `first` are dropped.
         first: Number of steps before the training was resumed.
-        tensorboard: True to write event files into `folder/tensorboard`, too.
+        part: Part of the command whose trackers get the metrics, too; None for no trackers.
 
     Use it as a context manager, which closes the files whether or not training ends with an error. Weights do not
     depend on the logs: if a log is damaged, its good rows are kept, with a warning.
 
     Raises:
-        InputError: if `tensorboard` is True and TensorBoard is not installed.
+        InputError: if a tracker cannot be started.
     """
 
-    def __init__(self, folder: Path, first: int, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, first: int, part: Part | None = None) -> None:
         with ExitStack() as opened:
-            self._board = _summary_writer(folder, first) if tensorboard else None
-            if self._board is not None:
-                opened.callback(self._board.close)
+            self._track = None if part is None else opened.enter_context(part.opened(first))
             self._training = opened.enter_context(closing(_Table(folder / TRAINING_CSV, (*COLUMNS, HIDDEN), first)))
             self._held_out = opened.enter_context(closing(_Table(folder / HELD_OUT_CSV, COLUMNS, first)))
             self._opened = opened.pop_all()
@@ -84,13 +79,10 @@ class TrainingLog:
         now = time.monotonic()
         pace, self._since = tokens / max(now - self._since, 1e-9), now
         means = _means((entry.role, loss) for entry, loss in zip(drawn, losses, strict=True))
-        if self._board is not None:
-            for role, mean in means.items():
-                self._board.add_scalar(f"loss/{role}", mean, step)
-            if of_hidden:
-                self._board.add_scalar("hidden loss", fmean(of_hidden), step)
-            self._board.add_scalar("learning rate", lr, step)
-            self._board.add_scalar("tokens per second", pace, step)
+        if self._track is not None:
+            metrics = {f"loss/{role}": mean for role, mean in means.items()}
+            metrics |= {"hidden_loss": fmean(of_hidden)} if of_hidden else {}
+            self._track.log(step, {**metrics, "learning_rate": lr, "tokens_per_second": pace})
         parts = [f"{pace:,.0f} tokens/s", "loss " + ", ".join(f"{role} {mean:.3f}" for role, mean in means.items())]
         if of_hidden:
             parts.append(f"hidden {fmean(of_hidden):.3f}")
@@ -101,9 +93,8 @@ class TrainingLog:
         self._held_out.append(step, measured)
         means = _means((role, loss) for role, _, loss in measured)
         self._last_held_out = "held out " + ", ".join(f"{role} {mean:.3f}" for role, mean in means.items())
-        if self._board is not None:
-            for role, mean in means.items():
-                self._board.add_scalar(f"held-out loss/{role}", mean, step)
+        if self._track is not None:
+            self._track.log(step, {f"held_out_loss/{role}": mean for role, mean in means.items()})
         self._since = time.monotonic()  # the time of measurements does not count in tokens per second
 
     def __enter__(self) -> Self:
@@ -200,14 +191,6 @@ def _means(losses: Iterable[tuple[str, float]]) -> dict[str, float]:
     for role, loss in losses:
         by_role.setdefault(role, []).append(loss)
     return {role: fmean(values) for role, values in by_role.items()}
-
-
-def _summary_writer(folder: Path, first: int) -> SummaryWriter:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard needs pip install 'autodistil_search[tracking]'") from None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
 
 
 class _Table:

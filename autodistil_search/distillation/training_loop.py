@@ -24,6 +24,7 @@ from autodistil_search.base.distributed import Processes
 from autodistil_search.base.errors import Terminated
 from autodistil_search.base.files import clear_leftovers, locked
 from autodistil_search.base.progress import Bar, Reporter
+from autodistil_search.base.tracking import Part
 from autodistil_search.distillation.checkpoints import Checkpoints, finish, load_finished
 from autodistil_search.distillation.collapse import MOST_RETURNS, CollapseError, LossWatch, Return
 from autodistil_search.distillation.layer_losses import LayerTransfer
@@ -70,6 +71,7 @@ class Distillation:
         sample_ids: `(N, T)` token ids of training text, to which the map of `options.hidden` is first fitted; required
             if `options.hidden` is not 0.
         start_notes: Notes on the initial weights, kept with the finished model.
+        part: Part of the command whose trackers get the metrics, on the main process; None for no trackers.
     """
 
     model: AutoDistilModel
@@ -80,6 +82,7 @@ class Distillation:
     transfer: LayerTransfer | None = None
     sample_ids: Tensor | None = None
     start_notes: Sequence[str] = ()
+    part: Part | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -248,7 +251,7 @@ class _Loop:
         training.copy_from_main()
         self._close_log()
         if group.main:
-            self._log = TrainingLog(self.checkpoints.folder, self.done, training.execution.tensorboard)
+            self._log = TrainingLog(self.checkpoints.folder, self.done, self.distillation.part)
         return positions
 
     def _close_log(self) -> None:
@@ -327,7 +330,7 @@ class _Loop:
         self.write(positions)
         self.bar.skip(self.done - step)
         if training.group.main:
-            self.reporter.say(f"{title} {collapse}")
+            self.reporter.warn(f"{title} {collapse}")
         return positions
 
     def finish(self) -> None:
@@ -437,7 +440,7 @@ class _Loops:
             self._errors.append(error)
             self.loops.remove(loop)
             if self.loops:
-                self.reporter.say(str(error))
+                self.reporter.warn(str(error))
 
 
 @contextmanager

@@ -353,13 +353,14 @@ def parallel_chart(report: ParetoReport) -> Spec:
         )
     names = [plotly(axis.bottom, *_words_in_lines(axis.label)) for axis in axes]
     x = {**_axis(""), "tickmode": "array", "tickvals": places, "ticktext": names, "fixedrange": True}
-    x |= {"range": [-0.3, len(axes) - 0.7], "gridcolor": "quiet", "tickfont": {"color": "ink", "size": 11}}
+    x |= {"range": [-0.4, len(axes) - 0.6], "gridcolor": "quiet", "tickfont": {"color": "ink", "size": 11}}
     y = {**_axis(""), "showticklabels": False, "showgrid": False, "range": [-0.02, 1.02], "fixedrange": True}
     notes = [
         {"x": i, "y": 1, "text": plotly(axis.top), "showarrow": False, "yanchor": "bottom", "yshift": 4}
         for i, axis in enumerate(axes)
     ]
-    return {"data": traces, "layout": {**layout(380, x, y), "annotations": notes}}
+    frame = layout(380, x, y) | {"margin": {"l": 24, "r": 24, "t": 28, "b": 50}}
+    return {"data": traces, "layout": {**frame, "annotations": notes}}
 
 
 def _words_in_lines(label: str) -> list[str]:
@@ -462,7 +463,7 @@ def published_chart(published: pd.DataFrame) -> Spec:
                 ],
             }
         )
-    x = {**_axis("FLOPs (multiply-adds, 128 tokens, batch 1); lower is better"), "type": "log", "tickformat": "~s"}
+    x = {**_axis("FLOPs (multiply-adds, 128 tokens, batch 1);<br>lower is better"), "type": "log", "tickformat": "~s"}
     x |= {"tickvals": [3e8, 1e9, 3e9, 1e10], "range": [8.3, 10.2]}
     y = _axis("average of seven GLUE dev scores (published);<br>higher is better")
     return {"data": traces, "layout": layout(380, x, y)}

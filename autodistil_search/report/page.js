@@ -181,8 +181,9 @@ async function draw(element, traces, layout) {
   const colours = data.colours[scheme.matches && !inPrint ? "dark" : "light"];
   const narrow = element.clientWidth < 480;
   const config = { ...data.config, toImageButtonOptions: { ...data.config.toImageButtonOptions, filename: element.dataset.chart } };
+  const names = traces.filter((trace) => trace.showlegend !== false).length;
   const fitted = narrow  // the legend takes a line for each name
-    ? { ...layout, height: layout.height + 9 * traces.length, margin: { ...layout.margin, l: 44, r: 6 } } : layout;
+    ? { ...layout, height: layout.height + 12 * names, margin: { ...layout.margin, l: Math.min(layout.margin.l, 44) } } : layout;
   const { data: shown, layout: frame } = painted({ data: traces, layout: fitted }, colours);
   await (await plotly).react(element, shown, frame, config);
 }

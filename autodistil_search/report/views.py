@@ -381,7 +381,7 @@ def export_commands(report: ParetoReport) -> list[str | None]:
     alone = report.runs[0].folder
     of_row = [folders[name] for name in report.frontier["run"]] if "run" in report.frontier else None
     return [
-        f"autodistil-search export {shlex.quote(of_row[i] if of_row else alone)} --pick {number} --to student"
+        f"autodistil-search export {shlex.quote(of_row[i] if of_row else alone)} --pick {number} --out student"
         for i, number in enumerate(frontier_numbers(report))
     ]
 

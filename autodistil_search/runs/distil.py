@@ -15,6 +15,7 @@ from autodistil_search.base.files import write_atomically
 from autodistil_search.base.manifest import DISTIL_CONFIG, DISTIL_SUMMARY, ENVIRONMENT, reopen, write_manifest
 from autodistil_search.base.pretrained import model_sha256
 from autodistil_search.base.progress import Reporter
+from autodistil_search.base.tracking import LOGS, Callback, Part, Tracking, tracker_names
 from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.proxies import RelationProxy
@@ -49,9 +50,17 @@ class Distilled:
     before: float
     after: float
 
+    def __repr__(self) -> str:
+        return f"student {self.folder}: held-out relation loss {self.before:.4f} before, {self.after:.4f} after"
 
-def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
+
+def distil(config: DistilConfig, reporter: Reporter | None = None, callback: Callback | None = None) -> Distilled:
     """Train the student `config.pick` of `config.run` into `config.folder`, or continue a stopped training.
+
+    Args:
+        config: Settings of the training.
+        reporter: Receiver of progress and messages; by default nothing is shown.
+        callback: Function that gets the metrics of the main process; see `tracking.Callback`.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another training.
@@ -77,7 +86,8 @@ def distil(config: DistilConfig, reporter: Reporter | None = None) -> Distilled:
         identity = {**materials.identity, "student": model_sha256(student)}
         open_folder(config.folder, DISTIL_CONFIG, DistilConfig, settings, {**materials.environment, "inputs": identity})
         reopen(config.folder)
-        job.train(reporter)
+        tracking = Tracking(tuple(tracker_names(config.track)), callback, config.folder.name, settings)
+        job.train(reporter, tracking.part("student", job.student_folder / LOGS))
         distilled = Distilled(job.student_folder, row, job.before, job.after)
         job.finish(distilled, run.folder)
     return distilled
@@ -108,7 +118,7 @@ class _Job:
         """Return the current held-out loss of the student."""
         return self._proxy.score(self._student)
 
-    def train(self, reporter: Reporter) -> None:
+    def train(self, reporter: Reporter, part: Part | None = None) -> None:
         """Train all steps, and draw the training figure."""
         materials = self._materials
         assert materials.text is not None
@@ -125,6 +135,7 @@ class _Job:
                 title=f"training {self._student.config.subnet}",
                 held_out=self,
                 sample_ids=materials.sample_ids,
+                part=part,
             )
         finally:
             if materials.device.processes.main:

@@ -37,7 +37,7 @@ _SHOWN = ("torch", "transformers", "pymoo", "optuna")
 PURPOSES = {
     "quickstart": "the packaged teacher and text",
     "wiki": "the task topic",
-    "tracking": "--tensorboard",
+    "tracking": "--track tensorboard",
     "numba": "--engine age-moea2",
     "triton": "the relation loss on CUDA",
     "postgres": "--storage postgresql://...",

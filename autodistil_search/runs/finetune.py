@@ -44,6 +44,7 @@ from autodistil_search.base.pretrained import (
 )
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.seeding import seeded
+from autodistil_search.base.tracking import LOGS, Callback, Tracking, tracker_names
 from autodistil_search.base.user_input import PACKAGED
 from autodistil_search.runs.run_folder import (
     check_folder,
@@ -101,9 +102,23 @@ class FinetuneRun:
         values = self.chosen[metric]
         return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
+    def __repr__(self) -> str:
+        count = len(self.chosen)
+        words = []
+        for metric in self.task.metrics:
+            mean, spread = self.mean_and_spread(metric)
+            words.append(f"{metric} {mean:.4f}" + (f" (standard deviation {spread:.4f})" if count > 1 else ""))
+        return (
+            f"fine-tuning {self.folder} on {self.task.name}: {', '.join(words)} on {len(self.task.dev):,} dev rows, "
+            f"mean of {count} seeds at learning rate {self.lr:g}; model: {self.model_folder}"
+        )
+
 
 def finetune(
-    config: FinetuneConfig, reporter: Reporter | None = None, executor: AnyExecutor | None = None
+    config: FinetuneConfig,
+    reporter: Reporter | None = None,
+    executor: AnyExecutor | None = None,
+    callback: Callback | None = None,
 ) -> FinetuneRun:
     """Fine-tune `config.model` on `config.task` into `config.folder`, or continue a stopped fine-tuning.
 
@@ -111,15 +126,19 @@ def finetune(
         config: Settings of the fine-tuning.
         reporter: Receiver of progress and messages; by default nothing is shown.
         executor: Executor whose workers train the learning rates, and then the seeds; see `search`.
+        callback: Function that gets the metrics; see `tracking.Callback`.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another fine-tuning.
     """
+    if executor is not None and (config.track or callback):
+        raise InputError("metrics of workers are not tracked; allowed: an executor, or track and callback")
     reporter = reporter or Reporter()
     config = config.absolute()
     folder = config.folder
     check_folder(folder, FINETUNE_CONFIG, config.to_dict())
-    loaded = _LoadedFinetuning(config, reporter)
+    tracking = Tracking(tuple(tracker_names(config.track)), callback, folder.name, config.to_dict())
+    loaded = _LoadedFinetuning(config, reporter, tracking)
     with exclusive(folder), open_executor(config.executor, config.workers, reporter, executor) as workers:
         open_folder(folder, FINETUNE_CONFIG, FinetuneConfig, config.to_dict(), loaded.environment)
         with open_team(workers, loaded, reporter) as team:
@@ -151,8 +170,8 @@ class _FinetuningJob(Job):
 class _LoadedFinetuning:
     """A fine-tuning, with all inputs loaded and checked."""
 
-    def __init__(self, config: FinetuneConfig, reporter: Reporter) -> None:
-        self._config, self._reporter = config, reporter
+    def __init__(self, config: FinetuneConfig, reporter: Reporter, tracking: Tracking | None = None) -> None:
+        self._config, self._reporter, self._tracking = config, reporter, tracking or Tracking()
         self._device: Device = choose_device(config.device, config.precision)
         self._task = load_task(config.task, config.columns, config.label_column)
         for note in self._task.notes:
@@ -238,7 +257,7 @@ class _LoadedFinetuning:
         for training, row in zip(trainings, rows, strict=True):
             if "chosen_by" not in row:
                 record = self._config.folder / f"lr-{training.lr:g}-seed-0" / _DIVERGED
-                self._reporter.say(str(read_sealed(record, _TRY_AGAIN)["reason"]))
+                self._reporter.warn(str(read_sealed(record, _TRY_AGAIN)["reason"]))
         return rows
 
     def run(self, task: _Training) -> dict[str, float]:
@@ -279,7 +298,7 @@ class _LoadedFinetuning:
         title = f"{self._task.name}, lr {rate:g}, seed {seed}"
         ended = fine_tune(
             model, self._prepared, options, self._device, rate_folder / _TRAINING, self._reporter, title, self._teacher,
-            self._identity,
+            self._identity, part=self._tracking.part(rate_folder.name, folder / LOGS / rate_folder.name),
         )  # fmt: skip
         row = {"lr": rate, "seed": seed, "chosen_by": ended.chosen_by, "epoch": ended.epoch, **ended.dev}
         self._save(rate_folder, model, row)

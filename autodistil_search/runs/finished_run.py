@@ -194,7 +194,7 @@ class Run:
         return EngineExplorer(self.report)
 
     def student(self, row: pd.Series[Any] | None = None) -> AutoDistilModel:
-        """Return the student of a row, extracted from its SuperLM.
+        """Return the student of a row, extracted from its SuperLM; `save_pretrained` also writes its tokenizer.
 
         Args:
             row: Row of `frontier` or `evaluations`; by default the knee.
@@ -215,9 +215,11 @@ class Run:
         if kind_of(folder) is None and not (folder / "model.safetensors").is_file():
             raise InputError(f"{folder} holds no SuperLM: the run had no objective that needs training")
         from autodistil_search.superlm.model import AutoDistilModel
-        from autodistil_search.superlm.model_folder import load_model
+        from autodistil_search.superlm.model_folder import load_model, load_own_tokenizer
 
-        return load_model(folder, AutoDistilModel)
+        model = load_model(folder, AutoDistilModel)
+        model.tokenizer = load_own_tokenizer(folder)
+        return model
 
 
 def load_run(folder: str | Path) -> Run:

@@ -16,13 +16,13 @@ from autodistil_search.runs.run_folder import exclusive
 
 
 def report_runs(
-    folders: Sequence[Path], to: Path | None = None, figure: bool = False
+    folders: Sequence[Path], out: Path | None = None, figure: bool = False
 ) -> tuple[ParetoReport, list[Path]]:
     """Write the report of finished runs on shared axes.
 
     Args:
         folders: Folders of the runs.
-        to: Folder of the report. The default is the folder of a single run, or a new folder beside the first of
+        out: Folder of the report. The default is the folder of a single run, or a new folder beside the first of
             several.
         figure: If True, also write figures and tables for papers into its folder `figures`.
 
@@ -30,14 +30,14 @@ def report_runs(
         The report, and the paths of the page and, if they were written, of the folder of the figures.
 
     Raises:
-        InputError: if a folder holds no finished run, the runs cannot share axes, or `to` holds other files.
+        InputError: if a folder holds no finished run, the runs cannot share axes, or `out` holds other files.
     """
     report = overlay([load_run(folder).report for folder in folders])
-    is_own_folder = len(folders) == 1 and (to is None or to.resolve() == folders[0].resolve())
-    folder = folders[0] if is_own_folder else to or _beside(folders)
+    is_own_folder = len(folders) == 1 and (out is None or out.resolve() == folders[0].resolve())
+    folder = folders[0] if is_own_folder else out or _beside(folders)
     if not is_own_folder:
         _refuse_other_content(folder)
-    with exclusive(folder, "--out" if is_own_folder else "--to"):
+    with exclusive(folder):
         if is_own_folder:
             write_page(report, folder)  # the search has already written its tables
         else:
@@ -56,9 +56,9 @@ def _beside(folders: Sequence[Path]) -> Path:
 def _refuse_other_content(folder: Path) -> None:
     """Raise InputError if `folder` holds anything but a report."""
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--to {str(folder)!r} is a file; allowed: a folder")
+        raise InputError(f"--out {str(folder)!r} is a file; allowed: a folder")
     names = {item.name for item in folder.iterdir() if not item.name.startswith(".")} if folder.is_dir() else set()
     if names and (PAGE not in names or "summary.json" in names or "config.yaml" in names):
         raise InputError(
-            f"--to {str(folder)!r} holds other files; allowed: a new or empty folder, or the folder of a report"
+            f"--out {str(folder)!r} holds other files; allowed: a new or empty folder, or the folder of a report"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from autodistil_search.base.jobs import Team
 from autodistil_search.base.manifest import ARCHIVE, SEARCH_CONFIG, reopen, verify, write_manifest
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.progress import Reporter
+from autodistil_search.base.tracking import LOGS, Callback, Part, Tracking, tracker_names
 from autodistil_search.nas import baselines, engine_comparison, latency_predictor
 from autodistil_search.nas.archive import Archive
 from autodistil_search.nas.engines.base import Candidates, Goal
@@ -53,6 +54,7 @@ from autodistil_search.runs.search_findings import (
     trust_findings,
 )
 from autodistil_search.runs.search_inputs import SearchInputs, resolve_search
+from autodistil_search.runs.tracked_search import TrackedSearch
 from autodistil_search.runs.train import take_superlm, train_superlms, trained_config
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace
@@ -75,6 +77,7 @@ def search(
     reporter: Reporter | None = None,
     plugins: Plugins | None = None,
     executor: AnyExecutor | None = None,
+    callback: Callback | None = None,
 ) -> Run:
     """Train the SuperLM of each space, search it, measure the baselines and write the report into `config.folder`.
 
@@ -86,12 +89,14 @@ def search(
         plugins: Objectives, engines and other parts that `config` may name, in addition to installed ones.
         executor: `concurrent.futures` executor, or `distributed.Client`, whose workers tokenize large text, score
             subnets and train baselines; takes precedence over `config.executor`. The results do not depend on it.
+        callback: Function that gets the metrics of trainings and search; see `tracking.Callback`.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another run.
     """
     reporter = reporter or Reporter()
     clock = Stopwatch()
+    tracking = Tracking(tuple(tracker_names(config.track)), callback, config.folder.name, config.to_dict())
     with _opened(config, reporter, plugins, executor, clock) as (inputs, folder, workers):
         if is_finished(folder):
             for part in (folder, *sorted(folder.glob("superlm/*"))):
@@ -99,9 +104,12 @@ def search(
             reporter.say(f"{folder} is already finished; showing its result")
             return load_run(folder)
         reopen(folder)
-        with _prepared(inputs, folder, clock, reporter, plugins, workers) as prepared:
+        with _prepared(inputs, folder, clock, reporter, plugins, workers, tracking) as prepared:
             archive, scorer, team = prepared.archive, prepared.scorer, prepared.team
-            complete = [_search_space(space, inputs, team, archive, clock, reporter) for space in inputs.spaces]
+            complete = []
+            for space in inputs.spaces:
+                part = tracking.part(f"search {space.name}", folder / LOGS / f"search-{space.name}")
+                complete.append(_search_space(space, inputs, prepared, clock, reporter, part))
             scored = evaluation_table(archive.evaluations, [column.name for column in inputs.columns])
             check_kept(scored, inputs.constraints)
             measured = _measure_baselines(inputs, scorer, team, clock, reporter)
@@ -244,6 +252,7 @@ def _prepared(
     reporter: Reporter,
     plugins: Plugins | None,
     executor: AnyExecutor | None,
+    tracking: Tracking | None = None,
 ) -> Iterator[_Prepared]:
     """Yield what the search needs, with trained SuperLMs and prepared workers."""
     config = inputs.config
@@ -253,7 +262,7 @@ def _prepared(
             with clock.phase("fit predictor"):
                 reporter.say("measuring latency for its predictor")
                 inputs.predictor.take(archive.fixed(_PREDICTOR, inputs.fit_predictor))
-        superlms, findings = _superlms(inputs, folder, clock, reporter)
+        superlms, findings = _superlms(inputs, folder, clock, reporter, tracking)
         if config.storage is not None:
             check_scored_alike(inputs, superlms, archive, config.study)
         cache = cache_folder() if config.baseline_names and inputs.proxy_objective is not None else None
@@ -281,7 +290,7 @@ def _open_archive(inputs: SearchInputs, folder: Path) -> Iterator[Archive]:
 
 
 def _superlms(
-    inputs: SearchInputs, folder: Path, clock: Stopwatch, reporter: Reporter
+    inputs: SearchInputs, folder: Path, clock: Stopwatch, reporter: Reporter, tracking: Tracking | None
 ) -> tuple[dict[str, AutoDistilModel], list[Finding]]:
     """Return the SuperLM of each space by its name, if an objective needs them, and findings about their training."""
     if inputs.proxy_objective is None:
@@ -290,24 +299,38 @@ def _superlms(
         for space in inputs.spaces:
             take_superlm(inputs, Path(trained), space, superlm_folder(folder, space.name))
     with clock.phase("train " + ", ".join(space.name for space in inputs.spaces)):
-        return train_superlms(inputs, folder, reporter)
+        return train_superlms(inputs, folder, reporter, tracking)
 
 
 def _search_space(
-    space: SearchSpace, inputs: SearchInputs, team: Team, archive: Archive, clock: Stopwatch, reporter: Reporter
+    space: SearchSpace,
+    inputs: SearchInputs,
+    prepared: _Prepared,
+    clock: Stopwatch,
+    reporter: Reporter,
+    part: Part | None,
 ) -> bool:
     """Search one space, and return True if all its admissible subnets were scored."""
-    config = inputs.config
+    config, archive = inputs.config, prepared.archive
     candidates = Candidates(space, inputs.admits, config.engine_seed)
     goal = Goal(inputs.free_objectives, len(inputs.measured_constraints))
     engine = inputs.make_engine(candidates, seed=config.engine_seed, population=config.population, goal=goal)
     budget = min(config.evaluations, candidates.total or config.evaluations)
-    with clock.phase(f"search {space.name}"), reporter.bar(f"searching {space.name}", "subnets", budget) as bar:
-        bar.skip(min(budget, sum(evaluation.space == space.name for evaluation in archive.evaluations)))
+    with (
+        ExitStack() as tracked,
+        clock.phase(f"search {space.name}"),
+        reporter.bar(f"searching {space.name}", "subnets", budget) as bar,
+    ):
+        before = sum(evaluation.space == space.name for evaluation in archive.evaluations)
+        bar.skip(min(budget, before))
+        if part is not None:
+            box = archive.fixed("box", lambda: _box(inputs, prepared.scorer))
+            progress = TrackedSearch(space.name, inputs.objectives, inputs.constraints, box, archive)
+            bar = tracked.enter_context(progress.shown_in(bar, part, before))
         scored = run_engine(
             engine,
             candidates,
-            partial(scored_by, team),
+            partial(scored_by, prepared.team),
             archive,
             inputs.objectives,
             inputs.measured_constraints,

@@ -29,6 +29,7 @@ from autodistil_search.base.manifest import (
 )
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.seeding import seeded
+from autodistil_search.base.tracking import LOGS, Callback, Part, Tracking, tracker_names
 from autodistil_search.base.user_input import load_yaml
 from autodistil_search.base.weighted_names import parse_relations
 from autodistil_search.distillation.checkpoints import course_of
@@ -41,7 +42,7 @@ from autodistil_search.settings.train import TrainConfig
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
-from autodistil_search.superlm.model_folder import load_model
+from autodistil_search.superlm.model_folder import load_model, save_tokenizer
 from autodistil_search.teachers.initial_weights import start_from
 
 if TYPE_CHECKING:
@@ -52,13 +53,19 @@ WATCHED_BLOCKS = 8
 _SECONDS_BETWEEN_FIGURES = 60.0
 
 
-def train(config: TrainConfig, reporter: Reporter | None = None, executor: AnyExecutor | None = None) -> Path:
+def train(
+    config: TrainConfig,
+    reporter: Reporter | None = None,
+    executor: AnyExecutor | None = None,
+    callback: Callback | None = None,
+) -> Path:
     """Train the SuperLM of each space, or continue a stopped training, and return `config.folder`.
 
     Args:
         config: Settings of the training.
         reporter: Receiver of progress and messages; by default nothing is shown.
         executor: Executor whose workers tokenize large text; see `search`.
+        callback: Function that gets the metrics of the main process; see `tracking.Callback`.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another training.
@@ -78,9 +85,10 @@ def train(config: TrainConfig, reporter: Reporter | None = None, executor: AnyEx
     if not group.main:
         train_superlms(materials, folder, reporter)
         return folder
+    tracking = Tracking(tuple(tracker_names(config.track)), callback, folder.name, settings)
     with exclusive(folder):
         open_folder(folder, TRAIN_CONFIG, TrainConfig, settings, materials.environment)
-        train_superlms(materials, folder, reporter)
+        train_superlms(materials, folder, reporter, tracking)
         if not verify(folder, own=True):
             warn_of_lacking(folder)
             write_manifest(folder, "train", (TRAIN_CONFIG, ENVIRONMENT))
@@ -88,7 +96,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None, executor: AnyEx
 
 
 def train_superlms(
-    materials: TrainingInputs, folder: Path, reporter: Reporter
+    materials: TrainingInputs, folder: Path, reporter: Reporter, tracking: Tracking | None = None
 ) -> tuple[dict[str, AutoDistilModel], list[Finding]]:
     """Return the SuperLM of each space, trained, continued or read from the run's `folder`, and findings about them.
 
@@ -96,7 +104,8 @@ def train_superlms(
     an earlier training (`--superlm`) are loaded unchanged, because defaults may have changed since.
     """
     config, group = materials.config, materials.device.processes
-    watches = [_Watch(materials, space, superlm_folder(folder, space.name)) for space in materials.spaces]
+    tracking = tracking or Tracking()
+    watches = [_watch(materials, space, superlm_folder(folder, space.name), tracking) for space in materials.spaces]
     superlms: dict[str, AutoDistilModel] = {}
     if getattr(config, "superlm", None) is not None:
         superlms = {watch.space.name: _taken(watch) for watch in watches}
@@ -113,11 +122,16 @@ def train_superlms(
         findings += [Finding(START, {"space": name, "words": words}) for words in course.start]
         events = [Finding(COLLAPSED, {"space": name, **entry}) for entry in course.returns]
         if group.main:
+            save_tokenizer(materials.teacher.tokenizer, watch.folder)
             events += watch.findings(superlms[name])
         for finding in events:
-            reporter.say(str(finding))
+            reporter.warn(str(finding))
         findings += events
     return superlms, findings
+
+
+def _watch(materials: TrainingInputs, space: SearchSpace, folder: Path, tracking: Tracking) -> _Watch:
+    return _Watch(materials, space, folder, tracking.part(f"superlm {space.name}", folder / LOGS))
 
 
 def _taken(watch: _Watch) -> AutoDistilModel:
@@ -168,6 +182,7 @@ def _begun(materials: TrainingInputs, watch: _Watch, reporter: Reporter) -> Dist
         watch,
         sample_ids=materials.sample_ids,
         start_notes=notes,
+        part=watch.part,
     )
 
 
@@ -192,6 +207,7 @@ class _Watch:
     materials: TrainingInputs
     space: SearchSpace
     folder: Path
+    part: Part | None
     _drawn: float = field(default_factory=time.monotonic)
 
     @cached_property
@@ -277,5 +293,5 @@ def take_superlm(materials: TrainingInputs, trained: Path, space: SearchSpace, f
     if folder.exists():
         return
     with whole_folder(folder) as new:
-        shutil.copytree(source, new, ignore=shutil.ignore_patterns(".*", "tensorboard"), dirs_exist_ok=True)
+        shutil.copytree(source, new, ignore=shutil.ignore_patterns(".*", LOGS), dirs_exist_ok=True)
         verify(new, shown=source)  # verifying the copy reads each file only once

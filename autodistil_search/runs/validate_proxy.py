@@ -114,6 +114,10 @@ class Validation:
         """Return the sentences of `findings`."""
         return [str(finding) for finding in self.findings]
 
+    def __repr__(self) -> str:
+        measures = ", ".join(measure.label for measure in self.measures)
+        return "\n".join([f"validation {self.folder}: {len(self.measured)} subnets by {measures}", *self.notes])
+
 
 def validate_proxy(
     config: ValidateConfig, reporter: Reporter | None = None, executor: AnyExecutor | None = None

@@ -6,8 +6,9 @@ its meaning in the docstring of its class. Flags, help, YAML files and checks fo
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.user_input import LARGEST, meant, quoted
+from autodistil_search.nas.objectives import parse_amount
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -37,6 +39,23 @@ class Known:
     words: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Usual:
+    """Setting that `--help` shows; `--help-all` shows the others, too.
+
+    letter: short flag, the same in every command that has the setting.
+    """
+
+    letter: str | None = None
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """Word that stands for the value of a setting in the help; by default N, NUMBER or TEXT."""
+
+    word: str
+
+
 SPACE = Group("space")
 DATA = Group("data and teacher")
 TRAINING = Group("training")
@@ -54,13 +73,17 @@ Steps = Annotated[int, Ge(1), Le(LARGEST)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Rows = Annotated[int, Ge(2), Le(LARGEST)]
 Rate = Annotated[float, Gt(0)]
-Name = Annotated[str, MinLen(1)]
-"""Text that names something, such as a file, a folder, a model or a task."""
-Device = Annotated[str, MinLen(1), Known(("auto", "cpu", "cuda", "mps", "xpu"))]
+Name = Annotated[str, MinLen(1), Placeholder("NAME")]
+"""Text that names something, such as a model, a task or a file."""
+Names = Annotated[str, Placeholder("NAMES")]
+"""Names, separated by commas."""
+Folder = Annotated[str, MinLen(1), Placeholder("FOLDER")]
+Columns = Annotated[str, Placeholder("COLUMNS")]
+Device = Annotated[str, MinLen(1), Known(("auto", "cpu", "cuda", "mps", "xpu")), Placeholder("DEVICE")]
 """Checked by `base.device.choose_device`, because torch knows the devices of a machine."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "tensorboard", "executor", "workers")
+CHANGES_NOTHING = ("out", "accumulate", "held_out_every", "keep", "track", "executor", "workers")
 """Settings that leave every number as it is, but for rounding: a run may be continued with others."""
 
 
@@ -78,6 +101,17 @@ def check_settings(config: Any) -> None:
         if value is not None or setting.default is not None:
             checked = check_value(flag(setting.name), value, hints[setting.name], setting.default)
             object.__setattr__(config, setting.name, checked)
+
+
+def refuse_unknown(names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse settings by names that are not `known`.
+
+    Raises:
+        InputError: for the first unknown name, with the nearest known name.
+    """
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown setting {quoted(name)}{meant(name, known)}; allowed: {', '.join(known)}")
 
 
 def check_executor(executor: str | None, workers: int | None) -> None:
@@ -183,6 +217,56 @@ def groups_of(config: type[Any]) -> dict[str, Group]:
         setting.name: next(part for part in _parts(hints[setting.name]) if isinstance(part, Group))
         for setting in fields(config)
     }
+
+
+def steps_of(settings: Mapping[str, Any], batch_size: int, seq_len: int) -> tuple[int, str]:
+    """Return the steps of a training whose length is given in tokens, and a sentence that says so.
+
+    Args:
+        settings: Settings with `tokens`, an amount such as 1M or 26e9.
+        batch_size: Blocks in a step.
+        seq_len: Tokens in a block.
+
+    Raises:
+        InputError: if `tokens` is no amount, or `steps` are given, too.
+    """
+    given = settings["tokens"]
+    if settings.get("steps") is not None:
+        raise InputError(f"--steps {settings['steps']} with --tokens {given}; allowed: one of them")
+    tokens = parse_amount(given, "--tokens")
+    assert tokens is not None
+    steps = steps_for(tokens, batch_size, seq_len)
+    exact = steps * batch_size * seq_len
+    rounded = "" if exact == tokens else ", rounded up"
+    return steps, f"--tokens {given}: {steps:,} steps of {batch_size} x {seq_len} tokens, {exact:,} tokens{rounded}"
+
+
+def steps_for(tokens: float, batch_size: int, seq_len: int) -> int:
+    """Return the number of steps, at least one, that train on at least as many tokens."""
+    return max(1, math.ceil(tokens / (batch_size * seq_len)))
+
+
+def usual_settings(config: type[Any]) -> dict[str, Usual]:
+    """Return the settings of a class that `--help` shows, each with its short flag."""
+    hints = get_type_hints(config, include_extras=True)
+    marks = {
+        name: next((part for part in _parts(hint) if isinstance(part, Usual)), None) for name, hint in hints.items()
+    }
+    return {name: mark for name, mark in marks.items() if mark is not None}
+
+
+def placeholders(config: type[Any]) -> dict[str, str]:
+    """Return the word that stands for the value of each setting in the help; closed lists show their words."""
+    hints = get_type_hints(config, include_extras=True)
+    return {setting.name: _placeholder(hints[setting.name]) for setting in fields(config)}
+
+
+def _placeholder(hint: Any) -> str:
+    kinds = _kinds(hint)
+    if words := _words(hint):
+        return "{" + ",".join(words) + "}"
+    given = [part.word for part in _parts(hint) if isinstance(part, Placeholder)]
+    return given[-1] if given else "N" if int in kinds else "NUMBER" if float in kinds else "TEXT"
 
 
 def grouped_yaml(config: type[Any], settings: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
+from autodistil_search.base.tracking import tracker_names
 from autodistil_search.base.user_input import LARGEST
 from autodistil_search.settings.common import (
     CHANGES_NOTHING,
@@ -16,11 +17,15 @@ from autodistil_search.settings.common import (
     TRAINING,
     Count,
     Device,
+    Folder,
     Name,
+    Names,
+    Placeholder,
     Precision,
     Rate,
     Seed,
     Steps,
+    Usual,
     check_settings,
 )
 from autodistil_search.settings.search import SearchConfig
@@ -33,36 +38,40 @@ class DistilConfig:
 
     Args:
         run: Output folder of a finished search.
-        pick: Student: knee, the number of a row of frontier.csv, or bounds such as "flops<=200M".
+        pick: Student: knee, a row of frontier.csv, or bounds such as 'flops<=200M'.
         steps: Training steps.
         batch_size: Blocks in a step, summed over all processes; the run's if not given.
         lr: Peak learning rate; a quarter of the run's if not given.
         text: Training text, as in search; the run's if not given.
         accumulate: Number of parts of a process's blocks; one part is in memory at a time.
         seed: Seed of the order of text.
-        device: Device to run on: auto, cpu, cuda, mps or xpu; auto takes an accelerator if there is one.
-        precision: Precision of matrix products; auto takes the fastest that the hardware has; fp16 scales the loss.
+        device: Device to run on: auto, cpu, cuda, mps or xpu. auto takes an accelerator if there is one.
+        precision: Precision of matrix products. auto takes the fastest that the hardware has; fp16 scales the loss.
         held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
         keep: Number of checkpoints that are kept during training.
-        out: Output folder; students/<run>-<pick> if not given.
+        track: Trackers that get losses and other metrics, separated by commas: tensorboard (extra "tracking"), wandb,
+            mlflow, trackio.
+        out: Output folder; by default students/RUN-PICK.
     """
 
-    run: Annotated[Name, DATA] = "runs/tiny"
-    pick: Annotated[Name, DATA] = "knee"
-    steps: Annotated[Steps, TRAINING] = 1000
-    batch_size: Annotated[Count | None, TRAINING] = None
-    lr: Annotated[Rate | None, TRAINING] = None
-    text: Annotated[list[str] | None, DATA] = None
+    run: Annotated[Folder, DATA, Placeholder("RUN")] = "runs/tiny"
+    pick: Annotated[Name, DATA, Usual(), Placeholder("PICK")] = "knee"
+    steps: Annotated[Steps, TRAINING, Usual("n")] = 1000
+    batch_size: Annotated[Count | None, TRAINING, Usual("b")] = None
+    lr: Annotated[Rate | None, TRAINING, Usual(), Placeholder("RATE")] = None
+    text: Annotated[list[str] | None, DATA, Usual()] = None
     accumulate: Annotated[Count, TRAINING] = 1
     seed: Annotated[Seed, TRAINING] = 0
-    device: Annotated[Device, OUTPUT] = "auto"
+    device: Annotated[Device, OUTPUT, Usual("d")] = "auto"
     precision: Annotated[Precision, OUTPUT] = "auto"
     held_out_every: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, OUTPUT] = None
     keep: Annotated[Count, OUTPUT] = 2
-    out: Annotated[Name | None, OUTPUT] = None
+    track: Annotated[Names | None, OUTPUT] = None
+    out: Annotated[Folder | None, OUTPUT, Usual("o")] = None
 
     def __post_init__(self) -> None:
         check_settings(self)
+        tracker_names(self.track)
 
     @property
     def folder(self) -> Path:

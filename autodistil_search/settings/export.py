@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.settings.common import DATA, OUTPUT, Name, check_settings
+from autodistil_search.settings.common import DATA, OUTPUT, Name, Placeholder, Usual, check_settings
 
 Format = Literal["auto", "bert", "mpnet", "own"]
 
@@ -16,12 +16,12 @@ class ExportOptions:
     """Settings of an export: student, formats, and the comparisons for its card.
 
     Args:
-        pick: Row of the frontier: knee (the default), a number from 1, cheapest first, or bounds such as flops<=200M.
-            Bounds select the best row within them, by the search's first objective.
+        pick: Row of the frontier: knee (the default), a number, or bounds such as 'flops<=200M'. Numbers count from 1,
+            cheapest first. Bounds select the best row within them, by the search's first objective.
         teacher: Teacher to compare with, if not the search's.
         task: Labelled task on which a fine-tuned student is measured in every runtime.
-        format: Standard BERT (bert), standard MPNet (mpnet), a bundled modelling file (own), or the first of these that
-            the shapes allow (auto).
+        format: Format of the model. bert and mpnet are the standard models, own has a bundled modelling file, and auto
+            is the first of these that the shapes allow.
         onnx: Write model.onnx and compare it with PyTorch (extra onnx).
         int8: Also write model_int8.onnx and measure what it costs.
         license: Licence of the weights for the card, such as apache-2.0.
@@ -32,15 +32,15 @@ class ExportOptions:
         InputError: for a value that is not allowed.
     """
 
-    pick: Annotated[Name | None, DATA] = None
-    teacher: Annotated[Name | None, DATA] = None
-    task: Annotated[Name | None, DATA] = None
-    format: Annotated[Format, OUTPUT] = "auto"
-    onnx: Annotated[bool, OUTPUT] = False
-    int8: Annotated[bool, OUTPUT] = False
-    license: Annotated[Name | None, OUTPUT] = None
-    push_to_hub: Annotated[Name | None, OUTPUT] = None
-    public: Annotated[bool, OUTPUT] = False
+    pick: Annotated[Name | None, DATA, Usual(), Placeholder("PICK")] = None
+    teacher: Annotated[Name | None, DATA, Usual("t")] = None
+    task: Annotated[Name | None, DATA, Usual(), Placeholder("TASK")] = None
+    format: Annotated[Format, OUTPUT, Usual()] = "auto"
+    onnx: Annotated[bool, OUTPUT, Usual()] = False
+    int8: Annotated[bool, OUTPUT, Usual()] = False
+    license: Annotated[Name | None, OUTPUT, Usual(), Placeholder("LICENCE")] = None
+    push_to_hub: Annotated[Name | None, OUTPUT, Usual()] = None
+    public: Annotated[bool, OUTPUT, Usual()] = False
 
     def __post_init__(self) -> None:
         check_settings(self)

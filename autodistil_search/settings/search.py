@@ -18,12 +18,17 @@ from autodistil_search.settings.common import (
     MEASUREMENT,
     OUTPUT,
     SEARCH,
+    Columns,
     Count,
+    Folder,
     Name,
+    Names,
+    Placeholder,
     Rate,
     Rows,
     Seed,
     Steps,
+    Usual,
     column_names,
     flag,
     resolved,
@@ -35,20 +40,25 @@ _PARTS = 2
 BASELINES = ("shapes", "tinybert", "minilm", "random", "truncated")
 """Names of `--baselines`; other words are hub ids and folders."""
 
+PROFILED = ("space", "teacher", "device", "precision", "latency_batch", "throughput_batch", "measured_seq_len")
+"""Settings on which the costs of a subnet depend, for `profile`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(TrainConfig):
     """Settings of a search: objectives, engine, measurements, and the training of its SuperLMs.
 
     Args:
-        objectives: Objectives, separated by commas: acc (the accuracy proxy: relation loss on held-out text), flops
-            (multiply-adds at 128 tokens, batch 1), params, params_non_embedding, size_mb (float32 weights). Measured
-            on this machine: latency (ms), memory (peak bytes of a forward pass), throughput (sequences/s).
-            predicted_latency (ms) is fitted to a few measurements, and measured on the frontier.
-        superlm: Output folder of an earlier train, whose SuperLMs are searched. If not given, they are trained first.
-        proxy: Measure behind acc: relation (the relation loss on held-out text), hidden (the unexplained share of the
-            teacher's last hidden states), cosine:TASK (rank correlation of sentence vectors), probe:TASK (a linear
-            model on frozen features), task:TASK (a short fine-tuning; TASK as in finetune), or a plug-in.
+        objectives: Objectives, separated by commas, such as acc,flops,latency. acc is the accuracy proxy (see
+            --proxy). Computed are flops (multiply-adds at 128 tokens, batch 1), params, params_non_embedding and
+            size_mb (float32 weights). Measured on this machine are latency (ms), memory (peak bytes of a forward pass)
+            and throughput (sequences/s). predicted_latency (ms) is fitted to a few measurements, and measured on the
+            frontier.
+        superlm: Output folder of an earlier train, whose SuperLMs are searched; by default they are trained first.
+        proxy: Measure behind acc: relation, hidden, cosine:TASK, probe:TASK, task:TASK or a plug-in. relation is the
+            relation loss on held-out text, hidden the unexplained share of the teacher's last hidden states,
+            cosine:TASK the rank correlation of sentence vectors, probe:TASK a linear model on frozen features, and
+            task:TASK a short fine-tuning. TASK is as in finetune.
         proxy_text_columns: One or two text columns of TASK's table; common names are recognised if not given.
         proxy_label_column: Label column of that table; "label" if not given.
         proxy_rows: Maximum number of rows that probe and task train on and cosine measures.
@@ -56,46 +66,46 @@ class SearchConfig(TrainConfig):
         proxy_lr: Peak learning rate of task.
         search_seed: Seed of the engine; --seed if not given. With --superlm, whose training had its own seed, --seed
             means this one.
-        engine: Search engine: surrogate, nsga2, nsga3, age-moea2, sms-emoa, optuna-nsga2, optuna-nsga3, optuna-tpe,
-            optuna-gp, random, exhaustive, or a plug-in.
+        engine: Search engine. Built in are surrogate, nsga2, nsga3, age-moea2, sms-emoa, optuna-nsga2, optuna-nsga3,
+            optuna-tpe, optuna-gp, random and exhaustive; others are plug-ins.
         evaluations: Maximum number of subnets that are scored in each space.
         population: Subnets in a generation of the evolutionary engines.
-        constraint: Bounds on objectives, such as latency<=5 or params<=8M.
+        constraint: Bound on an objective, such as 'latency<=5' or 'params<=8M'. The flag may be repeated.
         latency_batch: Batch size of measurements of latency and memory.
         throughput_batch: Batch size of measurements of throughput.
         measured_seq_len: Tokens in a sequence of these measurements.
         latency_samples: Number of subnets of each space that predicted_latency is fitted to.
         eval_blocks: Number of held-out blocks for the proxy; a block takes about 3 MB of memory.
-        storage: Storage of the scored subnets: a database's URL, such as postgresql://user@host/database, or a
-            journal file. If not given, the run's folder.
+        storage: Storage of the scored subnets; the run's folder if not given. It is a journal file, or a database's
+            URL such as postgresql://user@host/database.
         study: Name of the study in the storage.
-        baselines: Baselines of the frontier, separated by commas: shapes (the shapes of TinyBERT and MiniLM, distilled
-            alone for as many steps), tinybert and minilm (the same by their own objectives), random (three subnets of
-            each space, distilled alone), truncated (the first half of the teacher's layers), hub ids or folders of
-            encoders with the teacher's vocabulary, scored as they are; or none.
+        baselines: Baselines of the frontier, separated by commas, or none. shapes are the shapes of TinyBERT and
+            MiniLM, distilled alone for as many steps; tinybert and minilm are the same by their own objectives. random
+            are three subnets of each space, distilled alone. truncated is the first half of the teacher's layers. Hub
+            ids and folders of encoders with the teacher's vocabulary are scored as they are.
     """
 
-    objectives: Annotated[str, SEARCH] = "acc,flops"
-    superlm: Annotated[Name | None, SEARCH] = None
-    proxy: Annotated[str, SEARCH] = "relation"
-    proxy_text_columns: Annotated[str | None, SEARCH] = None
-    proxy_label_column: Annotated[str | None, SEARCH] = None
+    objectives: Annotated[Names, SEARCH, Usual()] = "acc,flops"
+    superlm: Annotated[Folder | None, SEARCH] = None
+    proxy: Annotated[str, SEARCH, Placeholder("PROXY")] = "relation"
+    proxy_text_columns: Annotated[Columns | None, SEARCH] = None
+    proxy_label_column: Annotated[str | None, SEARCH, Placeholder("COLUMN")] = None
     proxy_rows: Annotated[Rows, SEARCH] = 2000
     proxy_epochs: Annotated[Count, SEARCH] = 2
-    proxy_lr: Annotated[Rate, SEARCH] = 2e-4
+    proxy_lr: Annotated[Rate, SEARCH, Placeholder("RATE")] = 2e-4
     search_seed: Annotated[Seed | None, SEARCH] = None
     engine: Annotated[Name, SEARCH] = "nsga2"
-    evaluations: Annotated[Steps, SEARCH] = 128
+    evaluations: Annotated[Steps, SEARCH, Usual("e")] = 128
     population: Annotated[Annotated[int, Ge(2), Le(MANY)], SEARCH] = 8
-    constraint: Annotated[list[str] | None, SEARCH] = None
+    constraint: Annotated[list[str] | None, SEARCH, Usual(), Placeholder("BOUND")] = None
     latency_batch: Annotated[Count, MEASUREMENT] = 1
     throughput_batch: Annotated[Count, MEASUREMENT] = 32
     measured_seq_len: Annotated[Count, MEASUREMENT] = 128
     latency_samples: Annotated[Annotated[int, Ge(2), Le(MANY)], MEASUREMENT] = 32
     eval_blocks: Annotated[Count, MEASUREMENT] = 32
-    storage: Annotated[Name | None, OUTPUT] = field(default=None, repr=False)
+    storage: Annotated[Name | None, OUTPUT, Placeholder("STORAGE")] = field(default=None, repr=False)
     study: Annotated[Name, OUTPUT] = "search"
-    baselines: Annotated[str, SEARCH] = "shapes"
+    baselines: Annotated[Names, SEARCH] = "shapes"
 
     _parent: ClassVar[str] = "runs"
 

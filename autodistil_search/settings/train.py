@@ -11,6 +11,7 @@ from annotated_types import Ge, Le
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import Plugins
+from autodistil_search.base.tracking import tracker_names
 from autodistil_search.base.user_input import LARGEST, PACKAGED, absolute_path
 from autodistil_search.settings.common import (
     CHANGES_NOTHING,
@@ -21,13 +22,18 @@ from autodistil_search.settings.common import (
     TRAINING,
     Count,
     Device,
+    Folder,
     Name,
+    Names,
+    Placeholder,
     Precision,
     Rate,
     Seed,
     Steps,
+    Usual,
     check_executor,
     check_settings,
+    refuse_unknown,
 )
 from autodistil_search.spaces.search_space import shipped_spaces
 
@@ -37,24 +43,25 @@ class TrainConfig:
     """Settings of a training: spaces, teacher, text and schedule.
 
     Args:
-        space: Search spaces, separated by commas: tiny, shallow, small, base, oneshot, elastic, debug, or the path of a
-            YAML file.
-        depth: Rule for the layers that a shallower subnet keeps: first_last, uniform (the released AutoDistil code) or
-            prefix. The space's own rule if not given.
-        teacher: Hugging Face id or folder of the teacher, or "packaged" for the teacher of the quickstart extra.
+        space: Search spaces, separated by commas. Shipped are tiny, shallow, small, base, oneshot, elastic and debug;
+            any other space is a YAML file.
+        depth: Rule for the layers that a shallower subnet keeps; the space's own if not given. uniform is the rule of
+            the released AutoDistil code.
+        teacher: Hugging Face id or folder of the teacher; packaged is that of the extra quickstart.
         teacher_layer: Teacher layer whose relations are distilled, counted from 0; -1 is the last.
-        text: Files (.txt, .txt.gz, one paragraph a line, blank lines between documents; .jsonl, .csv, .parquet with a
-            column "text"), folders of datasets, hf:NAME[:CONFIG[:SPLIT[:COLUMN]]], or "packaged".
+        text: Training text: files, folders, hf:NAME of the hub, or "packaged", the default. Files are .txt or .txt.gz
+            (one paragraph a line, blank lines between documents), or .jsonl, .csv or .parquet with a column "text".
+            Folders are of datasets. The full form of a name is hf:NAME[:CONFIG[:SPLIT[:COLUMN]]].
         stream: Read and tokenize the text while training, for text that does not fit on the disk.
         seq_len: Tokens in a block of text.
-        init: Initial weights: slices of the teacher's weights after a rotation by PCA (pca), slices as they are
-            (slices), the teacher's embeddings alone (embeddings), or random. auto takes the start with the lowest loss
-            before training.
-        loss: Relation loss: kl (MiniLMv2), or mse on raw scores (the released AutoDistil code).
+        init: Initial weights. They are slices of the teacher's weights after a rotation by PCA (pca), slices as they
+            are (slices), the teacher's embeddings alone (embeddings), or random. auto takes the start with the lowest
+            loss before training.
+        loss: Relation loss. kl is that of MiniLMv2, mse compares raw scores, as the released AutoDistil code does.
         relations: Relations of the loss with their weights, such as qq,kk,vv:0.5. Allowed are qq, kk, vv and qk (the
             attention of the first MiniLM).
         relation_heads: Number of relation heads; the space's own if not given.
-        sampling: Subnets that a step trains: largest-random, sandwich (largest, smallest and random), random, largest.
+        sampling: Subnets that a step trains. sandwich is the largest, the smallest and random ones.
         random_subnets: Number of random subnets in a step; by default 1 for largest-random, 2 for sandwich, 4 for
             random.
         subnet_weights: Weights of the subnets' losses, such as largest:2,random:1; equal if not given.
@@ -64,28 +71,30 @@ class TrainConfig:
         steps: Training steps of each SuperLM and of each baseline.
         batch_size: Blocks in a step, summed over all processes.
         accumulate: Number of parts of a process's blocks; one part is in memory at a time.
-        lr: Peak learning rate. If not given, 0.13 / (layers x root of the hidden size), at most 4e-3.
+        lr: Peak learning rate; by default one that suits the space's sizes. It is 0.13 / (layers x root of the hidden
+            size), at most 4e-3.
         seed: Seed of the initial weights, the order of text, the subnets of each step and the search.
-        device: Device to run on: auto, cpu, cuda, mps or xpu; auto takes an accelerator if there is one.
-        precision: Precision of matrix products; auto takes the fastest that the hardware has; fp16 scales the loss.
+        device: Device to run on: auto, cpu, cuda, mps or xpu. auto takes an accelerator if there is one.
+        precision: Precision of matrix products. auto takes the fastest that the hardware has; fp16 scales the loss.
         compile: Compile the layers by torch.compile.
         cuda_graphs: Record the passes of subnets as CUDA graphs, on a CUDA device in one process. Experimental: no GPU
             has run it yet.
         held_out_every: Steps between measurements on held-out text, 0 for none; a tenth of the steps if not given.
         keep: Number of checkpoints that are kept during training.
-        executor: Where large text is tokenized and, in a search, subnets are scored and baselines trained: dask (a
-            local cluster, extra "distributed") or dask:ADDRESS (the cluster of that scheduler, such as tcp://host:8786,
-            or its .json file). This process if not given.
+        executor: Where large text is tokenized, subnets are scored and baselines trained; this process if not given.
+            dask is a local cluster (extra "distributed"), dask:ADDRESS the cluster of that scheduler, such as
+            tcp://host:8786, or its .json file.
         workers: Number of workers of the local cluster; by default one for each GPU, or for every OMP_NUM_THREADS CPUs.
-        tensorboard: Also write a log for TensorBoard (extra "tracking").
-        out: Output folder. If not given, superlms/<space names> for train and runs/<space names> for search.
+        track: Trackers that get losses and other metrics, separated by commas: tensorboard (extra "tracking"), wandb,
+            mlflow, trackio.
+        out: Output folder; by default superlms/SPACES for train and runs/SPACES for search.
     """
 
-    space: Annotated[str, SPACE] = "tiny"
+    space: Annotated[Names, SPACE, Usual("s")] = "tiny"
     depth: Annotated[Literal["first_last", "uniform", "prefix"] | None, SPACE] = None
-    teacher: Annotated[Name, DATA] = "packaged"
+    teacher: Annotated[Name, DATA, Usual("t")] = "packaged"
     teacher_layer: Annotated[Annotated[int, Ge(-MANY), Le(MANY)], DATA] = -1
-    text: Annotated[list[str] | None, DATA] = None
+    text: Annotated[list[str] | None, DATA, Usual()] = None
     stream: Annotated[bool, DATA] = False
     seq_len: Annotated[Annotated[int, Ge(8), Le(MANY)], DATA] = 128
     init: Annotated[Literal["auto", "pca", "slices", "embeddings", "random"], TRAINING] = "auto"
@@ -97,21 +106,21 @@ class TrainConfig:
     subnet_weights: Annotated[str, TRAINING] = ""
     in_place: Annotated[Annotated[float, Ge(0), Le(1)], TRAINING] = 0.0
     hidden: Annotated[Annotated[float, Ge(0)], TRAINING] = 1.0
-    steps: Annotated[Steps, TRAINING] = 200
-    batch_size: Annotated[Count, TRAINING] = 4
+    steps: Annotated[Steps, TRAINING, Usual("n")] = 200
+    batch_size: Annotated[Count, TRAINING, Usual("b")] = 4
     accumulate: Annotated[Count, TRAINING] = 1
-    lr: Annotated[Rate | None, TRAINING] = None
+    lr: Annotated[Rate | None, TRAINING, Usual(), Placeholder("RATE")] = None
     seed: Annotated[Seed, TRAINING] = 0
-    device: Annotated[Device, OUTPUT] = "auto"
+    device: Annotated[Device, OUTPUT, Usual("d")] = "auto"
     precision: Annotated[Precision, OUTPUT] = "auto"
     compile: Annotated[bool, OUTPUT] = False
     cuda_graphs: Annotated[bool, OUTPUT] = False
     held_out_every: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, OUTPUT] = None
     keep: Annotated[Count, OUTPUT] = 2
-    executor: Annotated[Name | None, OUTPUT] = None
+    executor: Annotated[Name | None, OUTPUT, Placeholder("EXECUTOR")] = None
     workers: Annotated[Count | None, OUTPUT] = None
-    tensorboard: Annotated[bool, OUTPUT] = False
-    out: Annotated[Name | None, OUTPUT] = None
+    track: Annotated[Names | None, OUTPUT] = None
+    out: Annotated[Folder | None, OUTPUT, Usual("o")] = None
     given: InitVar[Mapping[str, Any] | None] = None
     """Settings that were given explicitly, by default the arguments of the constructor. `replace` passes them on."""
 
@@ -128,6 +137,7 @@ class TrainConfig:
             object.__setattr__(self, "given", given)
         check_settings(self)
         check_executor(self.executor, self.workers)
+        tracker_names(self.track)
         if not self.space_names:
             raise InputError(f"--space {self.space!r}; allowed: one or more spaces, separated by commas")
         if self.batch_size < self.accumulate:
@@ -199,7 +209,5 @@ class TrainConfig:
         Raises:
             InputError: for an unknown key or a value that is not allowed.
         """
-        known = [field.name for field in fields(cls)]
-        if unknown := [key for key in content if key not in known]:
-            raise InputError(f"unknown setting {', '.join(unknown)}; allowed: {', '.join(known)}")
+        refuse_unknown(content, [field.name for field in fields(cls)])
         return cls(**content)

@@ -17,13 +17,17 @@ from autodistil_search.settings.common import (
     OUTPUT,
     SPACE,
     TRAINING,
+    Columns,
     Count,
     Device,
+    Folder,
     Name,
+    Placeholder,
     Precision,
     Rate,
     Rows,
     Seed,
+    Usual,
     check_executor,
     check_settings,
     column_names,
@@ -54,36 +58,36 @@ class ValidateConfig:
         lr: Peak learning rate of fine-tuning.
         accumulate: Number of parts of a step's blocks in training alone; one part is in memory at a time.
         seed: Seed of the draw, of training alone and of fine-tuning.
-        device: Device to run on: auto, cpu, cuda, mps or xpu; auto takes an accelerator if there is one.
-        precision: Precision of matrix products; auto takes the fastest that the hardware has; fp16 scales the loss.
-        executor: Where subnets are measured: dask (a local cluster, extra "distributed") or dask:ADDRESS (the cluster
-            of that scheduler, such as tcp://host:8786, or its .json file). This process if not given.
+        device: Device to run on: auto, cpu, cuda, mps or xpu. auto takes an accelerator if there is one.
+        precision: Precision of matrix products. auto takes the fastest that the hardware has; fp16 scales the loss.
+        executor: Where subnets are measured; this process if not given. dask is a local cluster (extra "distributed"),
+            dask:ADDRESS the cluster of that scheduler, such as tcp://host:8786, or its .json file.
         workers: Number of workers of the local cluster; by default one for each GPU, or for every OMP_NUM_THREADS CPUs.
-        out: Output folder; validation-<space> in the run's folder if not given.
+        out: Output folder; by default validation-SPACE in the run's folder.
     """
 
-    run: Annotated[Name, SPACE] = "runs/tiny"
-    space: Annotated[Name | None, SPACE] = None
-    subnets: Annotated[Annotated[int, Ge(2), Le(MANY)], SPACE] = 24
-    bands: Annotated[Count, SPACE] = 4
+    run: Annotated[Folder, SPACE, Placeholder("RUN")] = "runs/tiny"
+    space: Annotated[Name | None, SPACE, Usual("s")] = None
+    subnets: Annotated[Annotated[int, Ge(2), Le(MANY)], SPACE, Usual()] = 24
+    bands: Annotated[Count, SPACE, Usual()] = 4
     band_width: Annotated[Rate, SPACE] = 0.1
-    alone_steps: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, TRAINING] = None
-    alone_lr: Annotated[Rate | None, TRAINING] = None
-    probe: Annotated[Name | None, DATA] = None
-    cosine: Annotated[Name | None, DATA] = None
-    task: Annotated[Name | None, DATA] = None
-    text_columns: Annotated[str | None, DATA] = None
-    label_column: Annotated[str | None, DATA] = None
+    alone_steps: Annotated[Annotated[int, Ge(0), Le(LARGEST)] | None, TRAINING, Usual()] = None
+    alone_lr: Annotated[Rate | None, TRAINING, Placeholder("RATE")] = None
+    probe: Annotated[Name | None, DATA, Usual(), Placeholder("TASK")] = None
+    cosine: Annotated[Name | None, DATA, Usual(), Placeholder("TASK")] = None
+    task: Annotated[Name | None, DATA, Usual(), Placeholder("TASK")] = None
+    text_columns: Annotated[Columns | None, DATA] = None
+    label_column: Annotated[str | None, DATA, Placeholder("COLUMN")] = None
     train_rows: Annotated[Rows, DATA] = 2000
     epochs: Annotated[Count, TRAINING] = 2
-    lr: Annotated[Rate, TRAINING] = 2e-4
+    lr: Annotated[Rate, TRAINING, Placeholder("RATE")] = 2e-4
     accumulate: Annotated[Count, TRAINING] = 1
     seed: Annotated[Seed, TRAINING] = 0
-    device: Annotated[Device, OUTPUT] = "auto"
+    device: Annotated[Device, OUTPUT, Usual("d")] = "auto"
     precision: Annotated[Precision, OUTPUT] = "auto"
-    executor: Annotated[Name | None, OUTPUT] = None
+    executor: Annotated[Name | None, OUTPUT, Placeholder("EXECUTOR")] = None
     workers: Annotated[Count | None, OUTPUT] = None
-    out: Annotated[Name | None, OUTPUT] = None
+    out: Annotated[Folder | None, OUTPUT, Usual("o")] = None
 
     def __post_init__(self) -> None:
         check_settings(self)

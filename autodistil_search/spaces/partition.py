@@ -130,15 +130,15 @@ def write_spaces(parts: Sequence[SearchSpace], parent: SearchSpace, folder: Path
             cannot be made or its name has a comma, which separates spaces in `--space`.
     """
     if "," in str(folder):
-        raise InputError(f"--to {str(folder)!r}; allowed: a folder without a comma, which separates spaces in --space")
+        raise InputError(f"--out {str(folder)!r}; allowed: a folder without a comma, which separates spaces in --space")
     paths = [folder / f"{part.name}.yaml" for part in parts]
     missing = partial(_missing, parts, paths)
     if missing():
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--to {str(folder)!r} cannot be used as a folder: {error.strerror}") from None
-        with locked(folder / ".lock", folder, "--to"):
+            raise InputError(f"--out {str(folder)!r} cannot be used as a folder: {error.strerror}") from None
+        with locked(folder / ".lock", folder, "--out"):
             for path, part in missing():
                 write_atomically(path, partial(Path.write_text, data=_text(part, parent), encoding="utf-8"))
     return paths
@@ -158,7 +158,7 @@ def _holds(path: Path, space: SearchSpace) -> bool:
     except InputError:
         same = False
     if not same:
-        raise InputError(f"{path} exists and holds something else; move it away, or name another folder with --to")
+        raise InputError(f"{path} exists and holds something else; move it away, or name another folder with --out")
     return True
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.user_input import meant, read_yaml
+from autodistil_search.base.user_input import meant, read_yaml, shipped_folder
 from autodistil_search.spaces.subnet import DIMENSIONS, PER_LAYER, DepthRule, Genome, Subnet, kept_layers
 
 _LARGEST = 1_000_000
@@ -316,16 +316,9 @@ def _ascending(space: str, key: str, values: object, check: Any) -> tuple[Any, .
     return tuple(sorted(values))
 
 
-def space_folder() -> Path:
-    """Return the folder of the shipped spaces: inside an installed wheel, or beside the package in a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "search_spaces"
-    return installed if installed.is_dir() else package.parent / "search_spaces"
-
-
 def shipped_spaces() -> list[str]:
     """Return the names of the spaces that the package ships."""
-    return sorted(path.stem for path in space_folder().glob("*.yaml"))
+    return sorted(path.stem for path in shipped_folder("search_spaces").glob("*.yaml"))
 
 
 def load_space(name_or_path: str | Path) -> SearchSpace:
@@ -337,7 +330,8 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
     Raises:
         InputError: if there is no such space, or the file is not a valid space.
     """
-    path = space_folder() / f"{name_or_path}.yaml" if str(name_or_path) in shipped_spaces() else Path(name_or_path)
+    known = str(name_or_path) in shipped_spaces()
+    path = shipped_folder("search_spaces") / f"{name_or_path}.yaml" if known else Path(name_or_path)
     try:
         exists = path.is_file()
     except (OSError, ValueError):  # not a valid file name

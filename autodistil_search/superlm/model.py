@@ -9,6 +9,7 @@ W = A * D, F FFN width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,7 +19,14 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
@@ -237,6 +245,14 @@ class _AutoDistil(PreTrainedModel):
     config_class = AutoDistilConfig
     base_model_prefix = "autodistil"
     config: AutoDistilConfig
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """Tokenizer that `save_pretrained` writes beside the model; a loaded model has none."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write the model as `PreTrainedModel.save_pretrained` does, and its tokenizer if it has one."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -451,6 +467,7 @@ class AutoDistilModel(_AutoDistil):
             _copy_leading(source, target)
         if self.relative_attention_bias is not None:
             _copy_leading(self.relative_attention_bias, cast(nn.Embedding, student.relative_attention_bias))
+        student.tokenizer = self.tokenizer
         student.eval()
         return student
 

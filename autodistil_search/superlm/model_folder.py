@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import read_json, readable, write_together
 from autodistil_search.base.manifest import MODEL_TYPE, TRAINER_STATE, add_to_manifest, lacking, sha256_of, verify
-from autodistil_search.base.pretrained import quiet_transformers
+from autodistil_search.base.pretrained import load_tokenizer, quiet_transformers
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilForSequenceClassification, AutoDistilModel
 
 WEIGHTS = "model.safetensors"
@@ -78,6 +78,19 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
     write_together(folder, "tokenizer.json", write, last=_LAST_OF_TOKENIZER)
     add_to_manifest(folder, names)
+
+
+def load_own_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer that `save_tokenizer` wrote; None for a folder without one.
+
+    Raises:
+        InputError: if a file of the tokenizer has changed or cannot be read.
+    """
+    verify(folder, ("tokenizer*", "*.txt", "*.model"))
+    if not (folder / _LAST_OF_TOKENIZER).exists():
+        return None
+    with quiet_transformers():
+        return load_tokenizer(f"model {str(folder)!r}", str(folder))
 
 
 def verify_by_state(folder: Path) -> None:

@@ -10,7 +10,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from autodistil_search.base.files import file_sha256, write_atomically
 from autodistil_search.base.pretrained import ends, matched
 from autodistil_search.base.progress import Bar, Reporter
 from autodistil_search.base.seeding import seeded
+from autodistil_search.base.tracking import Part, Track
 from autodistil_search.base.weighted_names import parse_terms
 from autodistil_search.distillation.checkpoints import Checkpoints
 from autodistil_search.distillation.layer_losses import LAYER_TERMS, LayerTransfer
@@ -214,6 +215,7 @@ def fine_tune(
     teacher: PreTrainedModel | None = None,
     identity: Mapping[str, str] | None = None,
     report: bool = True,
+    part: Part | None = None,
 ) -> Finetuned:
     """Train a classifier in place, and restore its weights after the best epoch.
 
@@ -228,6 +230,7 @@ def fine_tune(
         teacher: Classifier for the same task, needed if `options.losses` names more than `labels`.
         identity: Other settings that determine the weights, for checkpoints.
         report: True to measure the `dev` rows as well.
+        part: Part of the command whose trackers get loss and metrics; None for no trackers.
 
     Raises:
         InputError: if the checkpoints in `folder` were made with other options.
@@ -239,7 +242,7 @@ def fine_tune(
         teacher.eval().requires_grad_(False)
     learner = _Learner(model, teacher, prepared.task, options)
     device.place(learner)
-    run = _Run(learner, prepared, options, device, folder, dict(identity or {}))
+    run = _Run(learner, prepared, options, device, folder, dict(identity or {}), part)
     with (reporter or Reporter()).bar(title, "steps", run.steps) as bar:
         try:
             run.train(bar)
@@ -316,6 +319,7 @@ class _Run:
     device: Device
     folder: Path | None
     identity: Mapping[str, str]
+    part: Part | None = None
     scores: list[float] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
@@ -342,6 +346,11 @@ class _Run:
         """Train all epochs, and set `best` and `scores`."""
         first = self._resume()
         bar.skip(first)
+        with nullcontext() if self.part is None else self.part.opened(first) as track:
+            self._train_from(first, bar, track)
+
+    def _train_from(self, first: int, bar: Bar, track: Track | None) -> None:
+        """Train all steps after the first `first`."""
         for epoch in range(first // self._steps_per_epoch, self.options.epochs):
             batches = self.prepared.train.shuffled(self.options.batch_size, f"{self.options.seed}-{epoch}")
             for batch, indices in enumerate(batches):
@@ -353,7 +362,14 @@ class _Run:
                     self._end_epoch()
                 if self._checkpoints is not None and self._checkpoints.due:
                     self._save(self._checkpoints, step + 1)
+                if track is not None:
+                    track.log(step + 1, self._metrics(loss, ended=batch + 1 == len(batches)))
                 bar.advance(f"loss {loss:.3f}" + (f", chosen by {max(self.scores):.4f}" if self.scores else ""))
+
+    def _metrics(self, loss: float, ended: bool) -> dict[str, float]:
+        """Return the metrics of a step for trackers; at the end of an epoch with the metric to choose by."""
+        metrics = {"loss": loss, "learning_rate": float(self._optimizer.param_groups[0]["lr"])}
+        return metrics | ({f"chosen_by/{self.prepared.task.metrics[0]}": self.scores[-1]} if ended else {})
 
     def _step(self, step: int, indices: Sequence[int]) -> float:
         set_learning_rate(self._optimizer, self.options.lr, step, self.steps)

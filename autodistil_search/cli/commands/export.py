@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 def _add_export(parser: CommandParser) -> None:
     parser.add_argument("model", type=as_text, help="Folder of a finished search, distil or finetune, or of a student.")
-    parser.add_argument("--to", type=as_text, required=True, help="Folder to write: new, empty, or an earlier export.")
+    parser.add_argument("--out", type=as_text, required=True, help="Folder to write: new, empty, or an earlier export.")
     add_settings(parser, ExportOptions)
 
 
 def _export(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     from autodistil_search.base.files import EXPORT_RECORD, read_json
-    from autodistil_search.export.student_folder import export_student
+    from autodistil_search.exporting.student_folder import export_student
     from autodistil_search.report.escape import without_markdown
 
-    arguments = ("model", "to")
+    arguments = ("model", "out")
     options = ExportOptions(**{name: value for name, value in settings.items() if name not in arguments})
-    folder = export_student(Path(settings["model"]), Path(settings["to"]), options, reporter)
+    folder = export_student(Path(settings["model"]), Path(settings["out"]), options, reporter)
     record = {"folder": str(folder), **read_json(folder / EXPORT_RECORD)}
     notes = [without_markdown(note) for note in record["notes"]]
     return Outcome(record, lines(*notes, f"exported to {folder}; its README.md shows how to load it"))
@@ -38,8 +38,8 @@ COMMAND = Command(
     summary="write a student as a folder that loads without this package",
     description="Write a student, with a model card, as a folder that loads without this package.",
     examples=(
-        "autodistil-search export runs/mine --to my-student",
-        "autodistil-search export runs/mine --to my-student --pick 1 --int8 --license apache-2.0",
+        "autodistil-search export runs/mine --out my-student",
+        "autodistil-search export runs/mine --out my-student --pick 1 --int8 --license apache-2.0",
     ),
     run=_export,
     add_flags=_add_export,

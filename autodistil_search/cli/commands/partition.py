@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def _add_partition(parser: CommandParser) -> None:
     parser.add_argument("space", type=as_text, help="Search space: name of a shipped space, or path of a YAML file.")
     parser.add_argument("--k", type=as_whole_number, required=True, help="Number of sub-spaces.")
-    parser.add_argument("--to", type=as_text, default=".", help="Folder for the YAML files.")
+    parser.add_argument("--out", type=as_text, default=".", help="Folder for the YAML files.")
 
 
 def _partition(settings: Mapping[str, Any], _: Reporter) -> Outcome:
@@ -30,7 +30,7 @@ def _partition(settings: Mapping[str, Any], _: Reporter) -> Outcome:
 
     parent = load_space(settings["space"])
     parts = partition(parent, settings["k"])
-    record = partition_record(parent, parts, write_spaces(parts, parent, Path(settings["to"])))
+    record = partition_record(parent, parts, write_spaces(parts, parent, Path(settings["out"])))
     return Outcome(record, partial(print_partition, record))
 
 
@@ -86,7 +86,7 @@ COMMAND = Command(
     "partition",
     summary="split a search space into K sub-spaces",
     description="Split a search space into K sub-spaces of neighbouring cost, each a YAML file.",
-    examples=("autodistil-search partition oneshot --k 3 --to spaces",),
+    examples=("autodistil-search partition oneshot --k 3 --out spaces",),
     run=_partition,
     add_flags=_add_partition,
 )

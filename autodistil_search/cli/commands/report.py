@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def _add_report(parser: CommandParser) -> None:
     parser.add_argument("runs", type=as_text, nargs="+", help="Folders of finished searches.")
     parser.add_argument(
-        "--to",
+        "--out",
         type=as_text,
         help="Folder to write to: new, empty, or of an earlier report. The default is the folder of a single search, "
         "or a new folder beside the first of several.",
@@ -34,9 +34,8 @@ def _report(settings: Mapping[str, Any], _: Reporter) -> Outcome:
     from autodistil_search.report.key_figures import runs_side_by_side
     from autodistil_search.runs.report import report_runs
 
-    to = settings["to"]
-    folders = [Path(run) for run in settings["runs"]]
-    report, paths = report_runs(folders, None if to is None else Path(to), settings["figure"])
+    out, folders = settings["out"], [Path(run) for run in settings["runs"]]
+    report, paths = report_runs(folders, out and Path(out), settings["figure"])
     page, *figures = map(str, paths)
     compared = runs_side_by_side(report) if len(folders) > 1 else None
     record = {"page": page, "figures": figures[0] if figures else None, "runs": compared}
@@ -58,7 +57,7 @@ COMMAND = Command(
     ),
     examples=(
         "autodistil-search report runs/mine --figure",
-        "autodistil-search report runs/seed-0 runs/seed-1 --to both",
+        "autodistil-search report runs/seed-0 runs/seed-1 --out both",
     ),
     run=_report,
     add_flags=_add_report,

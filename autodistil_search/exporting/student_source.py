@@ -20,8 +20,8 @@ from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.pretrained import fit_tokenizer, load_tokenizer, quiet_transformers
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.user_input import PACKAGED, TASKS, absolute_path, load_yaml, quoted
-from autodistil_search.export.model_card import ObjectiveValue
-from autodistil_search.export.onnx_files import Sample
+from autodistil_search.exporting.model_card import ObjectiveValue
+from autodistil_search.exporting.onnx_files import Sample
 from autodistil_search.report.views import shown
 from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.run_folder import model_folder

@@ -25,11 +25,11 @@ from autodistil_search.base.files import EXPORT_RECORD, locked_beside, read_json
 from autodistil_search.base.manifest import MANIFEST, model_files, write_manifest
 from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.base.progress import Reporter
-from autodistil_search.export import onnx_files
-from autodistil_search.export.model_card import Card, Variant
-from autodistil_search.export.onnx_files import MODEL, MODEL_INT8, TOLERANCE
-from autodistil_search.export.standard_models import bert_sizes, standard_format, to_standard, why_not
-from autodistil_search.export.student_source import CPU, Exportable, Student, find_exportable, load_task_as_finetuned
+from autodistil_search.exporting import onnx_files
+from autodistil_search.exporting.model_card import Card, Variant
+from autodistil_search.exporting.onnx_files import MODEL, MODEL_INT8, TOLERANCE
+from autodistil_search.exporting.standard_models import bert_sizes, standard_format, to_standard, why_not
+from autodistil_search.exporting.student_source import CPU, Exportable, Student, find_exportable, load_task_as_finetuned
 from autodistil_search.nas import hardware
 from autodistil_search.nas.hardware import Load
 from autodistil_search.report.escape import markdown
@@ -76,8 +76,8 @@ def export_student(source: Path, to: Path, options: ExportOptions, reporter: Rep
     reporter, to = reporter or Reporter(), to.absolute()
     _refuse_places(to, source)
     with ExitStack() as held:
-        with usable(to, "--to"):
-            held.enter_context(locked_beside(to, "--to"))
+        with usable(to, "--out"):
+            held.enter_context(locked_beside(to, "--out"))
         _check_target(to)
         _export(source, to, options, reporter)
     return to
@@ -155,7 +155,7 @@ def _refuse_places(to: Path, source: Path) -> None:
     for name, place in places.items():
         if place.resolve().is_relative_to(to.resolve()):
             raise InputError(
-                f"--to {str(to)!r} is or holds {name}; allowed: a new or empty folder, or an earlier export"
+                f"--out {str(to)!r} is or holds {name}; allowed: a new or empty folder, or an earlier export"
             )
 
 
@@ -166,7 +166,7 @@ def _check_target(to: Path) -> None:
         InputError: if the target is not a folder, or contains a file that no export wrote.
     """
     if to.is_symlink() or (to.exists() and not to.is_dir()):
-        raise InputError(f"--to {str(to)!r} is not a folder; allowed: a new or empty folder, or an earlier export")
+        raise InputError(f"--out {str(to)!r} is not a folder; allowed: a new or empty folder, or an earlier export")
     names = {item.name for item in to.iterdir()} if to.exists() else set()
     known = set()
     if EXPORT_RECORD in names:
@@ -174,7 +174,7 @@ def _check_target(to: Path) -> None:
             known = set(read_json(to / EXPORT_RECORD).get("files", ()))
     if foreign := sorted(names - known):
         raise InputError(
-            f"--to {str(to)!r} holds {foreign[0]!r}, which no export wrote; allowed: a new or empty folder, or an "
+            f"--out {str(to)!r} holds {foreign[0]!r}, which no export wrote; allowed: a new or empty folder, or an "
             "earlier export"
         )
 

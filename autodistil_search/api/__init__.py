@@ -1,0 +1,1 @@
+"""Internal: the commands as Python functions, and the results that they return."""

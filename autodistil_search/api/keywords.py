@@ -1,0 +1,112 @@
+"""Functions that take the settings of a command as keywords, or as one object."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, Signature
+from typing import Any, Protocol, TypeVar, get_type_hints
+
+import docstring_parser
+
+from autodistil_search.base.errors import InputError
+from autodistil_search.settings.common import refuse_unknown
+
+Result = TypeVar("Result", covariant=True)
+
+
+class Command(Protocol[Result]):
+    """Function that takes the settings of a command as keywords, or as one object."""
+
+    def __call__(self, given: Any = ..., /, **settings: Any) -> Result:
+        """Run the command."""
+
+
+def by_keyword(
+    config: type[Any], positional: str = "config", names: Sequence[str] | None = None
+) -> Callable[[Callable[..., Result]], Command[Result]]:
+    """Return a decorator for a function of a `config`, which makes each setting a keyword of the function.
+
+    The function takes the object of settings first, and its further arguments by keyword. Signature and docstring list
+    all settings, so that `help` and editors show them.
+
+    Args:
+        config: Class of the settings.
+        positional: Name of the positional argument, as on the command line. An object of `config` is also taken there.
+        names: Settings of the command; by default all.
+    """
+    allowed = [setting.name for setting in fields(config)] if names is None else [*names]
+
+    def decorate(function: Callable[..., Result]) -> Command[Result]:
+        own = [*inspect.signature(function).parameters][1:]
+        settings = [name for name in allowed if name not in own]
+
+        @wraps(function)
+        def call(*given: Any, **arguments: Any) -> Result:
+            for value in given:
+                name = "config" if isinstance(value, config) else positional
+                if name in arguments or len(given) > 1:
+                    raise InputError(f"{function.__name__} has two values of {name}; allowed: one")
+                arguments[name] = value
+            if positional in arguments and positional != "config":
+                arguments[positional] = _as_text(arguments[positional])
+            refuse_unknown(arguments, ["config", *settings, *own])
+            others = {name: arguments.pop(name) for name in own if name in arguments}
+            return function(_settings(function.__name__, config, arguments), **others)
+
+        call.__signature__ = _signature(function, config, positional, settings)  # type: ignore[attr-defined]
+        call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{_described(config, settings)}"
+        return call
+
+    return decorate
+
+
+def _as_text(value: Any) -> Any:
+    """Return the folder of a run or of another result, or the text of a path; any other value is returned unchanged."""
+    value = getattr(value, "folder", value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _settings(name: str, config: type[Any], arguments: Mapping[str, Any]) -> Any:
+    """Return the settings of a call of the function `name`: the object `config` of `arguments`, or a new object.
+
+    Raises:
+        InputError: for an object and keywords at once, or an object of another class.
+    """
+    if arguments.get("config") is None:
+        return config(**{key: value for key, value in arguments.items() if key != "config"})
+    given, *others = arguments["config"], *(key for key in arguments if key != "config")
+    if others:
+        raise InputError(
+            f"{name} has a {config.__name__} and also {', '.join(others)}; allowed: either the object or keywords"
+        )
+    if not isinstance(given, config):
+        raise InputError(f"{name} has settings of type {type(given).__name__}; allowed: a {config.__name__}")
+    return given
+
+
+def _signature(function: Callable[..., Any], config: type[Any], positional: str, settings: Sequence[str]) -> Signature:
+    """Return a signature with the positional argument, then a keyword for each setting and for each own argument."""
+    signature, hints = inspect.signature(function), get_type_hints(config)
+    own = dict([*signature.parameters.items()][1:])
+    by_name = {
+        setting.name: Parameter(
+            setting.name, Parameter.KEYWORD_ONLY, default=setting.default, annotation=hints[setting.name]
+        )
+        for setting in fields(config)
+    }
+    of_config = Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=f"{config.__name__} | None")
+    every = {"config": of_config, **{name: by_name[name] for name in settings}, **own}
+    first = every.pop(positional).replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
+    return signature.replace(parameters=[first, *every.values()])
+
+
+def _described(config: type[Any], settings: Sequence[str]) -> str:
+    """Return the descriptions of the settings, from the docstrings of their class."""
+    parameters = [entry for base in config.__mro__ for entry in docstring_parser.parse(base.__doc__ or "").params]
+    words = {entry.arg_name: " ".join((entry.description or "").split()) for entry in parameters}
+    lines = [f"    {name}: {words.get(name, '')}" for name in settings]
+    return "\n".join([f"Settings, as keywords or as a `{config.__name__}`:", *lines])

@@ -354,12 +354,13 @@ def parallel_chart(report: ParetoReport) -> Spec:
     names = [plotly(axis.bottom, *_words_in_lines(axis.label)) for axis in axes]
     x = {**_axis(""), "tickmode": "array", "tickvals": places, "ticktext": names, "fixedrange": True}
     x |= {"range": [-0.4, len(axes) - 0.6], "gridcolor": "quiet", "tickfont": {"color": "ink", "size": 11}}
+    x["ticklabeloverflow"] = "allow"
     y = {**_axis(""), "showticklabels": False, "showgrid": False, "range": [-0.02, 1.02], "fixedrange": True}
     notes = [
-        {"x": i, "y": 1, "text": plotly(axis.top), "showarrow": False, "yanchor": "bottom", "yshift": 4}
+        {"x": i, "y": 1, "text": plotly(axis.top), "showarrow": False, "yanchor": "bottom", "yshift": 4 + 13 * (i % 2)}
         for i, axis in enumerate(axes)
     ]
-    frame = layout(380, x, y) | {"margin": {"l": 24, "r": 24, "t": 28, "b": 50}}
+    frame = layout(380, x, y) | {"margin": {"l": 24, "r": 24, "t": 40, "b": 50}}
     return {"data": traces, "layout": {**frame, "annotations": notes}}
 
 

@@ -1,10 +1,10 @@
 """Students of several spaces beside baselines and teacher: what they have, against what they cost.
 
-    python benchmarks/picture.py runs/results runs/results-shallow --out docs/images/students.png
+    python benchmarks/picture.py runs/results --out docs/images/students.png
 
-Each folder is what results.py left. One panel for the score on `--task`, with the standard deviation of its seeds, and
-one for how well sentence vectors rank the pairs of STS-B with nothing trained. A baseline that several folders trained,
-each at its own learning rate, is there once for each. Subnets that chance chose are hollow.
+Each folder is what results.py left. One panel shows the score on `--task`, with the standard deviation of its seeds.
+The other shows the rank correlation of sentence similarities with the teacher's, with nothing trained on labels. A
+baseline that several folders trained is shown once for each folder. Random subnets are hollow.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ def main() -> None:
     """Draw and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--task", default="phrases")
-    parser.add_argument("--title", default="SST-2, 10,288 rows: accuracy, %", help="of the first panel")
+    parser.add_argument("--task", default="topic")
+    parser.add_argument("--title", default="Wikipedia subjects, 1,807 rows: accuracy, %", help="of the first panel")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     rows = measured(given.folders, given.task)
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     draw(panels[0], rows, "mean", "standard_deviation", given.title)
-    draw(panels[1], rows, "rho", None, "STS-B, sentence vectors: Spearman's rho x 100")
+    draw(panels[1], rows, "rho", None, "sentence similarities: Spearman's rho x 100")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(given.out, dpi=120)

@@ -1,11 +1,12 @@
 """Reference results on real text and tasks: SuperLM, frontier, baselines, students, fine-tuned scores, ranking.
 
-    python benchmarks/results.py --data DATA --out FOLDER
+    python benchmarks/results.py --out FOLDER
+    python benchmarks/results.py --data DATA --tasks SST-2,CoLA:9000:1e-4 --out FOLDER
 
-DATA holds `wiki/train.txt.gz` (paragraphs, one a line) and GLUE's files in `glue/SST-2` and so on; the task `phrases`
-is SST-2 with 10,288 rows to measure on (phrases.py). Every step is a command of the product, printed before it runs;
-what has ended is not done again, so the same command goes on with what was stopped. At the end `FOLDER/results.md` has
-the tables that docs/results.md shows.
+The first command needs the extras `quickstart` and `wiki` only. DATA holds `wiki/train.txt.gz` (paragraphs, one a line)
+and GLUE's files in `glue/SST-2` and so on; the task `phrases` is SST-2 with 10,288 rows to measure on (phrases.py).
+Every step is a command of the product, printed before it runs. Finished steps are not repeated, so the same command
+continues a stopped run. At the end `FOLDER/results.md` has the tables that docs/results.md shows.
 """
 
 from __future__ import annotations
@@ -25,17 +26,20 @@ import pandas as pd
 
 from autodistil_search import load_run
 from autodistil_search.base.device import choose_device
+from autodistil_search.base.files import cache_folder
 from autodistil_search.base.user_input import PACKAGED
 from autodistil_search.nas.objectives import Objective
-from autodistil_search.nas.proxies import Pairs
+from autodistil_search.nas.sentence_similarity import SentenceSimilarity
 from autodistil_search.report.data import against_frontier
 from autodistil_search.runs.finished_run import Run
 from autodistil_search.runs.run_folder import model_folder
-from autodistil_search.tasks.labelled_data import load_task
 from autodistil_search.tasks.metrics import METRICS
 from autodistil_search.teachers.loading import load_as_student, load_teacher
+from autodistil_search.text.token_store import load_corpus
 
 PHRASES = "phrases"
+PASSAGES = 256
+"""Held-out passages; the similarities of all pairs are compared."""
 STUDENT, BASELINE, TEACHER = "student of the frontier", "baseline", "teacher"
 DRAWN = "subnet at random"
 NEAR = 0.05
@@ -90,8 +94,9 @@ class Pipeline:
     def train(self) -> None:
         """The SuperLM."""
         given = self.arguments
-        text = str(Path(given.data) / "wiki" / "train.txt.gz")
-        sizes = ["--steps", str(given.steps), "--batch-size", str(given.batch_size), "--lr", str(given.lr)]
+        text = PACKAGED if given.data is None else str(given.data / "wiki" / "train.txt.gz")
+        sizes = ["--steps", str(given.steps), "--batch-size", str(given.batch_size)]
+        sizes += [] if given.lr is None else ["--lr", str(given.lr)]
         sizes += ["--hidden", str(given.hidden)]
         out = str(self.out / "superlm")
         self.command("train", "--space", given.space, "--text", text, *sizes, "--out", out, log="train")
@@ -133,7 +138,8 @@ class Pipeline:
 
     def _distilled(self, run: Run, number: int, out: Path, kind: str) -> Model:
         """A row of a frontier, counted from 1, trained further."""
-        steps = ["--steps", str(self.arguments.distil_steps), "--lr", str(self.arguments.distil_lr)]
+        steps = ["--steps", str(self.arguments.distil_steps)]
+        steps += [] if self.arguments.distil_lr is None else ["--lr", str(self.arguments.distil_lr)]
         if not (out / "distil.json").exists():
             self.command("distil", str(run.folder), "--pick", str(number), *steps, "--out", str(out), log="distil")
         row = run.frontier.iloc[number - 1]
@@ -153,7 +159,7 @@ class Pipeline:
         given = self.arguments
         asked = [[*task.split(":"), "", ""][:3] for task in given.tasks.split(",")]
         if any(task == PHRASES for task, *_ in asked):
-            made = ["--data", given.data, "--out", str(self.out / PHRASES)]
+            made = ["--data", str(given.data), "--out", str(self.out / PHRASES)]
             subprocess.run([sys.executable, str(Path(__file__).with_name("phrases.py")), *made], check=True)
         told = [(task, rows or str(given.rows), lr or given.finetune_lr) for task, rows, lr in asked]
         jobs = [(model, *each) for each in told for model in models]
@@ -165,7 +171,7 @@ class Pipeline:
         given, out = self.arguments, self.out / "tuned" / f"{model.slug}-{task}"
         if not (out / "summary.json").exists():
             settings = {
-                "task": str(self.out / PHRASES / "SST-2" if task == PHRASES else Path(given.data) / "glue" / task),
+                "task": self._task(task),
                 "lr": lr,
                 "epochs": str(given.epochs),
                 "train-rows": rows,
@@ -187,30 +193,36 @@ class Pipeline:
             "lr": summary["lr"],
         }
 
-    def sentence_vectors(self, models: Sequence[Model]) -> pd.DataFrame:
-        """For each model, how well its sentence vectors rank the pairs of STS-B's dev, with nothing trained on them."""
-        path = self.out / "vectors.csv"
-        known = pd.read_csv(path).set_index("model")["rho"].to_dict() if path.exists() else {}
-        teacher = load_teacher()
-        dev = load_task(str(Path(self.arguments.data) / "glue" / "STS-B")).dev
-        pairs, device = Pairs(dev, teacher.tokenizer, 128), choose_device("cpu", "fp32")
-        rows = []
+    def _task(self, name: str) -> str:
+        """Return the `--task` of a name: SST-2 with more rows, a folder of GLUE's files, or a task of the package."""
+        if name == PHRASES:
+            return str(self.out / PHRASES / "SST-2")
+        return name if self.arguments.data is None else str(self.arguments.data / "glue" / name)
+
+    def similarities(self, run: Run, models: Sequence[Model]) -> pd.DataFrame:
+        """Return the rank correlation of each model's sentence similarities with the teacher's, without labels."""
+        teacher, device = load_teacher(), choose_device("cpu", "fp32")
+        held_out = load_corpus(run.config.texts, teacher.tokenizer, cache_folder()).blocks(128)[1]
+        similarity = SentenceSimilarity(teacher, held_out.spread(PASSAGES), device)
+        rows: list[dict[str, object]] = [
+            {"kind": TEACHER, "model": "mean of the teacher's word vectors", "rho": similarity.of_word_vectors()}
+        ]
         for model in models:
-            if (rho := known.get(model.name)) is None:
-                source = model.source if model.kind == TEACHER else str(model_folder(Path(model.source)))
-                rho = pairs.correlation(load_as_student(source, teacher), device)
+            source = model.source if model.kind == TEACHER else str(model_folder(Path(model.source)))
+            rho = similarity.of(load_as_student(source, teacher))
             rows.append({"kind": model.kind, "model": model.name, "flops": model.flops, "rho": rho})
-            pd.DataFrame(rows).to_csv(path, index=False)
         return pd.DataFrame(rows).sort_values("flops")
 
     def validate(self, run: Run) -> Path:
         """How well the proxy ranks."""
         out, given = self.out / "validation", self.arguments
         if not (out / "summary.json").exists():
-            glue, lr = Path(given.data) / "glue", given.finetune_lr.split(",")[0]
+            lr = given.finetune_lr.split(",")[0]
             drawn = ["--subnets", str(given.subnets), "--alone-steps", str(given.alone_steps)]
-            alone = ["--alone-lr", str(given.lr)] if given.alone_steps else []
-            asked = ["--cosine", str(glue / "STS-B"), "--task", str(glue / "SST-2"), "--lr", lr]
+            alone = ["--alone-lr", str(given.lr)] if given.alone_steps and given.lr is not None else []
+            asked = ["--task", self._task(given.tasks.partition(",")[0].partition(":")[0]), "--lr", lr]
+            if given.data is not None:
+                asked += ["--cosine", str(given.data / "glue" / "STS-B")]
             self.command("validate-proxy", str(run.folder), *drawn, *alone, *asked, "--out", str(out), log="validation")
         return out
 
@@ -239,7 +251,7 @@ def tables(run: Run, scores: pd.DataFrame, vectors: pd.DataFrame, validation: Pa
     )
     lines += ["", "## Fine-tuned", "", wide.reset_index().sort_values("flops").to_markdown(index=False), ""]
     lines += compared(scores)
-    lines += ["", "## Sentence vectors, nothing trained (STS-B, Spearman)", "", vectors.to_markdown(index=False)]
+    lines += ["", "## Sentence similarities, rank correlation with the teacher", "", vectors.to_markdown(index=False)]
     if validation is not None:
         lines += [
             "",
@@ -255,29 +267,29 @@ def tables(run: Run, scores: pd.DataFrame, vectors: pd.DataFrame, validation: Pa
 def main() -> None:
     """Run what has not been run yet, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with wiki/ and glue/")
+    parser.add_argument("--data", type=Path, help="folder with wiki/ and glue/; packaged text and tasks if not given")
     parser.add_argument("--out", default="runs/results", help="folder for everything")
-    parser.add_argument("--space", default="tiny", help="a packaged one, or a YAML file")
-    parser.add_argument("--steps", type=int, default=1200, help="of the SuperLM and of each baseline")
+    parser.add_argument("--space", default="shallow", help="a packaged one, or a YAML file")
+    parser.add_argument("--steps", type=int, default=600, help="of the SuperLM and of each baseline")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, help="the default of the space if not given")
     parser.add_argument(
         "--hidden", type=float, default=1.0, help="weight of the last hidden states; 0: relations alone"
     )
-    parser.add_argument("--baselines", default="truncated,tinybert,minilm,random")
+    parser.add_argument("--baselines", default="truncated,tinybert,minilm")
     parser.add_argument(
-        "--drawn", action=argparse.BooleanOptionalAction, default=True, help="subnets at random beside each student"
+        "--drawn", action=argparse.BooleanOptionalAction, default=False, help="subnets at random beside each student"
     )
     parser.add_argument("--distil-steps", type=int, default=100, help="of each student after the search")
-    parser.add_argument("--distil-lr", type=float, default=1e-3)
-    parser.add_argument("--picks", default="flops<=110M,knee,flops<=330M,flops<=500M", help="students, by commas")
-    tasks = "folders of GLUE, and `phrases`; NAME:ROWS:LR for others than --rows and --finetune-lr"
-    parser.add_argument("--tasks", default="SST-2,phrases,CoLA:9000:1e-4,MRPC,RTE", help=tasks)
-    parser.add_argument("--finetune-lr", default="1e-4,5e-4")
+    parser.add_argument("--distil-lr", type=float, help="a quarter of the search's if not given")
+    parser.add_argument("--picks", default="flops<=300M,flops<=450M,flops<=600M", help="students, by commas")
+    tasks = "tasks of the package, or with --data folders of GLUE and `phrases`; NAME:ROWS:LR for other rows or rates"
+    parser.add_argument("--tasks", default="topic", help=tasks)
+    parser.add_argument("--finetune-lr", default="3e-4")
     parser.add_argument("--rows", type=int, default=3000, help="labelled rows to train on, at most")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--subnets", type=int, default=40, help="of the validation; 0 for none")
+    parser.add_argument("--subnets", type=int, default=0, help="of the validation; 0 for none")
     parser.add_argument(
         "--alone-steps", type=int, default=0, help="that each of them is trained alone; 0 to measure it as it is"
     )
@@ -293,7 +305,8 @@ def main() -> None:
         models.append(Model("teacher", TEACHER, PACKAGED, teacher["flops"].iloc[0], teacher["params"].iloc[0]))
     scores = pipeline.finetune(models)
     scores.to_csv(pipeline.out / "scores.csv", index=False)
-    vectors = pipeline.sentence_vectors(models)
+    vectors = pipeline.similarities(run, models)
+    vectors.to_csv(pipeline.out / "vectors.csv", index=False)
     validation = pipeline.validate(run) if pipeline.arguments.subnets else None
     (pipeline.out / "results.md").write_text(tables(run, scores, vectors, validation))
     print(f"{pipeline.out / 'results.md'}")

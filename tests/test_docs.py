@@ -3,10 +3,12 @@
 import importlib
 import os
 import re
+import runpy
 import shlex
 import socket
 import subprocess
 import sys
+from argparse import SUPPRESS
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +20,7 @@ from distributed.cli import dask_scheduler, dask_worker
 import autodistil_search
 from autodistil_search import load_run
 from autodistil_search.cli.main import main
-from autodistil_search.cli.registry import NAMES, make_parser
+from autodistil_search.cli.registry import NAMES, make_parser, parsers_of
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.tasks import labelled_data
 
@@ -54,30 +56,42 @@ def blocks(language: str, page: str = "README.md") -> list[str]:
 
 def test_the_python_of_readme_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks("python")), {})
+
+
+def test_the_python_of_a_search_and_its_report_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec("\n".join(blocks("python")), names)
+    exec("\n".join(blocks("python", "docs/searching.md")), names)
     assert names["again"].frontier.equals(names["run"].frontier)
     assert names["student"].num_parameters() == names["run"].knee["params"]
     assert Path("student/model.safetensors").exists()
     assert Path("frontier.png").stat().st_size > 10_000
-    assert len(names["study"].trials) == 10
-    assert (names["result"].F[:, 1] > 1e6).all()  # FLOPs
-    assert "widest" in load_run("runs/widest").frontier
-    exec("\n".join(blocks("python", "docs/reports.md")), {})  # reads the same run
+    for page in ("docs/reports.md", "docs/api.md"):  # they read the same run
+        exec("\n".join(blocks("python", page)), {})
     assert Path("frontier.pdf").stat().st_size > 10_000
 
 
 def test_the_python_of_the_page_on_plugging_in_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec("\n".join(blocks("python", "docs/plugins.md")), {})
+    names: dict = {}
+    exec("\n".join(blocks("python", "docs/plugins.md")), names)
     assert (load_run("runs/mine").evaluations["depth"] >= 2).all()
+    assert len(names["study"].trials) == 10
+    assert (names["result"].F[:, 1] > 1e6).all()  # FLOPs
+
+
+def test_the_callback_of_the_page_on_training_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks("python", "docs/training.md")), {})
+    assert len(load_run("runs/watched").evaluations) == len(capsys.readouterr().out.splitlines()) == 16
 
 
 def test_the_tutorial_leads_to_a_student_that_others_load(few_rows_to_report, tmp_path, monkeypatch):
     """Its commands, one after another, then its Python, in a process that does not know this package."""
     monkeypatch.chdir(tmp_path)
     commands = commands_in("docs/tutorial.md")
-    assert [each[0] for each in commands] == ["profile", "search", "distil", "finetune", "export"]
+    assert [each[0] for each in commands] == ["profile", "search", "distil", "finetune", "export", "all"]
     for words in commands:
         assert main(words) == 0
     (python,) = blocks("python", "docs/tutorial.md")
@@ -86,26 +100,86 @@ def test_the_tutorial_leads_to_a_student_that_others_load(few_rows_to_report, tm
     assert done.stdout.strip() == "(1, 11) False", done.stderr
 
 
-def test_the_site_builds_with_every_command_and_public_name_and_loads_nothing_from_elsewhere(tmp_path):
+@pytest.mark.usefixtures("undrawn")
+def test_the_first_how_tos_lead_to_a_student_a_comparison_and_a_space(toy_config, tmp_path, monkeypatch):
+    """Their commands in order, with toy settings for those of a search, then their Python."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    Path("mine.yaml").write_text(blocks("yaml", "docs/howto.md")[0])
+    commands = commands_in("docs/howto.md")[:5]
+    assert [words[0] for words in commands] == ["search", "export", "search", "search", "report"]
+    toy = ["--teacher", toy_config.teacher, "--text", *toy_config.text, "--seq-len", "16", "--steps", "3"]
+    toy += ["--batch-size", "2", "--eval-blocks", "4", "--evaluations", "4", "--population", "4"]
+    for words in commands:
+        words = ["debug" if word == "shallow" else word for word in words]
+        more = {"runs/shallow": [], "runs/mine": ["--objectives", "params,flops"]}.get(
+            words[-1], ["--baselines", "none"]
+        )
+        assert main([*words, *toy, *more] if words[0] == "search" else words) == 0
+    baselines, student, _ = blocks("python", "docs/howto.md")
+    names: dict = {}
+    exec(f"{baselines}\n{student}", names)
+    assert any("TinyBERT" in name for name in names["run"].baselines["name"])
+    assert names["states"].shape[-1] in (48, 64)
+    assert (load_run("runs/mine").evaluations["params"] <= 8e6).all()
+    assert Path("both/report.html").exists()
+
+
+def test_the_gallery_makes_each_of_its_images_by_its_own_blocks(toy_config, tmp_path, monkeypatch):
+    """With toy settings for those of a search, without drawing and without the screenshots of a browser."""
+
+    def savefig(_, target, **__):
+        if isinstance(target, str | Path):
+            Path(target).write_bytes(b"")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    monkeypatch.chdir(tmp_path)
+    Path("toy.csv").write_text("text,label\n" + "".join(f"w{row} w{row % 7},{row % 2}\n" for row in range(80)))
+    space = ["layers: [1, 2]", "hidden_size: [16, 32]", "mlp_ratio: [1, 2]", "heads: [1, 2, 3]", "head_dim: 8"]
+    Path("toy.yaml").write_text("\n".join([*space, "relation_heads: 8"]))  # large enough to compare engines
+    toy = f"--space toy.yaml --teacher {toy_config.teacher} --text {toy_config.text[0]} --seq-len 16 --steps 3"
+    page = (ROOT / "docs/gallery.md").read_text().replace("--space shallow", f"{toy} --batch-size 2")
+    page = page.replace("superlm/shallow/", "superlm/toy/").replace("--subnets 12", "--subnets 4 --bands 2")
+    page = page.replace("--out runs/gallery", "--eval-blocks 4 --evaluations 8 --baselines none --out runs/gallery")
+    page = page.replace("--evaluations 256", "--eval-blocks 4 --evaluations 24 --baselines none")
+    gallery = runpy.run_path(str(ROOT / "docs/gallery.py"))
+    gallery["save_images"](
+        page, gallery["run_blocks"](page.replace("--probe topic", "--probe toy.csv")), Path("images")
+    )
+    shown = set(re.findall(r"\(images/gallery/(\S+)\)", page))
+    assert {path.name for path in Path("images").iterdir()} == shown - {"report.png", "dashboard.png"}
+
+
+def test_the_site_builds_with_every_command_public_name_and_notebook_and_loads_nothing_from_elsewhere(tmp_path):
     """Strict: a link or anchor that leads nowhere fails the build."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
-    commands, names = (tmp_path / "commands" / "index.html").read_text(), (tmp_path / "api" / "index.html").read_text()
-    subcommands = next(action for action in make_parser()._actions if action.dest == "command").choices
-    assert [name for name in subcommands if f'<h2 id="{name}">' not in commands] == []
-    homes = {name: f"autodistil_search.{module}.{name}" for name, module in autodistil_search._HOMES.items()}
-    assert [name for name, home in homes.items() if f'id="{home}"' not in names] == []
-    documented = re.findall(r"^::: autodistil_search\.(\S+)\.\w+$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
-    assert sorted(documented) == sorted(autodistil_search._HOMES.values())
-    for page in tmp_path.rglob("*.html"):
-        loaded = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?:[^"]*)"', page.read_text())
-        assert loaded == [], page
+
+    def page(name):
+        return (tmp_path / name / "index.html").read_text()
+
+    index = page("commands")
+    for name, command in parsers_of(make_parser()).items():
+        assert f'href="{name}/"' in index
+        flags = {flag for action in command._actions for flag in action.option_strings if action.help != SUPPRESS}
+        assert {flag for flag in flags if f"<code>{flag}" not in page(f"commands/{name}")} == set()
+    index = page("api")
+    for name, module in autodistil_search._HOMES.items():
+        assert f'href="{name}/"' in index
+        assert f'id="autodistil_search.{module}.{name}"' in page(f"api/{name}")
+    index = page("notebooks")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f'href="{path.stem}/"' in index
+        assert page(f"notebooks/{path.stem}").count("<img") >= path.read_text().count('"image/png"') > 0
+    for path in tmp_path.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?:[^"]*)"', path.read_text())
+        assert loaded == [], path
 
 
-def test_the_spaces_of_readme_and_howtos_are_valid():
-    (text,) = blocks("yaml")
+def test_the_spaces_of_the_docs_are_valid():
+    (text,) = blocks("yaml", "docs/searching.md")
     assert SearchSpace(name="mine", **yaml.safe_load(text)).size == 27 * (3**4 + 3**6 + 3**8) / 3
     text, _ = blocks("yaml", "docs/howto.md")
     assert SearchSpace(name="mine", **yaml.safe_load(text)).size == 3 * 2 * 2 * 2
@@ -150,8 +224,8 @@ def test_the_commands_of_the_page_on_clusters_share_a_search(dask_processes, tmp
 
 
 def python_of(page, **replaced):
-    """The Python of a page, with another run in place of its own."""
-    (python,) = blocks("python", page)
+    """The last Python of a page, with another run in place of its own."""
+    *_, python = blocks("python", page)
     return re.sub(r"SearchConfig\([^)]*\)", f"SearchConfig(**{replaced})", python)
 
 
@@ -222,10 +296,9 @@ def words_of(line):
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_are_accepted(page):
     parsed = [make_parser().parse_args(words) for words in commands_in(page)]
-    if page == "README.md":
+    if page == "docs/searching.md":
         assert parsed[0].objectives == "acc,flops,params"
         assert parsed[0].text == ["wiki/*.txt.gz", "books.txt"]
-        assert [each.command for each in parsed] == ["search", "search", "search"]
 
 
 def test_help_has_examples_that_are_accepted():
@@ -280,6 +353,7 @@ def test_every_flag_named_in_readme_and_docs_exists():
     known = {flag for command in commands for action in command._actions for flag in action.option_strings}
     known |= {"--multi_gpu", "--num_processes", "--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"}
     known |= {"--cpu", "--mixed_precision"}  # of accelerate launch and torchrun
+    known |= {"--logdir"}  # of TensorBoard
     known |= {"--cpus-per-task", "--gres", "--mem"}  # of Slurm
     known |= {flag for dask in (dask_scheduler.main, dask_worker.main) for entry in dask.params for flag in entry.opts}
     for page in PAGES:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autodistil_search.cli.command import Command, Outcome, json_record, print_rows
 from autodistil_search.cli.parser import add_settings
+from autodistil_search.runs.named_parts import check_names
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.subnet import DIMENSIONS
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def _search(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     config = SearchConfig.from_dict(settings)
-
+    check_names(config)
     reporter.say(f"searching {config.space} for {config.objectives}; results go to {config.folder}")
 
     from autodistil_search.runs.search import search

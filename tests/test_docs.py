@@ -21,6 +21,7 @@ import autodistil_search
 from autodistil_search import load_run
 from autodistil_search.cli.main import main
 from autodistil_search.cli.registry import NAMES, make_parser, parsers_of
+from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.tasks import labelled_data
 
@@ -126,6 +127,7 @@ def test_the_gallery_makes_each_of_its_images_by_its_own_blocks(toy_config, tmp_
             Path(target).write_bytes(b"")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    monkeypatch.setattr("autodistil_search.nas.engine_comparison._EXCLUDED", {*ENGINES} - {"random", "nsga2"})
     monkeypatch.chdir(tmp_path)
     Path("toy.csv").write_text("text,label\n" + "".join(f"w{row} w{row % 7},{row % 2}\n" for row in range(80)))
     space = ["layers: [1, 2]", "hidden_size: [16, 32]", "mlp_ratio: [1, 2]", "heads: [1, 2, 3]", "head_dim: 8"]

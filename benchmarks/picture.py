@@ -3,8 +3,8 @@
     python benchmarks/picture.py runs/results --out docs/images/students.png
 
 Each folder is what results.py left. One panel shows the score on `--task`, with the standard deviation of its seeds.
-The other shows the rank correlation of sentence similarities with the teacher's, with nothing trained on labels. A baseline
-that several folders trained is shown once for each folder. Random subnets are hollow.
+The other shows the rank correlation of sentence similarities with the teacher's, with nothing trained on labels. A
+baseline that several folders trained is shown once for each folder. Random subnets are hollow.
 """
 
 from __future__ import annotations

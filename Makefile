@@ -3,6 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 ARGS ?=
+# Options of pip. On Linux, torch comes with several GB of CUDA; without an NVIDIA GPU, this saves them:
+#   make search PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .PHONY: search test numbers lint docs clean
 
@@ -30,11 +34,12 @@ docs: $(VENV)/.test
 
 $(VENV)/.search: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart]'
+	@echo "installing into $(VENV)"
+	$(PIP) -e '.[quickstart]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.search
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,test]'
+	$(PIP) -e '.[quickstart,test]'
 	touch $@
 
 clean:

@@ -19,6 +19,7 @@ from autodistil_search.base.version import __version__
 let_idle_threads_sleep()  # before anything loads torch
 
 if TYPE_CHECKING:
+    from autodistil_search.api.compress import Compressed, compress
     from autodistil_search.api.run import Run, load_run, open_subnets, search
     from autodistil_search.api.steps import distil, export, finetune, plan, profile, train, validate_proxy
     from autodistil_search.base.errors import ExecutorError, InputError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from autodistil_search.nas.objectives import Objective
     from autodistil_search.nas.proxies import ProxyKind
     from autodistil_search.report.data import ParetoReport
+    from autodistil_search.settings.compress import CompressConfig
     from autodistil_search.settings.distil import DistilConfig
     from autodistil_search.settings.export import ExportOptions
     from autodistil_search.settings.finetune import FinetuneConfig
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "AutoDistilForSequenceClassification": "superlm.model",
     "AutoDistilModel": "superlm.model",
+    "CompressConfig": "settings.compress",
+    "Compressed": "api.compress",
     "DistilConfig": "settings.distil",
     "ExecutorError": "base.errors",
     "ExportOptions": "settings.export",
@@ -62,6 +66,7 @@ _HOMES = {
     "SubnetProblem": "nas.adapters",
     "TrainConfig": "settings.train",
     "ValidateConfig": "settings.validate_proxy",
+    "compress": "api.compress",
     "distil": "api.steps",
     "export": "api.steps",
     "finetune": "api.steps",
@@ -83,6 +88,8 @@ _HOMES = {
 __all__ = [
     "AutoDistilForSequenceClassification",
     "AutoDistilModel",
+    "CompressConfig",
+    "Compressed",
     "DistilConfig",
     "ExecutorError",
     "ExportOptions",
@@ -102,6 +109,7 @@ __all__ = [
     "TrainConfig",
     "ValidateConfig",
     "__version__",
+    "compress",
     "distil",
     "export",
     "finetune",

@@ -19,11 +19,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from autodistil_search.report.figures import BASELINE_COLOUR, KNEE_COLOUR, SPACE_COLOURS, SPACE_MARKERS
+from autodistil_search.report.style import LIGHT, TEACHER_MARKER, baseline_marker, series_colour, series_marker
 
 STUDENT, DRAWN, BASELINE = "student of the frontier", "subnet at random", "baseline"
 """Kinds of models, as results.py writes them."""
-TEACHER_MARKER, BASELINE_MARKERS = "*", "sDvX"
 
 
 def measured(folders: Sequence[Path], task: str) -> pd.DataFrame:
@@ -48,19 +47,22 @@ def draw(axes: Axes, rows: pd.DataFrame, column: str, spread: str | None, title:
         kind = points["kind"].iloc[0]
         if kind == STUDENT:
             style: dict[str, Any] = {
-                "color": SPACE_COLOURS[students],
-                "marker": SPACE_MARKERS[students],
+                "color": LIGHT[series_colour(students)],
+                "marker": series_marker(students).matplotlib,
                 "linestyle": "-",
             }
             students += 1
         elif kind == DRAWN:  # of the folder whose students were drawn last
             drawn = students - 1
-            style = {"color": SPACE_COLOURS[drawn], "marker": SPACE_MARKERS[drawn], "mfc": "none", "linestyle": "none"}
+            marker = series_marker(drawn).matplotlib
+            style = {"color": LIGHT[series_colour(drawn)], "marker": marker, "mfc": "none", "linestyle": "none"}
         elif kind == BASELINE:
-            style = {"color": BASELINE_COLOUR, "marker": BASELINE_MARKERS[baselines], "linestyle": "none"}
+            marker = baseline_marker(baselines).matplotlib
+            style = {"color": LIGHT["baseline"], "marker": marker, "linestyle": "none"}
             baselines += 1
         else:
-            style = {"color": KNEE_COLOUR, "marker": TEACHER_MARKER, "markersize": 11, "linestyle": "none"}
+            marker = TEACHER_MARKER.matplotlib
+            style = {"color": LIGHT["ink"], "marker": marker, "markersize": 11, "linestyle": "none"}
         bars = None if spread is None else 100 * points[spread]
         axes.errorbar(points["flops"], 100 * points[column], bars, label=series, capsize=2, linewidth=1, **style)
     axes.set(xscale="log", xlabel="FLOPs (multiply-adds, 128 tokens), lower is better")

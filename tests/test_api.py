@@ -51,7 +51,10 @@ def test_keywords_and_an_object_of_settings_give_the_same_run(toy_config, search
         (lambda: search(SearchConfig(), SearchConfig()), "search has two values of config; allowed: one"),
         (lambda: distil("x", run="y"), "distil has two values of run; allowed: one"),
         (lambda: distil("missing"), "'missing' is no folder|holds no finished run"),
-        (lambda: plan(tokens="1M", steps=3), "unknown setting 'steps'"),
+        (lambda: plan(tokens="1M", steps=3), "--steps 3 with --tokens 1M; allowed: one of them"),
+        (lambda: search(tokens="1M", steps=3), "--steps 3 with --tokens 1M; allowed: one of them"),
+        (lambda: search(tokens="much"), "--tokens 'much'; allowed: a number above 0"),
+        (lambda: distil("x", tokens="1M"), "unknown setting 'tokens'"),
         (lambda: profile(objectives="acc"), "unknown setting 'objectives'"),
         (lambda: export("x", out="y", config=ExportOptions(), int8=True), "export has a ExportOptions and also int8"),
     ],
@@ -73,11 +76,19 @@ def test_help_lists_each_setting_of_a_command_with_its_default(name):
     assert "reporter" in parameters or name == "profile"
     assert all(f"    {setting}: " in described for setting in parameters)
     assert not any("Annotated" in str(parameter.annotation) for parameter in others)
+    if name in ("search", "train"):
+        assert "tokens" in parameters
     if name == "search":
         assert {*parameters} > {setting.name for setting in fields(SearchConfig)}
         assert parameters["steps"].default == SearchConfig.steps
     if name == "plan":
         assert {*parameters} == {*PLANNED, *OWN, "config", "reporter"}
+
+
+def test_a_length_in_tokens_is_rounded_up_to_steps(toy_config):
+    settings = {name.name: getattr(toy_config, name.name) for name in fields(SearchConfig) if name.name != "steps"}
+    run = search(**settings, tokens=65, reporter=Reporter())
+    assert run.config.steps == 3  # of 2 blocks of 16 tokens
 
 
 def test_a_script_gets_messages_and_progress_by_logging(toy_config, tmp_path, caplog):

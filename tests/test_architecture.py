@@ -87,8 +87,8 @@ LIGHT = (
 )
 """What `--help`, `list`, `partition`, `completion` and a refused setting need: they are to answer at once."""
 HEAVY = {
-    **dict.fromkeys(LIGHT, ("torch", "transformers", "matplotlib", "sklearn")),
-    "runs.finished_run": ("torch", "transformers", "matplotlib", "jinja2", "optuna", "pymoo"),
+    **dict.fromkeys(LIGHT, ("torch", "transformers", "matplotlib", "plotly", "sklearn")),
+    "runs.finished_run": ("torch", "transformers", "matplotlib", "plotly", "jinja2", "optuna", "pymoo"),
     "runs.train": ("optuna", "pymoo", "matplotlib"),
 }
 """Libraries that a module does without: reading a run draws nothing, and training searches nothing."""

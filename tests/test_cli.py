@@ -19,18 +19,22 @@ from processes import start_command
 
 from autodistil_search import SearchConfig, TrainConfig, load_run
 from autodistil_search.base.errors import InputError
+from autodistil_search.cli.command import Outcome
 from autodistil_search.cli.main import main
 from autodistil_search.cli.parser import as_number, as_whole_number
-from autodistil_search.cli.registry import make_parser
+from autodistil_search.cli.registry import NAMES, make_parser, parsers_of
+from autodistil_search.settings.common import GROUPS, grouped_yaml
 from autodistil_search.settings.distil import DistilConfig
 from autodistil_search.settings.finetune import FinetuneConfig
+from autodistil_search.settings.recipes import PRESETS
 from autodistil_search.settings.validate_proxy import ValidateConfig
 
 ROOT = Path(__file__).parent.parent
 
 
-def arguments(config: SearchConfig) -> list[str]:
-    values = {key: value for key, value in config.to_dict().items() if value is not None and key != "text"}
+def arguments(config: SearchConfig, without: tuple[str, ...] = ()) -> list[str]:
+    left_out = ("text", *without)
+    values = {key: value for key, value in config.to_dict().items() if value is not None and key not in left_out}
     switches = {key for key, value in values.items() if isinstance(value, bool)}
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in values.items() if key not in switches]
     flags += [f"--{key}" for key in switches if values[key]]
@@ -177,6 +181,90 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, got, allowed, toy_config
     assert not (Path(toy_config.out) / "superlm").exists()
 
 
+def test_a_short_flag_means_the_same_everywhere_and_a_long_one_has_two_dashes(refusal):
+    long = {}
+    for command in parsers_of(make_parser()).values():
+        for action in command._actions:
+            for letter in (flag for flag in action.option_strings if re.fullmatch("-[a-zA-Z]", flag)):
+                assert long.setdefault(letter, action.option_strings[-1]) in action.option_strings
+    assert long == {
+        **{"-h": "--help", "-p": "--preset", "-c": "--config", "-q": "--quiet", "-s": "--space", "-t": "--teacher"},
+        **{"-o": "--out", "-n": "--steps", "-b": "--batch-size", "-e": "--evaluations", "-d": "--device"},
+    }
+    for given in (["-out=x"], ["-space", "debug"]):
+        flag = given[0].partition("=")[0]
+        assert refusal(["train", *given]) == (
+            f"error: unrecognized arguments: {flag} (did you mean '-{flag}'?) (see --help)\n"
+        )
+
+
+def help_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_the_help_is_short_and_plain_and_names_the_flag_that_shows_all(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = help_of(capsys, command, "--help")
+    assert len(shown.splitlines()) <= 46
+    hidden = parsers_of(make_parser())[command].hidden
+    flags = set(re.findall(r"--[a-z][a-z-]+", shown))
+    everything = help_of(capsys, command, "--help-all") if hidden else shown
+    assert {f"--{name.replace('_', '-')}" for name in hidden} & {*re.findall("^  (--[a-z-]+)", shown, re.M)} == set()
+    assert ("--help-all" in flags) == bool(hidden)
+    assert flags <= set(re.findall(r"--[a-z][a-z-]+", everything))
+    for words in ("Optional", "Literal", "type:", "null", "None", "==SUPPRESS==", "default: False"):
+        assert words not in everything
+    assert "%%" not in everything
+
+
+def test_the_help_of_a_search_shows_the_presets_and_all_groups_on_request(capsys):
+    shown = help_of(capsys, "search", "-h")
+    assert [name for name in PRESETS if f"\n                         {name} " not in shown] == []
+    everything = help_of(capsys, "search", "--help-all")
+    assert [group.title for group in GROUPS if f"\n{group.title}:\n" not in everything] == []
+
+
+def test_the_length_of_a_training_is_given_in_steps_or_tokens(toy_config, searched, refusal, capsys):
+    run = searched(toy_config)
+    sizes = ["--batch-size", "2", "--seq-len", "16"]
+    assert "--steps 3 with --tokens 1K; allowed: one of them" in refusal(["train", "--steps", "3", "--tokens", "1K"])
+    assert "--tokens '1X'; allowed: a number above 0" in refusal(["search", "--tokens", "1X"])
+    assert "--tokens with --superlm" in refusal(["search", "--tokens", "1K", "--superlm", "x"])
+    assert (
+        main(["search", *arguments(toy_config, without=("steps",)), "--tokens", "70"]) == 0
+    )  # that run, not a new one
+    assert "--tokens 70: 3 steps of 2 x 16 tokens, 96 tokens, rounded up\n" in capsys.readouterr().err
+    for command, given in {"train": ["--tokens", "1K", *sizes], "search": ["--tokens=1e3", *sizes]}.items():
+        assert main([command, *given, "--print-config"]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["steps"] == 32
+    out = str(run.folder / "student")
+    assert main(["distill", str(run.folder), "--tokens", "64", "--out", out]) == 0
+    assert "--tokens 64: 2 steps of 2 x 16 tokens, 64 tokens\n" in capsys.readouterr().err
+    assert yaml.safe_load((run.folder / "student" / "distil.yaml").read_text())["steps"] == 2
+    assert main(["distil", "--config", f"{out}/distil.yaml", "--out", out, "--quiet"]) == 0  # finished: shown again
+
+
+@pytest.mark.parametrize("command", ["train", "finetune", "validate-proxy"])
+def test_the_settings_that_a_command_writes_are_a_recipe_of_it(command, toy_config, run_instead, tmp_path):
+    config = {
+        "train": toy_config.training(),
+        "finetune": FinetuneConfig(model="me/x", task="topic", lr="1e-4,2e-4"),
+        "validate-proxy": ValidateConfig(run="runs/mine", subnets=16),
+    }[command]
+    path = tmp_path / "written.yaml"
+    path.write_text(grouped_yaml(type(config), config.to_dict()))
+    taken = []
+    run_instead(
+        command.replace("-", "_"), lambda settings, _: taken.append(type(config)(**settings)) or Outcome({}, print)
+    )
+    assert main([command, "--config", str(path), "--json"]) == 0
+    assert taken[0].to_dict() == config.to_dict()
+
+
 @pytest.mark.parametrize(
     ("arguments", "meant"),
     [
@@ -187,7 +275,15 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, got, allowed, toy_config
         (["export", "x", "--out", "y", "--push", "me/x"], "unrecognized arguments: --push"),
         (["serach"], "did you mean 'search'"),
         (["search", "--config", "{stepz: 3}"], "did you mean 'steps'"),
-        (["search", "--engine", "nsga22"], "allowed: surrogate, nsga2"),
+        (["search", "--engine", "nsga22"], "did you mean 'nsga2'"),
+        (["search", "--objectives", "acc,flop"], "did you mean 'flops'"),
+        (["search", "--constraint", "flop<=3M"], "did you mean 'flops'"),
+        (["search", "--proxy", "relatoin"], "did you mean 'relation'"),
+        (["search", "--baselines", "shape"], "did you mean 'shapes'"),
+        (["train", "--teacher", "packged"], "did you mean 'packaged'"),
+        (["list", "--jsn"], "did you mean '--json'"),
+        (["distil"], "RUN is required"),
+        ([], "COMMAND is required"),
         (["search", "--sampling", "sandwhich"], "did you mean 'sandwich'"),
         (["search", "--space", "tinyy"], "did you mean 'tiny'"),
     ],

@@ -68,7 +68,8 @@ def test_the_python_of_a_search_and_its_report_runs_as_written(tmp_path, monkeyp
     assert names["student"].num_parameters() == names["run"].knee["params"]
     assert Path("student/model.safetensors").exists()
     assert Path("frontier.png").stat().st_size > 10_000
-    exec("\n".join(blocks("python", "docs/reports.md")), {})  # reads the same run
+    for page in ("docs/reports.md", "docs/api.md"):  # they read the same run
+        exec("\n".join(blocks("python", page)), {})
     assert Path("frontier.pdf").stat().st_size > 10_000
 
 
@@ -81,11 +82,17 @@ def test_the_python_of_the_page_on_plugging_in_runs_as_written(tmp_path, monkeyp
     assert (names["result"].F[:, 1] > 1e6).all()  # FLOPs
 
 
+def test_the_callback_of_the_page_on_training_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks("python", "docs/training.md")), {})
+    assert len(load_run("runs/watched").evaluations) == len(capsys.readouterr().out.splitlines()) == 16
+
+
 def test_the_tutorial_leads_to_a_student_that_others_load(few_rows_to_report, tmp_path, monkeypatch):
     """Its commands, one after another, then its Python, in a process that does not know this package."""
     monkeypatch.chdir(tmp_path)
     commands = commands_in("docs/tutorial.md")
-    assert [each[0] for each in commands] == ["profile", "search", "distil", "finetune", "export"]
+    assert [each[0] for each in commands] == ["profile", "search", "distil", "finetune", "export", "all"]
     for words in commands:
         assert main(words) == 0
     (python,) = blocks("python", "docs/tutorial.md")
@@ -363,6 +370,7 @@ def test_every_flag_named_in_readme_and_docs_exists():
     known = {flag for command in commands for action in command._actions for flag in action.option_strings}
     known |= {"--multi_gpu", "--num_processes", "--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"}
     known |= {"--cpu", "--mixed_precision"}  # of accelerate launch and torchrun
+    known |= {"--logdir"}  # of TensorBoard
     known |= {"--cpus-per-task", "--gres", "--mem"}  # of Slurm
     known |= {flag for dask in (dask_scheduler.main, dask_worker.main) for entry in dask.params for flag in entry.opts}
     for page in PAGES:

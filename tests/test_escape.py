@@ -186,6 +186,8 @@ def test_the_page_says_any_text_and_nothing_of_it_becomes_a_tag(text):
     assert f"condition {shown}" in found.said
     data = next(json.loads(said) for said in found.said if said.startswith("{"))
     assert data["costs"][0]["label"] == f"label {text}"
+    names = [trace["name"] for trace in data["overlays"]["flops mine"]]
+    assert not [name for name in names if "<" in name.replace("<br>", "")]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

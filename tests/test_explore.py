@@ -203,7 +203,15 @@ def test_a_click_shows_the_subnet_that_is_drawn_there(report):
         assert escape(facts(report, explorer.row).place) in explorer._facts.value
         assert explorer._figure.data[-2].x == ()
     baseline = next(trace for trace in explorer._figure.data if trace.name.startswith("B"))
-    assert (baseline.name, baseline.visible) == ("B &amp; &lt;b&gt;", "legendonly")
+    assert baseline.name == "B &amp; &lt;b&gt; (4.50G, outside the axes)"
+    explorer._height.value, explorer._colours.value = PARAMS, "heads"
+    for trace, points in zip(explorer._figure.data, sets, strict=False):
+        assert list(trace.y) == points.rows["params"].tolist()
+        assert list(trace.marker.color) == points.rows["heads"].tolist()
+    assert (explorer._figure.layout.yaxis.title.text, explorer._figure.layout.coloraxis.colorbar.title.text) == (
+        "parameters<br>parameters, embeddings included; lower is better",
+        "heads",
+    )
 
 
 def test_without_a_kernel_it_is_a_picture_and_words(report):
@@ -215,7 +223,7 @@ def test_without_a_kernel_it_is_a_picture_and_words(report):
     assert "application/vnd.jupyter.widget-view+json" in shown
 
 
-@pytest.mark.parametrize("package", ["anywidget", "plotly", "ipywidgets"])
+@pytest.mark.parametrize("package", ["anywidget", "ipywidgets"])
 def test_what_is_missing_is_said_in_one_line(report, package, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)

@@ -191,9 +191,16 @@ def test_a_damaged_archive_is_named(tmp_path):
         load_task(str(tmp_path / "t.csv.gz"))
 
 
-@pytest.mark.parametrize("name", ["no-such-task", "sst2"])
-def test_what_cannot_be_had_is_refused_with_what_can(name):
-    with pytest.raises(InputError, match=r"allowed: cola, sst2.*topic"):
+@pytest.mark.parametrize(
+    ("name", "refusal"),
+    [
+        ("no-such-task", r"allowed: cola, sst2.*topic"),
+        ("topik", r"\(did you mean 'topic'\?\); allowed: cola, sst2.*topic"),
+        ("sst2", r"^cannot reach huggingface\.co for task 'sst2', .*; unset HF_HUB_OFFLINE, or give a folder"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_what_can(name, refusal):
+    with pytest.raises(InputError, match=refusal):
         load_task(name)  # the hub is offline in the tests
 
 

@@ -78,7 +78,7 @@ def test_no_objective_or_one_twice_is_refused(text):
 
 @pytest.mark.parametrize("text", ["latency", "acc,latency", "acc;flops", "ACC", "relation_loss", "acc flops"])
 def test_an_unknown_objective_is_refused_listing_the_known(text):
-    with pytest.raises(InputError, match=r"objective '.*'; allowed: acc, flops, params"):
+    with pytest.raises(InputError, match=r"objective '.*'.*; allowed: acc, flops, params"):
         parse_objectives(text, MEANING)
 
 

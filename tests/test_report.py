@@ -1,5 +1,7 @@
 """The report as data, and that its tables, figures and page show that data."""
 
+import base64
+import hashlib
 import json
 import re
 import shlex
@@ -12,7 +14,7 @@ import pytest
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.nas import baselines
-from autodistil_search.nas.baselines import Baseline
+from autodistil_search.nas.baselines import COPY, Baseline
 from autodistil_search.nas.engine_comparison import COLUMNS
 from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.objectives import FLOPS, PARAMS, RELATION_LOSS, Constraint, Objective
@@ -20,6 +22,7 @@ from autodistil_search.nas.pareto import hypervolume
 from autodistil_search.nas.rank_correlation import Agreement
 from autodistil_search.report import figures, findings
 from autodistil_search.report.caveats import warnings_of
+from autodistil_search.report.charts import overlay_traces, parallel_chart
 from autodistil_search.report.data import (
     against_frontier,
     baseline_table,
@@ -28,19 +31,25 @@ from autodistil_search.report.data import (
     progress_table,
 )
 from autodistil_search.report.figures import for_papers, frontier_figure, parallel_figure, published_figure
-from autodistil_search.report.findings import NOT_VALIDATED, Finding, comparison, remark
+from autodistil_search.report.findings import NOT_VALIDATED, ONE_SEED, VERSUS_BASELINE, Finding, comparison, remark
 from autodistil_search.report.html import LISTED, render_html
+from autodistil_search.report.importance import edge_findings, importance_table, importance_words
+from autodistil_search.report.key_figures import baselines_at_equal_cost, runs_side_by_side
 from autodistil_search.report.overlay import overlay
 from autodistil_search.report.papers import latex_table, markdown_table, write_for_papers
 from autodistil_search.report.run_parts import Input, ProxyCheck, RunPart
 from autodistil_search.report.views import (
     DRAWN,
+    ParallelAxis,
     axes_pairs,
+    axis_span,
     baseline_points,
     export_commands,
+    parallel_axes,
     parallel_rows,
     shown,
     step_lines,
+    teacher_lines,
 )
 from autodistil_search.report.writing import write_report
 from autodistil_search.spaces.subnet import Subnet
@@ -171,7 +180,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.loads += [value for name, value in attrs if name in ("src", "href")]
+        self.loads += [value for name, value in attrs if name in ("src", "href") and not value.startswith("#")]
         self._in = tag
 
     def handle_data(self, data):
@@ -182,6 +191,11 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         self._in = ""
+
+    @property
+    def data(self):
+        """The data of the page's script."""
+        return json.loads(self.scripts[0])
 
 
 HOSTILE = "</script><script>alert(1)</script><b>"
@@ -201,21 +215,26 @@ def test_the_page_loads_nothing_and_hostile_names_stay_text(report):
     page = Page(text)
     assert page.loads == []
     assert not re.search(r"https?://|@import|url\(", text)
-    assert page.tags.count("script") == 2  # the data and the page's own
+    assert page.tags.count("script") == 3  # the data, the library and the page's own
     assert not {"b", "i"} & set(page.tags)
     assert {"hand-made <b>", HOSTILE} <= set(page.cells)
-    data = json.loads(page.scripts[0])
-    assert HOSTILE in data["scored"][0]
-    assert "alert" not in "".join(page.scripts[1:])
+    data = page.data
+    assert data["points"][0]["trace"]["hovertext"][0].startswith("&lt;/script&gt;&lt;script&gt;alert(1)")
+    assert "alert" not in page.scripts[2]
+    (policy,) = re.findall('Content-Security-Policy" content="([^"]*)"', text)
+    digest = base64.b64encode(hashlib.sha256(page.scripts[2].encode()).digest()).decode()
+    assert policy.replace("&#39;", "'").startswith(f"default-src 'none'; script-src 'sha256-{digest}' blob:; ")
     assert shlex.split(data["frontier"][0]["command"])[2] == HOSTILE
 
 
 def test_the_page_shows_every_frontier_row_and_note(report):
     text = render_html(report)
-    frontier = text[text.index('aria-label="Frontier"') : text.index("Search progress")]
+    frontier = text[text.index('aria-label="Frontier"') : text.index("Sizes and their importance")]
     assert frontier.count("<tr") == 1 + len(FRONT)
     assert frontier.count('<tr class="knee"') == 1
-    assert text.count('class="best') == len(FRONT)
+    (points,) = [part for part in Page(text).data["points"] if part["rows"]]
+    assert points["rows"] == [0, 1, 2]
+    assert points["values"]["flops"] == [cost for _, cost in FRONT]
     assert "a note &amp; more" in text
     assert "of those scored" in text
 
@@ -226,8 +245,8 @@ def test_a_page_of_many_subnets_stays_small(report):
     table = pd.concat([report.evaluations, pd.DataFrame([each.measured for each in many])], ignore_index=True)
     table = table.fillna(table.iloc[0])
     text = render_html(replace(report, evaluations=table, objectives=[RELATION_LOSS, FLOPS, PARAMS]))
-    assert len(text) < 3e6
-    assert len(json.loads(Page(text).scripts[0])["scored"]) == DRAWN
+    assert len(text) < 5e6
+    assert len(Page(text).data["points"][0]["trace"]["hovertext"]) == DRAWN
     assert f"Show {LISTED:,} rows, the first of 20,005" in text
 
 
@@ -259,7 +278,7 @@ def test_every_baseline_is_drawn_however_many(report):
     assert len(baseline_points(many, FLOPS, RELATION_LOSS)) == 10
     labels = {text.get_text() for text in frontier_figure(many).legends[0].get_texts()}
     assert {f"B{i}" for i in range(10)} <= labels
-    assert render_html(many).count('class="baseline" data-tip') == 10
+    assert {f"B{i}" for i in range(10)} <= {trace["name"] for trace in overlay_traces(many, FLOPS, RELATION_LOSS)}
 
 
 def test_a_baseline_far_off_is_drawn_on_the_edge_with_its_value(report):
@@ -270,23 +289,113 @@ def test_a_baseline_far_off_is_drawn_on_the_edge_with_its_value(report):
     panel = frontier_figure(replace(report, baselines=pd.concat([near, far]))).axes[0]
     drawn = {each.get_label(): each.get_offsets()[0][1] for each in panel.collections}
     assert drawn["near"] == near["relation_loss"].item()
-    assert drawn[f"far ({shown(far['relation_loss'].item())}, outside the axes)"] == panel.get_ylim()[1]
+    name = f"far ({shown(far['relation_loss'].item())}, outside the axes)"
+    assert near["relation_loss"].item() < drawn[name] < panel.get_ylim()[1]
+    assert name in {trace["name"] for trace in overlay_traces(replace(report, baselines=far), FLOPS, RELATION_LOSS)}
     assert panel.get_ylim()[1] < far["relation_loss"].item()
     assert panel.get_xlim()[1] > dear
     three = replace(report, objectives=[FLOPS, PARAMS, RELATION_LOSS], baselines=far)  # the first panel has no loss
     told = {text.get_text() for text in frontier_figure(three).legends[0].get_texts()}
-    assert f"far ({shown(far['relation_loss'].item())}, outside the axes)" in told
+    assert name in told
     one = replace(report, evaluations=report.evaluations.head(1), baselines=far)  # has no range to be far off from
     assert frontier_figure(one).axes[0].get_ylim()[1] > far["relation_loss"].item()
 
 
-def test_parallel_coordinates_put_the_best_of_each_objective_at_the_bottom(report):
+def test_parallel_coordinates_put_small_sizes_and_the_best_of_each_objective_at_the_bottom(report):
     three = replace(report, objectives=[RELATION_LOSS, FLOPS, replace(PARAMS, direction="maximize")])
     rows = parallel_rows(three)
-    np.testing.assert_allclose(rows, [[1, 0, 1], [0.375, 1 / 3, 2 / 3], [0, 1, 0]])
+    np.testing.assert_allclose(rows, [[1, 0, 1], [0.375, 1 / 3, 2 / 3], [0, 1, 0]])  # no size varies
     lines = [line.get_ydata() for line in parallel_figure(three).axes[0].lines if len(line.get_xdata()) == 3]
     np.testing.assert_allclose(lines, rows)
-    assert render_html(three).count('<path class="profile') == len(FRONT)
+    frontier = report.frontier.assign(heads=["2-4", 4, 6])  # a mean of 3 heads
+    sized = replace(report, frontier=frontier, evaluations=report.evaluations.assign(heads=[2, 4, 6, 6, 6]))
+    np.testing.assert_allclose(parallel_rows(sized)[:, 0], [0.25, 0.5, 1])
+    assert parallel_axes(sized)[:2] == [
+        ParallelAxis("heads", "2", "6"),
+        ParallelAxis(RELATION_LOSS.label, "0.2000", "1.000"),
+    ]
+    *others, knee = parallel_chart(sized)["data"]
+    assert len(others) == 2
+    assert knee["y"] == pytest.approx([0.5, 0.375, 1 / 3])
+    assert knee["line"]["color"] == "ink"
+
+
+def test_the_copy_of_the_teacher_is_a_line_and_no_baseline(report):
+    copy = report.baselines.assign(how=COPY, relation_loss=0.0, flops=9e9)
+    taught = replace(report, baselines=pd.concat([report.baselines, copy], ignore_index=True))
+    assert [point.name for point in baseline_points(taught, FLOPS, RELATION_LOSS)] == ["hand-made <b>"]
+    (line,) = teacher_lines(taught, FLOPS, RELATION_LOSS)
+    assert (line.axis, line.place) == ("y", 0.0)
+    assert line.name == "teacher (copy, hand-made <b>): 0.000 at 9.00G FLOPs"
+    assert [across.axis for across in teacher_lines(taught, RELATION_LOSS, FLOPS)] == ["x"]
+    assert teacher_lines(taught, FLOPS, PARAMS) == []
+    axes = frontier_figure(taught).axes[0]
+    assert axes.get_xlim()[1] < 1e3  # its FLOPs squeeze nothing
+    assert axes.lines[1].get_ydata() == [0.0, 0.0]
+    far = replace(taught, baselines=copy.assign(relation_loss=-90.0))
+    (line,) = teacher_lines(far, FLOPS, RELATION_LOSS)
+    assert line.name.endswith("outside the axes")
+    assert axis_span(far, RELATION_LOSS).low < line.place < far.evaluations["relation_loss"].min()
+    compared = [Finding(VERSUS_BASELINE, {**VERSUS, "how": how}) for how in (COPY, "distilled alone")]
+    assert list(baselines_at_equal_cost(replace(report, findings=compared))["how"]) == ["distilled alone"]
+
+
+VERSUS = {"baseline": "B", "label": "loss", "flops": 4e6, "score": 1.0, "reached_with": 0.5, "cheapest_reaches": False}
+VERSUS |= {"compared_at": 1.0, "gain": 0.25}
+
+
+def test_results_are_told_apart_from_limits(report):
+    unlike = {"reached_with": None, "compared_at": None, "gain": None}
+    both = [{**VERSUS, "how": "alone"}, {**VERSUS, "how": "as it is", **unlike}]
+    found = [*(Finding(VERSUS_BASELINE, values) for values in both), Finding(ONE_SEED)]
+    told = replace(report, findings=found, exact=True)
+    assert [warning.kind for warning in warnings_of(told)] == [ONE_SEED]
+    table = baselines_at_equal_cost(told)
+    assert table["FLOPs to reach it"].to_list() == ["50%", "not reached"]
+    assert table["at its FLOPs"].to_list() == ["0.2500 better", "costs less than any subnet"]
+    text = render_html(told)
+    assert text.index('<dl class="cards"') < text.index('data-chart="frontier"') < text.index('id="equal-cost"')
+    assert text.index('id="equal-cost"') < text.index("1 limit of these results") < text.index('aria-label="Frontier"')
+
+
+def grown(sizes, loss):
+    """The report of subnets with these (layers, heads), whose loss is a function of both."""
+    evaluations = [
+        Evaluation(
+            "toy", Subnet(layers, 32, 64, heads, 8), {"relation_loss": loss(layers, heads), "flops": layers * heads}
+        )
+        for layers, heads in sizes
+    ]
+    box = {"relation_loss": [0.0, 99.0], "flops": [0.0, 99.0]}
+    empty = baseline_table([], [RELATION_LOSS, FLOPS])
+    return pareto_report(
+        "toy", evaluations, [RELATION_LOSS, FLOPS], [RELATION_LOSS, FLOPS], [], box, empty, baselines.published(),
+        pd.DataFrame(columns=COLUMNS), False, {}, [],
+    )  # fmt: skip
+
+
+def test_importance_is_the_share_of_variance_that_a_size_explains():
+    grid = [(layers, heads) for layers in range(1, 7) for heads in range(1, 7)]
+    table = importance_table(grown(grid, lambda layers, heads: 3 * heads + layers))
+    assert table["size"].to_list() == ["layers", "heads"]
+    np.testing.assert_allclose(table["relation_loss"], [0.1, 0.9], atol=0.05)  # variances 1 : 9
+    words = importance_words(grown(grid, lambda layers, heads: 3 * heads + layers), table)
+    assert words[0].startswith("The number of heads explains ")
+    assert words[0].endswith("; 1 of the 1 subnets of the frontier have 1 heads.")
+    assert importance_table(grown(grid[:15], lambda *_: 1.0)).empty
+
+
+def test_a_frontier_at_the_edge_of_its_space_is_a_limit():
+    grid = [(layers, heads) for layers in (2, 3, 4) for heads in (2, 4, 6)]
+    steep = grown(grid, lambda layers, heads: 10 - heads - layers / 9)  # more heads for less than more layers
+    frontier = steep.frontier
+    (finding,) = edge_findings(replace(steep, frontier=frontier[frontier["heads"] == 6]))
+    assert str(finding) == (
+        "All 3 subnets of toy on the frontier have 6 heads (the largest): the frontier is at the edge of the space and "
+        "may continue beyond it."
+    )
+    assert edge_findings(steep) == []
+    assert finding in warnings_of(replace(steep, frontier=frontier[frontier["heads"] == 6]))
 
 
 def test_export_commands_count_the_rows_of_each_run_as_pick_does(report):
@@ -321,8 +430,15 @@ def test_runs_together_share_a_reference_point(report):
     lines = step_lines(both, FLOPS, RELATION_LOSS)
     assert [(line.name, line.series) for line in lines] == [("frontier, small", 0), ("frontier, large", 1)]
     page = render_html(both)
-    assert page.count("frontier, small") == 1
-    assert page.count('class="best') == 6
+    data = Page(page).data
+    assert [trace["name"] for trace in data["overlays"]["flops relation_loss"] if trace["mode"] == "lines"] == [
+        "frontier, small", "frontier, large",
+    ]  # fmt: skip
+    assert [part["rows"] for part in data["points"] if part["rows"]] == [[0, 1, 2], [3, 4, 5]]
+    side_by_side = runs_side_by_side(both)
+    assert side_by_side["run"].to_list() == ["small", "large"]
+    assert side_by_side["joint frontier"].to_list() == [3, 3]  # equal rows dominate nothing
+    assert side_by_side["hypervolume %"].to_list() == [pytest.approx(100 * report.hypervolume_share, abs=0.01)] * 2
 
 
 def test_what_runs_measured_differently_beside_their_objectives_is_left_out(report):
@@ -390,7 +506,8 @@ def test_a_validation_takes_the_place_of_the_note_that_there_is_none(report, tar
     page = render_html(checked)
     assert "Proxy validation: validation-toy" in page
     assert "difference -0.10 [-0.20, 0.10]: not distinguishable with 2 subnets" in page
-    assert "2.00M to 3.00M FLOPs" in page
+    (chart,) = [chart for name, chart in Page(page).data["charts"].items() if name.startswith("check-")]
+    assert [trace["name"] for trace in chart["data"]] == ["2.00M to 3.00M FLOPs"]
     assert warnings_of(replace(checked, runs=[])) == unvalidated
     older = replace(check, findings=[remark("a sentence of before")], has_data=False)
     (warning,) = warnings_of(replace(checked, runs=[RunPart("toy", "toy", checks=[older])]))
@@ -404,7 +521,7 @@ def test_figures_for_papers_are_the_same_bytes_each_time(report, tmp_path, monke
         {path.name: path.read_bytes() for path in write_for_papers(report, tmp_path / name)} for name in "ab"
     )
     assert first == second
-    assert len(first) == 2 * 3 + 2
+    assert len(first) == 3 * 3 + 2
     assert b'width="237.6pt"' in first["frontier-one-column.svg"]  # 3.3 inches
     with for_papers():
         assert frontier_figure(report, 6.9).get_figwidth() == 6.9

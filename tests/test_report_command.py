@@ -32,7 +32,10 @@ def test_a_run_is_reported_again_alone_and_with_others(run, tmp_path, capsys, re
     capsys.readouterr()
     assert main(["report", str(run.folder), str(other), "--figure"]) == 0
     together = tmp_path / "report-run-other"
-    assert capsys.readouterr().out.split() == [str(together / "report.html"), str(together / "figures")]
+    *table, page, figures = capsys.readouterr().out.splitlines()
+    assert (page, figures) == (str(together / "report.html"), str(together / "figures"))
+    assert table[1].split()[:4] == ["run", "scored", "frontier", "hypervolume"]
+    assert [line.split()[0] for line in table[2:]] == ["run", "other"]
     assert {*REPORT_FILES, "figures"} <= {path.name for path in together.iterdir()}
 
     assert "holds other files" in refusal(["report", str(run.folder), "--out", str(other)])

@@ -16,8 +16,8 @@ from autodistil_search.nas.objectives import FLOPS, PARAMS, RELATION_LOSS, Objec
 from autodistil_search.report.data import baseline_table, pareto_report
 from autodistil_search.report.findings import remark
 from autodistil_search.report.html import render_html
-from autodistil_search.report.overlay import overlay
 from autodistil_search.report.run_parts import Curve, RunPart
+from autodistil_search.report.style import DARK, LIGHT
 from autodistil_search.runs.finished_run import Run
 from autodistil_search.spaces.subnet import Subnet
 
@@ -68,35 +68,67 @@ def browser():
         started.close()
 
 
+def opened(browser, folder, report, **context):
+    """The page of a report with its figures drawn, with all that it asked for and complained of."""
+    file = folder / "report.html"
+    file.write_text(render_html(report, {"frontier": b"picture"}), encoding="utf-8")
+    new = browser.new_context(offline=True, viewport={"width": 1000, "height": 800}, **context)
+    page = new.new_page()
+    page.complaints, page.asked_for = [], []
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("request", lambda request: page.asked_for.append(request.url))
+    page.goto(file.as_uri())
+    return page
+
+
 @pytest.fixture(scope="module")
-def page(browser, tmp_path_factory):
-    """The page of two runs, with all that it asked for and complained of."""
-    file = tmp_path_factory.mktemp("page") / "report.html"
-    file.write_text(render_html(overlay([toy_report(), toy_report(1, "other")])), encoding="utf-8")
-    context = browser.new_context(offline=True, viewport={"width": 1000, "height": 800})
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    opened = context.new_page()
-    opened.complaints, opened.asked_for = [], []
-    opened.on("console", lambda message: opened.complaints.append(message.text))
-    opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
-    opened.on("request", lambda request: opened.asked_for.append(request.url))
-    opened.goto(file.as_uri())
-    yield opened
-    context.close()
+def run(tmp_path_factory):
+    return Run(tmp_path_factory.mktemp("page"), toy_report(), {})
+
+
+@pytest.fixture(scope="module")
+def page(browser, run):
+    page = opened(browser, run.folder, run.report, permissions=["clipboard-read", "clipboard-write"])
+    page.wait_for_selector("html[data-drawn]")
+    yield page
+    page.context.close()
+
+
+def marks(page):
+    """The budget's coordinates and the place of the ring, as drawn."""
+    return page.evaluate(
+        """() => {
+            const [line, ring] = document.querySelector('[data-chart="frontier"]').data.slice(-2);
+            return [line.x, line.y, ring.x, ring.y].map((values) => [...values]);
+        }"""
+    )
+
+
+def selected(page):
+    """The row of the frontier that all parts of the page show as selected."""
+    pressed = page.locator("button.pick[aria-pressed=true]")
+    chosen = page.locator("tr.chosen")
+    assert (pressed.count(), chosen.count()) == (1, 1)
+    assert f"--pick {pressed.inner_text()} " in page.inner_text("#command code")
+    return int(chosen.get_attribute("data-row"))
 
 
 def test_it_opens_offline_and_without_complaints(page):
     assert page.complaints == []
-    assert [url.partition(":")[0] for url in page.asked_for] == ["file"]
+    assert [url.partition(":")[0] for url in page.asked_for] == ["file", "blob"]  # itself, and the library inside it
 
 
-def test_the_budget_finds_the_row_that_pick_finds(browser, tmp_path):
-    report = toy_report()
-    run, file = Run(tmp_path, report, {}), tmp_path / "report.html"
-    file.write_text(render_html(report), encoding="utf-8")
-    page = browser.new_page()
-    page.goto(file.as_uri())
-    assert f"--pick {run.knee.name + 1} " in page.inner_text("#command code")  # where it begins
+def test_without_scripts_its_figures_are_pictures(browser, tmp_path):
+    page = opened(browser, tmp_path, toy_report(), java_script_enabled=False)
+    assert page.locator('[data-chart="frontier"] img').get_attribute("src") == "data:image/png;base64,cGljdHVyZQ=="
+    assert "needs a browser with scripts" in page.inner_text('[data-chart="progress"]')
+    assert not page.is_visible("#budget")
+    page.context.close()
+
+
+def test_the_budget_finds_the_row_that_pick_finds(page, run):
+    assert selected(page) == run.knee.name  # where it begins
     for label, bound in [
         ("FLOPs", "flops<=200M"),
         ("FLOPs", "flops<=95.5M"),
@@ -105,16 +137,88 @@ def test_the_budget_finds_the_row_that_pick_finds(browser, tmp_path):
     ]:
         page.select_option("#cost", label=label)
         page.fill("#amount", bound.partition("=")[2])
-        row = run.pick(bound).name
-        assert page.inner_text("#command code") == f"autodistil-search export runs/toy --pick {row + 1} --out student"
-        assert page.get_attribute("tr.chosen", "data-row") == str(row)
+        row = run.pick(bound)
+        assert page.inner_text("#command code") == (
+            f"autodistil-search export runs/toy --pick {row.name + 1} --out student"
+        )
+        assert selected(page) == row.name
+        stops = sorted(set(run.frontier[label.lower() if label != "parameters" else "params"]))
+        limit = {"200M": 2e8, "95.5M": 95.5e6, "9000000": 9e6, "5": 5.0}[bound.partition("=")[2]]
+        within = [stop for stop in stops if (stop >= limit if "speed" in bound else stop <= limit)]
+        assert int(page.input_value("#slider")) == stops.index((min if "speed" in bound else max)(within))
+        line_x, _, ring_x, ring_y = marks(page)  # the cost has become the horizontal axis
+        assert (line_x, ring_x) == ([limit, limit], [row[bound.partition("=")[0].rstrip("<>")]])
+        assert ring_y == [row["relation_loss"]]
     page.fill("#amount", "1000")
     assert page.inner_text("#words").startswith("No student fits; the frontier's highest speed: ")
     assert not page.is_visible("#command")
     assert page.locator(".chosen").count() == 0
     page.fill("#amount", "many")
     assert "“many” is not an amount" in page.inner_text("#words")
-    page.close()
+    assert marks(page) == [[], [], [], []]
+    page.select_option("#cost", label="FLOPs")
+
+
+def test_a_selected_row_moves_budget_slider_and_figure(page, run):
+    stops = sorted(set(run.frontier["flops"]))
+    for row, select in ((1, page.click), (3, page.press)):
+        button = f'tr[data-row="{row}"] button.pick'
+        select(*([button] if select == page.click else [button, "Enter"]))
+        student = run.frontier.loc[row]
+        assert selected(page) == row
+        assert int(page.input_value("#slider")) == stops.index(student["flops"])
+        line_x, _, ring_x, ring_y = marks(page)
+        assert (ring_x, ring_y) == ([student["flops"]], [student["relation_loss"]])
+        assert line_x[0] >= student["flops"]
+        assert run.pick(f"flops<={page.input_value('#amount')}")["relation_loss"] <= student["relation_loss"]
+    page.focus('[data-chart="frontier"]')
+    page.keyboard.press("ArrowRight")
+    order = run.frontier.sort_values("flops", kind="stable").index.to_list()
+    assert selected(page) == order[order.index(3) + 1]
+    page.keyboard.press("Home")
+    assert selected(page) == order[0]
+
+
+def test_a_click_on_a_point_selects_it_or_the_best_of_its_cost(page, run):
+    panel = page.locator('[data-chart="frontier"]')
+    panel.evaluate("panel => panel.emit('plotly_click', { points: [{ curveNumber: 0, pointIndex: 2 }] })")
+    scored = run.evaluations[run.evaluations["space"] == "space 0"].iloc[2]
+    assert "the cost of the subnet that you selected (space 0: 3 layers x 160, " in page.inner_text("#words")
+    assert selected(page) == run.pick(f"flops<={scored['flops']:.0f}").name
+    on_frontier = page.evaluate("data.points.findIndex((part) => part.rows)")
+    page.evaluate(f"clicked({{ points: [{{ curveNumber: {on_frontier}, pointIndex: 1 }}] }})")
+    assert selected(page) == page.evaluate(f"data.points[{on_frontier}].rows[1]")
+    panel.scroll_into_view_if_needed()
+    place = panel.evaluate(
+        """panel => {
+            const { xaxis, yaxis } = panel._fullLayout, { left, top } = panel.getBoundingClientRect();
+            const { flops, relation_loss: loss } = data.frontier[0].values;
+            return [left + xaxis._offset + xaxis.d2p(flops), top + yaxis._offset + yaxis.d2p(loss)];
+        }"""
+    )
+    page.mouse.move(*place, steps=3)
+    panel.locator(".hovertext").first.wait_for()
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_function("state.row === 0")
+    assert selected(page) == 0
+
+
+def test_axes_and_colours_can_be_chosen(page, run):
+    page.select_option("#axis-x", label="speed")
+    page.select_option("#axis-y", label="speed")  # the axes change places
+    page.select_option("#colour", label="layers")
+    drawn = page.evaluate(
+        """() => {
+            const { data, layout } = document.querySelector('[data-chart="frontier"]');
+            return [data[0].x, data[0].y, data[0].marker.color, layout.yaxis.title.text].map((part) =>
+                typeof part === "string" ? part : [...part]);
+        }"""
+    )
+    first = run.evaluations[run.evaluations["space"] == "space 0"]
+    assert drawn[:3] == [first[name].to_list() for name in ("relation_loss", "speed", "layers")]
+    assert drawn[3] == "speed<br>rows/s; higher is better"
+    assert page.input_value("#axis-x") == "relation_loss"
 
 
 def test_the_slider_reaches_every_student_that_is_best_for_a_budget(page):
@@ -145,49 +249,31 @@ def test_a_table_sorts_by_value_filters_and_copies_what_is_left(page):
     assert column() == sorted(column(), reverse=True)
     assert sheet.locator("th[aria-sort=descending]").count() == 1
     every = len(column())
-    sheet.get_by_role("searchbox").fill("run=other space=space 1")
+    sheet.get_by_role("searchbox").fill("space=space 1 layers=3")
     assert 0 < len(column()) < every
     assert sheet.locator(".tools [role=status]").inner_text() == f"{len(column())} of {every} rows"
     sheet.get_by_role("button", name="Copy Frontier as CSV").click()
     copied = page.evaluate("navigator.clipboard.readText()").splitlines()
-    assert copied[0].startswith("pick,run,space,layers")
+    assert copied[0].startswith("pick,knee,space,layers")
     assert [float(line.split(",")[flops]) for line in copied[1:]] == column()
     sheet.get_by_role("searchbox").fill("")
 
 
-def test_points_tell_what_they_are_to_pointer_and_keyboard(page):
-    panel = page.locator("svg.frontier").first
-    data = json.loads(page.inner_text("#data"))
-    points = panel.locator(".best")
-    points.first.focus()
-    assert page.inner_text("#tip") == data["frontier"][0]["words"]
-    page.keyboard.press("ArrowRight")
-    assert page.inner_text("#tip") == data["frontier"][1]["words"]
-    page.keyboard.press("Enter")
-    assert page.inner_text("#command code") == data["frontier"][1]["command"]
-    page.keyboard.press("Escape")
-    assert not page.is_visible("#tip")
-    panel.scroll_into_view_if_needed()
-    at = panel.evaluate(
-        """svg => {
-            const best = [...svg.querySelectorAll(".best path")].map(each => each.getAttribute("d"));
-            const scored = svg.querySelector("path.scored").getAttribute("d").match(/M[^M]+/g);
-            const [x, y] = scored.find(each => !best.includes(each)).match(/[0-9.]+/g);
-            const { x: across, y: down } = new DOMPoint(x, y).matrixTransform(svg.getScreenCTM());
-            return [across, down];
-        }"""
-    )
-    page.mouse.move(*at)
-    assert page.inner_text("#tip") in data["scored"]
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1000, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1024, "light"), (1600, "dark")])
 def test_nothing_serious_is_in_the_way_of_anyone(page, width, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)
-    page.click("summary")
-    found = axe.Axe().run(page).response["violations"]
-    serious = {each["id"]: each["nodes"][0]["html"] for each in found if each["impact"] in ("serious", "critical")}
-    assert serious == {}
+    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    page.wait_for_function("[...document.querySelectorAll('.main-svg')].every((svg) => svg.clientWidth <= innerWidth)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    paper = page.evaluate("document.querySelector('[data-chart=frontier]').layout.paper_bgcolor")
+    assert paper == (LIGHT if scheme == "light" else DARK)["paper"]
+    frontier = page.locator('.sheet[data-name="frontier"] .scroll')
+    assert frontier.evaluate("box => box.scrollHeight - box.clientHeight") == 0  # no row is hidden
+    assert page.locator('.sheet[data-name="frontier"] th', has_text="knee").is_visible()
+    assert page.locator(".toc").bounding_box()["y"] >= 0  # it stays
+    if width != 1024:  # as at 1600
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+        found = axe.Axe().run(page).response["violations"]
+        serious = {each["id"]: each["nodes"][0]["html"] for each in found if each["impact"] in ("serious", "critical")}
+        assert serious == {}

@@ -124,7 +124,7 @@ def test_a_finished_run_is_not_done_again(toy_config, searched):
     lines = []
     reporter = Reporter()
     reporter.say = lines.append
-    assert search(toy_config, reporter).frontier.equals(run.frontier)
+    assert search(toy_config, reporter=reporter).frontier.equals(run.frontier)
     assert files(run.folder) == before
     assert lines[-1] == f"{run.folder} is already finished; showing its result"
 

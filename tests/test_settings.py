@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.cli.parser import helps
 from autodistil_search.cli.registry import make_parser, parsers_of
-from autodistil_search.settings.common import GROUPS, Count, Rate, check_value, grouped_yaml, groups_of
+from autodistil_search.settings.common import GROUPS, Count, Rate, check_value, descriptions, grouped_yaml, groups_of
+from autodistil_search.settings.compress import CompressConfig
 from autodistil_search.settings.distil import DistilConfig
 from autodistil_search.settings.export import ExportOptions
 from autodistil_search.settings.finetune import FinetuneConfig
@@ -19,6 +19,7 @@ from autodistil_search.settings.train import TrainConfig
 from autodistil_search.settings.validate_proxy import ValidateConfig
 
 CLASSES = {
+    "all": CompressConfig,
     "train": TrainConfig,
     "search": SearchConfig,
     "distil": DistilConfig,
@@ -35,7 +36,7 @@ def test_every_setting_declares_a_group_and_a_description_and_is_listed_under_it
     listed = {action.dest: group.title for group in parser._action_groups for action in group._group_actions}
     for setting in fields(config):
         assert groups_of(config)[setting.name] in GROUPS
-        assert helps(config)[setting.name]
+        assert descriptions(config)[setting.name]
         positional = setting.name in ("run", "model") and command in ("distil", "finetune", "validate-proxy")
         assert positional or listed[setting.name] == groups_of(config)[setting.name].title
 

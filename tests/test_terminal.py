@@ -24,6 +24,7 @@ from autodistil_search.nas.engines.registry import ENGINES
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.runs.doctor import Finding, print_findings
 from autodistil_search.runs.train import train
+from autodistil_search.settings.recipes import PRESETS, shipped_recipes
 from autodistil_search.spaces.cost import flops, params
 from autodistil_search.spaces.search_space import shipped_spaces
 
@@ -94,7 +95,9 @@ def test_plan_and_profile_as_json(teacher_folder, toy_teacher, printed_json):
 
 
 def test_list_and_partition_as_json(printed_json, tmp_path):
-    assert printed_json(["list"])["engines"]["own"] == list(ENGINES)
+    listed = printed_json(["list"])
+    assert listed["engines"]["own"] == list(ENGINES)
+    assert [*listed["presets"], *listed["recipes"]] == shipped_recipes()
     found = printed_json(["partition", "tiny", "--k", "2", "--out", str(tmp_path)])
     parts = [load_space(each["path"]) for each in found["sub_spaces"]]
     assert sum(part.size for part in parts) == load_space("tiny").size
@@ -167,6 +170,8 @@ def test_bash_completes_commands_flags_words_and_files(tmp_path):
     assert completed("autodistil-search search --objectives acc,lat") == ["acc,latency"]
     assert completed("autodistil-search train --space ") == [*shipped_spaces(), "mine.yaml"]
     assert completed("autodistil-search search --config mi") == ["mine.yaml"]
+    assert completed("autodistil-search search --config own") == ["own-task"]
+    assert completed("autodistil-search train -p ") == list(PRESETS)
     assert completed("autodistil-search completion ") == ["bash", "zsh"]
 
 
@@ -179,15 +184,20 @@ def test_the_command_prints_the_script_for_zsh(capsys):
 
 
 @pytest.mark.parametrize(
-    ("stdout", "code", "told"),
-    [("left", 0, ""), ("closed", 0, ""), ("full", 1, "the result is saved, but cannot be printed: No space left")],
+    ("command", "stdout", "code", "told"),
+    [
+        ("completion bash", "left", 0, ""),
+        ("completion bash", "closed", 0, ""),
+        ("completion bash", "full", 1, "the result is saved, but cannot be printed: No space left"),
+        ("search --help-all", "left", 0, ""),
+    ],
 )
-def test_a_result_that_nobody_can_read_is_no_traceback(stdout, code, told, tmp_path):
+def test_a_result_that_nobody_can_read_is_no_traceback(command, stdout, code, told):
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as left, Path("/dev/full").open("w") as full:  # noqa: PTH123
         done = subprocess.run(
-            [sys.executable, "-m", "autodistil_search", "completion", "bash"],
+            [sys.executable, "-m", "autodistil_search", *command.split()],
             stdout={"left": left, "closed": None, "full": full}[stdout],
             stderr=subprocess.PIPE,
             text=True,

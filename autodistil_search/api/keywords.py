@@ -10,11 +10,11 @@ from functools import wraps
 from inspect import Parameter, Signature
 from typing import Any, Protocol, TypeVar, get_type_hints
 
-import docstring_parser
-
 from autodistil_search.base.errors import InputError
-from autodistil_search.settings.common import refuse_unknown
+from autodistil_search.settings.common import descriptions, refuse_unknown, steps_of
 
+TOKENS = "tokens"
+"""Keyword for the length of a training in tokens, in place of the setting "steps"."""
 Result = TypeVar("Result", covariant=True)
 
 
@@ -43,6 +43,7 @@ def by_keyword(
     def decorate(function: Callable[..., Result]) -> Command[Result]:
         own = [*inspect.signature(function).parameters][1:]
         settings = [name for name in allowed if name not in own]
+        by_tokens = {"steps", "seq_len"} <= {*settings}
 
         @wraps(function)
         def call(*given: Any, **arguments: Any) -> Result:
@@ -53,8 +54,10 @@ def by_keyword(
                 arguments[name] = value
             if positional in arguments and positional != "config":
                 arguments[positional] = _as_text(arguments[positional])
-            refuse_unknown(arguments, ["config", *settings, *own])
+            refuse_unknown(arguments, ["config", *settings, *own, *([TOKENS] if by_tokens else [])])
             others = {name: arguments.pop(name) for name in own if name in arguments}
+            if by_tokens and arguments.get(TOKENS) is not None:
+                arguments = _in_steps(config, arguments)
             return function(_settings(function.__name__, config, arguments), **others)
 
         call.__signature__ = _signature(function, config, positional, settings)  # type: ignore[attr-defined]
@@ -62,6 +65,13 @@ def by_keyword(
         return call
 
     return decorate
+
+
+def _in_steps(config: type[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with `steps` in place of `tokens`."""
+    batch_size, seq_len = (arguments.get(name, getattr(config, name)) for name in ("batch_size", "seq_len"))
+    steps, _ = steps_of(arguments, batch_size, seq_len)
+    return {**{name: value for name, value in arguments.items() if name != TOKENS}, "steps": steps}
 
 
 def _as_text(value: Any) -> Any:
@@ -100,13 +110,16 @@ def _signature(function: Callable[..., Any], config: type[Any], positional: str,
     }
     of_config = Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=f"{config.__name__} | None")
     every = {"config": of_config, **{name: by_name[name] for name in settings}, **own}
+    if {"steps", "seq_len"} <= {*settings}:
+        every[TOKENS] = Parameter(TOKENS, Parameter.KEYWORD_ONLY, default=None, annotation="str | float | None")
     first = every.pop(positional).replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
     return signature.replace(parameters=[first, *every.values()])
 
 
 def _described(config: type[Any], settings: Sequence[str]) -> str:
     """Return the descriptions of the settings, from the docstrings of their class."""
-    parameters = [entry for base in config.__mro__ for entry in docstring_parser.parse(base.__doc__ or "").params]
-    words = {entry.arg_name: " ".join((entry.description or "").split()) for entry in parameters}
-    lines = [f"    {name}: {words.get(name, '')}" for name in settings]
+    words = descriptions(config)
+    lines = [f"    {name}: {words[name]}" for name in settings]
+    if {"steps", "seq_len"} <= {*settings}:
+        lines.append(f'    {TOKENS}: Tokens to train on, such as "1M", in place of steps; rounded up to whole steps.')
     return "\n".join([f"Settings, as keywords or as a `{config.__name__}`:", *lines])

@@ -40,9 +40,9 @@ class Run(finished_run.Run):
         spaces = ", ".join(dict.fromkeys(str(space) for space in self.evaluations["space"]))
         ends = {column.name: sorted(frontier[column.name].tolist()) for column in report.columns}
         ranges = [f"{name} {shown(values[0])} to {shown(values[-1])}" for name, values in ends.items()]
-        rows = frontier.to_dict("records")
-        number, knee = next((i, row) for i, row in enumerate(rows, start=1) if row["knee"])
-        knee = {str(key): value for key, value in knee.items()}
+        rows = frontier.to_dict("records")  # native numbers instead of numpy's
+        number, row = next((i, row) for i, row in enumerate(rows, start=1) if row["knee"])
+        knee = {str(key): value for key, value in row.items()}
         return "\n".join(
             [
                 f"Run {self.folder}: space {spaces}; objectives {', '.join(self.summary['objectives'])}",
@@ -80,7 +80,7 @@ class Run(finished_run.Run):
         Raises:
             InputError: see `finetune`.
         """
-        return steps.finetune(self._saved_student(str(pick)), task=task, **settings)
+        return steps.finetune(self.saved_student(str(pick)), task=task, **settings)
 
     def export(self, out: str | Path, pick: str | int = "knee", **settings: Any) -> Path:
         """Write a student of this run as a folder that loads without this package, and return the folder.
@@ -101,13 +101,19 @@ class Run(finished_run.Run):
         webbrowser.open(page.as_uri())
         return page
 
-    def _saved_student(self, pick: str) -> Path:
-        """Return the folder of a student, written now unless it exists."""
+    def saved_student(self, pick: str) -> Path:
+        """Return the folder of a student of this run with its tokenizer, written now unless it exists.
+
+        Args:
+            pick: Row of the frontier; see `Run.pick`.
+        """
+        from autodistil_search.base.pretrained import quiet_transformers  # torch
+
         student = self.student(self.pick(pick))
         words = "".join(letter if letter.isalnum() else "-" for letter in pick.replace("<=", "-"))
         folder = self.folder / "students" / words
         if not folder.exists():
-            with whole_folder(folder) as new:
+            with whole_folder(folder) as new, quiet_transformers():
                 student.save_pretrained(new)
         return folder
 

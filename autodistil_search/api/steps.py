@@ -141,7 +141,8 @@ def export(config: ExportOptions, *, model: str | Path, out: str | Path, reporte
 def plan(
     config: TrainConfig,
     *,
-    tokens: str | float,
+    steps: int | None = None,
+    tokens: str | float | None = None,
     devices: int = 1,
     batch_size: int | None = None,
     device_name: str | None = None,
@@ -154,7 +155,8 @@ def plan(
 
     Args:
         config: Settings of the training, as one object or as keywords.
-        tokens: Tokens to train on, such as "26B".
+        steps: Training steps.
+        tokens: Tokens to train on, such as "26B", in place of `steps`; rounded up to whole steps.
         devices: Devices that share each step.
         batch_size: Blocks of a step on all devices; by default 4 for each device.
         device_name: Device to plan for by its known rates, such as "H100"; by default steps are timed on this machine.
@@ -171,6 +173,7 @@ def plan(
     return module.plan(
         config,
         reporter or default_reporter(),
+        steps=steps,
         tokens=tokens,
         devices=devices,
         batch_size=batch_size,

@@ -88,12 +88,21 @@ def cache_folder() -> Path:
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR)
 
 
-def refuse_cache(error: BaseException) -> None:
-    """Raise InputError if the cause of `error` is a Hugging Face cache that cannot be written, not the input."""
-    from huggingface_hub.constants import HF_HOME
+def refuse_hub(error: BaseException, what: str) -> None:
+    """Raise InputError if the cause of `error` is the network or the cache of Hugging Face, not the input.
+
+    what: description of the input in the message, such as "teacher 'name'".
+    """
+    from huggingface_hub.constants import HF_HOME, HF_HUB_OFFLINE
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     seen: BaseException | None = error
     while seen is not None:
+        if isinstance(seen, ConnectionError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+            check = "unset HF_HUB_OFFLINE" if HF_HUB_OFFLINE else "check the network"
+            raise InputError(
+                f"cannot reach huggingface.co for {what}, which is not here; {check}, or give a folder"
+            ) from None
         name = seen.filename if isinstance(seen, OSError) and seen.errno in _UNWRITABLE else None
         if isinstance(seen, OSError) and isinstance(name, str) and Path(name).is_relative_to(HF_HOME):
             raise InputError(

@@ -32,7 +32,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.files import refuse_cache
+from autodistil_search.base.files import refuse_hub
 
 ALLOWED = "the hub id or folder of an encoder with safetensors weights and a tokenizer, or 'packaged'"
 
@@ -63,7 +63,7 @@ def loading(what: str) -> Iterator[None]:
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # the loaders have no common class of errors for broken folders
-        refuse_cache(error)
+        refuse_hub(error, what)
         reason = " ".join(f"{error or type(error).__name__}".split())[:300]
         raise InputError(f"{what} cannot be loaded: {reason}; allowed: {ALLOWED}") from None
 

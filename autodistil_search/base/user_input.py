@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,22 @@ def meant(name: object, known: Iterable[str]) -> str:
     """Return a question that suggests the nearest of the `known` names, for an error; an empty text if none is near."""
     near = difflib.get_close_matches(name[:100], list(known), n=1) if isinstance(name, str) else []
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def refuse_near_miss(what: str, name: str, known: Collection[str], others: str) -> None:
+    """Refuse a word that is nearly a known name, before it is looked for on the hub; paths and OWNER/NAME pass.
+
+    Args:
+        what: Flag or subject that the message begins with.
+        name: Given name.
+        known: Known names.
+        others: Further values that are allowed, in words.
+
+    Raises:
+        InputError: naming the known name that may be meant.
+    """
+    if name not in known and "/" not in name and not Path(name).exists() and (near := meant(name, known)):
+        raise InputError(f"{what} {quoted(name)}{near}; allowed: {', '.join(known)}, {others}")
 
 
 def parse_whole_number(text: str) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
 
     from autodistil_search.base.progress import Reporter
@@ -77,6 +78,24 @@ def lines(*texts: str) -> Callable[[Console], object]:
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     return show
+
+
+def print_rows(rows: pd.DataFrame, title: str, console: Console) -> None:
+    """Print a table, numbers to the right; long cells are folded, never cut."""
+    from pandas.api.types import is_numeric_dtype
+    from rich.markup import escape
+    from rich.table import Table
+
+    from autodistil_search.report.views import shown
+
+    table = Table(title=escape(title), box=None, pad_edge=False, padding=(0, 1), title_justify="left")
+    for name in rows.columns:
+        table.add_column(
+            escape(str(name)), justify="right" if is_numeric_dtype(rows[name]) else "left", overflow="fold"
+        )
+    for row in rows.to_dict("records"):
+        table.add_row(*(escape(shown(value)) for value in row.values()))
+    console.print(table)
 
 
 def json_record(entries: Mapping[str, Any]) -> dict[str, Any]:

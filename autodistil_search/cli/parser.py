@@ -21,8 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-import docstring_parser
-
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.passwords import HIDDEN, names_database, without_password
 from autodistil_search.base.standard_streams import discard
@@ -36,6 +34,7 @@ from autodistil_search.base.user_input import (
 )
 from autodistil_search.settings.common import (
     GROUPS,
+    descriptions,
     flag,
     grouped_yaml,
     groups_of,
@@ -347,15 +346,9 @@ def add_positional_and_settings(parser: CommandParser, config: type[Any], positi
 
 
 @cache
-def helps(config: type[Any]) -> dict[str, str | None]:
-    """Return the description of each setting, from the docstrings of its class."""
-    documented = [entry for base in config.__mro__ for entry in docstring_parser.parse(base.__doc__ or "").params]
-    return {entry.arg_name: entry.description for entry in documented}
-
-
 def _described(config: type[Any], name: str, default: Any = None) -> str:
     """Return the help of a setting, with its default behind the first sentence."""
-    words = " ".join((helps(config)[name] or "").split()).replace("%", "%%")
+    words = descriptions(config)[name].replace("%", "%%")
     if default is None or default is False or default == "":
         return words
     first, *rest = re.split(r"(?<=\.)\s", words, maxsplit=1)

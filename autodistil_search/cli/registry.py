@@ -14,8 +14,8 @@ from autodistil_search.cli.command import Command
 from autodistil_search.cli.parser import CommandParser
 
 NAMES = (
-    *("search", "train", "plan", "profile", "distil", "validate-proxy", "finetune", "list", "partition", "report"),
-    *("export", "doctor", "completion"),
+    *("search", "all", "train", "plan", "profile", "distil", "validate-proxy", "finetune", "export", "report", "runs"),
+    *("open", "list", "partition", "doctor", "completion"),
 )
 ALIASES = {"distill": "distil"}
 """Other spellings of commands."""
@@ -26,7 +26,7 @@ REPLACED = {
 
 _EXAMPLES = (
     "autodistil-search doctor",
-    "autodistil-search search --objectives acc,flops --space tiny",
+    "autodistil-search search --objectives acc,flops",
     "autodistil-search search --text wiki/*.txt.gz --steps 20000 --constraint 'flops<=1.5G' --out runs/mine",
     "autodistil-search export runs/mine --out my-student --pick 'flops<=200M' --onnx",
 )
@@ -87,16 +87,13 @@ def parse(arguments: Sequence[str]) -> tuple[str, CommandParser, Namespace]:
     """
     parser, words = make_parser(), [ALIASES.get(word, word) for word in arguments[:1]]
     commands_by_name = parsers_of(parser)
-    if not words:
-        raise InputError(f"a command is required; allowed: {', '.join(NAMES)} (see --help)")
-    if words[0] in REPLACED:
-        raise InputError(f"{words[0]} is no longer a command; allowed: {REPLACED[words[0]]}")
-    if words[0] in commands_by_name:
-        commands_by_name[words[0]].refuse_single_dash(arguments)
-    elif not words[0].startswith("-"):
-        raise InputError(
-            f"{quoted(words[0])} is not a command{meant(words[0], NAMES)}; allowed: {', '.join(NAMES)} (see --help)"
-        )
+    for word in words:
+        if word in REPLACED:
+            raise InputError(f"{word} is no longer a command; allowed: {REPLACED[word]}")
+        if word in commands_by_name:
+            commands_by_name[word].refuse_single_dash(arguments)
+        elif not word.startswith("-"):
+            raise InputError(f"{quoted(word)} is not a command{meant(word, NAMES)}; allowed: {', '.join(NAMES)}")
     namespace, unknown = parser.parse_known_args([*words, *arguments[1:]])
     chosen = commands_by_name[namespace.command]
     if unknown:

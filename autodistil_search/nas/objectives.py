@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from autodistil_search.base import plugins
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import guarded, is_name, shown
-from autodistil_search.base.user_input import parse_number, quoted
+from autodistil_search.base.user_input import meant, parse_number, quoted
 from autodistil_search.base.weighted_names import parse_relations
 from autodistil_search.spaces.cost import FLOPS_SEQ_LEN, Vocabulary, flops, params, params_non_embedding
 from autodistil_search.spaces.subnet import DIMENSIONS, Subnet
@@ -318,14 +318,20 @@ def parse_objectives(text: str, known: Mapping[str, Objective], others: Iterable
     Raises:
         InputError: for an unknown or repeated name; the message lists the allowed names.
     """
+    return [known[name] for name in objective_names(text, known, others)]
+
+
+def objective_names(text: str, known: Collection[str], others: Iterable[str] = ()) -> list[str]:
+    """Return the names in a comma-separated list of objectives; see `parse_objectives`."""
     allowed = ", ".join(dict.fromkeys((*known, *others)))
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise InputError(f"objective {name!r}; allowed: {allowed}, separated by commas")
+            near = meant(name, (*known, *others))
+            raise InputError(f"objective {name!r}{near}; allowed: {allowed}, separated by commas")
     if not names or len(set(names)) < len(names):
         raise InputError(f"objectives {text!r}; allowed: one or more of {allowed}, each once")
-    return [known[name] for name in names]
+    return names
 
 
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
@@ -380,13 +386,22 @@ def parse_constraint(
     Raises:
         InputError: for anything else; the message names `flag` and lists the allowed objectives.
     """
+    name, relation, bound = constraint_parts(text, known, flag, others)
+    amount = parse_amount(bound, f"{flag} {name}{relation}")
+    assert amount is not None
+    return Constraint(known[name], amount, relation == "<=")
+
+
+def constraint_parts(
+    text: str, known: Collection[str], flag: str = "--constraint", others: Iterable[str] = ()
+) -> tuple[str, str, str]:
+    """Return the name, the relation and the bound in a text such as `params<=8M`; see `parse_constraint`."""
     match = re.fullmatch(r"\s*([^\s<>=]+)\s*(<=|>=)\s*([^<>=]*)", text)
     if match is None or match[1] not in known:
         names = ", ".join(dict.fromkeys((*known, *others)))
-        raise InputError(f"{flag} {text!r}; allowed: NAME<=AMOUNT or NAME>=AMOUNT, NAME one of {names}")
-    amount = parse_amount(match[3], f"{flag} {match[1]}{match[2]}")
-    assert amount is not None
-    return Constraint(known[match[1]], amount, match[2] == "<=")
+        near = "" if match is None else meant(match[1], (*known, *others))
+        raise InputError(f"{flag} {text!r}{near}; allowed: NAME<=AMOUNT or NAME>=AMOUNT, NAME one of {names}")
+    return match[1], match[2], match[3]
 
 
 def check_reachable(constraints: Sequence[Constraint], space: str, reached: Mapping[str, Sequence[float]]) -> None:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from autodistil_search.report.data import ParetoReport
-from autodistil_search.report.findings import COMPARISON, NOT_CONVERGED, NOT_VALIDATED, PROXY_WORTH, Finding
+from autodistil_search.report.findings import (
+    COMPARISON,
+    NOT_CONVERGED,
+    NOT_TRAINED_FOR,
+    NOT_VALIDATED,
+    PROXY_WORTH,
+    VERSUS_BASELINE,
+    Finding,
+)
+from autodistil_search.report.importance import edge_findings
 from autodistil_search.report.run_parts import ProxyCheck
 from autodistil_search.report.views import of_runs
 
@@ -14,13 +23,16 @@ _LAST = 0.1
 def warnings_of(report: ParetoReport) -> list[Finding]:
     """Return the findings that limit the conclusions from the report.
 
-    Convergence comes first, then the result of each `validate-proxy` in the run's folder, then the findings of the
-    search. The finding that the proxy was not validated is dropped if a validation exists by now.
+    Convergence comes first, then frontiers at the edge of their space, then the result of each `validate-proxy` in the
+    run's folder, then the findings of the search. The finding that the proxy was not validated is dropped if a
+    validation exists by now. Comparisons with baselines are results; see `key_figures.baselines_at_equal_cost`.
     """
     checks = [(part.name, check) for part in report.runs for check in part.checks]
-    search_findings = [finding for finding in report.findings if not (checks and finding.kind == NOT_VALIDATED)]
+    left_out = {VERSUS_BASELINE, NOT_TRAINED_FOR, *([NOT_VALIDATED] if checks else [])}
+    search_findings = [finding for finding in report.findings if finding.kind not in left_out]
     return [
         *_not_converged(report),
+        *edge_findings(report),
         *(_validation_finding(report, run, check) for run, check in checks),
         *search_findings,
     ]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +20,41 @@ from autodistil_search.nas.objectives import Objective
 from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.escape import PlainFigure, legend_name
 from autodistil_search.report.explore import engine_marks, engines_after, facts
+from autodistil_search.report.style import (
+    BASELINE_MARKERS,
+    DASHES,
+    KNEE_MARKER,
+    LIGHT,
+    PART_DASH,
+    SERIES_MARKERS,
+    TEACHER_DASH,
+    TEACHER_MARKER,
+    baseline_marker,
+    series_colour,
+    series_marker,
+)
 from autodistil_search.report.views import (
-    BaselinePoint,
     Line,
+    Span,
     axes_pairs,
+    axis_span,
     baseline_points,
     better,
-    is_crowded,
-    is_far_off,
-    is_wide,
     of_runs,
-    parallel_ends,
+    parallel_axes,
     parallel_rows,
     run_numbers,
     series_numbers,
     series_of,
     shown,
     step_lines,
+    teacher_lines,
     tick_label,
     ticks,
 )
 
-SPACE_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Palette of Okabe and Ito, which colour-blind readers can distinguish; markers differ as well."""
-SPACE_MARKERS = "o<>p"
-BASELINE_COLOUR = "#D55E00"
-KNEE_COLOUR = "#000000"
-_BASELINE_MARKERS = "sD^vPX<>ph"
-LINE_COLOUR = "#333333"
 _LETTERS_PER_INCH = 11
 """Letters of an axis label for each inch of its panel's width in print."""
-_DASHES = ("-", (0, (7, 3)), (0, (2, 2)), (0, (9, 3, 2, 3)))
 
 ONE_COLUMN, TWO_COLUMNS, SCREEN = 3.3, 6.9, 7.2
 """Widths in inches: one column and two columns of a paper, and figures for screens."""
@@ -78,11 +81,7 @@ def for_papers() -> Iterator[None]:
 
 
 def _colour(series: int | None) -> str:
-    return LINE_COLOUR if series is None else SPACE_COLOURS[series % len(SPACE_COLOURS)]
-
-
-def _marker(series: int) -> str:
-    return SPACE_MARKERS[series % len(SPACE_MARKERS)]
+    return LIGHT[series_colour(series)]
 
 
 def frontier_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
@@ -134,14 +133,14 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
             scored.rows[x.name],
             scored.rows[y.name],
             s=12 * scale,
-            marker=_marker(number),
+            marker=series_marker(number).matplotlib,
             color=_colour(number),
             alpha=0.45,
             lw=0,
             label=f"scored, {scored.name}",
         )
     for number, line in enumerate(step_lines(report, x, y)):
-        _draw_step(axes, line, _DASHES[number % len(_DASHES)] if line.whole else ":")
+        _draw_step(axes, line, (DASHES[number % len(DASHES)] if line.whole else PART_DASH).matplotlib)
     numbers = np.array(series_numbers(report, report.frontier))
     for number in sorted(set(numbers)):
         rows = report.frontier[numbers == number]
@@ -150,14 +149,34 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
             rows[x.name],
             rows[y.name],
             s=22 * scale,
-            marker=_marker(number),
+            marker=series_marker(number).matplotlib,
             facecolor="white",
             edgecolor=edge,
             zorder=3,
         )
     knee = report.frontier[report.frontier["knee"]]
-    axes.scatter(knee[x.name], knee[y.name], marker="*", s=190 * scale, color=KNEE_COLOUR, zorder=4, label="knee")
-    far_off = _draw_near_baselines(axes, report, x, y, scale)
+    axes.scatter(
+        knee[x.name],
+        knee[y.name],
+        marker=KNEE_MARKER.matplotlib,
+        s=190 * scale,
+        color=LIGHT["ink"],
+        zorder=4,
+        label="knee",
+    )
+    for teacher in teacher_lines(report, x, y):
+        draw_line = axes.axhline if teacher.axis == "y" else axes.axvline
+        style = {
+            "color": LIGHT["quiet"],
+            "linestyle": TEACHER_DASH.matplotlib,
+            "lw": 1,
+            "label": legend_name(teacher.name),
+        }
+        draw_line(teacher.place, **style)
+    for point in baseline_points(report, x, y):
+        marker = baseline_marker(point.number).matplotlib
+        style = {"s": 48 * scale, "color": LIGHT["baseline"], "zorder": 5, "clip_on": False}
+        axes.scatter(*point.place, marker=marker, label=legend_name(point.name), **style)
     for axis, set_scale, objective in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):
         words = f"{objective.label} ({objective.unit})"
         if inches is None:
@@ -165,54 +184,16 @@ def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, 
         else:
             words = textwrap.fill(words, int(_LETTERS_PER_INCH * inches))
         axis.set_label_text(f"{words}\n{better(objective)}")
-        _style_axis(axis, set_scale, objective, 4 if small else 6)
-    _draw_on_the_edge(axes, far_off, scale)
+        _style_axis(axis, set_scale, axis_span(report, objective), 4 if small else 6)
     axes.grid(alpha=0.25)
 
 
-def _draw_near_baselines(
-    axes: Axes, report: ParetoReport, x: Objective, y: Objective, scale: float
-) -> list[tuple[BaselinePoint, tuple[bool, bool]]]:
-    """Draw the baselines near the scored subnets, and return the others.
-
-    Each of the others comes with a flag for each axis, True if the baseline is far off on the axis.
-    """
-    inside, far_off = report.evaluations[[x.name, y.name]].iloc[0], []
-    for point in baseline_points(report, x, y):
-        far = is_far_off(report, x, point.x), is_far_off(report, y, point.y)
-        if any(far):
-            far_off.append((point, far))
-            place = [scored if off else own for scored, own, off in zip(inside, (point.x, point.y), far, strict=True)]
-            axes.update_datalim([place])  # a coordinate that is not far off must lie within its axis
-        else:
-            _draw_baseline(axes, point, scale)
-    axes.autoscale_view()
-    return far_off
-
-
-def _draw_on_the_edge(axes: Axes, far_off: Sequence[tuple[BaselinePoint, tuple[bool, bool]]], scale: float) -> None:
-    """Draw distant baselines at the nearest edge of the axes, with their values in the legend."""
-    horizontal, vertical = axes.get_xlim(), axes.get_ylim()
-    for point, far in far_off:
-        said = ", ".join(shown(value) for value, off in zip((point.x, point.y), far, strict=True) if off)
-        on_edge = replace(point, x=float(np.clip(point.x, *horizontal)), y=float(np.clip(point.y, *vertical)))
-        _draw_baseline(axes, replace(on_edge, name=f"{point.name} ({said}, outside the axes)"), scale)
-    axes.set(xlim=horizontal, ylim=vertical)
-
-
-def _draw_baseline(axes: Axes, point: BaselinePoint, scale: float) -> None:
-    marker = _BASELINE_MARKERS[point.number % len(_BASELINE_MARKERS)]
-    style: dict[str, Any] = {"s": 48 * scale, "color": BASELINE_COLOUR, "zorder": 5, "clip_on": False}
-    axes.scatter(point.x, point.y, marker=marker, label=legend_name(point.name), **style)
-
-
-def _style_axis(axis: Axis, set_scale: Callable[[str], Any], objective: Objective, most: int) -> None:
-    """Set a logarithmic scale if costs range widely, and ticks such as 300M."""
-    low, high = axis.get_data_interval()
-    if wide := is_wide(objective, [low, high]):
+def _style_axis(axis: Axis, set_scale: Callable[[str], Any], span: Span, most: int) -> None:
+    """Set range and scale of an axis, and ticks such as 300M."""
+    if span.wide:
         set_scale("log")
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(FixedLocator(ticks(low, high, wide, most)))
+    axis.set_view_interval(span.low, span.high, ignore=True)
+    axis.set_major_locator(FixedLocator(ticks(span.low, span.high, span.wide, most)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(value)))
@@ -234,23 +215,26 @@ def _draw_step(axes: Axes, line: Line, dashes: Any) -> None:
 def parallel_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
     """Return the figure of the frontier in parallel coordinates.
 
-    It has a line for each subnet and an axis for each objective, with the best value at the bottom.
+    It has a line for each subnet, and an axis for each size that varies and each objective; see `parallel_rows`.
     """
     figure = PlainFigure(figsize=(width, min(0.75 * width, 3.4)), layout="constrained")
     axes = figure.subplots()
-    places = range(len(report.objectives))
+    coordinates = parallel_axes(report)
+    places = range(len(coordinates))
     numbers, knees = series_numbers(report, report.frontier), report.frontier["knee"].to_list()
     for number, knee, values in zip(numbers, knees, parallel_rows(report), strict=True):
-        colour, width_of_line = (KNEE_COLOUR, 2.2) if knee else (_colour(number), 0.8)
+        colour, width_of_line = (LIGHT["ink"], 2.2) if knee else (_colour(number), 0.8)
         axes.plot(places, values, color=colour, lw=width_of_line, alpha=1.0 if knee else 0.55, zorder=2 + knee)
-    for place, objective, (best, worst) in zip(places, report.objectives, parallel_ends(report), strict=True):
-        axes.plot([place, place], [0, 1], color=LINE_COLOUR, lw=0.8)
-        axes.annotate(shown(worst), (place, 1.02), ha="center", va="bottom", annotation_clip=False)
-        axes.annotate(f"{shown(best)}\n{objective.label}", (place, -0.03), ha="center", va="top", annotation_clip=False)
-    axes.set_ylim(-0.22, 1.1)
-    axes.set_xlim(-0.3, len(report.objectives) - 0.7)
+    letters = int(_LETTERS_PER_INCH * width / len(coordinates)) + 2
+    for place, axis in zip(places, coordinates, strict=True):
+        axes.plot([place, place], [0, 1], color=LIGHT["ink"], lw=0.8)
+        axes.annotate(axis.top, (place, 1.02), ha="center", va="bottom", annotation_clip=False)
+        words = f"{axis.bottom}\n{textwrap.fill(axis.label, letters)}"
+        axes.annotate(words, (place, -0.03), ha="center", va="top", annotation_clip=False)
+    axes.set_ylim(-0.3, 1.1)
+    axes.set_xlim(-0.3, len(coordinates) - 0.7)
     axes.set_axis_off()
-    axes.set_title("top: worst of the frontier; bottom: best; thick line: knee", fontsize="medium")
+    axes.set_title("thick line: knee; objectives have their best value at the bottom", fontsize="medium")
     return figure
 
 
@@ -264,7 +248,7 @@ def progress_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
             100 * table["share"],
             where="post",
             color=_colour(run_numbers(report).get(run)),
-            linestyle=_DASHES[dash % len(_DASHES)],
+            linestyle=DASHES[dash % len(DASHES)].matplotlib,
             lw=1.3,
             label=legend_name(run),
         )
@@ -286,16 +270,15 @@ def explored_figure(report: ParetoReport, cost: Objective, row: pd.Series[Any], 
     limit: budget of `cost`; None if the subnet was selected without a budget.
     """
     y, details = report.objectives[0], facts(report, row)
-    near = replace(report, baselines=report.baselines.head(0)) if is_crowded(report, cost, y) else report
     figure = PlainFigure(figsize=(9.6, 4.6), layout="constrained")
     axes, bars = figure.subplots(1, 2, width_ratios=[2.2, 1])
-    draw_frontier(axes, near, cost, y)
+    draw_frontier(axes, report, cost, y)
     if limit is not None:
-        axes.axvline(limit, color=KNEE_COLOUR, lw=1, linestyle=(0, (4, 3)), label="budget")
-    ring = {"facecolor": "none", "edgecolor": KNEE_COLOUR, "lw": 2, "s": 230, "zorder": 6}
+        axes.axvline(limit, color=LIGHT["ink"], lw=1, linestyle=(0, (4, 3)), label="budget")
+    ring = {"facecolor": "none", "edgecolor": LIGHT["ink"], "lw": 2, "s": 230, "zorder": 6}
     axes.scatter([row[cost.name]], [row[y.name]], label="the subnet shown", **ring)
     names, counts = list(details.parts), list(details.parts.values())
-    drawn = bars.barh(names, counts, color=[SPACE_COLOURS[i] for i in range(len(names))])
+    drawn = bars.barh(names, counts, color=[_colour(i) for i in range(len(names))])
     bars.bar_label(drawn, [f"{shown(count)} ({count / sum(counts):.0%})" for count in counts], padding=3, fontsize=8)
     bars.invert_yaxis()
     bars.set_xlim(0, 1.6 * max(counts))
@@ -324,7 +307,7 @@ def engines_figure(report: ParetoReport) -> Figure:
             100 * (1 - result["share"]),
             names,
             xerr=100 * result["spread"],
-            fmt=_marker(number),
+            fmt=series_marker(number).matplotlib,
             color=_colour(number),
             ms=6,
             lw=0.8,
@@ -349,9 +332,9 @@ def published_figure(published: pd.DataFrame) -> Figure:
     figure = PlainFigure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
     styles = {
-        "teacher": ("o", "#000000"),
-        "hand-designed": ("s", BASELINE_COLOUR),
-        "AutoDistil": ("D", SPACE_COLOURS[0]),
+        "teacher": (TEACHER_MARKER.matplotlib, LIGHT["ink"]),
+        "hand-designed": (BASELINE_MARKERS[0].matplotlib, LIGHT["baseline"]),
+        "AutoDistil": (SERIES_MARKERS[0].matplotlib, LIGHT["c0"]),
     }
     for family, (marker, colour) in styles.items():
         rows = published[published["family"] == family]
@@ -385,8 +368,11 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def paper_figures(report: ParetoReport, width: float) -> dict[str, Figure]:
     """Return the figures of a report by name. width: width of each in inches."""
-    figures = {"frontier": frontier_figure(report, width), "progress": progress_figure(report, width)}
-    return figures | ({"parallel": parallel_figure(report, width)} if len(report.objectives) > 2 else {})
+    return {
+        "frontier": frontier_figure(report, width),
+        "progress": progress_figure(report, width),
+        "parallel": parallel_figure(report, width),
+    }
 
 
 def save_for_papers(report: ParetoReport, folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from autodistil_search.nas import latency_predictor
 from autodistil_search.nas.evaluation import DISTURBED
 from autodistil_search.nas.rank_correlation import Agreement
 
+AT_EDGE = "at_edge"
 COLLAPSED = "collapsed"
 COMPARISON = "comparison"
 COSTS_MORE = "costs_more_than_teacher"
@@ -38,6 +39,8 @@ UNCHECKED = "unchecked"
 VERSUS_BASELINE = "versus_baseline"
 WATCHED_LITTLE = "watched_learnt_little"
 
+COUNTED = ("layers", "heads")
+"""Sizes that are numbers of things."""
 _NOT_VALIDATED = "The proxy was not compared with fine-tuned accuracy in this run."
 
 
@@ -149,6 +152,19 @@ def _plain(value: Any) -> Any:
 def _floats(values: Sequence[float | None]) -> list[float]:
     """Return numbers with NaN in place of None, which reverses `_plain`."""
     return [math.nan if value is None else value for value in values]
+
+
+def size_words(size: str, value: float) -> str:
+    """Return a size with its value in words, such as "10 heads" or "hidden size 224"."""
+    return f"{value:g} {size}" if size in COUNTED else f"{size} {value:g}"
+
+
+def _at_edge(values: Mapping[str, Any]) -> str:
+    shared = " and ".join(f"{size_words(size['size'], size['value'])} (the {size['edge']})" for size in values["sizes"])
+    return (
+        f"All {values['subnets']} subnets of {values['space']} on the frontier have {shared}: the frontier is at the "
+        "edge of the space and may continue beyond it."
+    )
 
 
 def _collapsed(values: Mapping[str, Any]) -> str:
@@ -295,6 +311,7 @@ def _watched_little(values: Mapping[str, Any]) -> str:
 
 
 _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    AT_EDGE: _at_edge,
     COLLAPSED: _collapsed,
     COMPARISON: _comparison,
     COSTS_MORE: _costs_more,

@@ -80,6 +80,7 @@ def overlay(reports: Sequence[ParetoReport]) -> ParetoReport:
         conditions=[(what if i is None else f"{what}, {names[i]}", how) for i, (what, how) in conditions],
         findings=findings,
         runs=[report.runs[0] for report in reports],
+        headline=None,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.user_input import parse_whole_number, quoted
+from autodistil_search.base.user_input import meant, parse_whole_number, quoted
 from autodistil_search.nas.objectives import Constraint, parse_constraint
 from autodistil_search.report.data import ParetoReport
 
@@ -28,8 +28,8 @@ def pick(report: ParetoReport, which: str) -> pd.Series[Any]:
         return report.frontier.iloc[place - 1]
     if not re.search("[<>=]", which):
         raise InputError(
-            f"--pick {quoted(which)}; allowed: knee, a row of the frontier from 1 to {rows}, or bounds such as "
-            "flops<=200M"
+            f"--pick {quoted(which)}{meant(which, ['knee'])}; allowed: knee, a row of the frontier from 1 to {rows}, "
+            "or bounds such as flops<=200M"
         )
     columns = {"acc" if column.is_proxy else column.name: column for column in report.columns}
     columns |= {column.name: column for column in report.columns}

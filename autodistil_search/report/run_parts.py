@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,19 @@ import numpy as np
 import pandas as pd
 
 from autodistil_search.base.files import read_json, readable
-from autodistil_search.base.manifest import ENVIRONMENT, MANIFEST, SUMMARY, verify
+from autodistil_search.base.manifest import ENVIRONMENT, MANIFEST, SEARCH_CONFIG, SUMMARY, verify
 from autodistil_search.distillation.training_log import HELD_OUT_CSV, TRAINING_CSV, read_log
 from autodistil_search.report.findings import Finding, read
 
 _TEXT = ("space", "name", "engine", "run", "how", "source", "weights", "role", "measure", "target", "scope")
 """Columns of text that may look like numbers or missing values, such as the space of 512.yaml or NA.yaml."""
 _RANKING = ("measure", "target", "scope", "kendall", "kendall_low", "kendall_high")
+_PROGRAMS = {
+    "autodistil-search": ("autodistil-search",),
+    "__main__.py": ("python", "-m", "autodistil_search"),
+    "search.py": ("python", "search.py"),
+}
+"""Programs that run commands, as in `environment.json`, and what a user types."""
 _POINTS = 200
 """Greatest number of points of a curve. Longer trainings are drawn as means over as many stretches."""
 
@@ -86,6 +94,8 @@ class RunPart:
             "machine" for quantities measured on a machine.
         curves: Training curves of the SuperLM of each space.
         checks: Validations of the proxy.
+        started: Time at which the run started, in UTC; empty if it is unknown.
+        command: Command that made the run, or one that repeats a run from Python; empty if it is unknown.
     """
 
     name: str
@@ -94,6 +104,8 @@ class RunPart:
     inputs: Mapping[str, Mapping[str, Input]] = field(default_factory=dict)
     curves: Mapping[str, Sequence[Curve]] = field(default_factory=dict)
     checks: Sequence[ProxyCheck] = field(default_factory=tuple)
+    started: str = ""
+    command: str = ""
 
 
 def read_table(
@@ -156,6 +168,10 @@ def run_part(folder: Path, conditions: Sequence[tuple[str, str]], exact: bool) -
     content = read_json(environment) if environment.is_file() else {}
     with readable(environment):
         inputs = _inputs(dict(conditions), content)
+        started = (
+            datetime.fromisoformat(content["started"]).strftime("%d %b %Y %H:%M UTC") if "started" in content else ""
+        )
+        command = _command(folder, content.get("command", []))
     return RunPart(
         folder.name,
         _shown_path(folder),
@@ -163,7 +179,19 @@ def run_part(folder: Path, conditions: Sequence[tuple[str, str]], exact: bool) -
         inputs,
         {superlm.name: curves for superlm in sorted(folder.glob("superlm/[!.]*")) if (curves := _curves(superlm))},
         [_read_check(validation) for validation in sorted(folder.glob("validation-*")) if _has_ended(validation)],
+        started,
+        command,
     )
+
+
+def _command(folder: Path, words: Sequence[str]) -> str:
+    """Return the command that made a run; for a run from Python, a command that repeats it from its settings."""
+    if not words:
+        return ""
+    program = _PROGRAMS.get(words[0])
+    if program is None:
+        return f"autodistil-search search --config {shlex.quote(f'{_shown_path(folder)}/{SEARCH_CONFIG}')} --out NEW"
+    return shlex.join([*program, *words[1:]])
 
 
 def _inputs(conditions: Mapping[str, str], environment: Mapping[str, Any]) -> dict[str, dict[str, Input]]:

@@ -10,14 +10,15 @@ from matplotlib.figure import Figure
 from autodistil_search.base.files import write_atomically
 from autodistil_search.distillation.training_log import HELD_OUT_CSV, TRAINING_CSV, read_log
 from autodistil_search.report.escape import PlainFigure
-from autodistil_search.report.figures import BASELINE_COLOUR, SPACE_COLOURS, save_figure
+from autodistil_search.report.figures import save_figure
 from autodistil_search.report.run_parts import training_curves
+from autodistil_search.report.style import LIGHT
 
 _COLOURS = {
-    "largest": SPACE_COLOURS[0],
-    "random": SPACE_COLOURS[1],
-    "smallest": BASELINE_COLOUR,
-    "student": SPACE_COLOURS[0],
+    "largest": LIGHT["c0"],
+    "random": LIGHT["c1"],
+    "smallest": LIGHT["baseline"],
+    "student": LIGHT["c0"],
 }
 
 

@@ -9,9 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from autodistil_search.report.escape import PlainFigure
-from autodistil_search.report.figures import SPACE_COLOURS
-
-_MARKERS = "osD^vPX*"
+from autodistil_search.report.style import LIGHT, series_colour, series_marker
 
 
 def validation_figure(
@@ -28,7 +26,7 @@ def validation_figure(
     for axes, (x, y), title in zip(panels, pairs, titles, strict=False):
         for number, (_, band) in enumerate(measured.groupby("band")):
             flops = f"{band['flops'].min() / 1e6:,.0f} to {band['flops'].max() / 1e6:,.0f}M FLOPs"
-            colour, marker = SPACE_COLOURS[number % len(SPACE_COLOURS)], _MARKERS[number % len(_MARKERS)]
+            colour, marker = LIGHT[series_colour(number)], series_marker(number).matplotlib
             axes.scatter(band[x], band[y], s=26, color=colour, marker=marker, lw=0, alpha=0.85, label=flops)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         if x == "flops":

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -19,10 +20,20 @@ from autodistil_search.report.data import SUBNET_COLUMNS, ParetoReport, frontier
 
 _WIDE = 3.0
 """Ratio of the greatest to the least cost above which an axis is logarithmic."""
-_ROOM = 0.5
-"""Share of an axis below which the scored subnets get a second panel without baselines."""
 _FAR = 0.2
 """Share of an axis. A single baseline that leaves the scored subnets less than this share is drawn at the edge."""
+_EDGE = 0.015
+"""Share of an axis between its end and the values that are drawn at its edge."""
+_PADDING = 0.04
+"""Share of an axis that is left free beyond the outermost points."""
+SIZE_LABELS = {
+    "layers": "layers",
+    "hidden_size": "hidden size",
+    "mlp_ratio": "MLP ratio",
+    "heads": "heads",
+    "head_dim": "head width",
+}
+"""Names of the sizes of a subnet in figures and sentences."""
 DRAWN = 4000
 """Greatest number of scored subnets in interactive figures, evenly selected. The frontier is always complete."""
 _LARGE = 1e4
@@ -66,13 +77,69 @@ class Line:
 class BaselinePoint:
     """Measured baseline in a panel.
 
-    number: number of its marker, the same in each panel.
+    Attributes:
+        name: Name in the legend; it has the values that lie outside the axes.
+        x: Value on the x axis.
+        y: Value on the y axis.
+        place: Coordinates at which the baseline is drawn. A value outside the axes is drawn at the edge.
+        number: Number of its marker, the same in each panel.
     """
 
     name: str
     x: float
     y: float
+    place: tuple[float, float]
     number: int
+
+
+@dataclass(frozen=True)
+class TeacherLine:
+    """Reference line at the score of the teacher's copy.
+
+    Attributes:
+        name: Name in the legend, with the score and the FLOPs.
+        axis: Axis of the score: a line of "y" is horizontal, and one of "x" vertical.
+        place: Coordinate of the line; a score outside the axes is drawn at the edge.
+    """
+
+    name: str
+    axis: Literal["x", "y"]
+    place: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """Range of an axis, the same in all figures.
+
+    wide: True if the axis is logarithmic.
+    """
+
+    low: float
+    high: float
+    wide: bool
+
+    def clip(self, value: float) -> float:
+        """Return `value`, or a place near the edge for a value outside the axis."""
+        low, high = np.log([self.low, self.high]) if self.wide else (self.low, self.high)
+        room = _EDGE * (high - low)
+        ends = (low + room, high - room)
+        low, high = (float(end) for end in (np.exp(ends) if self.wide else ends))
+        return min(max(value, low), high)
+
+
+@dataclass(frozen=True)
+class ParallelAxis:
+    """Axis of the parallel coordinates.
+
+    Attributes:
+        label: Name of the size or of the objective.
+        bottom: Value at the bottom, as text: the smallest size, or the best value of an objective.
+        top: Value at the top, as text.
+    """
+
+    label: str
+    bottom: str
+    top: str
 
 
 def axes_pairs(report: ParetoReport) -> list[tuple[Objective, Objective]]:
@@ -156,21 +223,72 @@ def step_lines(report: ParetoReport, x: Objective, y: Objective) -> list[Line]:
 
 
 def baseline_points(report: ParetoReport, x: Objective, y: Objective) -> list[BaselinePoint]:
-    """Return the baselines that have both values."""
+    """Return the baselines that have both values, except for the teacher's copy, which is a line."""
+    spans = axis_span(report, x), axis_span(report, y)
     points = []
-    for number, (_, row) in enumerate(report.baselines.iterrows()):
-        if x.name in row and y.name in row and np.isfinite([row[x.name], row[y.name]]).all():
-            run = f"{row['run']}: " if "run" in row else ""
-            copy = " (the teacher's copy)" if row["how"] == COPY else ""
-            points.append(BaselinePoint(f"{run}{row['name']}{copy}", float(row[x.name]), float(row[y.name]), number))
+    for number, row in enumerate(_named_baselines(report)):
+        if row["how"] == COPY or not _has_values(row, x, y):
+            continue
+        values = float(row[x.name]), float(row[y.name])
+        outside = [
+            shown(value)
+            for value, objective in zip(values, (x, y), strict=True)
+            if is_far_off(report, objective, value)
+        ]
+        name = f"{row['name']} ({', '.join(outside)}, outside the axes)" if outside else row["name"]
+        place = spans[0].clip(values[0]), spans[1].clip(values[1])
+        points.append(BaselinePoint(name, *values, place, number))
     return points
 
 
-def is_crowded(report: ParetoReport, x: Objective, y: Objective) -> bool:
-    """Return True if distant baselines leave little room for the scored subnets."""
-    baselines = baseline_points(report, x, y)
-    pairs = ((x, [point.x for point in baselines]), (y, [point.y for point in baselines]))
-    return any(_room(report, objective, values) < _ROOM for objective, values in pairs)
+def teacher_lines(report: ParetoReport, x: Objective, y: Objective) -> list[TeacherLine]:
+    """Return a line for the score of each copy of the teacher; empty if no axis is a score."""
+    score = y if y.is_proxy else x if x.is_proxy else None
+    if score is None:
+        return []
+    span, lines = axis_span(report, score), []
+    for row in _named_baselines(report):
+        if row["how"] == COPY and _has_values(row, score):
+            value = float(row[score.name])
+            cost = f" at {shown(row['flops'])} FLOPs" if "flops" in row else ""
+            outside = ", outside the axes" if span.clip(value) != value else ""
+            name = f"teacher (copy, {row['name']}): {shown(value)}{cost}{outside}"
+            lines.append(TeacherLine(name, "y" if score is y else "x", span.clip(value)))
+    return lines
+
+
+def _named_baselines(report: ParetoReport) -> list[dict[str, Any]]:
+    """Return the rows of the baselines; names include the run in a report of several runs."""
+    rows = [{str(key): value for key, value in row.items()} for row in report.baselines.to_dict("records")]
+    return [row | {"name": f"{row['run']}: {row['name']}" if "run" in row else str(row["name"])} for row in rows]
+
+
+def _has_values(row: Mapping[str, Any], *objectives: Objective) -> bool:
+    return all(objective.name in row and np.isfinite(row[objective.name]) for objective in objectives)
+
+
+def axis_span(report: ParetoReport, objective: Objective) -> Span:
+    """Return the range of an axis: the scored subnets and all baselines that are not far off, with some room.
+
+    The costs of the teacher's copy need no room, because it is a line at its score.
+    """
+    baselines = [
+        float(row[objective.name])
+        for row in _named_baselines(report)
+        if _has_values(row, objective) and (objective.is_proxy or row["how"] != COPY)
+    ]
+    near = [value for value in baselines if not is_far_off(report, objective, value)]
+    values = [*_finite(report.evaluations[objective.name]), *_finite(report.frontier[objective.name]), *near]
+    wide = is_wide(objective, values)
+    low, high = (float(end(np.log(values) if wide else values)) for end in (np.min, np.max))
+    room = _PADDING * (high - low) or _PADDING * abs(high) or 1.0
+    low, high = low - room, high + room
+    return Span(*((float(np.exp(low)), float(np.exp(high))) if wide else (low, high)), wide)
+
+
+def _finite(column: pd.Series[Any]) -> list[float]:
+    values = column.to_numpy(float)
+    return [float(value) for value in values[np.isfinite(values)].tolist()]
 
 
 def is_far_off(report: ParetoReport, objective: Objective, value: float) -> bool:
@@ -178,17 +296,12 @@ def is_far_off(report: ParetoReport, objective: Objective, value: float) -> bool
 
     Scored subnets that do not differ need no room.
     """
-    return 0 < _room(report, objective, [value]) < _FAR
-
-
-def _room(report: ParetoReport, objective: Objective, values: Sequence[float]) -> float:
-    """Return the share of an axis that the scored subnets take if the axis also shows `values`."""
-    scored = report.evaluations[objective.name].tolist()
-    wide = is_wide(objective, [*scored, *values])
+    scored = _finite(report.evaluations[objective.name])
+    wide = is_wide(objective, [*scored, value])
     scored_span, full_span = (
-        float(np.ptp(np.log(axis_values) if wide else axis_values)) for axis_values in (scored, [*scored, *values])
+        float(np.ptp(np.log(axis_values) if wide else axis_values)) for axis_values in (scored, [*scored, value])
     )
-    return scored_span / full_span if full_span else 1.0
+    return 0 < scored_span < _FAR * full_span
 
 
 def is_wide(objective: Objective, values: Sequence[float]) -> bool:
@@ -273,23 +386,54 @@ def export_commands(report: ParetoReport) -> list[str | None]:
     ]
 
 
+def sizes_of(table: pd.DataFrame, name: str) -> list[float]:
+    """Return the values of a size in `table`; a size that differs between layers is its mean over the layers."""
+    if pd.api.types.is_numeric_dtype(table[name]):
+        return [float(value) for value in table[name].tolist()]
+    return [fmean(map(float, str(value).split("-"))) for value in table[name].tolist()]
+
+
+def varying_sizes(table: pd.DataFrame) -> list[str]:
+    """Return the names of the sizes with more than one value in `table`."""
+    return [name for name in SIZE_LABELS if len(set(sizes_of(table, name))) > 1]
+
+
 def parallel_rows(report: ParetoReport) -> pareto.Values:
-    """Return the `(n, m)` objectives of the frontier scaled to its range: 0 is the best value and 1 the worst.
+    """Return the `(n, m)` sizes and objectives of the frontier, scaled to 0 to 1; sizes that do not vary are left out.
 
-    An objective that does not vary is 0.
+    Of a size, 0 is the smallest and 1 the largest scored value. Of an objective, 0 is the best and 1 the worst value
+    of the frontier; an objective that does not vary is 0.
     """
-    values = minimised(report.frontier, report.objectives)
-    span = np.ptp(values, axis=0)
-    return np.asarray((values - values.min(axis=0)) / np.where(span > 0, span, np.inf), dtype=float)
+    objectives = minimised(report.frontier, report.objectives)
+    span = np.ptp(objectives, axis=0)
+    columns = [*((objectives - objectives.min(axis=0)) / np.where(span > 0, span, np.inf)).T]
+    for name in reversed(varying_sizes(report.evaluations)):
+        scored = sizes_of(report.evaluations, name)
+        columns.insert(0, (np.array(sizes_of(report.frontier, name)) - min(scored)) / np.ptp(scored))
+    return np.column_stack(columns)
 
 
-def parallel_ends(report: ParetoReport) -> list[tuple[float, float]]:
-    """Return the best and the worst value of each objective on the frontier."""
-    ends = []
+def parallel_axes(report: ParetoReport) -> list[ParallelAxis]:
+    """Return the axes of `parallel_rows`, in the same order."""
+    axes = []
+    for name in varying_sizes(report.evaluations):
+        scored = sizes_of(report.evaluations, name)
+        axes.append(ParallelAxis(SIZE_LABELS[name], f"{min(scored):g}", f"{max(scored):g}"))
     for objective in report.objectives:
         values = [float(value) for value in report.frontier[objective.name]]
-        ends.append((min(values, key=objective.minimised), max(values, key=objective.minimised)))
-    return ends
+        best, worst = min(values, key=objective.minimised), max(values, key=objective.minimised)
+        axes.append(ParallelAxis(objective.label, shown(best), shown(worst)))
+    return axes
+
+
+def row_labels(report: ParetoReport) -> list[str]:
+    """Return the words for each row of the frontier that figures show for a point."""
+    labels = []
+    for row, number in zip(report.frontier.to_dict("records"), frontier_numbers(report), strict=True):
+        named = {str(key): value for key, value in row.items()}
+        head = f"Frontier {number}{', knee' if row['knee'] else ''}: {subnet_words(named)}"
+        labels.append("\n".join([head, *value_words(named, report.columns)]))
+    return labels
 
 
 def subnet_columns(table: pd.DataFrame) -> list[str]:

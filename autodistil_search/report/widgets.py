@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ from markupsafe import Markup
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.nas.objectives import Objective, parse_amount
+from autodistil_search.report.charts import chart_columns, frontier_chart, painted, size_columns
 from autodistil_search.report.data import ParetoReport
-from autodistil_search.report.escape import plotly
 from autodistil_search.report.explore import (
     Facts,
     Points,
@@ -29,37 +29,14 @@ from autodistil_search.report.explore import (
     explorable_costs,
     facts,
     named_cost,
-    point_sets,
     stops,
 )
-from autodistil_search.report.figures import (
-    BASELINE_COLOUR,
-    KNEE_COLOUR,
-    LINE_COLOUR,
-    SPACE_COLOURS,
-    engines_figure,
-    explored_figure,
-)
-from autodistil_search.report.views import (
-    baseline_points,
-    better,
-    is_crowded,
-    is_wide,
-    series_of,
-    shown,
-    step_lines,
-    subnet_words,
-    value_words,
-)
+from autodistil_search.report.figures import engines_figure, explored_figure
+from autodistil_search.report.style import LIGHT, series_colour
+from autodistil_search.report.views import SIZE_LABELS, axis_span, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_SYMBOLS = ("circle", "triangle-left", "triangle-right", "pentagon")
-"""Counterparts of `SPACE_MARKERS` in plotly."""
-_BASELINE_SYMBOLS = ("square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star-square", "hexagon")
-_LARGE = 1e4
-"""Least absolute value of an axis whose ticks are written as 300M."""
 
 
 def _library(name: str) -> Any:
@@ -134,9 +111,9 @@ class Explorer(_Widget):
     row: pd.Series[Any]
 
     def __init__(self, report: ParetoReport, budget: str | None = None) -> None:
-        self._graphs, controls = _library("plotly.graph_objects"), _library("ipywidgets")
+        controls = _library("ipywidgets")
         self._report, self._y, self._cost = report, report.objectives[0], named_cost(report, budget)
-        self._heights = [float(end(report.evaluations[self._y.name])) for end in (min, max)]
+        self._colour: str | None = None
         self._limit: float | None = None
         self._aligning = False
         self._facts = controls.HTML()
@@ -147,11 +124,17 @@ class Explorer(_Widget):
         self._amount = controls.Text(
             continuous_update=False, placeholder="200M", description="or type it", layout={"width": "180px"}
         )
+        heights = [(column.label, column) for column in chart_columns(report)]
+        self._height = controls.Dropdown(options=heights, value=self._y, description="against", style=wide)
+        colours = [("space", None), *((SIZE_LABELS[name], name) for name in size_columns(report))]
+        self._colours = controls.Dropdown(options=colours, description="Colour by", style=wide)
         self._select_cost(self._cost)
-        traces, clicked = self._traces()
-        self._figure = _lazy_figure_widget(self._graphs.FigureWidget)(traces, self._layout())
-        self._listen(clicked)
-        self._choice.observe(lambda change: self._redraw(change["new"]), "value")
+        spec, points = self._chart()
+        self._figure = _lazy_figure_widget(import_module("plotly.graph_objects").FigureWidget)(spec)
+        self._listen(points)
+        self._choice.observe(lambda change: self._change_cost(change["new"]), "value")
+        self._height.observe(lambda change: self._redraw(y=change["new"]), "value")
+        self._colours.observe(lambda change: self._redraw(colour=change["new"]), "value")
         self._slider.observe(lambda change: self._slide(change["new"]), "value")
         self._amount.observe(lambda change: self._type(change["new"]), "value")
         row = {"flex_flow": "row wrap", "align_items": "flex-start"}
@@ -160,6 +143,7 @@ class Explorer(_Widget):
         self._box = controls.VBox(
             [
                 controls.Box([self._choice, self._slider, self._amount], layout=row),
+                controls.Box([self._height, self._colours], layout=row),
                 controls.Box([plot, details], layout=row),
             ]
         )
@@ -186,17 +170,30 @@ class Explorer(_Widget):
         self._move_slider(float(self._report.frontier.loc[self._report.frontier["knee"], cost.name].iloc[0]))
         self._within(self._slider.value, f"Best with {cost.label} {self._slider.label}")
 
-    def _redraw(self, cost: Objective) -> None:
+    def _change_cost(self, cost: Objective) -> None:
         self._select_cost(cost)
-        traces, clicked = self._traces()
-        self._figure.data = ()
-        self._figure.add_traces(traces)
-        self._figure.update_layout(self._layout())
-        self._listen(clicked)
+        self._redraw()
 
-    def _listen(self, clicked: Mapping[int, Points]) -> None:
-        for number, points in clicked.items():
-            self._figure.data[number].on_click(partial(self._click, points))
+    def _redraw(self, **changed: Any) -> None:
+        """Draw the figure again, with another quantity `y` or `colour` if given."""
+        self._y, self._colour = changed.get("y", self._y), changed.get("colour", self._colour)
+        spec, points = self._chart()
+        self._figure.data = ()
+        self._figure.add_traces(spec["data"])
+        self._figure.update_layout(spec["layout"], overwrite=True)
+        self._listen(points)
+
+    def _chart(self) -> tuple[dict[str, Any], Sequence[Points]]:
+        """Return the figure in the colours of a notebook, with budget and ring, and the points of its traces."""
+        spec, points = frontier_chart(self._report, self._cost, self._y, self._colour)
+        for trace, (x, y) in zip(spec["data"][-2:], self._places(), strict=True):
+            trace |= {"x": x, "y": y}
+        spec["layout"] |= {"template": "none", "width": 580, "height": 540, "autosize": False}
+        return painted(spec, LIGHT), points
+
+    def _listen(self, points: Sequence[Points]) -> None:
+        for trace, part in zip(self._figure.data, points, strict=False):
+            trace.on_click(partial(self._click, part))
 
     def _move_slider(self, amount: float) -> None:
         """Move only the slider, to the budget with the same student as `amount`."""
@@ -240,7 +237,8 @@ class Explorer(_Widget):
 
     def _places(self) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
         """Return the coordinates of the budget and of the ring."""
-        budget = ([], []) if self._limit is None else ([self._limit, self._limit], self._heights)
+        span = axis_span(self._report, self._y)
+        budget = ([], []) if self._limit is None else ([self._limit, self._limit], [span.low, span.high])
         return budget, ([float(self.row[self._cost.name])], [float(self.row[self._y.name])])
 
     def _click(self, points: Points, _trace: Any, at: Any, _state: Any) -> None:
@@ -248,124 +246,6 @@ class Explorer(_Widget):
             self._limit, self._amount.value = None, ""
             self._show(points.rows.iloc[at.point_inds[0]], "The point you clicked")
             self._move_marks()
-
-    def _traces(self) -> tuple[list[Any], dict[int, Points]]:
-        """Return the traces, and the points of clickable traces by the number of the trace."""
-        report, x, y, scatter = self._report, self._cost, self._y, self._graphs.Scatter
-        series = series_of(report)
-        traces: list[Any] = []
-        clicked: dict[int, Points] = {}
-        for points in point_sets(report):
-            colour = SPACE_COLOURS[points.series % len(SPACE_COLOURS)]
-            symbol = _SYMBOLS[points.series % len(_SYMBOLS)]
-            if points.on_frontier:
-                edge = colour if len(series) > 1 else LINE_COLOUR
-                marker = {"symbol": symbol, "size": 9, "color": "white", "line": {"color": edge, "width": 1.5}}
-            else:
-                marker = {"symbol": symbol, "size": 6, "color": colour, "opacity": 0.5}
-            clicked[len(traces)] = points
-            traces.append(
-                scatter(
-                    x=points.rows[x.name].tolist(),
-                    y=points.rows[y.name].tolist(),
-                    mode="markers",
-                    marker=marker,
-                    name=plotly(f"scored, {series[points.series].name}"),
-                    showlegend=not points.on_frontier,
-                    hoverinfo="text",
-                    hovertext=[_hover(report, row) for row in points.rows.to_dict("records")],
-                )
-            )
-        return [*traces, *self._lines(), *self._baselines(), *self._marks()], clicked
-
-    def _lines(self) -> list[Any]:
-        return [
-            self._graphs.Scatter(
-                x=list(line.x),
-                y=list(line.y),
-                mode="lines",
-                line={
-                    "shape": "hv" if line.where == "post" else "vh",
-                    "color": LINE_COLOUR if line.series is None else SPACE_COLOURS[line.series % len(SPACE_COLOURS)],
-                    "dash": "solid" if line.whole else "dot",
-                    "width": 2 if line.whole else 1,
-                },
-                name=plotly(line.name),
-                hoverinfo="skip",
-            )
-            for line in step_lines(self._report, self._cost, self._y)
-        ]
-
-    def _baselines(self) -> list[Any]:
-        """Return the traces of the baselines, hidden at first if they leave little room for the scored subnets.
-
-        A click on the name in the legend shows a hidden baseline.
-        """
-        report, x, y = self._report, self._cost, self._y
-        return [
-            self._graphs.Scatter(
-                x=[point.x],
-                y=[point.y],
-                mode="markers",
-                marker={
-                    "symbol": _BASELINE_SYMBOLS[point.number % len(_BASELINE_SYMBOLS)],
-                    "size": 10,
-                    "color": BASELINE_COLOUR,
-                },
-                name=plotly(point.name),
-                visible="legendonly" if is_crowded(report, x, y) else True,
-                hoverinfo="text",
-                hovertext=plotly(point.name, f"{x.label}: {shown(point.x)}", f"{y.label}: {shown(point.y)}"),
-            )
-            for point in baseline_points(report, x, y)
-        ]
-
-    def _marks(self) -> list[Any]:
-        """Return the traces of the knee, of the budget and of the ring around the subnet on display."""
-        scatter, knee = self._graphs.Scatter, self._report.frontier[self._report.frontier["knee"]]
-        budget, place = self._places()
-        star = {"symbol": "star", "size": 13, "color": KNEE_COLOUR}
-        ring = {"symbol": "circle-open", "size": 20, "color": KNEE_COLOUR, "line": {"width": 3}}
-        dashes = {"color": KNEE_COLOUR, "width": 1, "dash": "dash"}
-        return [
-            scatter(
-                x=knee[self._cost.name].tolist(),
-                y=knee[self._y.name].tolist(),
-                mode="markers",
-                marker=star,
-                name="knee",
-                hoverinfo="skip",
-            ),
-            scatter(x=budget[0], y=budget[1], mode="lines", line=dashes, name="budget", hoverinfo="skip"),
-            scatter(x=place[0], y=place[1], mode="markers", marker=ring, name="shown", hoverinfo="skip"),
-        ]
-
-    def _layout(self) -> Mapping[str, Any]:
-        axes = {}
-        for key, objective in (("xaxis", self._cost), ("yaxis", self._y)):
-            values = self._report.evaluations[objective.name].tolist()
-            axes[key] = {
-                "title": {"text": plotly(objective.label, f"{objective.unit}, {better(objective)}")},
-                "type": "log" if is_wide(objective, values) else "linear",
-                "nticks": 5,
-                "tickangle": 0,
-                "tickformat": "~s" if max(map(abs, values)) >= _LARGE else "",
-            }
-        return axes | {
-            "template": "plotly_white",
-            "width": 580,
-            "height": 540,
-            "margin": {"l": 70, "r": 10, "t": 20, "b": 60},
-            "font": {"size": 11},
-            "legend": {"orientation": "h", "y": -0.2, "entrywidth": 165, "font": {"size": 10}},
-            "hoverlabel": {"align": "left"},
-            "uirevision": self._cost.name,
-        }
-
-
-def _hover(report: ParetoReport, row: Mapping[Any, Any]) -> str:
-    values = {str(key): value for key, value in row.items()}
-    return plotly(subnet_words(values), *value_words(values, report.columns))
 
 
 class EngineExplorer(_Widget):
@@ -431,7 +311,7 @@ def facts_html(told: Facts, why: str) -> Markup:
     ]
     total = sum(told.parts.values())
     parts = [
-        _row(name, f"{shown(count)} ({count / total:.0%})", count / max(told.parts.values()), SPACE_COLOURS[i])
+        _row(name, f"{shown(count)} ({count / total:.0%})", count / max(told.parts.values()), LIGHT[series_colour(i)])
         for i, (name, count) in enumerate(told.parts.items())
     ]
     get = (
@@ -456,7 +336,7 @@ def engines_html(report: ParetoReport, mark: int) -> Markup:
     """
     worst = 1 - report.engines["share"].min()
     rows = [
-        _row(name, f"{share:.2%} ± {spread:.2%}", (1 - share) / (worst or 1.0), BASELINE_COLOUR)
+        _row(name, f"{share:.2%} ± {spread:.2%}", (1 - share) / (worst or 1.0), LIGHT["baseline"])
         for name, share, spread in engines_after(report, mark).itertuples(index=False)
     ]
     caption = f"Share of the exact hypervolume after {mark} evaluations; bars: missing share, lower is better"

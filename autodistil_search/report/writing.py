@@ -28,6 +28,8 @@ def _cell(value: object) -> object:
 def write_page(report: ParetoReport, folder: Path) -> None:
     """Write only the figures and the page, which may include later validations and results."""
     figures = (frontier_figure(report), progress_figure(report), published_figure(report.published))
+    pictures = {}
     for name, figure in zip(FIGURES, figures, strict=True):
         write_atomically(folder / name, lambda path, figure=figure: save_figure(figure, path))  # type: ignore[misc]
-    write_atomically(folder / PAGE, lambda path: path.write_text(render_html(report), encoding="utf-8"))
+        pictures[Path(name).stem] = (folder / name).read_bytes()
+    write_atomically(folder / PAGE, lambda path: path.write_text(render_html(report, pictures), encoding="utf-8"))

@@ -11,8 +11,17 @@ from typing import Any
 
 import pandas as pd
 
-from autodistil_search.base.files import write_atomically
-from autodistil_search.base.manifest import DISTIL_CONFIG, DISTIL_SUMMARY, ENVIRONMENT, reopen, write_manifest
+from autodistil_search.base.files import read_json, write_atomically
+from autodistil_search.base.manifest import (
+    DISTIL_CONFIG,
+    DISTIL_SUMMARY,
+    ENVIRONMENT,
+    MANIFEST,
+    lacking,
+    reopen,
+    verify,
+    write_manifest,
+)
 from autodistil_search.base.pretrained import model_sha256
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.tracking import LOGS, Callback, Part, Tracking, tracker_names
@@ -20,7 +29,7 @@ from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.report.training_figure import write_training_figure
-from autodistil_search.runs.finished_run import load_run
+from autodistil_search.runs.finished_run import Run, load_run
 from autodistil_search.runs.run_folder import STUDENT, check_folder, exclusive, open_folder
 from autodistil_search.runs.train import relation_proxy
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
@@ -90,6 +99,22 @@ def distil(config: DistilConfig, reporter: Reporter | None = None, callback: Cal
         distilled = Distilled(job.student_folder, row, job.before, job.after)
         job.finish(distilled, run.folder)
     return distilled
+
+
+def finished_distil(config: DistilConfig, run: Run) -> Distilled | None:
+    """Return the result of a finished training with these settings; None if it is not finished.
+
+    Raises:
+        InputError: if the folder holds another training, or a file of it is damaged.
+    """
+    folder, student = config.folder, config.folder / STUDENT
+    if not (folder / MANIFEST).is_file() or lacking(folder) or not student.is_dir() or lacking(student):
+        return None
+    check_folder(folder, DISTIL_CONFIG, {**config.to_dict(), "run": str(run.folder.resolve())})
+    verify(folder)
+    verify(student)
+    losses = read_json(folder / DISTIL_SUMMARY)["relation_loss"]
+    return Distilled(student, run.pick(config.pick), losses["before"], losses["after"])
 
 
 class _Job:

@@ -8,11 +8,12 @@ from typing import Any
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import Plugins
-from autodistil_search.base.user_input import PACKAGED
+from autodistil_search.base.user_input import PACKAGED, meant, refuse_near_miss
 from autodistil_search.nas import objectives
-from autodistil_search.nas.objectives import HIDDEN, RELATION
-from autodistil_search.settings.search import SearchConfig
-from autodistil_search.spaces.search_space import shipped_spaces
+from autodistil_search.nas.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK
+from autodistil_search.settings.search import BASELINES, SearchConfig
+from autodistil_search.settings.train import TrainConfig
+from autodistil_search.spaces.search_space import load_space, shipped_spaces
 from autodistil_search.teachers.families import FAMILIES
 
 
@@ -60,8 +61,40 @@ def named_part(
     if name in own:
         return own[name]
     if plugin is None:
-        raise InputError(f"{flag} {name!r}; allowed: {', '.join([*own, *others, *plugins.names(group)])}")
+        known = [*own, *others, *plugins.names(group)]
+        raise InputError(f"{flag} {name!r}{meant(name, known)}; allowed: {', '.join(known)}")
     return plugin
+
+
+def check_names(config: TrainConfig, plugins: Plugins | None = None) -> None:
+    """Refuse an unknown space, objective, engine, proxy or baseline, before torch, the teacher or the text is loaded.
+
+    plugins: parts that the config may name, in addition to installed ones.
+
+    Raises:
+        InputError: for the first unknown name; the message lists the allowed names.
+    """
+    plugins = plugins or Plugins()
+    for name in config.space_names:
+        if name not in plugins.names("search_spaces"):
+            load_space(name)
+    if not isinstance(config, SearchConfig):
+        return
+    known = [*objectives.NAMES, *plugins.names("objectives")]
+    objectives.objective_names(config.objectives, known)
+    for text in config.constraints:
+        objectives.constraint_parts(text, known)
+    if config.engine not in (engines := [*built_in("engines"), *plugins.names("engines")]):
+        raise InputError(f"--engine {config.engine!r}{meant(config.engine, engines)}; allowed: {', '.join(engines)}")
+    if not config.proxy.startswith(OF_TASKS):
+        named_part(plugins, "proxies", "--proxy", config.proxy, dict.fromkeys(built_in("proxies")), PROXIES_OF_TASKS)
+    for name in config.baseline_names:
+        refuse_near_miss("--baselines", name, BASELINES, "hub ids and folders of encoders, or none")
+
+
+OF_TASKS = (COSINE, PROBE, TASK)
+PROXIES_OF_TASKS = [f"{kind}NAME" for kind in OF_TASKS]
+"""Proxies that take the name of a task, for messages."""
 
 
 def requested_objectives(config: SearchConfig) -> set[str]:

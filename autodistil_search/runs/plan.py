@@ -54,6 +54,7 @@ class PlannedTraining:
             {
                 "space": plan.name,
                 "steps": plan.steps,
+                "tokens": plan.steps * plan.devices * plan.rows * plan.seq_len,
                 "devices": plan.devices,
                 "rows_per_device": plan.rows,
                 "seq_len": plan.seq_len,
@@ -140,6 +141,7 @@ def plan(
     if tokens is not None:
         steps, note = steps_of({"steps": steps, "tokens": tokens}, config.batch_size, config.seq_len)
         (reporter or Reporter()).say(note)
+    assert steps is not None
     config = replace(config, steps=steps)
     inputs = resolve_training(config, needs_text=False)
     rates = stated.rates(inputs.device)

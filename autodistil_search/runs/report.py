@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autodistil_search.base.errors import InputError
+from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.file_names import PAGE
 from autodistil_search.report.overlay import overlay
 from autodistil_search.report.papers import FIGURES, write_for_papers
@@ -14,7 +15,9 @@ from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.run_folder import exclusive
 
 
-def report_runs(folders: Sequence[Path], out: Path | None = None, figure: bool = False) -> list[Path]:
+def report_runs(
+    folders: Sequence[Path], out: Path | None = None, figure: bool = False
+) -> tuple[ParetoReport, list[Path]]:
     """Write the report of finished runs on shared axes.
 
     Args:
@@ -24,7 +27,7 @@ def report_runs(folders: Sequence[Path], out: Path | None = None, figure: bool =
         figure: If True, also write figures and tables for papers into its folder `figures`.
 
     Returns:
-        The page, and the folder of the figures if they were written.
+        The report, and the paths of the page and, if they were written, of the folder of the figures.
 
     Raises:
         InputError: if a folder holds no finished run, the runs cannot share axes, or `out` holds other files.
@@ -41,7 +44,7 @@ def report_runs(folders: Sequence[Path], out: Path | None = None, figure: bool =
             write_report(report, folder)
         if figure:
             write_for_papers(report, folder / FIGURES)
-    return [folder / PAGE, *([folder / FIGURES] if figure else [])]
+    return report, [folder / PAGE, *([folder / FIGURES] if figure else [])]
 
 
 def _beside(folders: Sequence[Path]) -> Path:

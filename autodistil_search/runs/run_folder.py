@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,7 @@ def open_folder(folder: Path, name: str, config: type[Any], settings: Settings, 
         "versions": versions(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])],
     }
     text = grouped_yaml(config, settings)

@@ -108,8 +108,8 @@ def search(
             archive, scorer, team = prepared.archive, prepared.scorer, prepared.team
             complete = []
             for space in inputs.spaces:
-                part = tracking.part(f"search {space.name}", folder / LOGS / f"search-{space.name}")
-                complete.append(_search_space(space, inputs, prepared, clock, reporter, part))
+                tracked = tracking.part(f"search {space.name}", folder / LOGS / f"search-{space.name}")
+                complete.append(_search_space(space, inputs, prepared, clock, reporter, tracked))
             scored = evaluation_table(archive.evaluations, [column.name for column in inputs.columns])
             check_kept(scored, inputs.constraints)
             measured = _measure_baselines(inputs, scorer, team, clock, reporter)

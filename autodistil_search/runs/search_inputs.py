@@ -25,7 +25,7 @@ from autodistil_search.nas.latency_predictor import Predictor
 from autodistil_search.nas.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK, Constraint, Objective
 from autodistil_search.nas.pareto import box_of
 from autodistil_search.nas.proxies import HIDDEN_KIND, ProxyKind, TaskBudget, task_proxy
-from autodistil_search.runs.named_parts import named_part, plugged, requested_objectives
+from autodistil_search.runs.named_parts import PROXIES_OF_TASKS, check_names, named_part, plugged, requested_objectives
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.search import BASELINES, SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace
@@ -229,6 +229,7 @@ def resolve_search(
     wanted = objectives.parse_objectives(config.objectives, known, installed)
     constraints = [objectives.parse_constraint(text, known, others=installed) for text in config.constraints]
     columns = [*wanted, *(constraint.objective for constraint in constraints)]
+    check_names(config, plugins)
     trains = trains and config.superlm is None
     needs_text = any(column.is_proxy for column in columns)
     training = resolve_training(config, reporter, needs_text, plugins, trains, executor)
@@ -274,9 +275,7 @@ def _proxy_kind(config: SearchConfig, plugins: Plugins) -> ProxyKind | None:
         budget = TaskBudget(config.proxy_rows, config.proxy_epochs, config.proxy_lr, config.seed)
         return task_proxy(config.proxy, budget, config.proxy_columns, config.proxy_label_column)
     built_in_kinds = {RELATION: None, HIDDEN: HIDDEN_KIND}
-    plugin = named_part(
-        plugins, "proxies", "--proxy", config.proxy, built_in_kinds, [f"{kind}NAME" for kind in (COSINE, PROBE, TASK)]
-    )
+    plugin = named_part(plugins, "proxies", "--proxy", config.proxy, built_in_kinds, PROXIES_OF_TASKS)
     if config.proxy in built_in_kinds:
         return built_in_kinds[config.proxy]
     if not isinstance(plugin, ProxyKind):

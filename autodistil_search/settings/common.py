@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import yaml
 from annotated_types import Ge, Gt, Le, MinLen
 
@@ -244,6 +245,14 @@ def steps_of(settings: Mapping[str, Any], batch_size: int, seq_len: int) -> tupl
 def steps_for(tokens: float, batch_size: int, seq_len: int) -> int:
     """Return the number of steps, at least one, that train on at least as many tokens."""
     return max(1, math.ceil(tokens / (batch_size * seq_len)))
+
+
+def descriptions(config: type[Any]) -> dict[str, str]:
+    """Return the description of each setting in one line, from the docstrings of its class."""
+    entries = [
+        entry for base in reversed(config.__mro__) for entry in docstring_parser.parse(base.__doc__ or "").params
+    ]
+    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in entries}
 
 
 def usual_settings(config: type[Any]) -> dict[str, Usual]:

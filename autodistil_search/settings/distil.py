@@ -54,7 +54,7 @@ class DistilConfig:
         out: Output folder; by default students/RUN-PICK.
     """
 
-    run: Annotated[Folder, DATA, Placeholder("RUN")] = "runs/tiny"
+    run: Annotated[Folder, DATA, Placeholder("RUN")] = "runs/shallow"
     pick: Annotated[Name, DATA, Usual(), Placeholder("PICK")] = "knee"
     steps: Annotated[Steps, TRAINING, Usual("n")] = 1000
     batch_size: Annotated[Count | None, TRAINING, Usual("b")] = None

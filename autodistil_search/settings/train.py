@@ -90,7 +90,7 @@ class TrainConfig:
         out: Output folder; by default superlms/SPACES for train and runs/SPACES for search.
     """
 
-    space: Annotated[Names, SPACE, Usual("s")] = "tiny"
+    space: Annotated[Names, SPACE, Usual("s")] = "shallow"
     depth: Annotated[Literal["first_last", "uniform", "prefix"] | None, SPACE] = None
     teacher: Annotated[Name, DATA, Usual("t")] = "packaged"
     teacher_layer: Annotated[Annotated[int, Ge(-MANY), Le(MANY)], DATA] = -1

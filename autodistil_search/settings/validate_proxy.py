@@ -66,7 +66,7 @@ class ValidateConfig:
         out: Output folder; by default validation-SPACE in the run's folder.
     """
 
-    run: Annotated[Folder, SPACE, Placeholder("RUN")] = "runs/tiny"
+    run: Annotated[Folder, SPACE, Placeholder("RUN")] = "runs/shallow"
     space: Annotated[Name | None, SPACE, Usual("s")] = None
     subnets: Annotated[Annotated[int, Ge(2), Le(MANY)], SPACE, Usual()] = 24
     bands: Annotated[Count, SPACE, Usual()] = 4

@@ -248,9 +248,9 @@ class _AutoDistil(PreTrainedModel):
     tokenizer: PreTrainedTokenizerBase | None = None
     """Tokenizer that `save_pretrained` writes beside the model; a loaded model has none."""
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write the model as `PreTrainedModel.save_pretrained` does, and its tokenizer if it has one."""
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.files import refuse_cache
+from autodistil_search.base.files import refuse_hub
 from autodistil_search.base.table_files import (
     SUFFIXES,
     Name,
@@ -30,6 +30,7 @@ from autodistil_search.base.table_files import (
     suffix,
     text_of,
 )
+from autodistil_search.base.user_input import meant
 from autodistil_search.tasks.metrics import METRICS
 
 TOPIC = "topic"
@@ -256,7 +257,7 @@ def load_task(name: str, text_columns: Sequence[str] | None = None, label_column
         return _from_tables(path, _train_and_dev(path), text_columns, label_column)
     if path.is_file() and suffix(path) in SUFFIXES:
         return _from_tables(path, {"train": path}, text_columns, label_column)
-    raise InputError(f"task {name!r} is not known; allowed: {_ALLOWED}")
+    raise InputError(f"task {name!r} is not known{meant(name, (*GLUE, TOPIC))}; allowed: {_ALLOWED}")
 
 
 def _glue_of_folder(folder: Path) -> str | None:
@@ -294,13 +295,18 @@ def _from_glue_folder(name: str, glue: _Glue, folder: Path) -> Task:
 
 def _from_hub(name: str, glue: _Glue) -> Task:
     import datasets
+    import huggingface_hub.utils.logging as hub_logging
 
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # silences its retries
     try:
         splits = datasets.load_dataset("nyu-mll/glue", name)
-    except Exception as error:  # no network, or a failure of the server
-        refuse_cache(error)
+    except Exception as error:  # a failure of the server
+        refuse_hub(error, f"task {name!r}")
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"task {name!r} cannot be loaded from the hub ({reason}); allowed: {_ALLOWED}") from None
+    finally:
+        hub_logging.set_verbosity(level)
     text = [key for key in splits["train"].column_names if key not in ("label", "idx")]
     train, dev = (  # lists, because each access to a column reads the disk
         Rows(

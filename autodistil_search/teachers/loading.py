@@ -21,7 +21,7 @@ from autodistil_search.base.pretrained import (
     loading,
     quiet_transformers,
 )
-from autodistil_search.base.user_input import PACKAGED
+from autodistil_search.base.user_input import PACKAGED, refuse_near_miss
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.superlm.model_folder import load_model
 from autodistil_search.teachers.families import check_family, check_layers
@@ -65,6 +65,7 @@ def load_teacher(name: str = PACKAGED, layer: int = -1, device: str = "cpu") -> 
         InputError: if there is no such model, or it is not supported as a teacher.
     """
     what = f"teacher {name!r}"
+    refuse_near_miss("teacher", name, (PACKAGED,), "or a hub id or folder")
     source = str(packaged_folder()) if name == PACKAGED else _transformer_folder(name)
     if Path(source).is_dir():
         if kind_of(Path(source)) in OF_RUNS:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 import huggingface_hub.utils.logging as hub_logging
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.base.files import refuse_cache
+from autodistil_search.base.files import refuse_hub
 from autodistil_search.base.table_files import Row, read_table, text_of
 from autodistil_search.base.user_input import PACKAGED
 
@@ -535,7 +535,7 @@ def _loading(name: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # the loaders have no common class of errors
-        refuse_cache(error)
+        refuse_hub(error, f"text {name!r}")
         raise InputError(f"text {name!r} cannot be loaded: {_one_line(error)}; allowed: {ALLOWED}") from None
     finally:
         hub_logging.set_verbosity(level)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import GROUPS, Plugins
 from autodistil_search.cli.command import Command, Outcome
-from autodistil_search.nas.objectives import COSINE, PROBE, TASK
+from autodistil_search.runs.named_parts import PROXIES_OF_TASKS, built_in, plugged
 from autodistil_search.settings.recipes import PRESETS, shipped_recipes, summary
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ def _list(_: Mapping[str, Any], __: Reporter) -> Outcome:
 
 def names_record(plugins: Plugins) -> dict[str, Any]:
     """Return the names by group: built-in ones, plug-ins with their origin and their error, and shipped recipes."""
-    from autodistil_search.runs.named_parts import built_in  # loads torch, which other records do not need
-
-    of_tasks = {"proxies": [f"{kind}NAME" for kind in (COSINE, PROBE, TASK)]}
+    of_tasks = {"proxies": PROXIES_OF_TASKS}
     recipes = {name: summary(name) for name in shipped_recipes()}
     parts = {
         group: {
@@ -45,8 +43,6 @@ def names_record(plugins: Plugins) -> dict[str, Any]:
 
 
 def _installed(plugins: Plugins, group: str, name: str) -> dict[str, Any]:
-    from autodistil_search.runs.named_parts import plugged
-
     try:
         plugged(plugins, group, name)
     except InputError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autodistil_search.cli.command import Command, Outcome, json_record
 from autodistil_search.cli.parser import CommandParser, add_settings, add_tokens, as_text, as_whole_number
+from autodistil_search.runs.named_parts import check_names
 from autodistil_search.settings.plan import OWN, PLANNED
 from autodistil_search.settings.train import TrainConfig
 
@@ -61,6 +62,7 @@ def _add_plan(parser: CommandParser) -> None:
 def _plan(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     stated = {name: settings[name] for name in OWN}
     config = TrainConfig.from_dict({name: value for name, value in settings.items() if name not in OWN})
+    check_names(config)
 
     from autodistil_search.runs.plan import plan
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autodistil_search.cli.command import Command, Outcome, json_record
 from autodistil_search.cli.parser import add_settings
+from autodistil_search.runs.named_parts import check_names
 from autodistil_search.settings.search import PROFILED, SearchConfig
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def _profile(settings: Mapping[str, Any], _: Reporter) -> Outcome:
     config = SearchConfig.from_dict(settings)
+    check_names(config)
 
     from autodistil_search.runs.profile import profile
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autodistil_search.cli.command import Command, Outcome, lines
+from autodistil_search.cli.command import Command, Outcome, json_record, lines, print_rows
 from autodistil_search.cli.parser import CommandParser, as_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from autodistil_search.base.progress import Reporter
 
 
@@ -29,12 +31,21 @@ def _add_report(parser: CommandParser) -> None:
 
 
 def _report(settings: Mapping[str, Any], _: Reporter) -> Outcome:
+    from autodistil_search.report.key_figures import runs_side_by_side
     from autodistil_search.runs.report import report_runs
 
-    out = settings["out"]
-    paths = report_runs([Path(run) for run in settings["runs"]], out and Path(out), settings["figure"])
+    out, folders = settings["out"], [Path(run) for run in settings["runs"]]
+    report, paths = report_runs(folders, out and Path(out), settings["figure"])
     page, *figures = map(str, paths)
-    return Outcome({"page": page, "figures": figures[0] if figures else None}, lines(page, *figures))
+    compared = runs_side_by_side(report) if len(folders) > 1 else None
+    record = {"page": page, "figures": figures[0] if figures else None, "runs": compared}
+
+    def show(console: Console) -> None:
+        if compared is not None:
+            print_rows(compared, "Runs side by side", console)
+        lines(page, *figures)(console)
+
+    return Outcome(json_record(record), show)
 
 
 COMMAND = Command(

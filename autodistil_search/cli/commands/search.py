@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from autodistil_search.cli.command import Command, Outcome, json_record
+from autodistil_search.cli.command import Command, Outcome, json_record, print_rows
 from autodistil_search.cli.parser import add_settings
+from autodistil_search.runs.named_parts import check_names
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.subnet import DIMENSIONS
 
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from autodistil_search.base.progress import Reporter
+    from autodistil_search.report.data import ParetoReport
     from autodistil_search.runs.finished_run import Run
 
 
 def _search(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     config = SearchConfig.from_dict(settings)
-
+    check_names(config)
     reporter.say(f"searching {config.space} for {config.objectives}; results go to {config.folder}")
 
     from autodistil_search.runs.search import search
@@ -35,17 +37,25 @@ def _search(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
 
 
 def search_record(run: Run) -> dict[str, Any]:
-    """Return the frontier, the baselines and the content of `summary.json`."""
+    """Return the frontier, the other results that the page shows, and the content of `summary.json`."""
+    from autodistil_search.report.caveats import warnings_of
+    from autodistil_search.report.importance import importance_table
+    from autodistil_search.report.key_figures import baselines_at_equal_cost
+
     report = run.folder / "report.html"
     record = {"folder": run.folder, "report": report, "frontier": run.frontier, "baselines": run.baselines}
+    record |= {
+        "baselines_at_equal_cost": baselines_at_equal_cost(run.report),
+        "importance": importance_table(run.report),
+        "limits": [str(limit) for limit in warnings_of(run.report)],
+    }
     return json_record({**record, "summary": run.summary})
 
 
 def print_frontier(run: Run, console: Console) -> None:
-    """Print the frontier as a table with the knee marked, the notes, and the path of the report."""
+    """Print the frontier as a table with the knee marked, the key figures of the page, and the next commands."""
     from rich.table import Table
 
-    from autodistil_search.report.caveats import warnings_of
     from autodistil_search.report.views import shown
 
     report = run.report
@@ -64,12 +74,32 @@ def print_frontier(run: Run, console: Console) -> None:
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     for words in report.headline.sentences if report.headline is not None else ():
         say(words)
-    for note in warnings_of(report):
-        say(f"note: {note}")
+    _print_key_figures(report, console)
     say(f"report: {run.folder / 'report.html'}")
     say("next:")
     for words in _next_commands(run):
         say(f"  {words}")
+
+
+def _print_key_figures(report: ParetoReport, console: Console) -> None:
+    """Print what the page says beside the frontier: hypervolume, importance, baselines at equal cost and limits."""
+    from autodistil_search.report import key_figures
+    from autodistil_search.report.caveats import warnings_of
+    from autodistil_search.report.importance import importance_table, importance_words
+
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    for words in (key_figures.hypervolume_words(report), *importance_words(report, importance_table(report))):
+        say(words)
+    compared = key_figures.baselines_at_equal_cost(report)
+    if len(compared):
+        print_rows(compared, "Baselines at equal cost", console)
+    for words in key_figures.baselines_not_scored(report):
+        say(words)
+    limits = warnings_of(report)
+    if limits:
+        say(f"{len(limits)} limit{'' if len(limits) == 1 else 's'} of these results:")
+    for number, limit in enumerate(limits, start=1):
+        say(f"  {number}. {limit}")
 
 
 def _next_commands(run: Run) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autodistil_search.cli.command import Command, Outcome, lines
 from autodistil_search.cli.parser import add_settings
+from autodistil_search.runs.named_parts import check_names
 from autodistil_search.settings.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def _train(settings: Mapping[str, Any], reporter: Reporter) -> Outcome:
     config = TrainConfig.from_dict(settings)
-
+    check_names(config)
     reporter.say(f"training SuperLMs of {config.space}; results go to {config.folder}")
 
     from autodistil_search.runs.train import train

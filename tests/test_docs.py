@@ -145,7 +145,7 @@ def test_the_gallery_makes_each_of_its_images_by_its_own_blocks(toy_config, tmp_
     for real, small in {
         "--space shallow": f"{toy} --batch-size 2",
         "superlm/shallow/": "superlm/toy/",
-        "--subnets 12 --alone-steps 20": "--subnets 4 --bands 2 --alone-steps 2",
+        "--subnets 8 --alone-steps 5": "--subnets 4 --bands 2 --alone-steps 2",
         "--out runs/gallery": "--eval-blocks 4 --evaluations 8 --baselines none --out runs/gallery",
         "--evaluations 256": "--eval-blocks 4 --evaluations 24 --baselines none",
     }.items():

@@ -74,7 +74,8 @@ def _pick(report: ParetoReport, budget: float) -> tuple[int, bool]:
     if within.empty:
         return int(frontier.index[frontier["knee"]][0]), False
     proxy = next(objective for objective in report.columns if objective.is_proxy)
-    return int(within[proxy.name].map(proxy.minimised).idxmin()), True
+    best = int(within[proxy.name].map(proxy.minimised).to_numpy().argmin())
+    return int(within.index.to_numpy()[best]), True
 
 
 class _Comparison:

@@ -20,7 +20,7 @@ def _add_open(parser: CommandParser) -> None:
         type=as_text,
         nargs="?",
         metavar="RUN",
-        help="Folder of a finished search or of a report; the newest finished search under runs if not given.",
+        help="Folder of a finished search or of a report; the newest finished search if not given.",
     )
     parser.add_argument("--print", action="store_true", help="Print the path, and open no browser.")
 

@@ -120,16 +120,18 @@ def _page_of_command(name: str, parser: CommandParser) -> str:
 
 
 def _invocation(action: Any) -> str:
-    """Return the flags of an action with the name of their value, as code that does not break inside a flag."""
+    """Return the flags of an action as code, the last with the name of its value."""
     if not action.option_strings:
         return f"`{action.metavar or action.dest}`"
-    value = f" {action.metavar or action.dest.upper()}".replace("\u2060", "") if action.nargs != 0 else ""
-    return ", ".join(f"`{flag}{value}`" for flag in action.option_strings)
+    *short, long = action.option_strings
+    value = f" {action.metavar or action.dest.upper()}" if action.nargs != 0 else ""
+    return ", ".join(f"`{flag}`" for flag in (*short, long + value))
 
 
 def _escaped(text: str) -> str:
-    """Return plain text as Markdown for a table's cell, with flags as code."""
-    text = re.sub(r"([|*_\[\]`])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    """Return plain text as Markdown for a table's cell, with its lines and with flags as code."""
+    lines = (html.escape(" ".join(line.split()), quote=False) for line in text.splitlines())
+    text = re.sub(r"([|*_\[\]`])", r"\\\1", "<br>".join(lines))
     return re.sub(r"(?<![\w-])--[a-z][a-z-]*(?:\\_[a-z-]+)*", lambda match: f"`{match[0]}`".replace("\\", ""), text)
 
 
@@ -149,7 +151,7 @@ def _summary(name: str, module: str) -> str:
     """Return the first line of an object's docstring, without importing its module."""
     source = _ROOT.joinpath("autodistil_search", *module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
     (node,) = [node for node in ast.parse(source).body if isinstance(node, _DEFINITIONS) and node.name == name]
-    return (ast.get_docstring(node) or "").partition("\n\n")[0]
+    return " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
 
 
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef)

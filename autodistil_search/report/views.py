@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 from autodistil_search.nas import pareto
 from autodistil_search.nas.baselines import COPY
 from autodistil_search.nas.objectives import Objective
-from autodistil_search.report.data import SUBNET_COLUMNS, ParetoReport, frontier_table, keeps, minimised
+from autodistil_search.report.data import ParetoReport, frontier_table, keeps, minimised
 
 _WIDE = 3.0
 """Ratio of the greatest to the least cost above which an axis is logarithmic."""
@@ -324,11 +324,6 @@ def tick_label(value: float) -> str:
     return EngFormatter(sep="")(value) if abs(value) >= _LARGE else f"{value:.6g}"
 
 
-def axis_label(objective: Objective) -> str:
-    """Return the label of an axis: quantity, unit and direction."""
-    return f"{objective.label} ({objective.unit}), {better(objective)}"
-
-
 def better(objective: Objective) -> str:
     """Return the direction of an objective in words."""
     return "lower is better" if objective.direction == "minimize" else "higher is better"
@@ -434,8 +429,3 @@ def row_labels(report: ParetoReport) -> list[str]:
         head = f"Frontier {number}{', knee' if row['knee'] else ''}: {subnet_words(named)}"
         labels.append("\n".join([head, *value_words(named, report.columns)]))
     return labels
-
-
-def subnet_columns(table: pd.DataFrame) -> list[str]:
-    """Return the columns of `table` that identify a subnet."""
-    return [name for name in ("run", *SUBNET_COLUMNS) if name in table]

@@ -7,6 +7,7 @@ import sys
 import webbrowser
 from dataclasses import fields, replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from transformers import AutoModel, AutoTokenizer
@@ -48,7 +49,8 @@ def test_keywords_and_an_object_of_settings_give_the_same_run(toy_config, search
         (lambda: search(spce="debug"), r"^unknown setting 'spce' \(did you mean 'space'\?\); allowed: config, space, "),
         (lambda: search(SearchConfig(), steps=3), "search has a SearchConfig and also steps; allowed: either"),
         (lambda: search("debug"), "search has settings of type str; allowed: a SearchConfig"),
-        (lambda: search(SearchConfig(), SearchConfig()), "search has two values of config; allowed: one"),
+        (lambda: search(SearchConfig(), config=SearchConfig()), "search has two values of config; allowed: one"),
+        (lambda: search(SearchConfig(), Reporter()), "search has 2 positional arguments; allowed: one, and all others"),
         (lambda: distil("x", run="y"), "distil has two values of run; allowed: one"),
         (lambda: distil("missing"), "'missing' is no folder|holds no finished run"),
         (lambda: plan(tokens="1M", steps=3), "--steps 3 with --tokens 1M; allowed: one of them"),
@@ -143,6 +145,7 @@ def test_a_run_says_what_it_holds_and_what_to_call_next(run):
     (number,) = (i for i, knee in enumerate(run.frontier["knee"], start=1) if knee)
     assert f"row {number}, debug: " in words
     assert "objectives relation_loss, flops" in words
+    assert run.report.headline.sentences[0] in words
     for call in ("distil", "finetune", "export", "open_report", "student", "pick"):
         assert f"run.{call}(" in words
         assert callable(getattr(run, call))
@@ -172,10 +175,10 @@ def test_the_steps_after_a_search_are_methods_of_the_run(run, tmp_path, monkeypa
     table.write_text("text,label\n" + "".join(f"w{i % 7} w{i % 3},{'ab'[i % 2]}\n" for i in range(60)))
     tuned = run.finetune(str(table), pick=1, epochs=1, seeds=1, max_length=16, out=str(tmp_path / "tuned"))
     assert f"accuracy {tuned.mean_and_spread('accuracy')[0]:.4f}, " in str(tuned)
-    opened = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
+    browser = Mock(spec=webbrowser.BackgroundBrowser("firefox"))
+    monkeypatch.setattr(webbrowser, "get", lambda: browser)
     assert run.open_report() == (run.folder / "report.html").resolve()
-    assert opened == [(run.folder / "report.html").resolve().as_uri()]
+    browser.open.assert_called_once_with((run.folder / "report.html").resolve().as_uri())
 
 
 def test_the_package_and_its_search_are_imported_without_torch():

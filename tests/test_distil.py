@@ -141,8 +141,8 @@ def test_from_the_command_line(run, tmp_path, capsys):
 def test_what_cannot_be_used_is_one_line(run, refusal, tmp_path):
     assert "holds no finished run" in refusal(["distil", str(tmp_path / "nowhere")])
     assert "--pick" in refusal(["distil", str(run.folder), "--pick", "best"])
-    assert "--lr -1" in refusal(["distil", str(run.folder), "--lr", "-1"])
-    assert "--steps 0" in refusal(["distil", str(run.folder), "--steps", "0"])
+    assert "--lr must be" in refusal(["distil", str(run.folder), "--lr", "-1"])
+    assert "--steps must be" in refusal(["distil", str(run.folder), "--steps", "0"])
     assert load_run(run.folder).folder == run.folder
 
 

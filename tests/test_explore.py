@@ -204,6 +204,7 @@ def test_a_click_shows_the_subnet_that_is_drawn_there(report):
         assert explorer._figure.data[-2].x == ()
     baseline = next(trace for trace in explorer._figure.data if trace.name.startswith("B"))
     assert baseline.name == "B &amp; &lt;b&gt; (4.50G, outside the axes)"
+    assert not explorer._figure._config["showSendToCloud"]  # nothing leaves the notebook
     explorer._height.value, explorer._colours.value = PARAMS, "heads"
     for trace, points in zip(explorer._figure.data, sets, strict=False):
         assert list(trace.y) == points.rows["params"].tolist()

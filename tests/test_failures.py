@@ -46,5 +46,5 @@ def test_an_error_of_another_rank_is_told_with_rank_and_host_and_ends_a_process_
 def test_an_error_that_all_ranks_have_is_told_once(tmp_path):
     done, told = run(*LAUNCH_TWO, "train", "--steps", "0", "--out", str(tmp_path / "out"))
     assert done.returncode == 1  # the launcher's
-    assert told == ["error: --steps 0; allowed: whole numbers from 1"]
+    assert told == ["error: --steps must be a whole number from 1 (got 0)"]
     assert done.stderr.count("Traceback") == 1, done.stderr

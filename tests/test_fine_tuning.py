@@ -498,5 +498,5 @@ def test_what_cannot_be_used_is_one_line(config, refusal, teacher_folder, tmp_pa
     assert "--lr 'fast'; allowed" in refusal(["finetune", student, "--task", table, "--lr", "fast"])
     assert "positions for 4 to 40" in refusal(["finetune", student, "--task", table, "--max-length", "41"])
     assert "'no-task' is not known" in refusal(["finetune", student, "--task", "no-task"])
-    assert "--temperature 0" in refusal(["finetune", student, "--task", table, "--temperature", "0"])
+    assert "--temperature must be" in refusal(["finetune", student, "--task", table, "--temperature", "0"])
     assert "labels, logits" in refusal(["finetune", student, "--task", table, "--losses", "logitz"])

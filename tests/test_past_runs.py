@@ -62,7 +62,7 @@ def test_folders_that_are_missing_are_refused_unless_they_are_the_default(tmp_pa
     assert main(["runs"]) == 0
     assert "no runs" in capsys.readouterr().out
     assert "'nowhere' is no folder" in refusal(["runs", "nowhere"])
-    assert "no finished search under 'runs'" in refusal(["open"])
+    assert "no finished search under runs, superlms, compressed" in refusal(["open"])
 
 
 def test_the_newest_report_is_opened_where_there_is_a_browser(runs, printed_json, refusal, capsys, monkeypatch):

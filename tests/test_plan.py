@@ -370,10 +370,10 @@ def test_the_command_times_steps_here_and_takes_several_spaces(teacher_folder, c
     [
         (["--tokens=many"], "--tokens 'many'; allowed: a number above 0"),
         ([], "--steps or --tokens is required"),
-        (["--tokens=1M", "--devices=0"], "--devices 0; allowed: whole numbers from 1"),
-        (["--tokens=1M", "--keep=0"], "--keep 0; allowed: whole numbers from 1"),
+        (["--tokens=1M", "--devices=0"], "--devices must be a whole number from 1 (got 0)"),
+        (["--tokens=1M", "--keep=0"], "--keep must be a whole number from 1 (got 0)"),
         (["--tokens=1M", "--devices=8", "--batch-size=4"], "at least one block for each of 8 devices"),
-        (["--tokens=1M", "--batch-size=0"], "--batch-size 0; allowed: whole numbers from 1"),
+        (["--tokens=1M", "--batch-size=0"], "--batch-size must be a whole number from 1 (got 0)"),
         (["--tokens=1M", "--flops-per-second=fast"], "--flops-per-second 'fast'"),
         (
             ["--tokens=1M", "--device-name=H300"],

@@ -256,7 +256,7 @@ def test_columns_of_a_table_are_named_to_its_proxy_and_to_no_other(toy_config, t
     path.write_text("\n".join(["subject,folder,label", *rows, "w1 w2,,x"]))
     config = replace(toy_config, proxy=f"probe:{path}", evaluations=2, proxy_rows=30)
     named, told = replace(config, proxy_text_columns="subject", proxy_label_column="folder"), Mock(wraps=Reporter())
-    assert search(named, told).evaluations["mail_accuracy_probe"].between(0, 1).all()
+    assert search(named, reporter=told).evaluations["mail_accuracy_probe"].between(0, 1).all()
     told.say.assert_any_call(f"table {path}: of 61 rows, 1 with a blank label left out")
     with pytest.raises(InputError, match="of a search, --proxy-text-columns"):
         search(replace(config, out=str(tmp_path / "usual")))

@@ -48,7 +48,7 @@ def test_what_is_released_is_small_and_holds_no_weights(built, kind, most):
 
 def test_the_wheel_holds_all_that_the_package_reads(built):
     files, _ = built["wheel"]
-    shipped = {f"search_spaces/{path.name}" for path in (ROOT / "search_spaces").glob("*.yaml")}
+    shipped = {f"{name}/{path.name}" for name in ("search_spaces", "recipes") for path in (ROOT / name).glob("*.yaml")}
     package = {str(path.relative_to(ROOT / "autodistil_search")) for path in (ROOT / "autodistil_search").rglob("*.*")}
     package = {name for name in package if "__pycache__" not in name}
     assert {"py.typed", "nas/baselines.csv", "exporting/card.md", "report/page.html"} <= package

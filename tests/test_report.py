@@ -380,7 +380,7 @@ def test_importance_is_the_share_of_variance_that_a_size_explains():
     assert table["size"].to_list() == ["layers", "heads"]
     np.testing.assert_allclose(table["relation_loss"], [0.1, 0.9], atol=0.05)  # variances 1 : 9
     words = importance_words(grown(grid, lambda layers, heads: 3 * heads + layers), table)
-    assert words[0].startswith("The number of heads explains ")
+    assert words[0].startswith("The number of heads dominates: it explains ")
     assert words[0].endswith("; 1 of the 1 subnets of the frontier have 1 heads.")
     assert importance_table(grown(grid[:15], lambda *_: 1.0)).empty
 

@@ -59,7 +59,7 @@ def toy_report(seed=0, name="toy"):
     return replace(report, runs=[RunPart(name, f"runs/{name}", curves=curves)])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
@@ -105,6 +105,15 @@ def marks(page):
     )
 
 
+def until(page, condition):
+    """Wait until an expression is true; the page's policy forbids to poll it inside the page."""
+    for _ in range(200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{condition} is never true")
+
+
 def selected(page):
     """The row of the frontier that all parts of the page show as selected."""
     pressed = page.locator("button.pick[aria-pressed=true]")
@@ -117,6 +126,13 @@ def selected(page):
 def test_it_opens_offline_and_without_complaints(page):
     assert page.complaints == []
     assert [url.partition(":")[0] for url in page.asked_for] == ["file", "blob"]  # itself, and the library inside it
+
+
+def test_no_button_sends_the_figure_elsewhere(page):
+    buttons = page.locator('[data-chart="frontier"] .modebar-btn').evaluate_all(
+        "all => all.map((one) => one.ariaLabel)"
+    )
+    assert buttons == ["Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"]
 
 
 def test_without_scripts_its_figures_are_pictures(browser, tmp_path):
@@ -200,7 +216,7 @@ def test_a_click_on_a_point_selects_it_or_the_best_of_its_cost(page, run):
     panel.locator(".hovertext").first.wait_for()
     page.mouse.down()
     page.mouse.up()
-    page.wait_for_function("state.row === 0")
+    until(page, "state.row === 0")
     assert selected(page) == 0
 
 
@@ -218,6 +234,7 @@ def test_axes_and_colours_can_be_chosen(page, run):
     first = run.evaluations[run.evaluations["space"] == "space 0"]
     assert drawn[:3] == [first[name].to_list() for name in ("relation_loss", "speed", "layers")]
     assert drawn[3] == "speed<br>rows/s; higher is better"
+    assert page.complaints == []
     assert page.input_value("#axis-x") == "relation_loss"
 
 
@@ -264,7 +281,7 @@ def test_nothing_serious_is_in_the_way_of_anyone(page, width, scheme):
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
-    page.wait_for_function("[...document.querySelectorAll('.main-svg')].every((svg) => svg.clientWidth <= innerWidth)")
+    until(page, "[...document.querySelectorAll('.main-svg')].every((svg) => svg.clientWidth <= innerWidth)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     paper = page.evaluate("document.querySelector('[data-chart=frontier]').layout.paper_bgcolor")
     assert paper == (LIGHT if scheme == "light" else DARK)["paper"]

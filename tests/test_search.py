@@ -67,6 +67,8 @@ def test_a_run_leaves_everything_that_the_readme_names(toy_config):
         "held_out.csv",
         "manifest.json",
         "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
         "trainer_state.json",
         "training.csv",
         "training.png",

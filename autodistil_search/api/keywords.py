@@ -47,9 +47,13 @@ def by_keyword(
 
         @wraps(function)
         def call(*given: Any, **arguments: Any) -> Result:
+            if len(given) > 1:
+                raise InputError(
+                    f"{function.__name__} has {len(given)} positional arguments; allowed: one, and all others by name"
+                )
             for value in given:
                 name = "config" if isinstance(value, config) else positional
-                if name in arguments or len(given) > 1:
+                if name in arguments:
                     raise InputError(f"{function.__name__} has two values of {name}; allowed: one")
                 arguments[name] = value
             if positional in arguments and positional != "config":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import webbrowser
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from autodistil_search.api import steps
 from autodistil_search.api.keywords import by_keyword
+from autodistil_search.base.browser import open_in_browser
 from autodistil_search.base.default_reporter import default_reporter
 from autodistil_search.base.files import whole_folder
 from autodistil_search.report.file_names import PAGE
@@ -43,12 +43,14 @@ class Run(finished_run.Run):
         rows = frontier.to_dict("records")  # native numbers instead of numpy's
         number, row = next((i, row) for i, row in enumerate(rows, start=1) if row["knee"])
         knee = {str(key): value for key, value in row.items()}
+        headline = [] if report.headline is None else report.headline.sentences[:1]
         return "\n".join(
             [
                 f"Run {self.folder}: space {spaces}; objectives {', '.join(self.summary['objectives'])}",
                 f"  scored    {len(self.evaluations)} subnets, {len(frontier)} on the frontier",
                 f"  frontier  {', '.join(ranges)}",
                 f"  knee      row {number}, {subnet_words(knee)}; {', '.join(value_words(knee, report.columns))}",
+                *(f"  pick      {words}" for words in headline),
                 "  next      run.frontier, run.pick('flops<=200M'), run.student(), run.distil(steps=...), "
                 "run.finetune(task=...), run.export('my-student'), run.open_report()",
             ]
@@ -98,7 +100,7 @@ class Run(finished_run.Run):
     def open_report(self) -> Path:
         """Open `report.html` in a browser, and return its path. Without a browser, only the path is returned."""
         page = (self.folder / PAGE).resolve()
-        webbrowser.open(page.as_uri())
+        open_in_browser(page)
         return page
 
     def saved_student(self, pick: str) -> Path:

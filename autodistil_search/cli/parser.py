@@ -17,7 +17,6 @@ from argparse import (
 )
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -139,8 +138,9 @@ class CommandParser(ArgumentParser):
         formatter = self._get_formatter()
         formatter.add_usage(self._usage(), [], [])
         formatter.add_text(self.description)
-        for title, actions in self._sections(everything):
+        for title, description, actions in self._sections(everything):
             formatter.start_section(title)
+            formatter.add_text(description)
             formatter.add_arguments(actions)
             formatter.end_section()
         formatter.add_text(self.epilog)
@@ -157,14 +157,14 @@ class CommandParser(ArgumentParser):
                 words.append(" ".join([*action.option_strings[-1:], shown]))
         return " ".join([*words, *([] if words[-1] == "COMMAND ..." else ["[options]"])])
 
-    def _sections(self, everything: bool) -> list[tuple[str, list[Action]]]:
+    def _sections(self, everything: bool) -> list[tuple[str, str | None, list[Action]]]:
         """Return the flags under their titles; in the short help all of them under one, with one sentence each."""
-        groups = [(str(group.title), group._group_actions) for group in self._action_groups]
+        groups = [(str(group.title), group.description, group._group_actions) for group in self._action_groups]
         if everything or not self.hidden:
             return groups
-        flags = [action for title, actions in groups for action in actions if action.option_strings]
+        flags = [action for *_, actions in groups for action in actions if action.option_strings]
         usual = [_shortened(action) for action in flags if action.dest not in self.hidden]
-        return [*((title, actions) for title, actions in groups if not {*actions} & {*flags}), ("options", usual)]
+        return [*(group for group in groups if not {*group[2]} & {*flags}), ("options", None, usual)]
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line in one line."""
@@ -237,7 +237,7 @@ class CommandParser(ArgumentParser):
                     f"{name} has the unknown setting {quoted(key)}{meant(key, known)}; allowed: {', '.join(known)}"
                 )
             if action.nargs == 0 and not isinstance(value, bool):
-                raise InputError(f"{name}: {key} {quoted(value)}; allowed: true or false")
+                raise InputError(f"{name}: {key} must be true or false (got {quoted(value)})")
         return {key: _taken(known[key], value, f"{name}: {key}") for key, value in content.items()}
 
     def with_steps(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -296,7 +296,7 @@ class _ValueType:
         if not isinstance(value, str):
             return value
         if (read := self._read(value)) is None:
-            raise _RefusedError(f"{quoted(value)}; allowed: {self._allowed}")
+            raise _RefusedError(f"must be {self._allowed} (got {quoted(value)})")
         return read
 
 
@@ -306,8 +306,8 @@ def _storable(text: str) -> str | None:
 
 
 as_text = _ValueType(_storable, "text in UTF-8")
-as_whole_number = _ValueType(parse_whole_number, "whole numbers (int) of at most 18 digits")
-as_number = _ValueType(parse_number, "finite numbers (float)")
+as_whole_number = _ValueType(parse_whole_number, "a whole number of at most 18 digits")
+as_number = _ValueType(parse_number, "a finite number")
 
 
 def _taken(action: Any, value: Any, what: str) -> Any:
@@ -315,7 +315,7 @@ def _taken(action: Any, value: Any, what: str) -> Any:
     if action.nargs == "+":
         values = [value] if isinstance(value, str) else value
         if value is not None and not (isinstance(values, list) and all(isinstance(text, str) for text in values)):
-            raise InputError(f"{what} {quoted(value)}; allowed: text, or a list of it")
+            raise InputError(f"{what} must be text, or a list of it (got {quoted(value)})")
         return values
     try:
         return action.type(value) if action.type and action.nargs != 0 else value
@@ -340,15 +340,14 @@ def _given_yaml(text: str) -> tuple[Any, str, bool]:
 def add_positional_and_settings(parser: CommandParser, config: type[Any], positional: str) -> None:
     """Add all settings of `config`, one of them as a positional argument."""
     parser.needed.append(positional)
-    word, description = placeholders(config)[positional], _described(config, positional)
+    word, description = placeholders(config)[positional], _described(descriptions(config)[positional], None)
     parser.add_argument(positional, type=as_text, nargs="?", metavar=word, help=description)
     add_settings(parser, config, {field.name for field in fields(config)} - {positional})
 
 
-@cache
-def _described(config: type[Any], name: str, default: Any = None) -> str:
+def _described(description: str, default: Any) -> str:
     """Return the help of a setting, with its default behind the first sentence."""
-    words = descriptions(config)[name].replace("%", "%%")
+    words = description.replace("%", "%%")
     if default is None or default is False or default == "":
         return words
     first, *rest = re.split(r"(?<=\.)\s", words, maxsplit=1)
@@ -365,17 +364,18 @@ def add_settings(parser: CommandParser, config: type[Any], names: Container[str]
     parser.config, names_of_settings = config, {setting.name for setting in chosen}
     _add_layers(parser, {"space", "teacher"} <= names_of_settings)
     types, words, groups = get_type_hints(config), placeholders(config), groups_of(config)
-    usual = usual_settings(config)
-    parser.hidden |= {"print_config"} | {setting.name for setting in chosen if setting.name not in usual}
-    others = f"Show the other {len(parser.hidden)} options, too."
-    parser.add_argument("--help-all", action=_Help, nargs=0, help=others)
+    usual, told = usual_settings(config), descriptions(config)
+    if unusual := {setting.name for setting in chosen if setting.name not in usual}:
+        parser.hidden |= unusual | {"print_config"}
+        others = f"Show the other {len(parser.hidden)} options, too."
+        parser.add_argument("--help-all", action=_Help, nargs=0, help=others)
     for group in GROUPS:
         members = [setting for setting in chosen if groups[setting.name] == group]
         arguments = parser.add_argument_group(group.title)
         for setting in members:
             mark = usual.get(setting.name)
             names_of_flag = [*([f"-{mark.letter}"] if mark and mark.letter else []), flag(setting.name)]
-            description = _described(config, setting.name, setting.default)
+            description = _described(told[setting.name], setting.default)
             _add_setting(arguments, names_of_flag, types[setting.name], words[setting.name], description)
             if setting.name == "steps":
                 add_tokens(arguments)

@@ -58,6 +58,8 @@ Spec = dict[str, Any]
 """Trace, layout or figure, as plotly reads it."""
 CONFIG: Mapping[str, Any] = {
     "displaylogo": False,
+    "showSendToCloud": False,  # nothing leaves the page
+    "plotlyServerURL": "",
     "responsive": True,
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
     "toImageButtonOptions": {"format": "png", "scale": 2},
@@ -109,12 +111,26 @@ def frontier_chart(
     layout = frontier_layout(report) | {"xaxis": axis_layout(report, x), "yaxis": axis_layout(report, y)}
     if colour is not None:
         layout["coloraxis"] = size_layout(colour)
+    if colour is not None:
+        data += key_traces(data)
     return {"data": [*data, *overlay_traces(report, x, y), *mark_traces()], "layout": layout}, points
 
 
 def sized(trace: Spec, sizes: Sequence[float]) -> Spec:
     """Return the changes of a trace whose points are coloured by a size."""
-    return {"marker": {**trace["marker"], "color": list(sizes), "coloraxis": "coloraxis", "opacity": 0.9}}
+    marker = {**trace["marker"], "color": list(sizes), "coloraxis": "coloraxis", "opacity": 0.9}
+    return {"marker": marker, "showlegend": False}
+
+
+def key_traces(traces: Sequence[Spec]) -> list[Spec]:
+    """Return a trace without points for each name of scored subnets, for the legend if sizes give the colours."""
+    keys = []
+    for trace in traces:
+        if "line" not in trace["marker"]:
+            marker = {"symbol": trace["marker"]["symbol"], "size": 6, "color": "quiet"}
+            keys.append({"type": "scatter", "mode": "markers", "x": [None], "y": [None], "marker": marker})
+            keys[-1] |= {"name": trace["name"], "hoverinfo": "skip"}
+    return keys
 
 
 def size_layout(name: str) -> Spec:
@@ -337,13 +353,15 @@ def parallel_chart(report: ParetoReport) -> Spec:
         )
     names = [plotly(axis.bottom, *_words_in_lines(axis.label)) for axis in axes]
     x = {**_axis(""), "tickmode": "array", "tickvals": places, "ticktext": names, "fixedrange": True}
-    x |= {"range": [-0.3, len(axes) - 0.7], "gridcolor": "quiet", "tickfont": {"color": "ink", "size": 11}}
+    x |= {"range": [-0.4, len(axes) - 0.6], "gridcolor": "quiet", "tickfont": {"color": "ink", "size": 11}}
+    x["ticklabeloverflow"] = "allow"
     y = {**_axis(""), "showticklabels": False, "showgrid": False, "range": [-0.02, 1.02], "fixedrange": True}
     notes = [
-        {"x": i, "y": 1, "text": plotly(axis.top), "showarrow": False, "yanchor": "bottom", "yshift": 4}
+        {"x": i, "y": 1, "text": plotly(axis.top), "showarrow": False, "yanchor": "bottom", "yshift": 4 + 13 * (i % 2)}
         for i, axis in enumerate(axes)
     ]
-    return {"data": traces, "layout": {**layout(380, x, y), "annotations": notes}}
+    frame = layout(380, x, y) | {"margin": {"l": 24, "r": 24, "t": 40, "b": 50}}
+    return {"data": traces, "layout": {**frame, "annotations": notes}}
 
 
 def _words_in_lines(label: str) -> list[str]:
@@ -446,7 +464,7 @@ def published_chart(published: pd.DataFrame) -> Spec:
                 ],
             }
         )
-    x = {**_axis("FLOPs (multiply-adds, 128 tokens, batch 1); lower is better"), "type": "log", "tickformat": "~s"}
+    x = {**_axis("FLOPs (multiply-adds, 128 tokens, batch 1);<br>lower is better"), "type": "log", "tickformat": "~s"}
     x |= {"tickvals": [3e8, 1e9, 3e9, 1e10], "range": [8.3, 10.2]}
     y = _axis("average of seven GLUE dev scores (published);<br>higher is better")
     return {"data": traces, "layout": layout(380, x, y)}

@@ -26,6 +26,7 @@ from autodistil_search.report.charts import (
     chart_columns,
     check_charts,
     frontier_layout,
+    key_traces,
     mark_traces,
     overlay_traces,
     parallel_chart,
@@ -233,6 +234,7 @@ def _for_script(report: ParetoReport, commands: Sequence[str | None], numbers: S
         "overlays": {
             f"{x.name} {y.name}": overlay_traces(report, x, y) for x in axes for y in axes if x.name != y.name
         },
+        "keys": key_traces(point_traces(report, points)),
         "marks": mark_traces(),
     }
 

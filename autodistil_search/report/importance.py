@@ -19,6 +19,8 @@ _FEWEST = 16
 _MOST = 500
 """Greatest number of scored subnets of which an importance is estimated, evenly selected."""
 _TREES = 32
+_DOMINANT = 0.5
+"""Least share of an objective's variance that makes a size dominant."""
 _AT_EDGE = 3
 """Least number of rows of a frontier that show, by a size that they share, that the space ends too early."""
 
@@ -93,8 +95,9 @@ def importance_words(report: ParetoReport, table: pd.DataFrame) -> list[str]:
                 continue
             value, rows_with_it = Counter(sizes_of(frontiers[run], names[size])).most_common(1)[0]
             subject = f"number of {size}" if size in COUNTED else size
+            verb = "dominates: it explains" if share >= _DOMINANT else "matters most: it explains"
             sentences.append(
-                f"{f'{run}: ' if run else ''}The {subject} explains {share:.0%} of the variance of {objective.label} "
+                f"{f'{run}: ' if run else ''}The {subject} {verb} {share:.0%} of the variance of {objective.label} "
                 f"over {counts[run]:,} scored subnets; {rows_with_it} of the {len(frontiers[run])} subnets of the "
                 f"frontier have {size_words(size, value)}."
             )

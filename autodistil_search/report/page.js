@@ -159,7 +159,7 @@ const scheme = matchMedia("(prefers-color-scheme: dark)");
 let inPrint = false;
 
 function painted(part, colours) {
-  if (Array.isArray(part)) return part.length && typeof part[0] === "number" ? part : part.map((item) => painted(item, colours));
+  if (Array.isArray(part)) return part.map((item) => painted(item, colours));  // a copy, because a zoom writes into ranges
   if (part === null || typeof part !== "object") return part;
   return Object.fromEntries(Object.entries(part).map(([key, value]) =>
     [key, key.endsWith("color") && typeof value === "string" ? colours[value] ?? value : painted(value, colours)]));
@@ -181,8 +181,9 @@ async function draw(element, traces, layout) {
   const colours = data.colours[scheme.matches && !inPrint ? "dark" : "light"];
   const narrow = element.clientWidth < 480;
   const config = { ...data.config, toImageButtonOptions: { ...data.config.toImageButtonOptions, filename: element.dataset.chart } };
+  const names = traces.filter((trace) => trace.showlegend !== false).length;
   const fitted = narrow  // the legend takes a line for each name
-    ? { ...layout, height: layout.height + 9 * traces.length, margin: { ...layout.margin, l: 44, r: 6 } } : layout;
+    ? { ...layout, height: layout.height + 12 * names, margin: { ...layout.margin, l: Math.min(layout.margin.l, 44) } } : layout;
   const { data: shown, layout: frame } = painted({ data: traces, layout: fitted }, colours);
   await (await plotly).react(element, shown, frame, config);
 }
@@ -190,7 +191,7 @@ async function draw(element, traces, layout) {
 function frontierTraces() {
   const points = data.points.map(({ trace, values, sizes }) => ({
     ...trace, x: values[state.x], y: values[state.y],
-    ...(state.size ? { marker: { ...trace.marker, color: sizes[state.size], coloraxis: "coloraxis", opacity: 0.9 } } : {}),
+    ...(state.size ? { marker: { ...trace.marker, color: sizes[state.size], coloraxis: "coloraxis", opacity: 0.9 }, showlegend: false } : {}),
   }));
   const student = data.frontier[state.row], [line, ring] = data.marks.map((trace) => ({ ...trace }));
   const ends = (name) => {
@@ -200,7 +201,7 @@ function frontierTraces() {
   if (state.limit > 0 && budgetOf?.name === state.x) Object.assign(line, { x: [state.limit, state.limit], y: ends(state.y) });
   if (state.limit > 0 && budgetOf?.name === state.y) Object.assign(line, { x: ends(state.x), y: [state.limit, state.limit] });
   if (student) Object.assign(ring, { x: [student.values[state.x]], y: [student.values[state.y]] });
-  return [...points, ...data.overlays[`${state.x} ${state.y}`], line, ring];
+  return [...points, ...(state.size ? data.keys : []), ...data.overlays[`${state.x} ${state.y}`], line, ring];
 }
 
 const panel = document.querySelector('[data-chart="frontier"]');

@@ -78,8 +78,8 @@ DASHES = (Dash("-", "solid"), Dash((0, (7, 3)), "dash"), Dash((0, (2, 2)), "dot"
 PART_DASH = Dash(":", "dot")
 """Dash pattern of the frontier of a single space."""
 TEACHER_DASH = DASHES[3]
-SIZE_SCALE = "Viridis"
-"""Colour scale of sizes."""
+SIZE_SCALE = [[0, "#1f77c8"], [0.5, "#8c7f93"], [1, "#c27a00"]]
+"""Colour scale of sizes, from the smallest to the largest. All its colours can be seen on white and on a dark page."""
 
 
 def series_colour(series: int | None) -> str:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.nas.objectives import Objective, parse_amount
-from autodistil_search.report.charts import chart_columns, frontier_chart, painted, size_columns
+from autodistil_search.report.charts import CONFIG, chart_columns, frontier_chart, painted, size_columns
 from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.explore import (
     Facts,
@@ -131,6 +131,7 @@ class Explorer(_Widget):
         self._select_cost(self._cost)
         spec, points = self._chart()
         self._figure = _lazy_figure_widget(import_module("plotly.graph_objects").FigureWidget)(spec)
+        self._figure._config = {**self._figure._config, **CONFIG}
         self._listen(points)
         self._choice.observe(lambda change: self._change_cost(change["new"]), "value")
         self._height.observe(lambda change: self._redraw(y=change["new"]), "value")

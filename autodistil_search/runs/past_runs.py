@@ -17,8 +17,8 @@ from autodistil_search.base.user_input import load_yaml
 from autodistil_search.report.file_names import PAGE
 from autodistil_search.runs.finished_run import Run, load_run
 
-PLACES = (Path("runs"), Path("superlms"))
-"""Folders in which `search` and `train` write by default."""
+PLACES = (Path("runs"), Path("superlms"), Path("compressed"))
+"""Folders in which `search`, `train` and `all` write by default."""
 _DEEPEST = 3
 """Levels of folders that are searched."""
 
@@ -78,17 +78,17 @@ def find_runs(folders: Sequence[Path] | None = None) -> list[PastRun]:
     return [run for place in places for run in _runs_in(place, _DEEPEST)]
 
 
-def newest_report(place: Path = PLACES[0]) -> Path:
-    """Return the report of the finished search under `place` that changed last.
+def newest_report() -> Path:
+    """Return the report of the finished search under `PLACES` that changed last.
 
     Raises:
         InputError: if there is none.
     """
-    found = find_runs([place]) if place.is_dir() else []
-    finished = [run for run in found if run.kind == "search" and run.state == "finished"]
+    finished = [run for run in find_runs() if run.kind == "search" and run.state == "finished"]
     reports = [run for run in finished if (run.folder / PAGE).is_file()]
     if not reports:
-        raise InputError(f"no finished search under {str(place)!r}; allowed: the --out folder of a search or a report")
+        places = ", ".join(map(str, PLACES))
+        raise InputError(f"no finished search under {places}; allowed: the --out folder of a search or a report")
     return max(reports, key=lambda run: run.date or "").folder / PAGE
 
 

@@ -153,8 +153,9 @@ def check_value(name: str, value: Any, hint: Any, example: Any = None) -> Any:
         return _adapter(hint).validate_python(value)
     except (ValidationError, ValueError):
         words = _words(hint)
-        near = meant(value, words) if words else ""
-        raise InputError(f"{name} {quoted(value)}{near}; allowed: {_allowed(hint, value, example)}") from None
+        near = meant(value, words).strip(" ()") if words else ""
+        got = "; ".join(filter(None, [f"got {quoted(value)}", near]))
+        raise InputError(f"{name} must be {_allowed(hint, value, example)} ({got})") from None
 
 
 @cache
@@ -195,7 +196,7 @@ def _allowed(hint: Any, value: Any, example: Any) -> str:
     limits = {type(part): part for part in _parts(hint) if isinstance(part, Ge | Gt | Le)}
     least, above, most = (getattr(limits.get(kind), name, None) for kind, name in ((Ge, "ge"), (Gt, "gt"), (Le, "le")))
     if words := _words(hint):
-        return ", ".join(words)
+        return f"one of {', '.join(words)}"
     if list in kinds:
         return "one or more texts"
     if str in kinds:
@@ -205,10 +206,10 @@ def _allowed(hint: Any, value: Any, example: Any) -> str:
         return "true or false"
     if int in kinds:
         to = f" to {most}" if isinstance(value, int) and most is not None and value > most else ""
-        return f"whole numbers from {least}{to}"
+        return f"a whole number from {least}{to}"
     if above is not None:
-        return f"numbers above {above}"
-    return f"{least} or numbers above" if most is None else f"numbers from {least} to {most}"
+        return f"a number above {above}"
+    return f"a number from {least}" + ("" if most is None else f" to {most}")
 
 
 def groups_of(config: type[Any]) -> dict[str, Group]:

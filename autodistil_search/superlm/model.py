@@ -454,7 +454,8 @@ class AutoDistilModel(_AutoDistil):
             InputError: if the subnet is not in the space of this SuperLM.
         """
         self.space.encode(subnet)
-        student = AutoDistilModel(self.config.resized(subnet))
+        with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced, must not use up random numbers
+            student = AutoDistilModel(self.config.resized(subnet))
         nn.Module.to(student, self.device, self.dtype)
         sources = [self.word_embeddings, self.position_embeddings, self.token_type_embeddings, self.embedding_norm]
         targets = [student.word_embeddings, student.position_embeddings, student.token_type_embeddings]

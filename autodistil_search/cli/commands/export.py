@@ -15,8 +15,16 @@ if TYPE_CHECKING:
 
 
 def _add_export(parser: CommandParser) -> None:
-    parser.add_argument("model", type=as_text, help="Folder of a finished search, distil or finetune, or of a student.")
-    parser.add_argument("--out", type=as_text, required=True, help="Folder to write: new, empty, or an earlier export.")
+    parser.add_argument(
+        "model", type=as_text, metavar="MODEL", help="Folder of a finished search, distil or finetune, or of a student."
+    )
+    parser.add_argument(
+        *("-o", "--out"),
+        type=as_text,
+        metavar="FOLDER",
+        required=True,
+        help="Folder to write: new, empty, or an earlier export.",
+    )
     add_settings(parser, ExportOptions)
 
 

@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 
 
 def _add_partition(parser: CommandParser) -> None:
-    parser.add_argument("space", type=as_text, help="Search space: name of a shipped space, or path of a YAML file.")
-    parser.add_argument("--k", type=as_whole_number, required=True, help="Number of sub-spaces.")
-    parser.add_argument("--out", type=as_text, default=".", help="Folder for the YAML files.")
+    parser.add_argument("space", type=as_text, metavar="SPACE", help="Name of a shipped space, or a YAML file.")
+    parser.add_argument("--k", type=as_whole_number, metavar="N", required=True, help="Number of sub-spaces.")
+    parser.add_argument(
+        *("-o", "--out"),
+        type=as_text,
+        metavar="FOLDER",
+        default=".",
+        help="Folder for the YAML files; the current one if not given.",
+    )
 
 
 def _partition(settings: Mapping[str, Any], _: Reporter) -> Outcome:

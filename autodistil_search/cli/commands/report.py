@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def _add_report(parser: CommandParser) -> None:
-    parser.add_argument("runs", type=as_text, nargs="+", help="Folders of finished searches.")
+    parser.add_argument("runs", type=as_text, nargs="+", metavar="RUN", help="Folders of finished searches.")
     parser.add_argument(
-        "--out",
+        *("-o", "--out"),
         type=as_text,
+        metavar="FOLDER",
         help="Folder to write to: new, empty, or of an earlier report. The default is the folder of a single search, "
         "or a new folder beside the first of several.",
     )

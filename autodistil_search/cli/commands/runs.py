@@ -23,7 +23,7 @@ def _add_runs(parser: CommandParser) -> None:
         type=as_text,
         nargs="*",
         metavar="FOLDER",
-        help="Folders of runs, or folders that hold them; runs and superlms if not given.",
+        help="Folders of runs, or folders that hold them; runs, superlms and compressed if not given.",
     )
 
 

@@ -131,7 +131,7 @@ def _invocation(action: Any) -> str:
 def _escaped(text: str) -> str:
     """Return plain text as Markdown for a table's cell, with its lines and with flags as code."""
     lines = (html.escape(" ".join(line.split()), quote=False) for line in text.splitlines())
-    text = re.sub(r"([|*_\[\]`])", r"\\\1", "<br>".join(lines))
+    text = re.sub(r"([|*_\[\]])", r"\\\1", "<br>".join(lines))
     return re.sub(r"(?<![\w-])--[a-z][a-z-]*(?:\\_[a-z-]+)*", lambda match: f"`{match[0]}`".replace("\\", ""), text)
 
 

@@ -371,6 +371,7 @@ def test_every_flag_named_in_readme_and_docs_exists():
     known |= {"--multi_gpu", "--num_processes", "--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"}
     known |= {"--cpu", "--mixed_precision"}  # of accelerate launch and torchrun
     known |= {"--logdir"}  # of TensorBoard
+    known |= {"--extra-index-url"}  # of pip
     known |= {"--cpus-per-task", "--gres", "--mem"}  # of Slurm
     known |= {flag for dask in (dask_scheduler.main, dask_worker.main) for entry in dask.params for flag in entry.opts}
     for page in PAGES:

@@ -134,15 +134,15 @@ def test_a_chosen_setting_is_refused_though_it_is_the_default(tmp_path, refusal)
         with pytest.raises(InputError, match=rf"^{flag(name)} .*, but --superlm x was trained with "):
             SearchConfig(superlm="x", **{name: value}).trained_as(trained)
     assert SearchConfig(superlm="x", steps=5).trained_as(trained).batch_size == 2
-    left_open = replace(SearchConfig(superlm="x", steps=7), steps=200)
+    left_open = replace(SearchConfig(superlm="x", steps=7), steps=400)
     assert left_open.trained_as(trained).steps == 5
     assert SearchConfig(superlm="x", text=["packaged"]).trained_as(TrainConfig()).texts == ["packaged"]
 
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(trained.to_dict()))
-    (tmp_path / "given.yaml").write_text("steps: 200\n")
-    for chosen in (["--steps", "200"], ["--config", str(tmp_path / "given.yaml")], ["--config", "{steps: 200}"]):
+    (tmp_path / "given.yaml").write_text("steps: 400\n")
+    for chosen in (["--steps", "400"], ["--config", str(tmp_path / "given.yaml")], ["--config", "{steps: 400}"]):
         line = refusal(["search", "--superlm", str(tmp_path), "--out", str(tmp_path / "run"), *chosen])
-        assert f"--steps 200, but --superlm {tmp_path} was trained with 5; allowed: that, or to leave it out" in line
+        assert f"--steps 400, but --superlm {tmp_path} was trained with 5; allowed: that, or to leave it out" in line
 
 
 def test_with_a_superlm_the_seed_is_that_of_the_search():

@@ -106,7 +106,7 @@ class TrainConfig:
     subnet_weights: Annotated[str, TRAINING] = ""
     in_place: Annotated[Annotated[float, Ge(0), Le(1)], TRAINING] = 0.0
     hidden: Annotated[Annotated[float, Ge(0)], TRAINING] = 1.0
-    steps: Annotated[Steps, TRAINING, Usual("n")] = 200
+    steps: Annotated[Steps, TRAINING, Usual("n")] = 400
     batch_size: Annotated[Count, TRAINING, Usual("b")] = 4
     accumulate: Annotated[Count, TRAINING] = 1
     lr: Annotated[Rate | None, TRAINING, Usual(), Placeholder("RATE")] = None

@@ -31,7 +31,7 @@ HEADLINE = Headline(
 def test_a_headline_says_what_is_picked_what_it_saves_and_what_it_keeps():
     assert HEADLINE.sentences == [
         "Best student within half of the FLOPs of TinyBERT 4x312 (312M): tiny 4x128, ratio 2, 8 heads of 16, 200M "
-        "FLOPs, row 7 of the frontier.",
+        "FLOPs, relation loss 0.7, row 7 of the frontier.",
         "Beside the teacher, it has 5M of 22.7M parameters (4.5 times smaller), 14% of the FLOPs, and takes 2 ms "
         "instead of 10 ms (5.0 times faster; 1 x 128 tokens, cpu).",
         "Its sentence similarities agree with the teacher's at a rank correlation of 0.81 on 256 held-out passages of "

@@ -99,7 +99,8 @@ class Headline:
 
     def _pick_words(self) -> str:
         budget = f"half of the FLOPs of {self.budget_of} ({_amount(self.budget)})"
-        named = f"{self.pick.name}, {_amount(self.pick.flops)} FLOPs, row {self.row} of the frontier"
+        score = "" if self.pick.score is None else f"{self.measure} {self.pick.score:.3g}, "
+        named = f"{self.pick.name}, {_amount(self.pick.flops)} FLOPs, {score}row {self.row} of the frontier"
         if self.kept:
             return f"Best student within {budget}: {named}."
         return f"No student of the frontier costs at most {budget}. The knee: {named}."

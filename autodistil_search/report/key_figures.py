@@ -51,7 +51,7 @@ def _headline_cards(headline: Headline) -> list[Card]:
     pick_words, cost_words, *similarity_words = headline.sentences
     pick = headline.pick
     found = [
-        Card("Pick for a budget", "-" if pick.score is None else shown(pick.score), pick_words),
+        Card("Pick for a budget", f"{shown(pick.flops)} FLOPs", pick_words),
         Card("Speed-up against the teacher", f"{headline.faster:.1f} times", cost_words),
     ]
     if pick.similarity is not None:

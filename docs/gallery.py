@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from autodistil_search.cli.main import main as run_command
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -111,6 +113,9 @@ def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
     save_images(text, run_blocks(text), IMAGES)
     save_screenshots(IMAGES)
+    for path in IMAGES.glob("*.png"):
+        with Image.open(path) as image:
+            image.convert("RGB").quantize(256).save(path, optimize=True)  # a third of the size, and looks alike
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def test_half_of_a_teacher_is_its_first_layers(toy_teacher, toy_batch, model_typ
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda folder, save: "shape", "cannot be loaded"),
+        (lambda folder, save: "shape", r"--baselines 'shape' \(did you mean 'shapes'\?\)"),
         (
             lambda folder, save: str(save("electra", embedding_size=32)),
             "cannot be scored as it is: .*norm before its embeddings' projection",

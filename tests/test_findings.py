@@ -51,6 +51,10 @@ OF_EACH_KIND = [
     Finding(findings.UNCHECKED, {"folder": "tiny"}),
     Finding(findings.TRAINING, {"steps": 5, "tokens": 1000}),
     Finding(findings.VERSUS_BASELINE, AGAINST),
+    Finding(
+        findings.AT_EDGE,
+        {"space": "tiny", "subnets": 9, "sizes": [{"size": "heads", "value": 10, "edge": "most"}]},
+    ),
 ]
 
 

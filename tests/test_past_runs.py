@@ -34,7 +34,8 @@ def runs(toy_config, searched, tmp_path, monkeypatch):
     return run
 
 
-def test_every_run_is_listed_with_its_state_and_figures(runs, printed_json, capsys):
+def test_every_run_is_listed_with_its_state_and_figures(runs, printed_json, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     found = {run["folder"]: run for run in printed_json(["runs"])["runs"]}
     assert {folder: (run["state"], run["remark"][:30]) for folder, run in found.items()} == {
         "runs/broken": ("damaged", "runs/broken/frontier.csv is da"),

@@ -16,6 +16,7 @@ def run(toy_config):
 
 
 def test_a_run_is_reported_again_alone_and_with_others(run, tmp_path, capsys, refusal, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr("autodistil_search.report.figures.FORMATS", ("svg",))  # test_report.py has the others
     tables = {path: path.read_bytes() for path in run.folder.glob("*.csv")}
     page = run.folder / "report.html"

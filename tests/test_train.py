@@ -107,7 +107,7 @@ def test_two_processes_with_half_the_batch_each_train_the_weights_of_one(toy_tra
 
 def test_a_search_of_a_trained_superlm_gives_what_a_search_that_trains_gives(toy_config, toy_training, tmp_path):
     trained = train(toy_training)
-    config = replace(toy_config, steps=200, superlm=str(trained), out=str(tmp_path / "of-trained"))
+    config = replace(toy_config, steps=400, superlm=str(trained), out=str(tmp_path / "of-trained"))
     found = search(replace(config, batch_size=4))  # the defaults: what the SuperLM was trained with is taken over
     expected = search(replace(toy_config, steps=5, batch_size=4))
     assert found.evaluations.equals(expected.evaluations)
@@ -119,7 +119,7 @@ def test_a_search_of_a_trained_superlm_gives_what_a_search_that_trains_gives(toy
 
 def test_other_training_settings_than_those_of_the_superlm_are_refused(toy_config, toy_training):
     trained = train(toy_training)
-    plain = {"steps": 200, "batch_size": 4, "superlm": str(trained)}  # 200 is the default: not asked for
+    plain = {"steps": 400, "batch_size": 4, "superlm": str(trained)}  # 400 is the default: not asked for
     with pytest.raises(
         InputError, match=r"^--lr 0\.1, but --superlm .* was trained with the default; allowed: that, or to"
     ):
@@ -130,7 +130,7 @@ def test_other_training_settings_than_those_of_the_superlm_are_refused(toy_confi
 
 def test_a_chosen_setting_is_refused_though_it_is_the_default(tmp_path, refusal):
     trained = TrainConfig(steps=5, batch_size=2, hidden=0.5, text=["/texts/a.txt"])
-    for name, value in (("steps", 200), ("batch_size", 4), ("hidden", 1.0), ("text", ["packaged"]), ("stream", True)):
+    for name, value in (("steps", 400), ("batch_size", 4), ("hidden", 1.0), ("text", ["packaged"]), ("stream", True)):
         with pytest.raises(InputError, match=rf"^{flag(name)} .*, but --superlm x was trained with "):
             SearchConfig(superlm="x", **{name: value}).trained_as(trained)
     assert SearchConfig(superlm="x", steps=5).trained_as(trained).batch_size == 2
@@ -167,7 +167,7 @@ def test_with_a_superlm_the_seed_is_that_of_the_search():
 
 def test_a_search_seed_changes_which_subnets_are_scored_and_nothing_else(toy_config, toy_training, tmp_path):
     trained = train(toy_training)
-    config = replace(toy_config, steps=200, batch_size=4, superlm=str(trained), engine="random")
+    config = replace(toy_config, steps=400, batch_size=4, superlm=str(trained), engine="random")
     runs = [search(replace(config, seed=seed, out=str(tmp_path / f"{seed}"))) for seed in (0, 3)]
     first, second = (
         run.evaluations.drop(columns="space").set_index(["layers", "hidden_size", "mlp_ratio", "heads"]) for run in runs
@@ -189,7 +189,7 @@ def test_a_superlm_whose_text_has_changed_since_is_refused(toy_config, toy_train
     trained = train(toy_training)
     text.write_text("w1 w2 w3\n\nw4 w5 w6\n" * 200)
     with pytest.raises(InputError, match=r"other settings: text was '\w+' and is now '\w+'"):
-        search(replace(toy_config, steps=200, batch_size=4, superlm=str(trained)))
+        search(replace(toy_config, steps=400, batch_size=4, superlm=str(trained)))
 
 
 @pytest.mark.parametrize("change", [{"mlp_ratio": [1.0, 2.0]}, {"depth": "prefix"}])  # the largest stays what it was
@@ -198,7 +198,7 @@ def test_a_superlm_whose_space_has_changed_since_is_refused(change, toy_config, 
     before = load_space("debug").to_dict() | {"name": "007"}
     space.write_text(yaml.safe_dump(before))
     trained = train(replace(toy_training, space=str(space)))
-    config = replace(toy_config, space=str(space), steps=200, batch_size=4, superlm=str(trained))
+    config = replace(toy_config, space=str(space), steps=400, batch_size=4, superlm=str(trained))
     assert set(search(config).evaluations["space"]) == {"007"}  # a name, however it looks
     space.write_text(yaml.safe_dump(before | change))
     with pytest.raises(InputError, match=r"space '007' has changed since .* was trained"):
@@ -210,7 +210,7 @@ def test_an_unfinished_superlm_is_not_searched(toy_config, toy_training):
     for name in ("trainer_state.json", "manifest.json"):
         (trained / "superlm" / "debug" / name).unlink()
     with pytest.raises(InputError, match="is not finished; the same train command continues it"):
-        search(replace(toy_config, steps=200, batch_size=4, superlm=str(trained)))
+        search(replace(toy_config, steps=400, batch_size=4, superlm=str(trained)))
 
 
 def test_a_folder_with_another_training_is_refused_and_execution_may_change(toy_training):
@@ -282,7 +282,7 @@ def test_a_finished_superlm_is_taken_as_it_is_though_defaults_have_changed_and_n
     monkeypatch.setattr("autodistil_search.runs.train.start_from", none)
     train(replace(toy_training, lr=None))
     monkeypatch.setattr("autodistil_search.runs.training_inputs.default_learning_rate", lambda _: 1e-5)
-    run = search(replace(toy_config, steps=200, batch_size=4, superlm=toy_training.out))
+    run = search(replace(toy_config, steps=400, batch_size=4, superlm=toy_training.out))
     taken = load_file(run.folder / "superlm" / "debug" / "model.safetensors")
     assert taken.keys() == again.keys()
     assert all(taken[name].equal(tensor) for name, tensor in again.items())

@@ -8,12 +8,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from autodistil_search.base.distributed import launched
+from autodistil_search.base.distributed import launched, machine
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.executors import open_executor, open_team
 from autodistil_search.base.files import cache_folder
@@ -40,6 +40,7 @@ from autodistil_search.report.data import (
     pareto_report,
 )
 from autodistil_search.report.findings import LATENCY_PREDICTED, Finding
+from autodistil_search.report.headline import Headline, read_headline
 from autodistil_search.report.run_parts import run_part
 from autodistil_search.report.writing import write_report
 from autodistil_search.runs.best_student import headline_of
@@ -119,7 +120,7 @@ def search(
                 report = _report(inputs, archive, scorer, measured, engines, exact, started=prepared.findings)
                 if inputs.predicts:
                     report = _with_measured_latency(report, inputs, archive)
-                headline = headline_of(report, inputs, scorer, reporter)
+                headline = _headline(report, inputs, scorer, archive, reporter)
                 runs = [run_part(folder, report.conditions, report.exact)]
                 report = replace(report, runs=runs, headline=headline)
                 write_report(report, folder)
@@ -443,6 +444,20 @@ def _versus_baselines(inputs: SearchInputs, archive: Archive, measured: pd.DataF
     table = evaluation_table(archive.evaluations, [column.name for column in inputs.columns])
     kept = table[keeps(table, inputs.constraints)]
     return against_frontier(kept, measured, proxy) if len(kept) else []
+
+
+def _headline(
+    report: ParetoReport, inputs: SearchInputs, scorer: Scorer, archive: Archive, reporter: Reporter
+) -> Headline | None:
+    """Return the headline of a report, measured once on each machine for the same frontier and baselines."""
+    compared = f"{machine()}\n{report.frontier.to_csv()}\n{report.baselines.to_csv()}"
+    digest = hashlib.sha256(compared.encode()).hexdigest()[:16]
+
+    def measured() -> dict[str, Any] | None:
+        headline = headline_of(report, inputs, scorer, reporter)
+        return None if headline is None else headline.record()
+
+    return read_headline(archive.fixed(f"headline {digest}", measured))
 
 
 def _with_measured_latency(report: ParetoReport, inputs: SearchInputs, archive: Archive) -> ParetoReport:

@@ -281,6 +281,15 @@ def test_every_baseline_is_drawn_however_many(report):
     assert {f"B{i}" for i in range(10)} <= {trace["name"] for trace in overlay_traces(many, FLOPS, RELATION_LOSS)}
 
 
+def test_a_legend_of_long_names_takes_no_more_width_than_its_figure(report):
+    named = replace(report, baselines=report.baselines.assign(name="a baseline of several runs with a long name"))
+    for figure in (frontier_figure(report), frontier_figure(named), frontier_figure(report, figures.ONE_COLUMN)):
+        figure.canvas.draw()
+        legend = figure.legends[0].get_window_extent()
+        assert legend.x0 >= 0
+        assert legend.x1 <= figure.bbox.width
+
+
 def test_a_baseline_far_off_is_drawn_on_the_edge_with_its_value(report):
     scored = report.evaluations["relation_loss"]
     dear = 2 * report.evaluations["flops"].max()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,9 @@ from autodistil_search.report.views import (
 _LETTERS_PER_INCH = 11
 """Letters of an axis label for each inch of its panel's width in print."""
 
+_CHARACTER, _HANDLE = 0.58, 5.0
+"""Widths in a legend, in units of the font size: a character on average, and a marker with its margins."""
+
 ONE_COLUMN, TWO_COLUMNS, SCREEN = 3.3, 6.9, 7.2
 """Widths in inches: one column and two columns of a paper, and figures for screens."""
 COLUMNS = {"one-column": ONE_COLUMN, "two-columns": TWO_COLUMNS}
@@ -106,8 +109,8 @@ def frontier_figure(report: ParetoReport, width: float = SCREEN) -> Figure:
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         marks |= dict(zip(labels, handles, strict=True))
-    size = {"fontsize": 8} if width == SCREEN else {}
-    style: dict[str, Any] = {"loc": "outside lower center", "ncols": _legend_columns(width), "frameon": False, **size}
+    style: dict[str, Any] = {"fontsize": 8} if width == SCREEN else {}
+    style |= {"loc": "outside lower center", "ncols": _legend_columns(width, list(marks)), "frameon": False}
     figure.legend(list(marks.values()), list(marks), **style)
     return figure
 
@@ -116,8 +119,15 @@ def _panel_height(width: float, across: int) -> float:
     return 4.2 if width == SCREEN else 0.78 * width / max(across, 1) if across > 1 else min(0.72 * width, 3.6)
 
 
-def _legend_columns(width: float) -> int:
-    return 2 if width == ONE_COLUMN else 3
+def _legend_columns(width: float, names: Sequence[str]) -> int:
+    """Return the greatest number of columns, at most 3, in which a legend of these names fits into `width` inches."""
+    em = (8 if width == SCREEN else 6) / 72
+    for columns in range(2 if width == ONE_COLUMN else 3, 1, -1):
+        rows = -(-len(names) // columns)
+        longest = [max(map(len, names[first : first + rows])) for first in range(0, len(names), rows)]
+        if sum(_CHARACTER * length + _HANDLE for length in longest) * em <= width:
+            return columns
+    return 1
 
 
 def draw_frontier(axes: Axes, report: ParetoReport, x: Objective, y: Objective, inches: float | None = None) -> None:

@@ -53,9 +53,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _short_measurements() -> Iterator[None]:
-    """Of a toy, a latency is the median of ten passes; half a second of them is for numbers that someone reads."""
+    """Of a toy, a latency is the median of ten passes; half a second of them is for numbers that someone reads.
+
+    So are the pairs of 256 passages.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autodistil_search.nas.hardware._SECONDS", 0.0)
+        patch.setattr("autodistil_search.runs.best_student._PASSAGES", 16)
         yield
 
 

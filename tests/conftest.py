@@ -276,9 +276,10 @@ def toy_config(_toy_settings: SearchConfig, tmp_path: Path) -> SearchConfig:
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are files without a picture: drawing them is half of the time of a toy run."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.write_bytes(b""))
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are files without a picture: drawing them is half of the time of a toy run. Not with the mark `drawn`."""
+    if request.node.get_closest_marker("drawn") is None:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.write_bytes(b""))
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,8 @@ from autodistil_search.base import default_reporter as reporting
 from autodistil_search.base.progress import ConsoleReporter
 from autodistil_search.settings.plan import OWN, PLANNED
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 COMMANDS = ("search", "train", "distil", "finetune", "validate_proxy", "export", "plan", "profile", "open_subnets")
 
 

@@ -29,6 +29,8 @@ from autodistil_search.settings.finetune import FinetuneConfig
 from autodistil_search.settings.recipes import PRESETS
 from autodistil_search.settings.validate_proxy import ValidateConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -28,6 +28,8 @@ from autodistil_search.settings.export import ExportOptions
 from autodistil_search.settings.finetune import FinetuneConfig
 from autodistil_search.teachers.loading import load_as_student, load_teacher
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def made(_toy_settings: SearchConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:

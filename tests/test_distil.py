@@ -20,6 +20,8 @@ from autodistil_search.cli.main import main
 from autodistil_search.runs.distil import distil
 from autodistil_search.settings.distil import DistilConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def run(toy_config, searched):
@@ -33,6 +35,7 @@ def config(run, tmp_path):
     )
 
 
+@pytest.mark.drawn
 def test_a_student_starts_as_the_subnet_it_was_and_gets_better(run, config):
     found = distil(config)
     row = run.frontier.iloc[0]

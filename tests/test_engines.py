@@ -20,6 +20,8 @@ from autodistil_search.nas.objectives import Objective
 from autodistil_search.nas.pareto import hypervolume, is_on_frontier
 from autodistil_search.spaces.search_space import SearchSpace, load_space
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ERROR = Objective("error", "error", "", "minimize")
 SIZE = Objective("size", "size", "", "minimize")
 SPEED = Objective("speed", "speed", "", "maximize")

@@ -12,6 +12,8 @@ import pytest
 from autodistil_search.cli.main import main
 from autodistil_search.runs.past_runs import find_runs
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def runs(toy_config, searched, tmp_path, monkeypatch):

@@ -28,6 +28,8 @@ from autodistil_search.tasks.fine_tuning import Prepared, fine_tune
 from autodistil_search.tasks.labelled_data import load_task
 from autodistil_search.teachers.teacher import Teacher
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def held_out(toy_batch: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:

@@ -14,6 +14,8 @@ from autodistil_search.spaces.cost import params
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.teachers.loading import load_teacher
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def written(root, texts):
     for name, text in texts.items():

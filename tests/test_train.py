@@ -26,6 +26,8 @@ from autodistil_search.spaces.cost import params
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.text.sources import Shard
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def toy_training(toy_config: SearchConfig, tmp_path: Path) -> TrainConfig:
@@ -46,6 +48,7 @@ def flags(config: TrainConfig) -> list[str]:
     return [*given, "--text", *config.texts]
 
 
+@pytest.mark.drawn
 def test_train_leaves_a_superlm_its_logs_and_a_figure(toy_training):
     folder = train(toy_training)
     assert {path.name for path in folder.iterdir() if path.name != ".lock"} == {

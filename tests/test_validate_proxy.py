@@ -18,6 +18,8 @@ from autodistil_search.settings.validate_proxy import ValidateConfig
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.search_space import load_space
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.mark.parametrize("name", ["tiny", "small", "elastic"])
 def test_subnets_are_drawn_within_narrow_bands_over_the_whole_range(name):
@@ -70,6 +72,7 @@ def config(run, table):
     )  # fmt: skip
 
 
+@pytest.mark.drawn
 def test_every_measure_is_there_and_ranks_are_those_of_the_rows(run, config):
     found = validate_proxy(config)
     rows = pd.read_csv(found.folder / "subnets.csv")

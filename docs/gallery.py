@@ -73,7 +73,10 @@ def save_screenshots(images: Path) -> None:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=["--no-sandbox"]
         )
-        pages = {"report": Path("runs/gallery/report.html").absolute().as_uri(), "dashboard": address}
+        pages = {
+            "report": Path("runs/gallery/report.html").absolute().as_uri(),
+            "dashboard": f"{address}/dashboard/studies/0",
+        }
         for name, url in pages.items():
             page = browser.new_page(viewport=_SIZE)
             page.goto(url)
@@ -84,7 +87,7 @@ def save_screenshots(images: Path) -> None:
 
 @contextmanager
 def served(journal: Path) -> Iterator[str]:
-    """Serve a journal file by Optuna Dashboard; yield the address of its first study."""
+    """Serve a journal file by Optuna Dashboard; yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = [sys.executable, "-c", "from optuna_dashboard._cli import main; main()", "--port", str(port), str(journal)]
@@ -97,7 +100,7 @@ def served(journal: Path) -> Iterator[str]:
                 break
             except OSError:
                 time.sleep(0.1)
-        yield f"{address}/dashboard/studies/0"
+        yield address
     finally:
         server.kill()
         server.wait()

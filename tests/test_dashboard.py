@@ -1,14 +1,11 @@
 """A search as Optuna Dashboard shows it, in a real browser."""
 
 import re
+import runpy
 import shutil
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,28 +16,7 @@ BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), No
 QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
 
 
-@contextmanager
-def dashboard(storage):
-    """The address of a dashboard on that journal file."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from optuna_dashboard._cli import main; main()"]
-    server = subprocess.Popen(
-        [*command, "--port", str(port), str(storage)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{address}/api/studies", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield address
-    finally:
-        server.kill()
-        server.wait()
+dashboard = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "gallery.py"))["served"]
 
 
 def page(address, folder):

@@ -57,7 +57,11 @@ def blocks(language: str, page: str = "README.md") -> list[str]:
 
 def test_the_python_of_readme_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec("\n".join(blocks("python")), {})
+    names: dict = {}
+    exec("\n".join(blocks("python")), names)
+    assert names["again"].frontier.equals(names["run"].frontier)
+    assert names["student"].num_parameters() == names["run"].pick("flops<=6M")["params"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in Path("student").iterdir()}
 
 
 def test_the_python_of_a_search_and_its_report_runs_as_written(tmp_path, monkeypatch):

@@ -65,10 +65,7 @@ class Distilled:
 def distil(config: DistilConfig, reporter: Reporter | None = None, callback: Callback | None = None) -> Distilled:
     """Train the student `config.pick` of `config.run` into `config.folder`, or continue a stopped training.
 
-    Args:
-        config: Settings of the training.
-        reporter: Receiver of progress and messages; by default nothing is shown.
-        callback: Function that gets the metrics of the main process; see `tracking.Callback`.
+    The arguments are those of `autodistil_search.distil`; without a reporter, nothing is shown.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another training.

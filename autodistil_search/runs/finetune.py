@@ -122,11 +122,7 @@ def finetune(
 ) -> FinetuneRun:
     """Fine-tune `config.model` on `config.task` into `config.folder`, or continue a stopped fine-tuning.
 
-    Args:
-        config: Settings of the fine-tuning.
-        reporter: Receiver of progress and messages; by default nothing is shown.
-        executor: Executor whose workers train the learning rates, and then the seeds; see `search`.
-        callback: Function that gets the metrics; see `tracking.Callback`.
+    The arguments are those of `autodistil_search.finetune`; without a reporter, nothing is shown.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another fine-tuning.

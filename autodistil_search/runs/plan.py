@@ -111,17 +111,7 @@ def plan(
 ) -> PlannedTraining:
     """Return an estimate of the steps, hours, device memory and checkpoints of a training.
 
-    Args:
-        config: Settings of the training. Its steps and batch size are ignored.
-        reporter: Receiver of progress.
-        steps: Training steps.
-        tokens: Tokens to train on, such as "26B", in place of `steps`; rounded up to whole steps.
-        devices: Devices that share each step.
-        batch_size: Blocks of a step on all devices; by default 4 for each device.
-        device_name: Device to plan for by its known rates, such as "H100"; by default steps are timed on this machine.
-        flops_per_second: Sustained FLOP/s of a device, such as "400T"; by default that of `device_name`.
-        bandwidth: Sustained bytes per second of a device's memory, such as "2.7T"; by default that of `device_name`.
-        launch_microseconds: Microseconds that the host needs to launch an operation.
+    The arguments are those of `autodistil_search.plan`; without a reporter, nothing is shown.
 
     Raises:
         InputError: if an input cannot be used, or a device is unknown.

@@ -92,9 +92,7 @@ class Profiles:
 def profile(config: SearchConfig, plugins: Plugins | None = None) -> Profiles:
     """Return the costs of the smallest, median and largest subnet of each space, as a guide for constraints.
 
-    Args:
-        config: Settings; only those of `settings.search.PROFILED` matter.
-        plugins: Costs, teachers and spaces that `config` may name, in addition to installed ones.
+    The arguments are those of `autodistil_search.profile`.
 
     Raises:
         InputError: if an input cannot be used.

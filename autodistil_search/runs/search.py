@@ -84,13 +84,7 @@ def search(
 
     A stopped run in the folder is continued. Finished steps are not repeated.
 
-    Args:
-        config: Settings of the search.
-        reporter: Receiver of progress and messages; by default nothing is shown.
-        plugins: Objectives, engines and other parts that `config` may name, in addition to installed ones.
-        executor: `concurrent.futures` executor, or `distributed.Client`, whose workers tokenize large text, score
-            subnets and train baselines; takes precedence over `config.executor`. The results do not depend on it.
-        callback: Function that gets the metrics of trainings and search; see `tracking.Callback`.
+    The arguments are those of `autodistil_search.search`; without a reporter, nothing is shown.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another run.
@@ -141,11 +135,7 @@ def open_subnets(
     The SuperLM is trained first, or its training is continued, as in `search`. Scores are kept in the archive that
     `search` would use. The engine and the budget of `config` are ignored.
 
-    Args:
-        config: Settings of the search.
-        reporter: Receiver of progress and messages; by default nothing is shown.
-        plugins: Parts that `config` may name, in addition to installed ones.
-        executor: Executor whose workers score the subnets; see `search`.
+    The arguments are those of `autodistil_search.open_subnets`; without a reporter, nothing is shown.
 
     Raises:
         InputError: if an input cannot be used, `config` has several spaces, or the folder holds another run.

@@ -61,11 +61,7 @@ def train(
 ) -> Path:
     """Train the SuperLM of each space, or continue a stopped training, and return `config.folder`.
 
-    Args:
-        config: Settings of the training.
-        reporter: Receiver of progress and messages; by default nothing is shown.
-        executor: Executor whose workers tokenize large text; see `search`.
-        callback: Function that gets the metrics of the main process; see `tracking.Callback`.
+    The arguments are those of `autodistil_search.train`; without a reporter, nothing is shown.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another training.

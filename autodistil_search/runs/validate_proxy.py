@@ -126,10 +126,7 @@ def validate_proxy(
 
     Each subnet is recorded once it is measured. A stopped validation is continued.
 
-    Args:
-        config: Settings of the validation.
-        reporter: Receiver of progress and messages; by default nothing is shown.
-        executor: Executor whose workers measure the subnets; see `search`.
+    The arguments are those of `autodistil_search.validate_proxy`; without a reporter, nothing is shown.
 
     Raises:
         InputError: if an input cannot be used, or the folder holds another validation.

@@ -29,7 +29,7 @@ from autodistil_search.base.device import choose_device
 from autodistil_search.base.files import cache_folder
 from autodistil_search.base.user_input import PACKAGED
 from autodistil_search.nas.objectives import Objective
-from autodistil_search.nas.sentence_similarity import SentenceSimilarity
+from autodistil_search.nas.sentence_similarity import PASSAGES, SentenceSimilarity
 from autodistil_search.report.data import against_frontier
 from autodistil_search.runs.finished_run import Run
 from autodistil_search.runs.run_folder import model_folder
@@ -38,8 +38,6 @@ from autodistil_search.teachers.loading import load_as_student, load_teacher
 from autodistil_search.text.token_store import load_corpus
 
 PHRASES = "phrases"
-PASSAGES = 256
-"""Held-out passages; the similarities of all pairs are compared."""
 STUDENT, BASELINE, TEACHER = "student of the frontier", "baseline", "teacher"
 DRAWN = "subnet at random"
 NEAR = 0.05

@@ -59,7 +59,7 @@ def _short_measurements() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autodistil_search.nas.hardware._SECONDS", 0.0)
-        patch.setattr("autodistil_search.runs.best_student._PASSAGES", 16)
+        patch.setattr("autodistil_search.nas.sentence_similarity.PASSAGES", 16)
         yield
 
 

@@ -14,6 +14,8 @@ from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.teachers.teacher import Teacher
 
+PASSAGES = 256
+"""Number of passages in a report; all pairs of them are compared."""
 PASSAGE_TOKENS = 32
 """Tokens of a passage, end tokens included: about one sentence. Longer blocks of one text are all alike."""
 _AT_ONCE = 32

@@ -10,12 +10,11 @@ import pandas as pd
 from torch import nn
 
 from autodistil_search.base.progress import Reporter
-from autodistil_search.nas import hardware
+from autodistil_search.nas import hardware, sentence_similarity
 from autodistil_search.nas.baseline_training import SHAPES
 from autodistil_search.nas.baselines import COPY
 from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.nas.hardware import Load
-from autodistil_search.nas.sentence_similarity import SentenceSimilarity
 from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.headline import BASELINE, KNEE, PICK, TEACHER, Headline, Standing
 from autodistil_search.runs.scoring import Scorer
@@ -26,8 +25,6 @@ from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.model_folder import load_model
 
 _BUDGET_OF = "TinyBERT 4x312"
-_PASSAGES = 256
-"""Number of held-out passages; all pairs of them are compared."""
 
 
 def headline_of(report: ParetoReport, inputs: SearchInputs, scorer: Scorer, reporter: Reporter) -> Headline | None:
@@ -93,7 +90,8 @@ class _Comparison:
         self._inputs, self._scorer, self._proxy = inputs, scorer, inputs.proxy_objective.name
         tokens = min(inputs.config.measured_seq_len, inputs.teacher.vocabulary.positions)
         self.load = Load(inputs.config.latency_batch, tokens, inputs.device)
-        self.similarity = SentenceSimilarity(inputs.teacher, inputs.text.held_out.spread(_PASSAGES), inputs.device)
+        passages = inputs.text.held_out.spread(sentence_similarity.PASSAGES)
+        self.similarity = sentence_similarity.SentenceSimilarity(inputs.teacher, passages, inputs.device)
         self.disturbances: list[float] = []
 
     def student(self, role: str, row: pd.Series[Any]) -> Standing:

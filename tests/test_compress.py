@@ -96,6 +96,9 @@ _FLAGS = ("space", "teacher", "seq_len", "steps", "batch_size", "eval_blocks", "
     [
         ({"objectives": "flops,params"}, "--objectives flops,params trains no SuperLM"),
         ({"pick": "best"}, "--pick 'best'; allowed: knee, a number, or bounds"),
+        ({"pick": "flops<=banana"}, "--pick flops<= 'banana'; allowed: a number above 0"),
+        ({"pick": "flops<=3M,<=4M"}, "--pick 'flops<=3M,<=4M'; allowed: knee, a number, or bounds"),
+        ({"pick": "flops<="}, "--pick"),
         ({"finetune_lr": "fast"}, "--lr 'fast'; allowed: one or more numbers above 0"),
         ({"task": "nothing.csv"}, "task 'nothing.csv' is not known"),
     ],

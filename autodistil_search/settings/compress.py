@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.user_input import LARGEST, parse_whole_number, quoted
+from autodistil_search.nas.objectives import parse_amount
 from autodistil_search.settings.common import (
     DATA,
     MANY,
@@ -75,9 +76,22 @@ class CompressConfig(SearchConfig):
             raise InputError(
                 f"--objectives {self.objectives} trains no SuperLM, and so no student; allowed: acc among them"
             )
-        if self.pick != "knee" and parse_whole_number(self.pick) is None and not re.search("[<>=]", self.pick):
-            raise InputError(f"--pick {quoted(self.pick)}; allowed: knee, a number, or bounds such as flops<=200M")
+        self._check_pick()
         _ = self.finetune("student"), self.distil(Path("search")), self.export
+
+    def _check_pick(self) -> None:
+        """Refuse a pick that no search has, before hours of search; the names of bounds are checked with its columns.
+
+        Raises:
+            InputError: if the pick is no row and no bounds, or the amount of a bound is none.
+        """
+        if self.pick == "knee" or parse_whole_number(self.pick) is not None:
+            return
+        for bound in self.pick.split(","):
+            name, *amounts = re.split("<=|>=", bound)
+            if not name.strip() or len(amounts) != 1:
+                raise InputError(f"--pick {quoted(self.pick)}; allowed: knee, a number, or bounds such as flops<=200M")
+            parse_amount(amounts[0], f"--pick {bound.removesuffix(amounts[0]).strip()}")
 
     @property
     def search(self) -> SearchConfig:

@@ -100,7 +100,16 @@ class Page:
             "Differences are paired over the seeds, with the 95 % interval of the paired t-test.",
             "",
         ]
-        return [*lines, *aim_lines(self.scores, self.tasks), "", "## Task by task", "", *compared(self.scores), ""]
+        models = pd.DataFrame([{"kind": one.kind, "model": one.name, "flops": one.flops} for one in self.models])
+        return [
+            *lines,
+            *aim_lines(self.scores, models, self.tasks),
+            "",
+            "## Task by task",
+            "",
+            *compared(self.scores),
+            "",
+        ]
 
     def _vectors(self) -> list[str]:
         if self.vectors.empty:
@@ -112,7 +121,7 @@ class Page:
         costs, seconds = self._commands.costs, self._run.summary["seconds"]
         phases = ", ".join(f"{name} {value:,.0f} s" for name, value in seconds.items())
         lines = ["## Costs", ""] if costs.empty else ["## Costs", "", by_part(costs).to_markdown(index=False), ""]
-        lines += ["- Hours are those of processes: parts that ran side by side count twice.", ""] if len(costs) else []
+        lines += ["- Hours are those of processes: steps that run side by side count twice."] if len(costs) else []
         return [*lines, f"- Phases of the search, by its own record: {phases}."]
 
 
@@ -174,6 +183,7 @@ def arguments() -> argparse.Namespace:
     flag("--batch-size", type=int, default=8)
     flag("--lr", type=float, help="the default of the space if not given")
     flag("--hidden", type=float, default=1.0, help="weight of the last hidden states; 0: relations alone")
+    flag("--evaluations", type=int, default=256, help="subnets of each space that our own search scores")
     flag("--baselines", default="tinybert,minilm", help="of our own search")
     flag("--drawn", action=argparse.BooleanOptionalAction, default=False, help="random subnets beside each student")
     flag(

@@ -122,4 +122,5 @@ def by_part(costs: pd.DataFrame) -> pd.DataFrame:
         }
     )
     total = [table["steps"].sum(), table["hours"].sum(), costs["peak_mb"].max(), table["million tokens"].sum()]
-    return pd.concat([table, pd.DataFrame([total], ["all"], table.columns)]).rename_axis("part").reset_index()
+    whole = pd.concat([table, pd.DataFrame([total], ["all"], table.columns)])
+    return whole.round({"hours": 2, "million tokens": 3}).rename_axis("part").reset_index()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import threading
@@ -150,7 +151,7 @@ class Finetuning:
             step = "-".join(job.folder.parts)
             self.commands.run(self._command(job, out), part, step, lambda: self._tokens(job, results), threads=1)
         table = pd.read_csv(results).dropna(subset="chosen_by")
-        best = table[table["lr"] == table.loc[table[table["seed"] == 0]["chosen_by"].idxmax(), "lr"]]
+        best = table[table["lr"] == json.loads((out / SUMMARY).read_text())["lr"]]
         metric = _metric(self.task(job.task))
         return pd.DataFrame(
             {
@@ -207,5 +208,5 @@ def _tokens(task: str, most: int, source: str) -> int:
         tokenizer = load_tokenizer("model", source)
     rows = load_task(task).split(most)[0]
     second = None if rows.second is None else list(rows.second)
-    ids = tokenizer(list(rows.first), second, truncation=True, max_length=_TOKENS)["input_ids"]
+    ids: list[list[int]] = tokenizer(list(rows.first), second, truncation=True, max_length=_TOKENS)["input_ids"]
     return sum(map(len, ids))

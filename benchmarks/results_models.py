@@ -118,7 +118,8 @@ class Workshop:
     def _search(self) -> None:
         given, out = self.arguments, self.out / "run"
         words = ["--space", trained_config(self.superlm).space, "--superlm", str(self.superlm)]
-        words += ["--engine", "exhaustive", "--evaluations", "256", "--baselines", given.baselines, "--out", str(out)]
+        words += ["--engine", "exhaustive", "--evaluations", str(given.evaluations)]
+        words += ["--baselines", given.baselines, "--out", str(out)]
 
         def tokens() -> int:
             run = load_run(out)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import mean, stdev
+from typing import Any
 
 import pandas as pd
 
@@ -114,37 +115,46 @@ def verdict(gap: float, margin: float) -> str:
     return "met" if gap >= margin else "met on average, but the interval includes a lower mean"
 
 
-def aim_lines(scores: pd.DataFrame, tasks: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each aim, way of fine-tuning and model to compare with."""
-    whole = means(scores, tasks)
-    models = scores[_INDEX].drop_duplicates()
+def aim_lines(scores: pd.DataFrame, models: pd.DataFrame, tasks: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each aim, way of fine-tuning, model to compare with, and student within the share of FLOPs.
+
+    Args:
+        scores: A row for each model, way, task and seed.
+        models: Kind, name and FLOPs of all models of the measurement.
+        tasks: All tasks of the measurement.
+    """
+    whole, rows = means(scores, tasks), models.to_dict("records")
+    students = sorted((row for row in rows if row["kind"] == STUDENT), key=lambda row: row["flops"])
     for aim in AIMS:
-        others = models[models["kind"].isin(aim.kinds) & models["model"].str.startswith(aim.model)]
-        for (_, other), by in product(others.iterrows(), sorted({*scores["by"]}, key=[*WAYS].index)):
-            yield from _aim_lines(whole, models, aim, other, by)
+        others = [row for row in rows if row["kind"] in aim.kinds and row["model"].startswith(aim.model)]
+        for other, by in product(others, (way for way in WAYS if way in {*scores["by"]})):
+            yield from _aim_lines(whole, students, aim, other, by)
 
 
-def _aim_lines(whole: pd.DataFrame, models: pd.DataFrame, aim: Aim, other: pd.Series[object], by: str) -> Iterator[str]:
-    """Yield the lines of one aim against one model: one for each student within its share of FLOPs."""
-    ways = [by] if other["kind"] != PUBLISHED else [LABELS]  # published models have no other way
-    compared = _by_seed(whole, str(other["model"]), ways[0])
-    ending = f"; published, {WAYS[LABELS]}" if ways[0] != by else ""
-    words = (
-        f"at most {100 * aim.share:.0f} % of the FLOPs of {other['model']} and at least its mean, {WAYS[by]}{ending}"
-    )
-    cheap = models[(models["kind"] == STUDENT) & (models["flops"] <= aim.share * float(str(other["flops"])))]
-    if cheap.empty:
-        yield f"- {words}: not met, no student is as cheap"
-    for _, student in cheap.sort_values("flops").iterrows():
-        own = _by_seed(whole, str(student["model"]), by)
-        share = float(str(student["flops"])) / float(str(other["flops"]))
-        if own.empty or compared.empty:
-            yield f"- {words}: {student['model']} ({100 * share:.0f} % of the FLOPs) is not measured on all tasks yet"
-            continue
-        gap, margin = difference(own, compared)
-        interval = "" if math.isnan(margin) else f" ± {margin:.1f}"
-        figures = f"{student['model']} has {100 * share:.0f} % of the FLOPs and a mean {gap:+.1f}{interval}"
-        yield f"- {words}: **{verdict(gap, margin)}**. {figures} ({own.mean():.1f} against {compared.mean():.1f})"
+def _aim_lines(
+    whole: pd.DataFrame, students: Sequence[Mapping[Any, Any]], aim: Aim, other: Mapping[Any, Any], by: str
+) -> Iterator[str]:
+    """Yield the lines of an aim against one model; published models are compared as users fine-tune them, by labels."""
+    own_way = LABELS if other["kind"] == PUBLISHED else by
+    words = f"at most {100 * aim.share:.0f} % of the FLOPs of {other['model']} and at least its mean, {WAYS[by]}"
+    words += f" (the published model {WAYS[own_way]})" if own_way != by else ""
+    cheap = [student for student in students if student["flops"] <= aim.share * other["flops"]]
+    if not cheap:
+        yield f"- {words}: **not met**, no student is as cheap"
+    for student in cheap:
+        yield f"- {words}: {_outcome(whole, student, by, other, own_way)}"
+
+
+def _outcome(whole: pd.DataFrame, student: Mapping[Any, Any], by: str, other: Mapping[Any, Any], own_way: str) -> str:
+    """Return whether a student reaches the mean of another model, in words."""
+    own, reference = _by_seed(whole, student["model"], by), _by_seed(whole, other["model"], own_way)
+    share = f"{100 * student['flops'] / other['flops']:.0f} % of the FLOPs"
+    if own.empty or reference.empty:
+        return f"not measured on all tasks yet for {student['model']} ({share})"
+    gap, margin = difference(own, reference)
+    interval = "" if math.isnan(margin) else f" ± {margin:.1f}"
+    figures = f"{student['model']} has {share} and a mean {gap:+.1f}{interval}"
+    return f"**{verdict(gap, margin)}**. {figures} ({own.mean():.1f} against {reference.mean():.1f})"
 
 
 def _by_seed(whole: pd.DataFrame, model: str, by: str) -> pd.Series[float]:
@@ -154,11 +164,13 @@ def _by_seed(whole: pd.DataFrame, model: str, by: str) -> pd.Series[float]:
 def compared(scores: pd.DataFrame) -> Iterator[str]:
     """Yield how students compare at the score and at the FLOPs of each other model, interpolated between students."""
     for (by, task), rows in scores.groupby(["by", "task"], sort=False):
+        way = WAYS[str(by)]
         metric = str(rows["metric"].iloc[0])
         objective = Objective(metric, METRICS[metric].label, "share", "maximize", is_proxy=True)
         averages = rows.groupby(_INDEX, sort=False, as_index=False)["score"].mean()
-        named = averages.rename(columns={"score": metric, "model": "name"}).assign(how=averages["kind"], weights="")
+        how = {"name": averages["model"], "how": averages["kind"], "weights": ""}
+        named = averages.assign(**{metric: averages["score"], **how})
         students = named[named["kind"] == STUDENT]
         others = named[~named["kind"].isin([STUDENT, TEACHER])]
         for line in against_frontier(students, others, objective) if len(students) else ():
-            yield f"- {task}, {WAYS[by]}: {line}"
+            yield f"- {task}, {way}: {line}"

@@ -110,7 +110,7 @@ class Ablation:
         drawn = draw_in_bands(self.space, ALONE, ALONE_BANDS, BAND_WIDTH, 1)
         self.few, self.few_bands = [subnet for _, subnet in drawn], np.array([band for band, _ in drawn])
         settings = {name: getattr(given, name) for name in (*names, "budget", "subnets", "alone_steps", "eval_blocks")}
-        settings |= {**self._inputs.identity, "text": self._inputs.identity["text"]}
+        settings |= self._inputs.identity  # digests of teacher, text and space
         path = self._out / "settings.json"
         if path.exists():
             refuse_other_settings(read_json(path), settings, self._out)
@@ -252,7 +252,8 @@ class Comparison:
         self.losses, self.inherited = self._losses_of(ablation.subnets), self._losses_of(ablation.few)
         alone = [[ablation.alone(number, seed)["loss"] for number in range(ALONE)] for seed in self.alone_seeds]
         self.alone = np.array(alone).reshape(-1, ALONE)
-        self.edges = np.geomspace(*map(flops, ablation.space.ends), BANDS + 1)
+        smallest, largest = map(flops, ablation.space.ends)
+        self.edges: Array = np.geomspace(smallest, largest, BANDS + 1)
         self.bands = np.searchsorted(self.edges[1:-1], self.costs, side="right")
 
     def _losses_of(self, subnets: Sequence[Subnet]) -> dict[int, Array]:
@@ -315,11 +316,11 @@ class Comparison:
         if n > 1:
             t = stats.t.ppf(0.975, n - 1)
             yield (
-                f"\nMean ± standard deviation of {n} seeds. Differences are paired by seed; brackets: 95 % interval, {t:.2f} "
-                f"standard errors (Student's t, {n - 1} degrees of freedom). A mean difference below {t / n**0.5:.1f} "
-                f"standard deviations cannot be told from chance. Chance gives {n} equal signs with a probability of "
-                f"{0.5 ** (n - 1):.2g}. Seeds vary the sample of the start, the order of text and the subnets of steps. "
-                "They do not vary space, text or teacher."
+                f"\nMean ± standard deviation of {n} seeds. Differences are paired by seed, with 95 % intervals of "
+                f"± {t:.2f} standard errors (Student's t, {n - 1} degrees of freedom). A mean difference below "
+                f"{t / n**0.5:.1f} standard deviations cannot be told from chance. Chance alone gives the same sign in "
+                f"all seeds with a probability of {0.5 ** (n - 1):.2g}. Seeds vary the sample of the start, the order of "
+                "text and the subnets of each step. They do not vary space, text or teacher."
             )
 
     def _ranking(self) -> Iterator[str]:
@@ -333,9 +334,9 @@ class Comparison:
             name = f"alone, seed {self.alone_seeds[a]}, with seed {self.alone_seeds[b]}"
             yield row(name, *self._agreements(self.alone[a], self.alone[b]))
         yield (
-            f"\nKendall's tau over {ALONE} subnets, or within {ALONE_BANDS} bands of {ALONE // ALONE_BANDS}; intervals by "
-            f"bootstrap over the subnets. Target: the mean loss of training alone for {self.ablation.given.alone_steps} "
-            f"steps, seeds {', '.join(map(str, self.alone_seeds))}.\n"
+            f"\nKendall's tau over {ALONE} subnets, or within {ALONE_BANDS} bands of {ALONE // ALONE_BANDS}; intervals "
+            "by bootstrap over the subnets. Target: the mean loss of training alone for "
+            f"{self.ablation.given.alone_steps} steps, seeds {', '.join(map(str, self.alone_seeds))}.\n"
         )
         yield from head("subnet", "FLOPs", "loss alone", *(f"inherited, K = {k}" for k in self.ks))
         for number, subnet in enumerate(few):
@@ -354,7 +355,7 @@ class Comparison:
         for seed in self.alone_seeds:
             alone = [self.ablation.alone(number, seed) for number in range(ALONE)]
             yield cost_row(f"{ALONE} subnets alone, seed {seed}", alone)
-        yield "\nA time with ≥ lacks the earlier sessions of a stopped training. The peak includes what earlier pieces left."
+        yield "\nTimes with ≥ lack earlier sessions of a stopped training. Peaks include what earlier pieces left."
 
     def table(self) -> pd.DataFrame:
         """Return a row for each K, seed and scored subnet."""

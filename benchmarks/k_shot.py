@@ -175,7 +175,7 @@ class Ablation:
         """Score all subnets, each in the SuperLM of its sub-space; every subnet is in exactly one."""
 
         def score() -> dict[str, Any]:
-            losses = {}
+            losses: dict[str, float] = {}
             for part in self.parts[k]:
                 model = load_model(superlm_folder(self._out / f"k{k}-seed{seed}", part.name), AutoDistilModel)
                 self._inputs.device.place(model)
@@ -319,8 +319,8 @@ class Comparison:
                 f"\nMean ± standard deviation of {n} seeds. Differences are paired by seed, with 95 % intervals of "
                 f"± {t:.2f} standard errors (Student's t, {n - 1} degrees of freedom). A mean difference below "
                 f"{t / n**0.5:.1f} standard deviations cannot be told from chance. Chance alone gives the same sign in "
-                f"all seeds with a probability of {0.5 ** (n - 1):.2g}. Seeds vary the sample of the start, the order of "
-                "text and the subnets of each step. They do not vary space, text or teacher."
+                f"all seeds with a probability of {0.5 ** (n - 1):.2g}. Seeds vary the sample of the start, the order "
+                "of text and the subnets of each step. They do not vary space, text or teacher."
             )
 
     def _ranking(self) -> Iterator[str]:

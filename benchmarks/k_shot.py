@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from autodistil_search.base.default_reporter import default_reporter
-from autodistil_search.base.errors import InputError
+from autodistil_search.base.errors import InputError, Terminated
 from autodistil_search.base.files import read_json, refuse_other_settings, write_atomically
 from autodistil_search.base.user_input import PACKAGED
 from autodistil_search.distillation.plan import make_plan, peak_memory, reset_peak_memory, together, work_of
@@ -464,8 +464,9 @@ def main() -> None:
         ablation = Ablation(given)
         ablation.measure()
         comparison = Comparison(ablation)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    except (InputError, Terminated) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     out, text = Path(given.out), comparison.text()
     write_atomically(out / "k_shot.md", lambda path: path.write_text(text))
     write_atomically(out / "scores.csv", lambda path: comparison.table().to_csv(path, index=False))

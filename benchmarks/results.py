@@ -146,6 +146,7 @@ def measure(given: argparse.Namespace, commands: Commands, out: Path) -> list[st
     page.models, page.tasks = models, list(finetuning.tasks)
     page.vectors = of_teacher.similarities(models)
     page.write()
+    del of_teacher  # its weights would stay in memory beside those of the fine-tunings
     finetuning.run(models)
     if given.subnets:
         page.validation = validation(run, commands, out, given, finetuning.task(page.tasks[0]))

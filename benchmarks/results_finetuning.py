@@ -190,9 +190,8 @@ class Finetuning:
     def _tokens(self, job: Job, results: Path) -> int:
         """Return the tokens of all trainings of a finished fine-tuning, without padding."""
         trainings = int(pd.read_csv(results)["chosen_by"].notna().sum())
-        return (
-            trainings * self.arguments.epochs * _tokens(self.task(job.task), job.rows, model_source(job.model.source))
-        )
+        in_epoch: int = _tokens(self.task(job.task), job.rows, model_source(job.model.source))
+        return trainings * int(self.arguments.epochs) * in_epoch
 
 
 @cache
@@ -209,4 +208,4 @@ def _tokens(task: str, most: int, source: str) -> int:
     rows = load_task(task).split(most)[0]
     second = None if rows.second is None else list(rows.second)
     ids: list[list[int]] = tokenizer(list(rows.first), second, truncation=True, max_length=_TOKENS)["input_ids"]
-    return sum(map(len, ids))
+    return sum(len(row) for row in ids)

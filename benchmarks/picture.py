@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from autodistil_search.report.style import LIGHT, TEACHER_MARKER, baseline_marker, series_colour, series_marker
 
@@ -81,7 +81,7 @@ def draw(axes: Axes, rows: pd.DataFrame, column: str, spread: str | None, title:
         axes.errorbar(points["flops"], points[column], bars, label=series, capsize=2, linewidth=1, **style)
     axes.set(xscale="log", xlabel="FLOPs (multiply-adds, 128 tokens), lower is better")
     axes.set_title(f"{title}, higher is better", fontsize=10)
-    axes.set_xticks([100e6, 200e6, 400e6, 800e6, 1600e6])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda flops, _: f"{flops / 1e6:,.0f}M"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)

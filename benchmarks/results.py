@@ -141,7 +141,10 @@ def measure(given: argparse.Namespace, commands: Commands, out: Path) -> list[st
     students = workshop.students(run)
     drawn = workshop.random_subnets(run, students) if given.drawn else []
     published = of_teacher.published([name for name in given.published.split(",") if name])
-    models = [*students, *drawn, *workshop.baselines(run), of_teacher.half(), *published, of_teacher.model()]
+    models = [*students, *drawn, *workshop.baselines(run), of_teacher.half(), *published]
+    words = given.models.split(",")
+    models = [model for model in models if any(word in f"{model.kind} {model.name}" for word in words)]
+    models.append(of_teacher.model())
     finetuning = Finetuning(given, commands, out, page.tuned)
     page.models, page.tasks = models, list(finetuning.tasks)
     page.vectors = of_teacher.similarities(models)
@@ -195,6 +198,9 @@ def arguments() -> argparse.Namespace:
     flag("--picks", default="flops<=300M,flops<=450M,flops<=600M", help="students, by commas")
     tasks = "tasks of the package, or with --data folders of GLUE and `phrases`; NAME:ROWS for another number of rows"
     flag("--tasks", default="topic", help=tasks)
+    flag(
+        "--models", default="", help="parts of names or kinds, by commas; other models are left out, except the teacher"
+    )
     flag("--rows", type=int, default=20_000, help="labelled rows to train on, at most")
     flag("--by", type=_ways, default=f"{LABELS},{DISTILLATION}", help="ways of fine-tuning")
     flag("--losses", default="labels,logits,hidden,attention", help="of task distillation")
@@ -203,6 +209,9 @@ def arguments() -> argparse.Namespace:
     flag("--teacher-lr", default="2e-5,5e-5", help="rates for the teacher")
     flag("--epochs", type=int, default=3)
     flag("--seeds", type=int, default=3)
+    flag(
+        "--teacher-seeds", type=int, help="of the teacher, which takes most of the time; those of --seeds if not given"
+    )
     flag("--subnets", type=int, default=0, help="of the validation; 0 for none")
     flag("--alone-steps", type=int, default=0, help="that each of them is trained alone; 0 to measure it as it is")
     flag("--jobs", type=int, default=2, help="fine-tunings side by side, a thread each")

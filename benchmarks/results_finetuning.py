@@ -171,7 +171,8 @@ class Finetuning:
     def _command(self, job: Job, out: Path) -> list[str]:
         given = self.arguments
         words = ["finetune", job.model.source, "--task", self.task(job.task), "--train-rows", str(job.rows)]
-        words += ["--lr", self._rates(job.model.kind), "--epochs", str(given.epochs), "--seeds", str(given.seeds)]
+        seeds = given.teacher_seeds if job.model.kind == TEACHER and given.teacher_seeds is not None else given.seeds
+        words += ["--lr", self._rates(job.model.kind), "--epochs", str(given.epochs), "--seeds", str(seeds)]
         if job.by == DISTILLATION:
             words += ["--losses", given.losses, "--teacher", str(self._teachers[job.task])]
         return [*words, "--out", str(out)]

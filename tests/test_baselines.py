@@ -18,9 +18,9 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.distillation import training_step
 from autodistil_search.distillation.layer_losses import LayerTransfer
 from autodistil_search.exporting.student_folder import export_student
-from autodistil_search.nas import baseline_training
-from autodistil_search.nas.baseline_training import SHAPES
-from autodistil_search.nas.baselines import COPY, DISTILLED, DRAWN, MINILM, TINYBERT
+from autodistil_search.nas import baseline_training, baselines
+from autodistil_search.nas.baseline_training import grouped
+from autodistil_search.nas.baselines import COPY, DISTILLED, DRAWN, MINILM, SHAPES, TINYBERT, shapes_named
 from autodistil_search.runs.scoring import Scorer
 from autodistil_search.runs.search_inputs import resolve_search
 from autodistil_search.runs.validate_proxy import validate_proxy
@@ -41,14 +41,16 @@ def files(folder):
 
 def test_baselines_are_measured_alike_and_kept(toy_config, monkeypatch, tmp_path):
     monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
-    run = search(replace(toy_config, baselines="shapes"))
-    assert list(run.baselines["name"]) == list(SHAPES)
+    names = "shapes:4x312,shapes:3x384"
+    run = search(replace(toy_config, baselines=names))
+    assert list(run.baselines["name"]) == ["TinyBERT 4x312", "MiniLM 3x384"]
     vocabulary = load_teacher(toy_config.teacher).vocabulary
-    for row, subnet in zip(run.baselines.to_dict("records"), SHAPES.values(), strict=True):
+    for row in run.baselines.to_dict("records"):
+        subnet = SHAPES[row["name"]]
         assert (row["flops"], row["params"]) == (flops(subnet), params(subnet, vocabulary))
     trained = files(cache_folder() / "baselines")
     again = search(
-        replace(toy_config, baselines="shapes", space="debug", seed=0, engine="exhaustive", out=toy_config.out + "2")
+        replace(toy_config, baselines=names, space="debug", seed=0, engine="exhaustive", out=toy_config.out + "2")
     )
     pd.testing.assert_frame_equal(run.baselines, again.baselines)
     assert trained
@@ -62,7 +64,7 @@ def test_baselines_are_measured_alike_and_kept(toy_config, monkeypatch, tmp_path
 def test_only_a_teacher_without_parts_of_its_own_stands_in_for_its_shape(
     toy_config, teacher_folder, monkeypatch, model_type, sizes, how
 ):
-    monkeypatch.setattr(baseline_training, "SHAPES", {"own": Subnet(3, 48, 96, 6, 8)})
+    monkeypatch.setattr(baselines, "SHAPES", {"MiniLM own": Subnet(3, 48, 96, 6, 8)})
     exact = replace(toy_config, precision="fp32")
     run = search(replace(exact, teacher=str(teacher_folder(model_type, **sizes)), baselines="shapes"))
     (row,) = run.baselines.to_dict("records")
@@ -131,7 +133,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_trained(make, said,
 def test_tinybert_and_minilm_are_trained_by_their_own_objectives(toy_config, teacher_folder, monkeypatch):
     """Each trained twice, by its own objective and by ours: other weights, and its own loss lower for it."""
     shapes = {"TinyBERT toy": Subnet(2, 32, 64, 4, 8), "MiniLM toy": Subnet(2, 24, 64, 6, 4)}
-    monkeypatch.setattr(baseline_training, "SHAPES", shapes)
+    monkeypatch.setattr(baselines, "SHAPES", shapes)
     names = "shapes,tinybert,minilm"
     run = search(replace(toy_config, baselines=names, steps=30, batch_size=4, lr=4e-3, proxy="relation"))
     rows = run.baselines.set_index(["name", "how"])
@@ -171,7 +173,7 @@ def test_tinybert_and_minilm_are_trained_by_their_own_objectives(toy_config, tea
 
 def test_accumulate_and_compile_reach_all_that_a_search_and_its_validation_train(toy_config, monkeypatch, tmp_path):
     monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(baseline_training, "SHAPES", {"TinyBERT toy": Subnet(2, 24, 64, 6, 4)})
+    monkeypatch.setattr(baselines, "SHAPES", {"TinyBERT toy": Subnet(2, 24, 64, 6, 4)})
     step, layer_step = training_step.train_step, training_step.ModelInTraining._layer_step
     parts, compiled = [], []
 
@@ -225,7 +227,7 @@ TOY = {"MiniLM toy": Subnet(2, 24, 64, 6, 4)}
 
 def bench_of(config):
     """A function that measures a baseline that is trained, and one that is not, as a search with that cache does."""
-    baseline_training.SHAPES = TOY
+    baselines.SHAPES = TOY
     inputs = resolve_search(replace(config, steps=2, baselines="minilm,truncated"))
     proxy = Scorer(inputs, {}).proxy
 
@@ -234,9 +236,10 @@ def bench_of(config):
             teacher=inputs.teacher, begin_text=inputs.text.begin, proxy=proxy, columns=inputs.columns,
             options_of=inputs.options_of, init="random", sample_ids=inputs.sample_ids, identity={}, cache=cache,
             device=inputs.device, reporter=Reporter(), execution=inputs.execution,
+            held_out=inputs.text.held_out.spread,
         )  # fmt: skip
         names = ["minilm", "truncated"]
-        return [*bench.untrained(names, {}), *map(bench.train_and_score, bench.recipes(names, inputs.spaces))]
+        return [*bench.untrained(names, {}), *map(bench.train_and_score, grouped(bench.recipes(names, inputs.spaces)))]
 
     return measure
 
@@ -253,7 +256,7 @@ class StoppedError(BaseException):
 
 def test_a_baseline_stopped_before_a_write_is_completed_by_the_next_search(toy_config, monkeypatch, tmp_path):
     """A baseline is complete by a file that is written last, whichever file is the first that is missing."""
-    monkeypatch.setattr(baseline_training, "SHAPES", TOY)
+    monkeypatch.setattr(baselines, "SHAPES", TOY)
     measure, replace_file, left = bench_of(toy_config), os.replace, [0]
     measure(tmp_path / "whole")
 
@@ -283,7 +286,7 @@ def _measure(config, cache):
 
 
 def test_searches_side_by_side_share_a_baseline_and_do_not_mix(toy_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(baseline_training, "SHAPES", TOY)
+    monkeypatch.setattr(baselines, "SHAPES", TOY)
     processes = [SERVER.Process(target=_measure, args=(toy_config, tmp_path / "cache")) for _ in range(2)]
     for process in processes:
         process.start()

@@ -349,7 +349,7 @@ def _measure_baselines(
         untrained = scorer.bench.untrained(names, inputs.given_baselines)
         recipes = scorer.bench.recipes(names, inputs.spaces, inputs.config.baseline_factors)
         groups = grouped(recipes) if team.alone else [RecipeGroup((recipe,)) for recipe in recipes]
-        results = team.all_results(groups, reporter, "baselines", "trainings")
+        results = team.all_results(groups, reporter, "baselines", "groups") if groups else []
     trained = {
         recipe: baseline
         for group, measured in zip(groups, results, strict=True)

@@ -288,7 +288,7 @@ def bench_of(config):
 
     def measure(cache):
         here = bench(cache)
-        return [*here.untrained(names, {}), *map(here.train_and_score, grouped(here.recipes(names, [])))]
+        return [*here.untrained(names, {}), *map(here.train_and_score, grouped(here.recipes(names, [], (0.5, 1.0))))]
 
     return measure
 
@@ -362,7 +362,7 @@ def test_a_baseline_stopped_before_a_write_is_completed_by_the_next_search(toy_c
         replace_file(source, target)
 
     stops = 0
-    for step in range(1, 60, 2):
+    for step in range(1, 90, 4):
         cache, left = tmp_path / str(step), [step]
         with monkeypatch.context() as patch:
             patch.setattr("autodistil_search.base.files.os.replace", stopped)

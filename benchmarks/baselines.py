@@ -3,8 +3,8 @@
     python benchmarks/baselines.py [--teacher FOLDER] [--steps 20] [--rates 0.5,1]
 
 Baselines that learn by the same losses share each batch and the teacher's outputs. Both ways have the same text, starts
-and steps, and must end with the same weights. Times are CPU seconds of this process with one thread, without loading and
-scoring; they hardly depend on other processes. Students start from slices, so that the start takes next to no time.
+and steps, and must end with the same weights. Times are CPU seconds of this process with one thread, without loading
+and scoring; they hardly depend on other processes. Students start from slices, which takes next to no time.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from autodistil_search.report.style import LIGHT, TEACHER_MARKER, baseline_marker, series_colour, series_marker
 
 if TYPE_CHECKING:  # a script that is started by its path finds its neighbours by their bare names
-    from benchmarks.results_tables import BASELINE, DRAWN, LABELS, STUDENT, TEACHER, WAYS, means
+    from benchmarks.results_tables import DRAWN, LABELS, PUBLISHED, STUDENT, TEACHER, WAYS, means
 else:
-    from results_tables import BASELINE, DRAWN, LABELS, STUDENT, TEACHER, WAYS, means
+    from results_tables import DRAWN, LABELS, PUBLISHED, STUDENT, TEACHER, WAYS, means
 
 MEAN = "mean"
 """The `--task` of the mean over all tasks."""
@@ -36,12 +36,13 @@ def measured(folders: Sequence[Path], task: str, by: str) -> pd.DataFrame:
     Args:
         folders: Output folders of results.py.
         task: Name of a task, or `MEAN`.
-        by: Way of fine-tuning. The teacher has one way only.
+        by: Way of fine-tuning. The teacher and published models are shown by labels.
     """
     parts = []
     for folder in folders:
         scores = pd.read_csv(folder / "scores.csv")
-        scores = scores[(scores["by"] == by) | (scores["kind"] == TEACHER)]
+        way = pd.Series(by, scores.index).mask(scores["kind"].isin([TEACHER, PUBLISHED]), LABELS)
+        scores = scores[scores["by"] == way]
         kept = scores if task == MEAN else scores[scores["task"] == task]
         by_seed = means(kept, sorted({*kept["task"]})).groupby(["kind", "model", "flops"], sort=False)["mean"]
         vectors = pd.read_csv(folder / "vectors.csv")[["kind", "model", "rho"]]
@@ -70,7 +71,7 @@ def draw(axes: Axes, rows: pd.DataFrame, column: str, spread: str | None, title:
             drawn = students - 1
             marker = series_marker(drawn).matplotlib
             style = {"color": LIGHT[series_colour(drawn)], "marker": marker, "mfc": "none", "linestyle": "none"}
-        elif kind == BASELINE:
+        elif kind != TEACHER:
             marker = baseline_marker(baselines).matplotlib
             style = {"color": LIGHT["baseline"], "marker": marker, "linestyle": "none"}
             baselines += 1
@@ -82,7 +83,9 @@ def draw(axes: Axes, rows: pd.DataFrame, column: str, spread: str | None, title:
     axes.set(xscale="log", xlabel="FLOPs (multiply-adds, 128 tokens), lower is better")
     axes.set_title(f"{title}, higher is better", fontsize=10)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda flops, _: f"{flops / 1e6:,.0f}M"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda flops, _: f"{flops / 1e9:g}G" if flops >= 1e9 else f"{flops / 1e6:g}M")
+    )
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
 

@@ -22,7 +22,8 @@ from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.step_cost import launches
 from autodistil_search.distillation.training_step import subnets_of_step
 from autodistil_search.nas import hardware
-from autodistil_search.nas.proxies import BLOCKS_AT_ONCE, HIDDEN_KIND, RelationProxy, TaskBudget, task_proxy
+from autodistil_search.nas.label_free_proxies import BLOCKS_AT_ONCE, HIDDEN_KIND, RelationProxy
+from autodistil_search.nas.task_proxies import TaskBudget, task_proxy
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.teachers import initial_weights

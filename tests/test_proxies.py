@@ -18,9 +18,11 @@ from autodistil_search import search
 from autodistil_search.base.device import Device
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.progress import Reporter
-from autodistil_search.nas import proxies
+from autodistil_search.nas import label_free_proxies, task_proxies
+from autodistil_search.nas.label_free_proxies import HiddenProxy, RelationProxy
 from autodistil_search.nas.objectives import Objective
-from autodistil_search.nas.proxies import HiddenProxy, ProxyKind, RelationProxy, TaskBudget, task_proxy
+from autodistil_search.nas.proxies import ProxyKind
+from autodistil_search.nas.task_proxies import TaskBudget, task_proxy
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target, split_heads
@@ -65,7 +67,7 @@ def test_the_batch_size_inside_changes_nothing(
 ) -> None:
     model, scores = debug_superlm(), []
     for size in (1, 5, 16, 100):
-        monkeypatch.setattr(proxies, "BLOCKS_AT_ONCE", size)
+        monkeypatch.setattr(label_free_proxies, "BLOCKS_AT_ONCE", size)
         proxy = RelationProxy(toy_teacher(), held_out, 4, "kl", cpu)
         scores.append((proxy.score(model), proxy.reference))
     for score in scores[1:]:
@@ -216,7 +218,7 @@ def test_every_part_of_the_budget_changes_a_task_score(
         seen.append(torch.cat([each.flatten() for each in classifier.parameters()]))
         return ended
 
-    monkeypatch.setattr(proxies, "fine_tune", record)
+    monkeypatch.setattr(task_proxies, "fine_tune", record)
     for budget in (BUDGET, replace(BUDGET, **change)):
         proxy = task_proxy(f"task:{toy_task}", budget).make(toy_teacher(), torch.empty(0), cpu)
         proxy.score(debug_superlm(), debug_space.smallest)

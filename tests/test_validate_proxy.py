@@ -201,9 +201,9 @@ def test_from_the_command_line_and_refusals(run, table, capsys, refusal, printed
 
 
 def test_what_all_score_alike_and_what_broke_is_said(run, config, tmp_path, monkeypatch):
-    from autodistil_search.nas import proxies
+    from autodistil_search.nas import task_proxies
 
-    monkeypatch.setattr(proxies.TaskProxy, "score", lambda *_: 0.75)
+    monkeypatch.setattr(task_proxies.TaskProxy, "score", lambda *_: 0.75)
     config = replace(config, subnets=4, probe=None)
     found = validate_proxy(replace(config, alone_lr=0.5, alone_steps=10))
     assert any("mail accuracy, fine-tuned is the same for all" in note for note in found.notes)

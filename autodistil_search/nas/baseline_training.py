@@ -25,8 +25,9 @@ from autodistil_search.distillation.layer_losses import LayerTransfer
 from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.baselines import AS_IT_IS, COPY, DISTILLED, DRAWN, MINILM, TINYBERT, TRUNCATED, Baseline
+from autodistil_search.nas.label_free_proxies import RelationProxy
 from autodistil_search.nas.objectives import Objective, costs
-from autodistil_search.nas.proxies import Proxy, RelationProxy
+from autodistil_search.nas.proxies import Proxy
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel

@@ -21,10 +21,12 @@ from autodistil_search.nas.engines.base import ENUMERABLE
 from autodistil_search.nas.engines.registry import ENGINES, MakeEngine, guarded_engine
 from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.nas.hardware import Load
+from autodistil_search.nas.label_free_proxies import HIDDEN_KIND
 from autodistil_search.nas.latency_predictor import Predictor
 from autodistil_search.nas.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK, Constraint, Objective
 from autodistil_search.nas.pareto import box_of
-from autodistil_search.nas.proxies import HIDDEN_KIND, ProxyKind, TaskBudget, task_proxy
+from autodistil_search.nas.proxies import ProxyKind
+from autodistil_search.nas.task_proxies import TaskBudget, task_proxy
 from autodistil_search.runs.named_parts import PROXIES_OF_TASKS, check_names, named_part, plugged, requested_objectives
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.search import BASELINES, SearchConfig

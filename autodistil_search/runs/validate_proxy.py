@@ -38,9 +38,11 @@ from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.baseline_training import begin_alone, options_alone
 from autodistil_search.nas.engines.base import ENUMERABLE
+from autodistil_search.nas.label_free_proxies import HIDDEN_KIND
 from autodistil_search.nas.objectives import COSINE, HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
-from autodistil_search.nas.proxies import HARDLY_LEARNT, HIDDEN_KIND, Proxy, ProxyKind, TaskBudget, task_proxy
+from autodistil_search.nas.proxies import HARDLY_LEARNT, Proxy, ProxyKind
 from autodistil_search.nas.rank_correlation import STATISTICS, Array, agreement, gain, kendall
+from autodistil_search.nas.task_proxies import TaskBudget, task_proxy
 from autodistil_search.report.figures import save_figure
 from autodistil_search.report.findings import (
     NOTHING_LEARNT_ALONE,

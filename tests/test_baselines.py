@@ -232,6 +232,7 @@ def bench_of(config):
     def measure(cache):
         bench = baseline_training.Bench(
             teacher=inputs.teacher, begin_text=inputs.text.begin, proxy=proxy, columns=inputs.columns,
+            compares=inputs.proxy_kind.compares,
             options_of=inputs.options_of, init="random", sample_ids=inputs.sample_ids, identity={}, cache=cache,
             device=inputs.device, reporter=Reporter(), execution=inputs.execution,
         )  # fmt: skip

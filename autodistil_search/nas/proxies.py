@@ -17,7 +17,7 @@ from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.teachers.teacher import Teacher
 
 HARDLY_LEARNT = 0.95
-"""Share of an untrained student's relation loss above which a model has learnt next to nothing."""
+"""Share of the distance from a proxy's ideal to its reference beyond which a model has learnt next to nothing."""
 
 
 class Proxy(Protocol):
@@ -38,6 +38,13 @@ class Proxy(Protocol):
         ...
 
 
+HeldOut = Callable[[int], Tensor]
+"""Function that returns at most a number of held-out blocks `(N, T)`, evenly spread over the text."""
+
+RELATIONS, STATES = "relations", "states"
+"""Values of `ProxyKind.compares`."""
+
+
 @dataclass(frozen=True)
 class ProxyKind:
     """A proxy that `--proxy` can name.
@@ -48,6 +55,10 @@ class ProxyKind:
         ideal: Best possible value.
         digest: Digest of the data on which scores depend, other than text and teacher.
         notes: Lines on apparent faults in these data, and on their interpretation.
+        rows_per_block: Held-out blocks that the proxy is given for each of `--eval-blocks`.
+        compares: Parts of a student that are compared with the teacher's: `RELATIONS` for the self-attention relations
+            of the last layer, `STATES` for its outputs. Empty for any other measure. It decides which baselines have
+            a comparable score.
     """
 
     objective: Objective
@@ -55,33 +66,51 @@ class ProxyKind:
     ideal: float = 0.0
     digest: str = ""
     notes: tuple[str, ...] = ()
+    rows_per_block: int = 1
+    compares: str = ""
 
-    def open(self, teacher: Teacher, held_out: Tensor, device: Device) -> Proxy:
+    def open(self, teacher: Teacher, held_out: HeldOut, blocks: int, device: Device) -> Proxy:
         """Return the proxy, with checks that its scores are finite and not better than `ideal`.
 
         Args:
             teacher: Teacher of the SuperLM.
-            held_out: Held-out token ids `(N, T)`.
+            held_out: Function that returns held-out blocks.
+            blocks: Number of held-out blocks, as in `--eval-blocks`.
             device: Device and precision to run on.
 
         Raises:
             InputError: if the proxy cannot be made, or its reference is not worse than `ideal`.
         """
-        return _Checked(self, teacher, held_out, device)
+        rows = held_out(blocks * self.rows_per_block)
+        return CheckedProxy(self.objective, self.ideal, lambda: self.make(teacher, rows, device))
+
+
+def share_lacking(value: float, ideal: float, reference: float) -> float:
+    """Return a score as a share of the distance from the ideal to the reference: 0 at the ideal, 1 at the reference."""
+    return (value - ideal) / (reference - ideal)
 
 
 _ROUNDING = 1e-5
 """Share of the distance from `ideal` to the reference by which rounding in float32 may exceed `ideal`."""
 
 
-class _Checked:
-    """A proxy whose numbers are all checked by `objectives.number`. Errors name the proxy and the subnet."""
+class CheckedProxy:
+    """A proxy whose numbers are all checked by `objectives.number`. Errors name the proxy and the subnet.
 
-    def __init__(self, kind: ProxyKind, teacher: Teacher, held_out: Tensor, device: Device) -> None:
-        self._objective, self._what = kind.objective, f"proxy {kind.objective.name!r}"
-        self._ideal = number(kind.ideal, f"the ideal of {self._what}", "any")
+    Args:
+        objective: Objective that the proxy measures.
+        ideal: Best possible value.
+        make: Function that makes the proxy.
+
+    Raises:
+        InputError: if the proxy cannot be made, or its reference is not worse than `ideal`.
+    """
+
+    def __init__(self, objective: Objective, ideal: float, make: Callable[[], Proxy]) -> None:
+        self._objective, self._what = objective, f"proxy {objective.name!r}"
+        self._ideal = number(ideal, f"the ideal of {self._what}", "any")
         with guarded(f"{self._what} cannot be made"):
-            self._proxy = kind.make(teacher, held_out, device)
+            self._proxy = make()
             reference, description = self._proxy.reference, self._proxy.description
         self.reference = number(reference, f"the reference of {self._what}", "any")
         self.description = str(description)

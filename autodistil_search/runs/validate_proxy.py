@@ -38,7 +38,7 @@ from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.baseline_training import begin_alone, options_alone
 from autodistil_search.nas.engines.base import ENUMERABLE
-from autodistil_search.nas.label_free_proxies import HIDDEN_KIND
+from autodistil_search.nas.label_free_proxies import label_free_kinds
 from autodistil_search.nas.objectives import COSINE, HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
 from autodistil_search.nas.proxies import HARDLY_LEARNT, Proxy, ProxyKind
 from autodistil_search.nas.rank_correlation import STATISTICS, Array, agreement, gain, kendall
@@ -269,12 +269,13 @@ class _LoadedValidation:
     def _proxies(self) -> dict[str, Proxy]:
         """Return the proxies that are measured on the SuperLM's weights, by column."""
         assert self._materials.text is not None
-        held_out = self._materials.text.held_out.spread(
-            max(2, self._eval_blocks)
-        )  # the hidden-state proxy needs two blocks
+        blocks = max(2, self._eval_blocks)  # the hidden-state proxy needs two blocks
+        kinds = label_free_kinds("kl", "qq,kk,vv", self._materials.options.relation_heads)
         proxies: dict[str, Proxy] = {
             self._relation.name: relation_proxy(self._materials, self._eval_blocks),
-            HIDDEN_LOSS.name: HIDDEN_KIND.open(self._materials.teacher, held_out, self._materials.device),
+            HIDDEN_LOSS.name: kinds["hidden"].open(
+                self._materials.teacher, self._materials.text.held_out.spread, blocks, self._materials.device
+            ),
         }
         if self._probe is not None:
             proxies[self._probe.objective.name] = self._open(self._probe)
@@ -286,7 +287,7 @@ class _LoadedValidation:
         return {kind.objective.name: self._open(kind) for kind in (self._cosine, self._task) if kind is not None}
 
     def _open(self, kind: ProxyKind) -> Proxy:
-        return kind.open(self._materials.teacher, torch.empty(0), self._materials.device)
+        return kind.open(self._materials.teacher, lambda _: torch.empty(0), 0, self._materials.device)
 
     @property
     def measures(self) -> list[Measure]:

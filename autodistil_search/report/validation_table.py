@@ -33,7 +33,7 @@ def ranking_table(ranking: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFra
     rows = []
     for (target, measure), pair in ranking.groupby(["target", "measure"], sort=False):
         scopes = {str(row["scope"]): row for row in pair.to_dict("records")}
-        row = {"target": names[target], "measure": names[measure]}
+        row = {"target": names[str(target)], "measure": names[str(measure)]}
         row |= {scope: _cell(interval(entry, "kendall")) for scope, entry in scopes.items()}
         differences = {title: interval(scopes["within bands"], column) for title, column in _OF_DIFFERENCES.items()}
         rows.append(row | {title: _difference(agreement) for title, agreement in differences.items()})
@@ -83,5 +83,5 @@ def panels(ranking: pd.DataFrame, labels: Mapping[str, str]) -> list[Panel]:
     shared = [Panel("for the same measure, trained alone", within[alone])] if alone.any() else []
     return [
         *shared,
-        *(Panel(f"for {labels[target]}", rows) for target, rows in within[~alone].groupby("target", sort=False)),
+        *(Panel(f"for {labels[str(target)]}", rows) for target, rows in within[~alone].groupby("target", sort=False)),
     ]

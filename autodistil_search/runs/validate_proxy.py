@@ -193,7 +193,9 @@ class _LoadedValidation:
             device=config.device, precision=config.precision, seed=config.seed, accumulate=config.accumulate
         )
         self._alone_steps = training.steps if config.alone_steps is None else config.alone_steps
-        self._materials: TrainingInputs = resolve_training(replace(training, steps=max(1, self._alone_steps)), reporter)
+        self._materials: TrainingInputs = resolve_training(
+            replace(training, steps=max(1, self._alone_steps)), reporter, trains=self._alone_steps > 0
+        )
         for superlm in self._superlms.values():
             self._materials.device.place(superlm)
         self._eval_blocks = max(2, run.config.eval_blocks)  # the hidden-state loss needs two blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,11 @@ def conclusions(ranking: pd.DataFrame, measured: pd.DataFrame, measures: Measure
     targets = dict.fromkeys(target for _, target in measures.pairs)
     alike = [target for target in targets if measured.groupby("band")[target].nunique().max() == 1]
     findings = [Finding(NOTHING_TO_RANK, {"target": labels[target]}) for target in alike]
-    within = ranking[ranking["scope"] == "within bands"].set_index(["measure", "target"]).to_dict("index")
+    rows = ranking[ranking["scope"] == "within bands"].to_dict("records")
+    within: dict[tuple[str, str], Mapping[Any, Any]] = {(row["measure"], row["target"]): row for row in rows}
     for (column, target), row in within.items():
         for name, other in (("over_flops", "flops"), ("over_default", measures.default)):
-            if target not in alike and (column, target) in measures.pairs and np.isfinite(row[name]):
+            if target not in alike and np.isfinite(row[name]):
                 taus = interval(row, "kendall"), interval(within[other, target], "kendall"), interval(row, name)
                 default = "" if other == "flops" else labels[other]
                 findings.append(comparison(labels[column], labels[target], *taus, len(measured), default))

@@ -13,6 +13,8 @@ from autodistil_search.nas.rank_correlation import Agreement
 
 ALONE = "alone_"
 """Prefix of a proxy's column for the subnet that was trained alone."""
+ALL_EQUAL = "all equal"
+"""Text in place of a rank correlation where a measure or its target is the same for all subnets."""
 _OF_DIFFERENCES = {"minus FLOPs": "over_flops", "minus the default proxy": "over_default"}
 
 
@@ -41,7 +43,7 @@ def ranking_table(ranking: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFra
 
 
 def _cell(agreement: Agreement) -> str:
-    return str(agreement) if np.isfinite(agreement.value) else "all equal"
+    return str(agreement) if np.isfinite(agreement.value) else ALL_EQUAL
 
 
 def _difference(agreement: Agreement) -> str:

@@ -37,7 +37,7 @@ from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.baseline_training import begin_alone, options_alone
 from autodistil_search.nas.cost_bands import Drawn, draw_in_bands
 from autodistil_search.nas.label_free_proxies import AnyKind, label_free_kinds
-from autodistil_search.nas.objectives import COSINE, PROBE, RELATION, TASK
+from autodistil_search.nas.objectives import COMBINED, COSINE, PROBE, RELATION, TASK
 from autodistil_search.nas.proxies import HARDLY_LEARNT, Proxy, ProxyKind
 from autodistil_search.nas.task_proxies import TaskBudget, task_proxy
 from autodistil_search.report.figures import save_figure
@@ -350,7 +350,7 @@ class _LoadedValidation:
     def _finish(self, measured: pd.DataFrame) -> Validation:
         measures, folder = self.measures, self._config.folder
         ranking = rank(measured, measures)
-        findings = [*conclusions(ranking, measured, measures), *self._broken(measured), remark(self._conditions)]
+        findings = [*conclusions(ranking, measured, measures), *self._broken(measured), *map(remark, self._conditions)]
         write_atomically(folder / _RANKING, lambda path: ranking.to_csv(path, index=False))
         labels = {measure.column: measure.label for measure in measures.all}
         write_atomically(folder / "ranking.png", lambda path: save_figure(validation_figure(ranking, labels), path))
@@ -374,9 +374,13 @@ class _LoadedValidation:
         return [Finding(NOTHING_LEARNT_ALONE, values)] if broken else []
 
     @property
-    def _conditions(self) -> str:
+    def _conditions(self) -> list[str]:
         words = [f"subnets of {', '.join(self._superlms)}"]
-        words += [f"{column}: {proxy.description}" for column, proxy in self._shared.items()]
+        combined = self.measures.label_free[COMBINED].objective  # the others describe its parts
+        described = {column: proxy.description for column, proxy in self._shared.items()} | {
+            combined.name: combined.unit
+        }
+        words += [f"{column}: {description}" for column, description in described.items()]
         if self._alone_steps:
             words.append(
                 f"alone: {self._alone_steps} steps with --init, text and batch of the SuperLM, learning rate "
@@ -385,4 +389,4 @@ class _LoadedValidation:
         start = "trained alone" if self._alone_steps else "extracted from the SuperLM"
         words += [f"cosine, {start}: {proxy.description}" for proxy in self._cosine.values()]
         words += [f"fine-tuned after being {start}: {proxy.description}" for proxy in self._tasks.values()]
-        return "; ".join(words)
+        return words

@@ -47,7 +47,7 @@ def print_validation(validation: Validation, console: Console) -> None:
     """Print a table of rank correlations for each target, and the remarks."""
     from rich.table import Table
 
-    from autodistil_search.report.validation_table import ranking_table
+    from autodistil_search.report.validation_table import ALL_EQUAL, ranking_table
 
     names = {measure.column: measure.column for measure in validation.measures}
     console.print(
@@ -56,6 +56,8 @@ def print_validation(validation: Validation, console: Console) -> None:
         highlight=False,
     )
     for target, rows in ranking_table(validation.ranking, names).groupby("target", sort=False):
+        if (rows["all"] == ALL_EQUAL).all():
+            continue  # a remark says so
         table = Table(title=f"for {target}", title_justify="left", box=None, pad_edge=False, padding=(0, 1))
         for column in rows.columns.drop("target"):
             table.add_column(column)

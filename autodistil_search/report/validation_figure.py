@@ -34,7 +34,7 @@ def validation_figure(ranking: pd.DataFrame, labels: Mapping[str, str]) -> Figur
         _draw(axes, part)
     grid[-1, 0].set_xlabel("Kendall's tau; higher is better", fontsize=9)
     handles, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
@@ -42,14 +42,17 @@ def _draw(axes: Axes, part: Panel) -> None:
     rows = part.rows
     places = np.arange(len(rows))[::-1]
     taus = rows["kendall"].to_numpy(float)
-    colours = [LIGHT["baseline" if is_flops else "c0"] for is_flops in rows["is_flops"]]
-    words = "within bands of similar FLOPs, with 95 % interval"
-    axes.hlines(places, rows["kendall_low"], rows["kendall_high"], colors=colours, lw=1.4)
-    axes.scatter(taus, places, s=30, color=colours, lw=0, label=words, zorder=3)
+    is_flops = rows["is_flops"].to_numpy(bool)
+    for of, colour, words in (
+        (~is_flops, LIGHT["c0"], "measure, within bands, 95 % interval"),
+        (is_flops, LIGHT["baseline"], "FLOPs, within bands"),
+    ):
+        axes.hlines(places[of], rows["kendall_low"][of], rows["kendall_high"][of], colors=colour, lw=1.4)
+        axes.scatter(taus[of], places[of], s=30, color=colour, lw=0, label=words, zorder=3)
     axes.scatter(rows["over_all"], places, s=26, facecolors="none", edgecolors=LIGHT["quiet"], label="over all subnets")
     axes.axvline(0, color=LIGHT["quiet"], lw=0.8)
-    if rows["is_flops"].sum() == 1:
-        axes.axvline(float(taus[rows["is_flops"]][0]), color=LIGHT["baseline"], lw=0.8, ls="--")
+    if is_flops.sum() == 1:
+        axes.axvline(float(taus[is_flops][0]), color=LIGHT["baseline"], lw=0.8, ls="--")
     axes.set_yticks(places, rows["label"], fontsize=8)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlim(-1.05, 1.05)

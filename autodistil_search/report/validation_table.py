@@ -69,6 +69,8 @@ class Panel:
 def panels(ranking: pd.DataFrame, labels: Mapping[str, str]) -> list[Panel]:
     """Return a panel for each target; the targets of training alone, with one proxy each, share a panel.
 
+    Targets that are the same for all subnets are left out, unless all are.
+
     Args:
         ranking: Table of `ranking.csv`.
         labels: Label of each column.
@@ -83,7 +85,8 @@ def panels(ranking: pd.DataFrame, labels: Mapping[str, str]) -> list[Panel]:
     named = "FLOPs for " + within["target"].map(labels)
     within["label"] = within["label"].where(~(alone & within["is_flops"]), named)
     shared = [Panel("for the same measure, trained alone", within[alone])] if alone.any() else []
-    return [
-        *shared,
-        *(Panel(f"for {labels[str(target)]}", rows) for target, rows in within[~alone].groupby("target", sort=False)),
+    single = [
+        Panel(f"for {labels[str(target)]}", rows) for target, rows in within[~alone].groupby("target", sort=False)
     ]
+    everything = [*shared, *single]
+    return [panel for panel in everything if panel.rows["over_all"].notna().any()] or everything

@@ -377,9 +377,8 @@ class _LoadedValidation:
     def _conditions(self) -> list[str]:
         words = [f"subnets of {', '.join(self._superlms)}"]
         combined = self.measures.label_free[COMBINED].objective  # the others describe its parts
-        described = {column: proxy.description for column, proxy in self._shared.items()} | {
-            combined.name: combined.unit
-        }
+        described = {column: proxy.description for column, proxy in self._shared.items()}
+        described[combined.name] = combined.unit
         words += [f"{column}: {description}" for column, description in described.items()]
         if self._alone_steps:
             words.append(

@@ -78,8 +78,7 @@ COMMAND = Command(
     ),
     examples=(
         "autodistil-search validate-proxy runs/mine",
-        "autodistil-search validate-proxy runs/mine --subnets 16 --probe topic --task topic",
-        "autodistil-search validate-proxy runs/mine --space tiny,shallow --subnets 40 --task glue/SST-2,glue/RTE",
+        "autodistil-search validate-proxy runs/mine --space tiny,shallow --subnets 16 --probe topic --task topic",
     ),
     run=_validate_proxy,
     add_flags=partial(add_positional_and_settings, config=ValidateConfig, positional="run"),

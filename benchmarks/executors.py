@@ -37,6 +37,7 @@ from autodistil_search.base.distributed import machine
 from autodistil_search.base.executors import open_executor, open_team
 from autodistil_search.base.progress import ConsoleReporter, Reporter, plain_console
 from autodistil_search.nas.archive import Archive
+from autodistil_search.nas.baseline_training import RecipeGroup
 from autodistil_search.nas.cost_bands import draw_in_bands
 from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.scoring import Scorer, scored_by
@@ -123,10 +124,11 @@ def baseline_seconds(name: str, steps: int) -> float:
         scorer = Scorer(inputs, superlms, cache=Path(folder) / "cache")
         recipes = scorer.bench.recipes(["random"], inputs.spaces)
         recipes += [recipe for recipe in scorer.bench.recipes(["shapes"], inputs.spaces) if "6x384" not in recipe.name]
+        tasks = [RecipeGroup((recipe,)) for recipe in recipes]
         with open_team(executor, scorer, QUIET) as team:
             list(scored_by(team, space, list(space.ends)))  # the workers load the inputs
             start = time.monotonic()
-            list(team.results([*recipes[-1:], *recipes[:-1]]))
+            list(team.results([*tasks[-1:], *tasks[:-1]]))
             return time.monotonic() - start
 
 

@@ -13,14 +13,16 @@ from processes import SERVER
 from rounding import loss_rounding
 
 from autodistil_search import InputError, search
+from autodistil_search.base.device import Device
 from autodistil_search.base.files import cache_folder, read_json
 from autodistil_search.base.progress import Reporter
-from autodistil_search.distillation import training_step
+from autodistil_search.base.resources import FreeMemory
+from autodistil_search.distillation import teacher_batches, training_step
 from autodistil_search.distillation.layer_losses import LayerTransfer
 from autodistil_search.exporting.student_folder import export_student
-from autodistil_search.nas import baseline_training
-from autodistil_search.nas.baseline_training import SHAPES
-from autodistil_search.nas.baselines import COPY, DISTILLED, DRAWN, MINILM, TINYBERT
+from autodistil_search.nas import baseline_training, baselines
+from autodistil_search.nas.baseline_training import grouped
+from autodistil_search.nas.baselines import COPY, DISTILLED, DRAWN, MINILM, SHAPES, TINYBERT, shapes_named
 from autodistil_search.runs.scoring import Scorer
 from autodistil_search.runs.search_inputs import resolve_search
 from autodistil_search.runs.validate_proxy import validate_proxy
@@ -41,15 +43,12 @@ def files(folder):
 
 def test_baselines_are_measured_alike_and_kept(toy_config, monkeypatch, tmp_path):
     monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
-    run = search(replace(toy_config, baselines="shapes"))
-    assert list(run.baselines["name"]) == list(SHAPES)
-    vocabulary = load_teacher(toy_config.teacher).vocabulary
-    for row, subnet in zip(run.baselines.to_dict("records"), SHAPES.values(), strict=True):
-        assert (row["flops"], row["params"]) == (flops(subnet), params(subnet, vocabulary))
+    run = search(replace(toy_config, baselines="shapes:4x312"))
+    (row,) = run.baselines.to_dict("records")
+    subnet, vocabulary = SHAPES["TinyBERT 4x312"], load_teacher(toy_config.teacher).vocabulary
+    assert (row["flops"], row["params"]) == (flops(subnet), params(subnet, vocabulary))
     trained = files(cache_folder() / "baselines")
-    again = search(
-        replace(toy_config, baselines="shapes", space="debug", seed=0, engine="exhaustive", out=toy_config.out + "2")
-    )
+    again = search(replace(toy_config, baselines="shapes:4x312", seed=0, engine="exhaustive", out=toy_config.out + "2"))
     pd.testing.assert_frame_equal(run.baselines, again.baselines)
     assert trained
     assert trained == files(cache_folder() / "baselines")
@@ -62,7 +61,7 @@ def test_baselines_are_measured_alike_and_kept(toy_config, monkeypatch, tmp_path
 def test_only_a_teacher_without_parts_of_its_own_stands_in_for_its_shape(
     toy_config, teacher_folder, monkeypatch, model_type, sizes, how
 ):
-    monkeypatch.setattr(baseline_training, "SHAPES", {"own": Subnet(3, 48, 96, 6, 8)})
+    monkeypatch.setattr(baselines, "SHAPES", {"MiniLM own": Subnet(3, 48, 96, 6, 8)})
     exact = replace(toy_config, precision="fp32")
     run = search(replace(exact, teacher=str(teacher_folder(model_type, **sizes)), baselines="shapes"))
     (row,) = run.baselines.to_dict("records")
@@ -131,7 +130,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_trained(make, said,
 def test_tinybert_and_minilm_are_trained_by_their_own_objectives(toy_config, teacher_folder, monkeypatch):
     """Each trained twice, by its own objective and by ours: other weights, and its own loss lower for it."""
     shapes = {"TinyBERT toy": Subnet(2, 32, 64, 4, 8), "MiniLM toy": Subnet(2, 24, 64, 6, 4)}
-    monkeypatch.setattr(baseline_training, "SHAPES", shapes)
+    monkeypatch.setattr(baselines, "SHAPES", shapes)
     names = "shapes,tinybert,minilm"
     run = search(replace(toy_config, baselines=names, steps=30, batch_size=4, lr=4e-3, proxy="relation"))
     rows = run.baselines.set_index(["name", "how"])
@@ -171,7 +170,7 @@ def test_tinybert_and_minilm_are_trained_by_their_own_objectives(toy_config, tea
 
 def test_accumulate_and_compile_reach_all_that_a_search_and_its_validation_train(toy_config, monkeypatch, tmp_path):
     monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(baseline_training, "SHAPES", {"TinyBERT toy": Subnet(2, 24, 64, 6, 4)})
+    monkeypatch.setattr(baselines, "SHAPES", {"TinyBERT toy": Subnet(2, 24, 64, 6, 4)})
     step, layer_step = training_step.train_step, training_step.ModelInTraining._layer_step
     parts, compiled = [], []
 
@@ -210,36 +209,135 @@ def test_random_subnets_learn_at_the_rate_of_their_own_size(toy_config, monkeypa
     monkeypatch.setenv("AUTODISTIL_SEARCH_CACHE", str(tmp_path / "cache"))
     space = tmp_path / "deep.yaml"
     space.write_text("layers: [9]\nhidden_size: [16, 32]\nmlp_ratio: [1]\nheads: [2]\nhead_dim: 8\nrelation_heads: 4\n")
-    search(replace(toy_config, space=str(space), baselines="random", steps=2))
+    run = search(replace(toy_config, space=str(space), baselines="random,truncated", baseline_rates="0.5,1", steps=2))
     states = [json.loads(path.read_text()) for path in cache_folder().glob("baselines/*/trainer_state.json")]
-    assert {state["settings"]["lr"] for state in states} == {3.6e-3, 2.6e-3}  # 0.13 / (9 x 4) and 0.13 / (9 x 5.66)
+    own = {3.6e-3, 2.6e-3}  # 0.13 / (9 x 4) and 0.13 / (9 x 5.66)
+    assert {state["settings"]["lr"] for state in states} == {lr * factor for lr in own for factor in (0.5, 1)}
+    best = {}
+    for state in states:
+        best.setdefault(max(own, key=lambda lr: state["settings"]["lr"] in (lr, lr / 2)), []).append(state)
+    kept = {min(group, key=lambda state: state["held_out_loss"])["settings"]["lr"] for group in best.values()}
+    table = pd.read_csv(run.folder / "baselines.csv")
+    assert set(table["lr"].dropna()) == kept
+    assert table["lr"].isna().to_list() == [how != DRAWN for how in table["how"]]
+    words = dict(run.report.conditions)["baselines"]
+    assert words.startswith("each trained at 0.5, 1 times the default rate of its size; ")
 
 
-def test_none_stands_alone(toy_config):
-    with pytest.raises(InputError, match="--baselines 'none,shapes'; allowed: none alone, or names without it"):
-        replace(toy_config, baselines="none,shapes")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"baselines": "none,shapes"}, "--baselines 'none,shapes'; allowed: none alone, or names without it"),
+        (
+            {"baselines": "shapes,tinybert:6x786"},
+            r"--baselines 'tinybert:6x786' \(did you mean 'tinybert:6x768'\?\); allo",
+        ),
+        ({"baselines": "tinybert:6x384"}, "allowed: tinybert:4x312, tinybert:6x768$"),
+        *(
+            ({"baseline_rates": rates}, "--baseline-rates must be different numbers above 0, .* such as 0.5,1")
+            for rates in ("", "0,1", "-1", "1,1.0", "half", "inf", "1,")
+        ),
+    ],
+)
+def test_unknown_shapes_and_rates_are_refused(toy_config, settings, said):
+    with pytest.raises(InputError, match=said):
+        replace(toy_config, **settings)
+
+
+@pytest.mark.parametrize(
+    ("word", "teacher", "names"),
+    [
+        ("shapes", (6, 384), ["TinyBERT 4x312", "MiniLM 3x384", "MiniLM 6x384"]),
+        ("shapes", (12, 768), ["TinyBERT 4x312", "TinyBERT/MiniLM 6x768", "MiniLM 6x384", "MiniLM 12x384"]),
+        ("tinybert", (12, 768), ["TinyBERT 4x312", "TinyBERT 6x768"]),
+        ("minilm", (12, 768), ["MiniLM 6x384", "MiniLM 12x384", "MiniLM 6x768"]),
+        ("minilm", (12, 384), ["MiniLM 6x384", "MiniLM 12x384"]),
+        ("shapes", (3, 48), []),
+        ("minilm:12x384", (3, 48), ["MiniLM 12x384"]),
+        ("shapes:6x768", (6, 384), ["TinyBERT/MiniLM 6x768"]),
+    ],
+)
+def test_shapes_fit_the_teacher_or_are_named(word, teacher, names):
+    layers, hidden_size = teacher
+    assert list(shapes_named(word, Subnet(layers, hidden_size, 4 * hidden_size, 12, 32))) == names
 
 
 TOY = {"MiniLM toy": Subnet(2, 24, 64, 6, 4)}
 
 
-def bench_of(config):
-    """A function that measures a baseline that is trained, and one that is not, as a search with that cache does."""
-    baseline_training.SHAPES = TOY
-    inputs = resolve_search(replace(config, steps=2, baselines="minilm,truncated"))
+def benches(config):
+    """A function that returns the bench of a search with a given cache."""
+    inputs = resolve_search(replace(config, steps=2))
     proxy = Scorer(inputs, {}).proxy
 
-    def measure(cache):
-        bench = baseline_training.Bench(
+    def bench(cache):
+        return baseline_training.Bench(
             teacher=inputs.teacher, begin_text=inputs.text.begin, proxy=proxy, columns=inputs.columns,
             compares=inputs.proxy_kind.compares,
             options_of=inputs.options_of, init="random", sample_ids=inputs.sample_ids, identity={}, cache=cache,
             device=inputs.device, reporter=Reporter(), execution=inputs.execution,
+            held_out=inputs.text.held_out.spread,
         )  # fmt: skip
-        names = ["minilm", "truncated"]
-        return [*bench.untrained(names, {}), *map(bench.train_and_score, bench.recipes(names, inputs.spaces))]
+
+    return bench
+
+
+def bench_of(config):
+    """A function that measures a baseline that is trained, and one that is not, as a search with that cache does."""
+    baselines.SHAPES = TOY
+    bench, names = benches(config), ["minilm", "truncated"]
+
+    def measure(cache):
+        here = bench(cache)
+        return [*here.untrained(names, {}), *map(here.train_and_score, grouped(here.recipes(names, [], (0.5, 1.0))))]
 
     return measure
+
+
+@pytest.fixture
+def two_of_each(toy_config, monkeypatch):
+    """A function that trains two shapes by each objective that they have, at two rates or others."""
+    monkeypatch.setattr(baselines, "SHAPES", TOY | {"TinyBERT toy": Subnet(3, 32, 64, 4, 8)})
+    bench = benches(toy_config)
+
+    def measure(cache, factors=(0.5, 1.0)):
+        here = bench(cache)
+        groups = grouped(here.recipes(["shapes", "tinybert", "minilm"], [], factors))
+        return [baseline for group in groups for baseline in here.train_and_score(group)]
+
+    return measure
+
+
+def test_baselines_share_the_teacher_and_end_as_if_trained_alone(two_of_each, monkeypatch, tmp_path):
+    passes = []
+    targets_of, watched = teacher_batches.targets_of, teacher_batches.Watched
+    monkeypatch.setattr(teacher_batches, "targets_of", lambda *given: passes.append("relations") or targets_of(*given))
+    monkeypatch.setattr(teacher_batches, "Watched", lambda model: passes.append("layers") or watched(model))
+    together = two_of_each(tmp_path / "together")
+    assert sorted(passes) == ["layers"] * 2 + ["relations"] * 4  # two steps of three groups
+    passes.clear()
+    monkeypatch.setattr(Device, "free_memory", lambda _: FreeMemory(1, "the test"))
+    alone = two_of_each(tmp_path / "alone")
+    assert sorted(passes) == ["layers"] * 4 + ["relations"] * 12  # each of eight trainings by itself
+    assert kept(tmp_path / "together") == kept(tmp_path / "alone")
+    assert [replace(baseline, weights=None) for baseline in together] == [replace(row, weights=None) for row in alone]
+
+
+def test_the_rate_with_the_lowest_own_held_out_loss_is_kept_and_one_that_fails_loses(two_of_each, tmp_path):
+    for baseline in two_of_each(tmp_path / "cache", (1e-3, 1.0, 1e30)):
+        state = read_json(baseline.weights / "trainer_state.json")
+        paths = (tmp_path / "cache").glob("baselines/*/trainer_state.json")
+        same = {**state["settings"], "lr": 0}, read_json(baseline.weights / "config.json")
+        others = [
+            read_json(path)
+            for path in paths
+            if ({**read_json(path)["settings"], "lr": 0}, read_json(path.with_name("config.json"))) == same
+        ]
+        assert state["held_out_loss"] == min(other["held_out_loss"] for other in others)
+        assert baseline.lr == state["settings"]["lr"] in {4e-3, 4e-6}
+        assert len(others) == 2  # not the third
+    with pytest.raises(FloatingPointError, match=r"failed at every learning rate \(4e\+27, 8e\+27\)"):
+        two_of_each(tmp_path / "failed", (1e30, 2e30))
 
 
 def kept(cache):
@@ -254,7 +352,7 @@ class StoppedError(BaseException):
 
 def test_a_baseline_stopped_before_a_write_is_completed_by_the_next_search(toy_config, monkeypatch, tmp_path):
     """A baseline is complete by a file that is written last, whichever file is the first that is missing."""
-    monkeypatch.setattr(baseline_training, "SHAPES", TOY)
+    monkeypatch.setattr(baselines, "SHAPES", TOY)
     measure, replace_file, left = bench_of(toy_config), os.replace, [0]
     measure(tmp_path / "whole")
 
@@ -265,7 +363,7 @@ def test_a_baseline_stopped_before_a_write_is_completed_by_the_next_search(toy_c
         replace_file(source, target)
 
     stops = 0
-    for step in range(1, 60, 2):
+    for step in range(1, 90, 4):
         cache, left = tmp_path / str(step), [step]
         with monkeypatch.context() as patch:
             patch.setattr("autodistil_search.base.files.os.replace", stopped)
@@ -284,7 +382,7 @@ def _measure(config, cache):
 
 
 def test_searches_side_by_side_share_a_baseline_and_do_not_mix(toy_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(baseline_training, "SHAPES", TOY)
+    monkeypatch.setattr(baselines, "SHAPES", TOY)
     processes = [SERVER.Process(target=_measure, args=(toy_config, tmp_path / "cache")) for _ in range(2)]
     for process in processes:
         process.start()

@@ -117,7 +117,7 @@ def test_the_first_how_tos_lead_to_a_student_a_comparison_and_a_space(toy_config
     toy += ["--batch-size", "2", "--eval-blocks", "4", "--evaluations", "4", "--population", "4"]
     for words in commands:
         words = ["debug" if word == "shallow" else word for word in words]
-        more = {"runs/shallow": [], "runs/mine": ["--objectives", "params,flops"]}.get(
+        more = {"runs/shallow": ["--baselines", "shapes:4x312"], "runs/mine": ["--objectives", "params,flops"]}.get(
             words[-1], ["--baselines", "none"]
         )
         assert main([*words, *toy, *more] if words[0] == "search" else words) == 0

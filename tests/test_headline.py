@@ -112,7 +112,7 @@ def test_passages_are_the_beginnings_of_long_blocks_with_their_end(toy_teacher, 
 def test_a_search_compares_its_best_student_with_baselines_and_teacher(toy_config, monkeypatch, capsys):
     """TinyBERT is a toy here; the budget is half of its FLOPs."""
     shape = Subnet(layers=3, hidden_size=36, ffn_size=72, heads=4, head_dim=9)
-    monkeypatch.setattr("autodistil_search.nas.baseline_training.SHAPES", {"TinyBERT 4x312": shape})
+    monkeypatch.setattr("autodistil_search.nas.baselines.SHAPES", {"TinyBERT 4x312": shape})
     monkeypatch.setattr(best_student, "SHAPES", {"TinyBERT 4x312": shape})
     run = search(replace(toy_config, baselines="shapes", evaluations=16, seed=5))
     headline, frontier = run.report.headline, run.frontier

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autodistil_search.base.errors import InputError
-from autodistil_search.nas.baseline_training import SHAPES
+from autodistil_search.nas.baselines import SHAPES
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.search_space import SearchSpace, load_space, shipped_spaces
 from autodistil_search.spaces.subnet import DIMENSIONS, PER_LAYER, Subnet, kept_layers

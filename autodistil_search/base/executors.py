@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.jobs import Job, LoadedJob, Team, explained, keep_loaded, run_task, unload_job
@@ -81,6 +81,7 @@ def open_team(executor: AnyExecutor | None, loaded: LoadedJob, reporter: Reporte
 @dataclass(frozen=True)
 class _ThisProcess(Team):
     _job: LoadedJob
+    alone: ClassVar[bool] = True
 
     def results(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         for index, task in enumerate(tasks):

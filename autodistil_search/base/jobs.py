@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from autodistil_search.base.errors import ExecutorError, InputError, Terminated
 from autodistil_search.base.plugins import shown
@@ -66,7 +66,13 @@ class Job(ABC):
 
 
 class Team(ABC):
-    """Processes that have loaded a job and run its tasks."""
+    """Processes that have loaded a job and run its tasks.
+
+    Attributes:
+        alone: True if this process runs all tasks, one after another.
+    """
+
+    alone: ClassVar[bool] = False
 
     @abstractmethod
     def results(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:

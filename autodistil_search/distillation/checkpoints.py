@@ -45,7 +45,6 @@ from autodistil_search.base.manifest import (
     write_manifest,
 )
 from autodistil_search.base.pretrained import quiet_transformers
-from autodistil_search.distillation.collapse import Return
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.model_folder import WEIGHTS, check_weights, load_model, verify_by_state
 
@@ -225,20 +224,32 @@ def _refuse_broken(model: nn.Module, step: int, settings: Settings) -> None:
         ) from None
 
 
+@dataclass(frozen=True)
+class Course:
+    """Course of a finished training.
+
+    start: notes on the initial weights; empty in folders of versions that did not record them.
+    returns: collapses after which training returned to a checkpoint, with the fields of `collapse.Return`.
+    held_out_loss: held-out loss after the last step (`training_loop.Distillation.final_loss`); None if not measured.
+    """
+
+    start: Sequence[str] = ()
+    returns: Sequence[Mapping[str, Any]] = ()
+    held_out_loss: float | None = None
+
+
 def finish(
     folder: Path,
     model: AutoDistilModel,
     steps: int,
     settings: Settings,
-    returns: Sequence[Return] = (),
-    start: Sequence[str] = (),
+    course: Course | None = None,
 ) -> None:
     """Write the finished model as `save_pretrained` does, then `trainer_state.json`; remove the checkpoints.
 
     steps: number of training steps.
     settings: settings on which the weights depend.
-    returns: collapses after which training returned to a checkpoint.
-    start: notes on the initial weights.
+    course: course of the training.
 
     Raises:
         FloatingPointError: if a weight is not finite; nothing is written.
@@ -247,7 +258,7 @@ def finish(
     with quiet_transformers():
         write_together(folder, WEIGHTS, model.save_pretrained)
     state = {"step": steps, "sha256": sha256_of(folder / WEIGHTS), "settings": dict(settings)}
-    state |= {"returns": [asdict(entry) for entry in returns], "start": list(start)}
+    state |= asdict(course or Course())
     write_atomically(folder / TRAINER_STATE, lambda path: path.write_text(json.dumps(state, indent=2)))
     write_manifest(folder, _kind(model), model_files(folder))
     for step in _steps(folder):
@@ -277,18 +288,6 @@ def load_finished(folder: Path, model: AutoDistilModel, settings: Settings) -> b
     return True
 
 
-@dataclass(frozen=True)
-class Course:
-    """Course of a finished training.
-
-    start: notes on the initial weights; empty in folders of versions that did not record them.
-    returns: collapses after which training returned to a checkpoint, with the fields of `collapse.Return`.
-    """
-
-    start: Sequence[str] = ()
-    returns: Sequence[Mapping[str, Any]] = ()
-
-
 def course_of(folder: Path) -> Course | None:
     """Return the course of the finished training in `folder`; None if there is none."""
     path = folder / TRAINER_STATE
@@ -296,4 +295,4 @@ def course_of(folder: Path) -> Course | None:
         return None
     with readable(path):
         state = read_json(path)
-        return Course(list(state.get("start", [])), list(state.get("returns", [])))
+        return Course(list(state.get("start", [])), list(state.get("returns", [])), state.get("held_out_loss"))

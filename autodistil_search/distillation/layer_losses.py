@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,8 +144,12 @@ class LayerTransfer(nn.Module):
     @contextmanager
     def watching(self) -> Iterator[tuple[States, States]]:
         """Yield the states of student and teacher in the forward passes inside the context."""
-        with self._student.states() as student_states, self._teacher.states() as teacher_states:
+        with self.watching_student() as student_states, self._teacher.states() as teacher_states:
             yield student_states, teacher_states
+
+    def watching_student(self) -> AbstractContextManager[States]:
+        """Return a context that yields the states of the student alone, for states of the teacher that are known."""
+        return self._student.states()
 
     @property
     def description(self) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from autodistil_search.base.device import Device
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.weighted_names import parse_relations
+from autodistil_search.distillation.layer_losses import States, Watched
 from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.superlm.relation_loss import RelationTarget, relation_target
 from autodistil_search.teachers.teacher import Teacher
@@ -63,10 +64,12 @@ class Batch:
         """Return the teacher's outputs, computed at the first call."""
         return targets_of(self._teacher, self.input_ids, self._options)
 
-    @torch.no_grad()
-    def run_teacher(self) -> None:
-        """Run the whole teacher, for hooks on its layers."""
-        self._teacher.model(input_ids=self.input_ids)
+    @cached_property
+    def layer_states(self) -> States:
+        """Return the states of the teacher's layers, computed at the first call in the precision of its context."""
+        with torch.no_grad(), Watched(self._teacher.model).states() as states:
+            self._teacher.model(input_ids=self.input_ids)
+        return states
 
 
 class TeacherBatches:

@@ -25,14 +25,14 @@ from autodistil_search.base.errors import Terminated
 from autodistil_search.base.files import clear_leftovers, locked
 from autodistil_search.base.progress import Bar, Reporter
 from autodistil_search.base.tracking import Part
-from autodistil_search.distillation.checkpoints import Checkpoints, finish, load_finished
+from autodistil_search.distillation.checkpoints import Checkpoints, Course, finish, load_finished
 from autodistil_search.distillation.collapse import MOST_RETURNS, CollapseError, LossWatch, Return
 from autodistil_search.distillation.layer_losses import LayerTransfer
 from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.distillation.sampling import Drawn
 from autodistil_search.distillation.teacher_batches import TeacherBatches
 from autodistil_search.distillation.training_log import TrainingLog
-from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
+from autodistil_search.distillation.training_step import ModelInTraining, compiled, last_hidden_of, subnets_of_step
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.teachers.teacher import Teacher
@@ -71,6 +71,8 @@ class Distillation:
         sample_ids: `(N, T)` token ids of training text, to which the map of `options.hidden` is first fitted; required
             if `options.hidden` is not 0.
         start_notes: Notes on the initial weights, kept with the finished model.
+        final_loss: Held-out loss, measured once after the last step and kept with the finished model
+            (`checkpoints.Course`); None for none. The maps of `transfer` still exist then.
         part: Part of the command whose trackers get the metrics, on the main process; None for no trackers.
     """
 
@@ -82,6 +84,7 @@ class Distillation:
     transfer: LayerTransfer | None = None
     sample_ids: Tensor | None = None
     start_notes: Sequence[str] = ()
+    final_loss: Callable[[AutoDistilModel], float] | None = None
     part: Part | None = None
 
     @property
@@ -229,7 +232,7 @@ class _Loop:
 
     def __enter__(self) -> Self:
         if self.training.execution.compile:
-            self._open.enter_context(_compiled(self.training.model))
+            self._open.enter_context(compiled(self.training.model))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -335,11 +338,12 @@ class _Loop:
 
     def finish(self) -> None:
         """Write the finished model."""
+        distillation, model = self.distillation, self.training.model
+        model.eval()
         if self.training.group.main:
-            returns, notes = self.training.watch.returns, self.distillation.start_notes
-            settings = self.distillation.settings
-            finish(self.checkpoints.folder, self.training.model, self.steps, settings, returns, notes)
-        self.training.model.eval()
+            loss = None if distillation.final_loss is None else distillation.final_loss(model)
+            course = Course(distillation.start_notes, self.training.watch.to_dict()["returns"], loss)
+            finish(self.checkpoints.folder, model, self.steps, distillation.settings, course)
 
 
 @dataclass
@@ -441,22 +445,6 @@ class _Loops:
             self.loops.remove(loop)
             if self.loops:
                 self.reporter.warn(str(error))
-
-
-@contextmanager
-def _compiled(model: AutoDistilModel) -> Iterator[None]:
-    """Run the layers through `torch.compile` inside the context, with symbolic sizes (dynamic shapes).
-
-    A layer is compiled once for each combination of dimensions at or below their largest size: at most eight times.
-    """
-    layers = list(model.layers)
-    for layer in layers:
-        layer.compile(dynamic=True)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._compiled_call_impl = None
 
 
 def _watched_loss(drawn: Sequence[Drawn], losses: Sequence[float]) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -117,10 +118,9 @@ class ModelInTraining:
     def _layer_step(self, transfer: LayerTransfer, batch: Batch) -> Tensor:
         """Add up the gradients of `transfer`'s loss on a part of a batch; returns the loss, `(1,)`."""
         mask = torch.ones_like(batch.input_ids)  # blocks of text have no padding
-        with self.device.autocast(), transfer.watching() as (student_states, teacher_states):
-            batch.run_teacher()
+        with self.device.autocast(), transfer.watching_student() as student_states:
             self.model(batch.input_ids)
-            loss = torch.stack(transfer(student_states, teacher_states, mask)).sum()
+            loss = torch.stack(transfer(student_states, batch.layer_states, mask)).sum()
         self.scaler.scale(loss * batch.share).backward()
         return loss.detach()[None]
 
@@ -298,3 +298,19 @@ def not_finite(what: str, value: float, entry: Drawn, step: int) -> FloatingPoin
         f"the {what} is {value} at step {step + 1} for subnet {entry.subnet}; the last checkpoint is kept. "
         "Try a lower --lr, in another --out"
     )
+
+
+@contextmanager
+def compiled(model: AutoDistilModel) -> Iterator[None]:
+    """Run the layers through `torch.compile` inside the context, with symbolic sizes (dynamic shapes).
+
+    A layer is compiled once for each combination of dimensions at or below their largest size: at most eight times.
+    """
+    layers = list(model.layers)
+    for layer in layers:
+        layer.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None

@@ -129,12 +129,13 @@ def baseline_table(baselines: Sequence[Baseline], columns: Sequence[Objective]) 
             **baseline.subnet.to_row(),
             **{name: baseline.measured.get(name, math.nan) for name in names},
             "how": baseline.how,
+            "lr": math.nan if baseline.lr is None else float(f"{baseline.lr:.6g}"),
             "source": "measured in this run",
             "weights": str(baseline.weights or "not kept"),
         }
         for baseline in baselines
     ]
-    return pd.DataFrame(rows, columns=["name", *SUBNET_COLUMNS[1:], *names, "how", "source", "weights"])
+    return pd.DataFrame(rows, columns=["name", *SUBNET_COLUMNS[1:], *names, "how", "lr", "source", "weights"])
 
 
 def against_frontier(evaluations: pd.DataFrame, baselines: pd.DataFrame, proxy: Objective) -> list[Finding]:

@@ -11,8 +11,7 @@ from torch import nn
 
 from autodistil_search.base.progress import Reporter
 from autodistil_search.nas import hardware, sentence_similarity
-from autodistil_search.nas.baseline_training import SHAPES
-from autodistil_search.nas.baselines import COPY
+from autodistil_search.nas.baselines import COPY, SHAPES
 from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.nas.hardware import Load
 from autodistil_search.report.data import ParetoReport

@@ -19,7 +19,7 @@ from autodistil_search.base.pretrained import model_sha256
 from autodistil_search.base.progress import Reporter
 from autodistil_search.nas import objectives
 from autodistil_search.nas.archive import Archive
-from autodistil_search.nas.baseline_training import Bench, Recipe
+from autodistil_search.nas.baseline_training import Bench, RecipeGroup
 from autodistil_search.nas.baselines import Baseline
 from autodistil_search.nas.evaluation import Evaluation
 from autodistil_search.nas.proxies import Proxy
@@ -98,9 +98,9 @@ class Scorer:
             cache=self._cache,
         )
 
-    def run(self, task: SubnetToScore | Recipe) -> Evaluation | Baseline:
-        """Return the evaluation of a subnet, or the measured baseline of a recipe."""
-        if isinstance(task, Recipe):
+    def run(self, task: SubnetToScore | RecipeGroup) -> Evaluation | list[Baseline]:
+        """Return the evaluation of a subnet, or the measured baselines of a group of recipes."""
+        if isinstance(task, RecipeGroup):
             return self.bench.train_and_score(task)
         return self.evaluate(self._spaces[task.space], task.subnet)
 
@@ -133,6 +133,7 @@ class Scorer:
             options_of=inputs.options_of,
             init=inputs.config.init,
             sample_ids=inputs.sample_ids,
+            held_out=inputs.text.held_out.spread,
             identity=identity,
             cache=self._cache,
             device=inputs.device,

@@ -24,6 +24,7 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.base.tracking import LOGS, Callback, Part, Tracking, tracker_names
 from autodistil_search.nas import baselines, engine_comparison, latency_predictor
 from autodistil_search.nas.archive import Archive
+from autodistil_search.nas.baseline_training import RecipeGroup, grouped
 from autodistil_search.nas.engines.base import Candidates, Goal
 from autodistil_search.nas.engines.running import run_engine
 from autodistil_search.nas.objectives import PREDICTED_LATENCY, Constraint, Objective
@@ -206,6 +207,9 @@ def _opened(
             inputs = resolve_search(config, reporter, plugins, begun=begun, executor=workers)
         for finding in cost_findings(inputs):
             reporter.say(str(finding))
+        if inputs.proxy_objective is not None:
+            for words in baselines.shape_notes(config.baseline_names, inputs.teacher.subnet):
+                reporter.say(words)
         with exclusive(folder):
             check_folder(folder, SEARCH_CONFIG, config.to_dict())  # again: another process may have written since
             if (folder / SEARCH_CONFIG).is_file():
@@ -334,14 +338,24 @@ def _search_space(
 def _measure_baselines(
     inputs: SearchInputs, scorer: Scorer, team: Team, clock: Stopwatch, reporter: Reporter
 ) -> pd.DataFrame:
+    """Return the measured baselines as a table.
+
+    In this process, baselines that can train together are a task; with workers, each baseline is a task.
+    """
     names = inputs.config.baseline_names
     if inputs.proxy_objective is None or not names:
         return baseline_table([], inputs.columns)
     with clock.phase("baselines"):
         untrained = scorer.bench.untrained(names, inputs.given_baselines)
-        recipes = scorer.bench.recipes(names, inputs.spaces)
-        trained = team.all_results(recipes, reporter, "baselines", "models")
-    return baseline_table([*untrained, *trained], inputs.columns)
+        recipes = scorer.bench.recipes(names, inputs.spaces, inputs.config.baseline_factors)
+        groups = grouped(recipes) if team.alone else [RecipeGroup((recipe,)) for recipe in recipes]
+        results = team.all_results(groups, reporter, "baselines", "groups") if groups else []
+    trained = {
+        recipe: baseline
+        for group, measured in zip(groups, results, strict=True)
+        for recipe, baseline in zip(group.recipes, measured, strict=True)
+    }
+    return baseline_table([*untrained, *(trained[recipe] for recipe in recipes)], inputs.columns)
 
 
 def _box(inputs: SearchInputs, scorer: Scorer) -> dict[str, list[float]]:

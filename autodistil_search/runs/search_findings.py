@@ -109,6 +109,13 @@ def _rates(inputs: SearchInputs) -> str:
     return ", ".join(f"{rate} ({name})" for name, rate in rates.items())
 
 
+def _baseline_rates(config: SearchConfig) -> str:
+    """Return the learning rates at which baselines were trained, and the choice among them, in words."""
+    factors = ", ".join(f"{factor:g}" for factor in config.baseline_factors)
+    base = "the default rate of its size" if config.lr is None else f"a peak learning rate of {config.lr:g}"
+    return f"each trained at {factors} times {base}; kept is the lowest held-out loss of its own objective (column lr)"
+
+
 def conditions(inputs: SearchInputs, scorer: Scorer) -> dict[str, Any]:
     """Return the conditions of all measurements in words, for the report."""
     config, teacher = inputs.config, inputs.teacher
@@ -134,6 +141,8 @@ def conditions(inputs: SearchInputs, scorer: Scorer) -> dict[str, Any]:
             f"learning rate {_rates(inputs)}, start from {config.init}, seed {config.seed}"
         )
         described["proxy"] = scorer.proxy.description
+    if len(config.baseline_factors) > 1 and config.baseline_names:
+        described["baselines"] = _baseline_rates(config)
     described["device"] = f"{inputs.device.name}, {inputs.device.precision}, {torch.get_num_threads()} threads"
     described["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
     return described

@@ -21,7 +21,7 @@ from autodistil_search.distillation.learning_rate import default_learning_rate
 from autodistil_search.distillation.options import Execution, TrainOptions
 from autodistil_search.runs.named_parts import plugged
 from autodistil_search.settings.train import TrainConfig
-from autodistil_search.spaces.cost import params
+from autodistil_search.spaces.cost import training_bytes
 from autodistil_search.spaces.search_space import SearchSpace, load_space
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.teachers.initial_weights import SAMPLE_BLOCKS
@@ -233,7 +233,8 @@ def _check_memory(space: SearchSpace, teacher: Teacher, device: Device, trains: 
 
 def _bytes_needed(space: SearchSpace, teacher: Teacher, trains: bool = True) -> int:
     """Return the bytes of the float32 numbers of a SuperLM; see `_check_memory`."""
-    return 4 * (4 if trains else 2) * params(space.largest, teacher.vocabulary)
+    whole = training_bytes(space.largest, teacher.vocabulary)
+    return whole if trains else whole // 2
 
 
 def fit_together(inputs: TrainingInputs) -> bool:

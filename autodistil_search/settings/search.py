@@ -11,7 +11,8 @@ from annotated_types import Ge, Le
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.passwords import names_database, without_password
 from autodistil_search.base.plugins import Plugins
-from autodistil_search.base.user_input import TASKS, absolute_path, quoted
+from autodistil_search.base.user_input import TASKS, absolute_path, meant, parse_number, quoted
+from autodistil_search.nas.baselines import FAMILIES, NAMED_SHAPES
 from autodistil_search.nas.objectives import COMBINED, DEFAULT_PROXY, HIDDEN
 from autodistil_search.settings.common import (
     CHANGES_NOTHING,
@@ -38,7 +39,7 @@ from autodistil_search.settings.train import TrainConfig
 
 _PARTS = 2
 """Least number of blocks of the hidden-state loss, which measures each part by a map fitted to the others."""
-BASELINES = ("shapes", "tinybert", "minilm", "random", "truncated")
+BASELINES = (*FAMILIES, "random", "truncated", *NAMED_SHAPES)
 """Names of `--baselines`; other words are hub ids and folders."""
 
 PROFILED = ("space", "teacher", "device", "precision", "latency_batch", "throughput_batch", "measured_seq_len")
@@ -84,9 +85,12 @@ class SearchConfig(TrainConfig):
             URL such as postgresql://user@host/database.
         study: Name of the study in the storage.
         baselines: Baselines of the frontier, separated by commas, or none. shapes are the shapes of TinyBERT and
-            MiniLM, distilled alone for as many steps; tinybert and minilm are the same by their own objectives. random
-            are three subnets of each space, distilled alone. truncated is the first half of the teacher's layers. Hub
-            ids and folders of encoders with the teacher's vocabulary are scored as they are.
+            MiniLM that fit the teacher, distilled alone for as many steps; tinybert and minilm are the same by their
+            own objectives. A single shape is named such as tinybert:6x768. random are three subnets of each space,
+            distilled alone. truncated is the first half of the teacher's layers. Hub ids and folders of encoders with
+            the teacher's vocabulary are scored as they are.
+        baseline_rates: Learning rates at which each baseline is trained, as factors of --lr, or else of the default
+            rate of its size, such as 0.5,1. The training with the lowest held-out loss of its own objective is kept.
     """
 
     objectives: Annotated[Names, SEARCH, Usual()] = "acc,flops"
@@ -110,6 +114,7 @@ class SearchConfig(TrainConfig):
     storage: Annotated[Name | None, OUTPUT, Placeholder("STORAGE")] = field(default=None, repr=False)
     study: Annotated[Name, OUTPUT] = "search"
     baselines: Annotated[Names, SEARCH] = "shapes"
+    baseline_rates: Annotated[str, SEARCH, Placeholder("FACTORS")] = "1"
 
     _parent: ClassVar[str] = "runs"
 
@@ -117,6 +122,8 @@ class SearchConfig(TrainConfig):
         super().__post_init__(given)
         if "none" in self.baseline_names:
             raise InputError(f"--baselines {self.baselines!r}; allowed: none alone, or names without it")
+        self._check_shapes()
+        parse_factors(self.baseline_rates)
         if self.proxy in (HIDDEN, COMBINED) and self.eval_blocks < _PARTS:
             raise InputError(f"--eval-blocks {self.eval_blocks} with --proxy {self.proxy}; allowed: {_PARTS} or more")
         if (self.proxy_text_columns or self.proxy_label_column) and ":" not in self.proxy:
@@ -130,6 +137,19 @@ class SearchConfig(TrainConfig):
         """Return the names of the baselines; empty for none."""
         names = [name.strip() for name in self.baselines.split(",") if name.strip()]
         return [] if names == ["none"] else names
+
+    def _check_shapes(self) -> None:
+        """Refuse a named shape that no family has."""
+        for name in self.baseline_names:
+            family, colon, _ = name.partition(":")
+            if colon and family in FAMILIES and name not in BASELINES:
+                known = [word for word in NAMED_SHAPES if word.startswith(f"{family}:")]
+                raise InputError(f"--baselines {quoted(name)}{meant(name, known)}; allowed: {', '.join(known)}")
+
+    @property
+    def baseline_factors(self) -> list[float]:
+        """Return the factors of the learning rates of baselines."""
+        return parse_factors(self.baseline_rates)
 
     @property
     def proxy_columns(self) -> list[str] | None:
@@ -175,7 +195,17 @@ class SearchConfig(TrainConfig):
 
     def for_workers(self) -> dict[str, Any]:
         """Return the settings that workers need, for `from_dict`; those of the engine are left out."""
-        asks = ("engine", "search_seed", "evaluations", "population", "baselines", "storage", "study", "superlm")
+        asks = (
+            "engine",
+            "search_seed",
+            "evaluations",
+            "population",
+            "baselines",
+            "baseline_rates",
+            "storage",
+            "study",
+            "superlm",
+        )
         content = {name: value for name, value in self.to_dict().items() if name not in asks}
         return content | {"out": str(self.folder.resolve()), "accumulate": self.accumulate}
 
@@ -204,3 +234,18 @@ class SearchConfig(TrainConfig):
                 )
             chosen[name] = value
         return replace(self, **chosen)
+
+
+def parse_factors(text: str) -> list[float]:
+    """Return the factors of `--baseline-rates`.
+
+    Raises:
+        InputError: if they are not different positive numbers.
+    """
+    factors = [parse_number(word) or 0.0 for word in text.split(",")]
+    if min(factors) <= 0 or len(set(factors)) < len(factors):
+        raise InputError(
+            "--baseline-rates must be different numbers above 0, separated by commas, such as 0.5,1 "
+            f"(got {quoted(text)})"
+        )
+    return factors

@@ -46,6 +46,16 @@ def params(subnet: Subnet, vocabulary: Vocabulary) -> int:
     return embeddings + params_non_embedding(subnet)
 
 
+def training_bytes(subnet: Subnet, vocabulary: Vocabulary) -> int:
+    """Return the bytes of a model in training: float32 weights, gradients and the two moments of AdamW.
+
+    Args:
+        subnet: Sizes of the student, or the largest of a SuperLM.
+        vocabulary: Sizes of the embedding tables.
+    """
+    return 4 * 4 * params(subnet, vocabulary)
+
+
 def params_non_embedding(subnet: Subnet) -> int:
     """Return the number of parameters of the layers and the pooler, which do not depend on the vocabulary."""
     return sum(params_by_part(subnet).values())

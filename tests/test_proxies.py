@@ -18,7 +18,7 @@ from autodistil_search import search
 from autodistil_search.base.device import Device
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.progress import Reporter
-from autodistil_search.nas import baseline_training, label_free_proxies, task_proxies
+from autodistil_search.nas import baselines, label_free_proxies, task_proxies
 from autodistil_search.nas.baselines import MINILM, TINYBERT
 from autodistil_search.nas.kernel_alignment import linear_cka
 from autodistil_search.nas.label_free_proxies import HiddenProxy, RelationProxy, SimilarityProxy, label_free_kinds
@@ -340,7 +340,7 @@ def test_a_search_without_labels_names_its_measure_in_its_columns(toy_config, mo
     """TinyBERT's own objective trains the last hidden states, and MiniLM's does not. Here, too little is learnt."""
     monkeypatch.setattr(search_findings, "HARDLY_LEARNT", -math.inf)
     shapes = {name: Subnet(1, 8, 8, 2, 4) for name in ("TinyBERT 4x312", "MiniLM 6x384")}
-    monkeypatch.setattr(baseline_training, "SHAPES", shapes)
+    monkeypatch.setattr(baselines, "SHAPES", shapes)
     run = search(replace(toy_config, proxy=proxy, baselines="tinybert,minilm", evaluations=4))
     assert run.evaluations[column].notna().all()
     assert "relation_loss" not in run.evaluations

@@ -24,7 +24,7 @@ from autodistil_search.distillation.layer_losses import LastHidden
 from autodistil_search.distillation.teacher_batches import Batch, TeacherBatches
 from autodistil_search.distillation.training_loop import _watched_loss
 from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
-from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.nas.label_free_proxies import RelationProxy
 from autodistil_search.runs.train import relation_proxy
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.train import TrainConfig

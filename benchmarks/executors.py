@@ -38,11 +38,12 @@ from autodistil_search.base.executors import open_executor, open_team
 from autodistil_search.base.progress import ConsoleReporter, Reporter, plain_console
 from autodistil_search.nas.archive import Archive
 from autodistil_search.nas.baseline_training import RecipeGroup
+from autodistil_search.nas.cost_bands import draw_in_bands
 from autodistil_search.runs.finished_run import load_run
 from autodistil_search.runs.scoring import Scorer, scored_by
 from autodistil_search.runs.search_inputs import resolve_search
 from autodistil_search.runs.train import train_superlms
-from autodistil_search.runs.validate_proxy import _LoadedValidation, _SubnetToMeasure, draw_in_bands
+from autodistil_search.runs.validate_proxy import _LoadedValidation, _SubnetToMeasure
 
 if TYPE_CHECKING:
     from autodistil_search.base.executors import AnyExecutor
@@ -103,9 +104,9 @@ def alone_seconds(name: str, run_folder: Path, subnets: int, steps: int) -> floa
     with tempfile.TemporaryDirectory() as folder, executor_named(name) as executor:
         config = ValidateConfig(run=str(run_folder), out=folder, subnets=subnets, bands=1, alone_steps=steps)
         run = load_run(run_folder)
-        loaded = _LoadedValidation(config, run, "tiny", QUIET)
-        drawn = draw_in_bands(loaded._space, subnets + 2, 1, 0.1, 0)
-        tasks = [_SubnetToMeasure(number, *entry) for number, entry in enumerate(drawn)]
+        loaded = _LoadedValidation(config, run, QUIET)
+        drawn = draw_in_bands([run.superlm("tiny").space], subnets + 2, 1, 0.1, 0)
+        tasks = [_SubnetToMeasure(number, entry) for number, entry in enumerate(drawn)]
         with open_team(executor, loaded, QUIET) as team:
             list(team.results(tasks[:2]))  # the workers load the inputs
             start = time.monotonic()

@@ -24,7 +24,8 @@ from autodistil_search.base.seeding import seeded
 from autodistil_search.base.user_input import PACKAGED
 from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.nas.proxies import HiddenProxy, Pairs, RelationProxy
+from autodistil_search.nas.label_free_proxies import HiddenProxy, RelationProxy
+from autodistil_search.nas.task_proxies import Pairs
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.tasks.labelled_data import load_task

@@ -49,15 +49,15 @@ from autodistil_search.base.user_input import PACKAGED
 from autodistil_search.distillation.plan import make_plan, peak_memory, reset_peak_memory, together, work_of
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.baseline_training import begin_alone, options_alone
+from autodistil_search.nas.cost_bands import draw_in_bands
+from autodistil_search.nas.label_free_proxies import RelationProxy
 from autodistil_search.nas.pareto import is_on_frontier, share_of_box
-from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.nas.rank_correlation import Agreement, agreement, kendall
 from autodistil_search.report.style import LIGHT, series_colour, series_marker
 from autodistil_search.runs.run_folder import superlm_folder
 from autodistil_search.runs.search_inputs import MARGIN
 from autodistil_search.runs.train import relation_proxy, train_superlms
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
-from autodistil_search.runs.validate_proxy import draw_in_bands
 from autodistil_search.settings.train import TrainConfig
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.partition import partition, write_spaces
@@ -106,9 +106,9 @@ class Ablation:
         config = TrainConfig(space=str(whole), steps=given.budget, **{name: getattr(given, name) for name in names})
         self._inputs = resolve_training(config, self._reporter)
         bands = max(1, given.subnets // IN_BAND) if given.subnets < self.space.size else 1
-        self.subnets = [subnet for _, subnet in draw_in_bands(self.space, given.subnets, bands, BAND_WIDTH, 0)]
-        drawn = draw_in_bands(self.space, ALONE, ALONE_BANDS, BAND_WIDTH, 1)
-        self.few, self.few_bands = [subnet for _, subnet in drawn], np.array([band for band, _ in drawn])
+        self.subnets = [entry.subnet for entry in draw_in_bands([self.space], given.subnets, bands, BAND_WIDTH, 0)]
+        drawn = draw_in_bands([self.space], ALONE, ALONE_BANDS, BAND_WIDTH, 1)
+        self.few, self.few_bands = [entry.subnet for entry in drawn], np.array([entry.band for entry in drawn])
         settings = {name: getattr(given, name) for name in (*names, "budget", "subnets", "alone_steps", "eval_blocks")}
         settings |= self._inputs.identity  # digests of teacher, text and space
         path = self._out / "settings.json"

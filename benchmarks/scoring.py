@@ -17,7 +17,7 @@ import torch
 
 from autodistil_search.base.device import choose_device
 from autodistil_search.base.files import cache_folder
-from autodistil_search.nas.proxies import BLOCKS_AT_ONCE, RelationProxy
+from autodistil_search.nas.label_free_proxies import BLOCKS_AT_ONCE, RelationProxy
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.teachers import initial_weights
 from autodistil_search.teachers.loading import load_teacher

@@ -26,8 +26,8 @@ from autodistil_search.base.files import cache_folder
 from autodistil_search.base.seeding import seeded
 from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
+from autodistil_search.nas.label_free_proxies import RelationProxy
 from autodistil_search.nas.pareto import hypervolume
-from autodistil_search.nas.proxies import RelationProxy
 from autodistil_search.spaces.cost import flops
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.superlm.model import AutoDistilModel

@@ -261,6 +261,7 @@ def _toy_settings(
         batch_size=2,
         eval_blocks=4,
         evaluations=8,
+        proxy="relation",
         population=4,
         baselines="none",
         held_out_every=0,

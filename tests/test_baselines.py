@@ -273,6 +273,7 @@ def benches(config):
     def bench(cache):
         return baseline_training.Bench(
             teacher=inputs.teacher, begin_text=inputs.text.begin, proxy=proxy, columns=inputs.columns,
+            compares=inputs.proxy_kind.compares,
             options_of=inputs.options_of, init="random", sample_ids=inputs.sample_ids, identity={}, cache=cache,
             device=inputs.device, reporter=Reporter(), execution=inputs.execution,
             held_out=inputs.text.held_out.spread,

@@ -161,6 +161,7 @@ def test_the_config_a_run_leaves_repeats_it(toy_config, searched, tmp_path):
         (["--in-place", "1.5"], "1.5", "from 0 to 1"),
         (["--in-place", "0.5", "--sampling", "random"], "--in-place", "trains the largest"),
         (["--proxy", "hidden", "--eval-blocks", "1"], "--eval-blocks 1", "2 or more"),
+        (["--proxy", "combined", "--eval-blocks", "1"], "--proxy combined", "2 or more"),
         (["--hidden", "-1"], "-1", "from 0"),
         (["--accumulate", "0"], "0", "from 1"),
         (["--accumulate", "3"], "--accumulate 3", "one part a block"),

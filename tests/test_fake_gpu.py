@@ -22,7 +22,8 @@ from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.step_cost import launches
 from autodistil_search.distillation.training_step import subnets_of_step
 from autodistil_search.nas import hardware
-from autodistil_search.nas.proxies import BLOCKS_AT_ONCE, HIDDEN_KIND, RelationProxy, TaskBudget, task_proxy
+from autodistil_search.nas.label_free_proxies import BLOCKS_AT_ONCE, label_free_kinds
+from autodistil_search.nas.task_proxies import TaskBudget, task_proxy
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilModel
 from autodistil_search.teachers import initial_weights
@@ -186,7 +187,7 @@ def test_every_command_runs_on_a_gpu(begin, table, teacher_folder, tmp_path):
         ["train", *begin("mpnet", "mpnet", "--precision", "fp32", "--sampling", "sandwich", "--accumulate", "2")],
         ["train", *begin("distilbert", "distilbert", "--init", "slices")],
     ]
-    for proxy in ("hidden", *(f"{kind}:{table}" for kind in ("probe", "cosine", "task"))):
+    for proxy in ("combined", "cka", *(f"{kind}:{table}" for kind in ("probe", "cosine", "task"))):
         name = proxy.partition(":")[0]
         commands.append(["search", *begin(name, "bert", *SEARCH), "--proxy", proxy, *shared])
     results = elsewhere(run_all, commands, True)
@@ -214,12 +215,15 @@ def waits_of_scores(teacher_folder: str, table: str) -> dict[str, list[str]]:
     teacher, space = load_teacher(teacher_folder, -1, device.name), load_space("debug")
     model, _ = initial_weights.superlm(teacher, space, "embeddings")
     device.place(model)
-    held_out = torch.randint(5, 90, (2 * BLOCKS_AT_ONCE, 8))
+    free = label_free_kinds("kl", "qq,kk,vv", 4)
+
+    def spread(blocks: int) -> torch.Tensor:
+        return torch.randint(5, 90, (blocks, 8))
+
     labelled = [task_proxy(f"{kind}:{table}", TaskBudget(40, 1, 1e-4, 0, 16)) for kind in ("probe", "cosine")]
     proxies = {
-        "relation": RelationProxy(teacher, held_out, 4, "kl", device),
-        "hidden": HIDDEN_KIND.open(teacher, held_out, device),
-        **{kind.objective.name: kind.open(teacher, held_out, device) for kind in labelled},
+        **{name: kind.open(teacher, spread, 2 * BLOCKS_AT_ONCE, device) for name, kind in free.items()},
+        **{kind.objective.name: kind.open(teacher, spread, 2 * BLOCKS_AT_ONCE, device) for kind in labelled},
     }
     waits = {}
     for name, proxy in proxies.items():
@@ -233,7 +237,15 @@ def waits_of_scores(teacher_folder: str, table: str) -> dict[str, list[str]]:
 def test_a_score_waits_for_the_device_at_most_once_a_batch(teacher_folder, table):
     waits = elsewhere(waits_of_scores, str(teacher_folder("bert")), table)
     # The rows are of two sets for a probe, and of two texts for cosines: a batch each.
-    batches = {"relation": 1, "hidden": 1, "pairs_accuracy_probe": 2, "pairs_cosine": 2}
+    batches = {
+        "relation": 1,
+        "hidden": 1,
+        "similarity": 1,
+        "cka": 1,
+        "combined": 3,
+        "pairs_accuracy_probe": 2,
+        "pairs_cosine": 2,
+    }
     assert {name: sum(int(line.split()[0]) for line in lines) for name, lines in waits.items()} == batches, waits
 
 

@@ -16,6 +16,7 @@ AGAINST = {
 }  # fmt: skip
 OF_EACH_KIND = [
     comparison("loss", "accuracy", *[Agreement(0.5, 0.1, 0.9)] * 3, subnets=8),
+    comparison("alignment", "accuracy", *[Agreement(0.5, 0.1, 0.9)] * 3, subnets=8, default="loss"),
     Finding(findings.COSTS_MORE, {"space": "tiny", "subnets": 256, "over": 3, "teacher_flops": 1e9}),
     Finding(findings.COLLAPSED, {"space": "tiny", "step": 60, "to": 30, "lr": 5e-4, "loss": 2.1, "best": 0.5}),
     Finding(findings.LEARNT_LITTLE, {"space": "tiny", "median": 2.15, "best": 2.1, "reference": 2.2, "lr": 4e-3}),
@@ -63,7 +64,8 @@ def test_every_kind_comes_back_from_json_as_it_was():
     summary = json.loads(json.dumps(findings.records(OF_EACH_KIND), allow_nan=False))
     assert findings.read(summary) == OF_EACH_KIND
     assert [str(finding) for finding in findings.read(summary)] == summary["notes"]
-    assert "12 of the 1,256 of tiny" in summary["notes"][6]
+    assert "12 of the 1,256 of tiny" in summary["notes"][7]
+    assert summary["notes"][1].endswith("difference 0.50 [0.10, 0.90]: better than the default proxy")
 
 
 @pytest.mark.parametrize(

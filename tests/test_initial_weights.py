@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from autodistil_search.base.device import Device
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.pretrained import model_sha256
-from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.nas.label_free_proxies import RelationProxy
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel

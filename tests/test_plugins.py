@@ -203,7 +203,10 @@ def test_objects_passed_in_python_are_found_by_their_names(toy_config, tmp_path)
     ("change", "message"),
     [
         ({"engine": "magic"}, r"--engine 'magic'; allowed: surrogate, nsga2, .*, exhaustive$"),
-        ({"proxy": "oracle"}, r"--proxy 'oracle'; allowed: relation, hidden, cosine:NAME, probe:NAME, task:NAME$"),
+        (
+            {"proxy": "oracle"},
+            r"'oracle'; allowed: relation, hidden, similarity, cka, combined, cosine:NAME, probe:NAME, task:NAME$",
+        ),
         ({"objectives": "acc,luck"}, r"objective 'luck'; allowed: acc, flops"),
     ],
 )

@@ -17,7 +17,7 @@ from autodistil_search.base.pretrained import quiet_transformers
 from autodistil_search.base.progress import Reporter
 from autodistil_search.exporting.student_folder import export_student
 from autodistil_search.exporting.student_source import find_exportable
-from autodistil_search.nas.proxies import TaskBudget, sentence_vectors, task_proxy
+from autodistil_search.nas.task_proxies import TaskBudget, sentence_vectors, task_proxy
 from autodistil_search.settings.export import ExportOptions
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel

@@ -18,9 +18,14 @@ from autodistil_search import search
 from autodistil_search.base.device import Device
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.progress import Reporter
-from autodistil_search.nas import proxies
-from autodistil_search.nas.objectives import Objective
-from autodistil_search.nas.proxies import HiddenProxy, ProxyKind, RelationProxy, TaskBudget, task_proxy
+from autodistil_search.nas import baselines, label_free_proxies, task_proxies
+from autodistil_search.nas.baselines import MINILM, TINYBERT
+from autodistil_search.nas.kernel_alignment import linear_cka
+from autodistil_search.nas.label_free_proxies import HiddenProxy, RelationProxy, SimilarityProxy, label_free_kinds
+from autodistil_search.nas.objectives import LABEL_FREE, Objective
+from autodistil_search.nas.proxies import ProxyKind
+from autodistil_search.nas.task_proxies import TaskBudget, task_proxy
+from autodistil_search.runs import search_findings
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target, split_heads
@@ -65,7 +70,7 @@ def test_the_batch_size_inside_changes_nothing(
 ) -> None:
     model, scores = debug_superlm(), []
     for size in (1, 5, 16, 100):
-        monkeypatch.setattr(proxies, "BLOCKS_AT_ONCE", size)
+        monkeypatch.setattr(label_free_proxies, "BLOCKS_AT_ONCE", size)
         proxy = RelationProxy(toy_teacher(), held_out, 4, "kl", cpu)
         scores.append((proxy.score(model), proxy.reference))
     for score in scores[1:]:
@@ -105,6 +110,65 @@ def test_the_hidden_proxy_is_near_zero_for_the_teacher_and_near_one_for_what_tel
     assert proxy.score(copy.eval()) < 1e-4
     torch.nn.init.zeros_(copy.layers[-1].ffn_norm.weight)  # always the same
     assert proxy.score(copy) == pytest.approx(proxy.reference, rel=0.02)
+
+
+@pytest.fixture
+def free(toy_teacher: Callable[..., Teacher], toy_batch: Callable[..., tuple[Tensor, Tensor]], cpu: Device):
+    """The proxies without labels by name, on 16 blocks and on 128 passages."""
+    kinds = label_free_kinds("kl", "qq,kk,vv", 4)
+    return {
+        name: (kind, kind.open(toy_teacher(), lambda rows: toy_batch(rows=rows, tokens=10)[0], 16, cpu))
+        for name, kind in kinds.items()
+    }
+
+
+def test_every_proxy_without_labels_knows_the_teacher_and_a_model_that_tells_nothing(free, toy_teacher) -> None:
+    teacher = toy_teacher()
+    copy = AutoDistilModel(teacher.student_config(teacher.subnet))
+    teacher.copy_into(copy)
+    assert list(free) == list(LABEL_FREE)
+    for name, (kind, proxy) in free.items():
+        assert proxy.score(copy.eval()) == pytest.approx(kind.ideal, abs=2e-3), name
+    torch.nn.init.zeros_(copy.layers[-1].ffn_norm.weight)  # the same states for all tokens, and the teacher's relations
+    for name in ("hidden", "similarity", "cka"):
+        assert free[name][1].score(copy) == pytest.approx(free[name][1].reference, abs=0.05), name
+    assert free["combined"][1].score(copy) == pytest.approx(2 / 3, abs=0.05)
+
+
+def test_proxies_without_labels_score_a_subnet_as_its_extracted_student(free, debug_superlm) -> None:
+    model = debug_superlm()
+    for name, (kind, proxy) in free.items():
+        of_subnets = [proxy.score(model, subnet) for subnet in (model.space.smallest, model.space.largest)]
+        assert proxy.score(model.extract(model.space.smallest)) == pytest.approx(of_subnets[0], abs=1e-4), name
+        assert of_subnets[0] != of_subnets[1]
+        assert (proxy.reference, kind.ideal) in {(proxy.reference, 0.0), (0.0, 1.0)}
+
+
+def test_the_combination_is_the_mean_of_what_its_parts_lack(free, debug_superlm, debug_space) -> None:
+    relation, hidden, similarity = (
+        free[name][1].score(debug_superlm(), debug_space.smallest) for name in ("relation", "hidden", "similarity")
+    )
+    expected = (relation / free["relation"][1].reference + hidden + 1 - similarity) / 3
+    assert free["combined"][1].score(debug_superlm(), debug_space.smallest) == pytest.approx(expected, rel=1e-6)
+
+
+def test_alignment_is_that_of_all_tokens_with_the_teachers(free, toy_teacher, toy_batch, debug_superlm) -> None:
+    blocks, model = toy_batch(rows=16, tokens=10)[0], debug_superlm()
+    with torch.no_grad():
+        states = [f(blocks).last_hidden_state.flatten(0, 1) for f in (model, toy_teacher().model)]
+    assert free["cka"][1].score(model) == pytest.approx(linear_cka([states[0]], [states[1]]), abs=1e-5)
+
+
+def test_similarities_of_two_passages_are_refused_and_broken_states_are_not_a_rank(
+    toy_teacher: Callable[..., Teacher], held_out: Tensor, cpu: Device, free, debug_superlm
+) -> None:
+    with pytest.raises(InputError, match="similarities of 2 held-out passages; allowed: three or more"):
+        SimilarityProxy(toy_teacher(), held_out[:2], cpu)
+    model = debug_superlm()
+    torch.nn.init.constant_(model.layers[-1].ffn_norm.weight, math.nan)
+    for name in ("hidden", "similarity", "cka", "combined"):
+        with pytest.raises(InputError, match="FloatingPointError"):
+            free[name][1].score(model)
 
 
 def test_the_hidden_proxy_needs_two_blocks(toy_teacher: Callable[..., Teacher], held_out: Tensor, cpu: Device) -> None:
@@ -216,7 +280,7 @@ def test_every_part_of_the_budget_changes_a_task_score(
         seen.append(torch.cat([each.flatten() for each in classifier.parameters()]))
         return ended
 
-    monkeypatch.setattr(proxies, "fine_tune", record)
+    monkeypatch.setattr(task_proxies, "fine_tune", record)
     for budget in (BUDGET, replace(BUDGET, **change)):
         proxy = task_proxy(f"task:{toy_task}", budget).make(toy_teacher(), torch.empty(0), cpu)
         proxy.score(debug_superlm(), debug_space.smallest)
@@ -268,12 +332,23 @@ def test_columns_of_a_table_are_named_to_its_proxy_and_to_no_other(toy_config, t
         replace(toy_config, proxy_text_columns="subject")
 
 
-def test_a_search_by_hidden_states_names_them_in_its_columns(toy_config):
-    run = search(replace(toy_config, proxy="hidden", baselines="tinybert"))
-    assert run.evaluations["hidden_loss"].gt(0).all()
+@pytest.mark.parametrize(
+    ("proxy", "column", "box"),
+    [("similarity", "sentence_similarity", [1.0, 0.0]), ("combined", "combined_loss", [0.0, 1.0])],
+)
+def test_a_search_without_labels_names_its_measure_in_its_columns(toy_config, monkeypatch, proxy, column, box):
+    """TinyBERT's own objective trains the last hidden states, and MiniLM's does not. Here, too little is learnt."""
+    monkeypatch.setattr(search_findings, "HARDLY_LEARNT", -math.inf)
+    shapes = {name: Subnet(1, 8, 8, 2, 4) for name in ("TinyBERT 4x312", "MiniLM 6x384")}
+    monkeypatch.setattr(baselines, "SHAPES", shapes)
+    run = search(replace(toy_config, proxy=proxy, baselines="tinybert,minilm", evaluations=4))
+    assert run.evaluations[column].notna().all()
     assert "relation_loss" not in run.evaluations
-    assert run.summary["box"]["hidden_loss"] == [0.0, 1.0]
-    assert run.baselines["hidden_loss"].notna().all()  # TinyBERT's objective trains them, too
+    assert run.summary["box"][column] == box
+    known = run.baselines.set_index("how")[column].notna()
+    assert (known[TINYBERT], known[MINILM]) == (proxy != "combined", False)
+    (little,) = [finding for finding in run.report.findings if finding.kind == "learnt_little"]
+    assert little.values["best"] == (max if box[0] else min)(run.evaluations[column])
 
 
 @pytest.fixture
@@ -360,7 +435,7 @@ class Given:
 
 def opened(proxy, direction="minimize", ideal=0.0):
     objective = Objective("given", "given", "", direction, is_proxy=True)
-    return ProxyKind(objective, lambda *_: proxy, ideal).open(None, None, None)
+    return ProxyKind(objective, lambda *_: proxy, ideal).open(None, lambda _: None, 1, None)
 
 
 @pytest.mark.parametrize(

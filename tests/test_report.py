@@ -499,11 +499,19 @@ def test_the_report_decides_by_data_whatever_the_sentences_say(report, monkeypat
     assert (worth.values["better"], worth.values["comparisons"], str(worth)) == (1, 1, "reworded")
 
 
-@pytest.mark.parametrize(("target", "words"), [("score", "with fine-tuned accuracy"), ("alone", "training alone only")])
+@pytest.mark.parametrize(
+    ("target", "words"), [("score", "with fine-tuned accuracy"), ("alone_loss", "training alone only")]
+)
 def test_a_validation_takes_the_place_of_the_note_that_there_is_none(report, target, words):
-    ranking = pd.DataFrame({"measure": ["loss", "loss"], "target": [target] * 2, "kendall": [0.5, 0.1]})
+    scopes = ["all", "within bands"] * 2
+    ranking = pd.DataFrame({"measure": ["flops"] * 2 + ["loss"] * 2, "target": target, "scope": scopes})
+    nan = float("nan")
+    numbers = {"kendall": [0.9, 0.2, 0.5, 0.1], "over_flops": [nan, nan, nan, -0.1], "over_default": [nan] * 4}
+    for name, values in numbers.items():
+        ranking[name] = values
+        ranking = ranking.assign(**{f"{name}_low": ranking[name] - 0.1, f"{name}_high": ranking[name] + 0.05})
     measured = pd.DataFrame({"loss": [1.0, 2.0], target: [1.0, 3.0], "band": [0, 0], "flops": [2e6, 3e6]})
-    labels = {"loss": "loss, shared", "score": "MCC, fine-tuned", "alone": "loss, trained alone"}
+    labels = {"flops": "FLOPs", "loss": "loss, shared", "score": "MCC, fine-tuned", "alone_loss": "loss, trained alone"}
     taus = Agreement(0.1, 0.0, 0.2), Agreement(0.2, 0.1, 0.3), Agreement(-0.1, -0.2, 0.1)
     found = [comparison("loss, shared", labels[target], *taus, subnets=2), remark("tau within bands")]
     check = ProxyCheck("validation-toy", labels, measured, ranking, found, fine_tuned=target == "score")
@@ -514,9 +522,16 @@ def test_a_validation_takes_the_place_of_the_note_that_there_is_none(report, tar
     assert "in 0 of 1 comparisons" in str(warning)
     page = render_html(checked)
     assert "Proxy validation: validation-toy" in page
-    assert "difference -0.10 [-0.20, 0.10]: not distinguishable with 2 subnets" in page
+    assert "tau within bands</li>" in page
+    assert "not distinguishable with 2 subnets" not in page  # the table has it
+    assert "-0.10 [-0.20, -0.05] -" in page
     (chart,) = [chart for name, chart in Page(page).data["charts"].items() if name.startswith("check-")]
-    assert [trace["name"] for trace in chart["data"]] == ["2.00M to 3.00M FLOPs"]
+    assert {trace["name"]: trace["x"] for trace in chart["data"]} == {
+        "measure, within bands": [0.1],
+        "FLOPs, within bands": [0.2],
+        "over all subnets": [0.9, 0.5],
+    }
+    assert chart["data"][2]["y"][1] == "loss, shared"
     assert warnings_of(replace(checked, runs=[])) == unvalidated
     older = replace(check, findings=[remark("a sentence of before")], has_data=False)
     (warning,) = warnings_of(replace(checked, runs=[RunPart("toy", "toy", checks=[older])]))

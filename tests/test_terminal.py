@@ -21,7 +21,7 @@ from autodistil_search.cli.completion_script import completion_script
 from autodistil_search.cli.main import main
 from autodistil_search.cli.registry import make_parser
 from autodistil_search.nas.engines.registry import ENGINES
-from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.nas.label_free_proxies import RelationProxy
 from autodistil_search.runs.doctor import Finding, print_findings
 from autodistil_search.runs.train import train
 from autodistil_search.settings.recipes import PRESETS, shipped_recipes

@@ -39,7 +39,7 @@ from autodistil_search.distillation.sampling import Drawn
 from autodistil_search.distillation.training_log import TrainingLog
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.distillation.training_step import SubnetPasses, subnets_of_step, train_step
-from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.nas.label_free_proxies import RelationProxy
 from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel

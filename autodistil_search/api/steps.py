@@ -100,7 +100,7 @@ def finetune(
 def validate_proxy(
     config: ValidateConfig, *, reporter: Reporter | None = None, executor: AnyExecutor | None = None
 ) -> Validation:
-    """Measure how well the proxy of a finished search ranks subnets of similar cost, and whether it beats FLOPs.
+    """Measure how well proxies rank subnets of a finished search at similar cost, and whether they beat FLOPs.
 
     Each subnet is recorded once it is measured. A stopped validation is continued.
 

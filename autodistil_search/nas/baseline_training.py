@@ -40,8 +40,9 @@ from autodistil_search.nas.baselines import (
     Baseline,
     shapes_named,
 )
+from autodistil_search.nas.label_free_proxies import RelationProxy
 from autodistil_search.nas.objectives import Objective, costs
-from autodistil_search.nas.proxies import Proxy, RelationProxy
+from autodistil_search.nas.proxies import RELATIONS, STATES, Proxy
 from autodistil_search.spaces.cost import training_bytes
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -56,6 +57,11 @@ HELD_OUT_BLOCKS = 32
 """Number of held-out blocks on which the trainings of a baseline at several learning rates are compared."""
 _BLOCKS_AT_ONCE = 8
 
+_NOT_TRAINED_FOR = {RELATIONS: (TINYBERT, MINILM), STATES: (MINILM,)}
+"""Baselines whose own objective does not train what a proxy compares, so that its score says nothing about them.
+
+MiniLM trains the queries, keys and values of the last layer only. The rest of this layer keeps its initial weights.
+"""
 _RANDOM_SUBNETS = 3
 """Number of random subnets of each space for the baseline "random"."""
 
@@ -134,6 +140,7 @@ class Bench:
         teacher: Teacher of the baselines.
         begin_text: Function that returns the training text from its start.
         proxy: Proxy that scores the baselines.
+        compares: Parts of a student that the proxy compares with the teacher's; see `ProxyKind.compares`.
         columns: Objectives to measure.
         options_of: Function that returns the training options of a student of a given size.
         init: Start of the students.
@@ -149,6 +156,7 @@ class Bench:
     teacher: Teacher
     begin_text: Callable[[], TrainingText]
     proxy: Proxy
+    compares: str
     columns: Sequence[Objective]
     options_of: Callable[[Subnet], TrainOptions]
     init: str
@@ -228,9 +236,7 @@ class Bench:
         self.device.place(model)
         subnet = model.config.subnet
         measured = costs(self.columns, subnet, self.teacher.vocabulary, lambda: copy.deepcopy(model))
-        # The relation loss says nothing about a model that was trained for another objective.
-        other_objective = how in (TINYBERT, MINILM) and isinstance(self.proxy, RelationProxy)
-        score = math.nan if other_objective else self.proxy.score(model)
+        score = math.nan if how in _NOT_TRAINED_FOR.get(self.compares, ()) else self.proxy.score(model)
         measured |= {column.name: score for column in self.columns if column.is_proxy}
         return Baseline(name, subnet, how, measured, weights, lr)
 

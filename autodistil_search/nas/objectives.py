@@ -179,16 +179,17 @@ _PROXIES = {
 }
 
 
-RELATION = "relation"
-"""Name of the relation loss for `--proxy`."""
-HIDDEN = "hidden"
-"""Name of the loss of the last hidden states for `--proxy`."""
+RELATION, HIDDEN, SIMILARITY, CKA, COMBINED = "relation", "hidden", "similarity", "cka", "combined"
+LABEL_FREE = (RELATION, HIDDEN, SIMILARITY, CKA, COMBINED)
+"""Names for `--proxy` of the proxies that need no labels."""
+DEFAULT_PROXY = RELATION
+"""Default of `--proxy`, one of `LABEL_FREE`."""
 COSINE, PROBE, TASK = "cosine:", "probe:", "task:"
 """Prefixes of the proxies of a labelled task for `--proxy`, before the name of the task."""
 
 
 def proxy_objective(loss: str, relations: str) -> Objective:
-    """Return the default objective for `acc`: the run's distillation loss on held-out text.
+    """Return the objective of the proxy `relation`: the run's distillation loss on held-out text.
 
     The unit of the objective names the relations.
 
@@ -210,6 +211,29 @@ HIDDEN_LOSS = Objective(
     "minimize",
     is_proxy=True,
 )
+SENTENCE_SIMILARITY = Objective(
+    "sentence_similarity",
+    "held-out sentence similarity",
+    "rank correlation with the teacher's",
+    "maximize",
+    is_proxy=True,
+)
+KERNEL_ALIGNMENT = Objective(
+    "cka",
+    "held-out kernel alignment",
+    "linear CKA with the teacher's last hidden states, without bias",
+    "maximize",
+    is_proxy=True,
+)
+COMBINED_LOSS = Objective(
+    "combined_loss",
+    "combined held-out loss",
+    "mean of shares of relation loss, hidden-state loss and sentence similarity",
+    "minimize",
+    is_proxy=True,
+)
+OF_STATES = (HIDDEN_LOSS, SENTENCE_SIMILARITY, KERNEL_ALIGNMENT, COMBINED_LOSS)
+"""Objectives of the proxies that look at the last hidden states."""
 RELATION_LOSS = proxy_objective("kl", "qq,kk,vv")
 RELATION_MSE = proxy_objective("mse", "qq,kk,vv")
 FLOPS = Objective(

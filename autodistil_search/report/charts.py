@@ -31,6 +31,7 @@ from autodistil_search.report.style import (
     series_colour,
     series_marker,
 )
+from autodistil_search.report.validation_table import Panel, panels
 from autodistil_search.report.views import (
     SIZE_LABELS,
     axes_pairs,
@@ -417,26 +418,40 @@ def training_chart(curves: Sequence[Curve]) -> Spec:
 
 
 def check_charts(check: ProxyCheck) -> list[Spec]:
-    """Return a figure for each measure and target of a proxy validation, with a marker for each band of costs."""
-    charts = []
-    for measure, target in check.pairs:
-        traces = []
-        for number, (_, band) in enumerate(check.measured.groupby("band")):
-            flops = f"{shown(int(band['flops'].min()))} to {shown(int(band['flops'].max()))} FLOPs"
-            marker = {"color": series_colour(number), "symbol": series_marker(number).plotly, "size": 8}
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "x": band[measure].tolist(),
-                    "y": band[target].tolist(),
-                    "marker": marker,
-                    "name": flops,
-                }
-            )
-        axes = [_axis(plotly(check.labels[name])) for name in (measure, target)]
-        charts.append({"data": traces, "layout": layout(340, *axes)})
-    return charts
+    """Return a figure for each panel of a proxy validation: Kendall's tau of its measures; see `panels`."""
+    return [_panel_chart(panel) for panel in panels(check.ranking, check.labels)]
+
+
+def _panel_chart(panel: Panel) -> Spec:
+    labels = [plotly(label) for label in panel.rows["label"]]
+    traces: list[Spec] = []
+    for name, colour, rows in (
+        ("measure, within bands", "c0", panel.rows[~panel.rows["is_flops"]]),
+        ("FLOPs, within bands", "baseline", panel.rows[panel.rows["is_flops"]]),
+    ):
+        ends = {
+            "array": (rows["kendall_high"] - rows["kendall"]).tolist(),
+            "arrayminus": (rows["kendall"] - rows["kendall_low"]).tolist(),
+            "color": colour,
+        }
+        traces.append(
+            {
+                **_taus(rows, "kendall"),
+                "error_x": {"type": "data", "symmetric": False, **ends},
+                "marker": {"color": colour, "size": 8},
+                "name": name,
+            }
+        )
+    hollow = {"color": "quiet", "symbol": "circle-open", "size": 8}
+    traces.append({**_taus(panel.rows, "over_all"), "marker": hollow, "name": "over all subnets"})
+    y = {**_axis(""), "categoryorder": "array", "categoryarray": labels[::-1]}
+    x = {**_axis("Kendall's tau, 95 % interval; higher is better"), "range": [-1.05, 1.05], "zeroline": True}
+    return {"data": traces, "layout": layout(150 + 24 * len(labels), x, y)}
+
+
+def _taus(rows: pd.DataFrame, column: str) -> Spec:
+    labels = [plotly(label) for label in rows["label"]]
+    return {"type": "scatter", "mode": "markers", "x": rows[column].tolist(), "y": labels}
 
 
 def published_chart(published: pd.DataFrame) -> Spec:

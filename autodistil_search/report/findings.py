@@ -37,8 +37,11 @@ START = "start"
 TRAINING = "training"
 UNCHECKED = "unchecked"
 VERSUS_BASELINE = "versus_baseline"
+VERSUS_DEFAULT = "versus_default_proxy"
 WATCHED_LITTLE = "watched_learnt_little"
 
+IN_RANKING = (COMPARISON, VERSUS_DEFAULT)
+"""Kinds of findings that the table of rank correlations holds too."""
 COUNTED = ("layers", "heads")
 """Sizes that are numbers of things."""
 _NOT_VALIDATED = "The proxy was not compared with fine-tuned accuracy in this run."
@@ -83,8 +86,10 @@ def remark(words: str) -> Finding:
     return Finding(REMARK, {"words": words})
 
 
-def comparison(measure: str, target: str, own: Agreement, free: Agreement, gained: Agreement, subnets: int) -> Finding:
-    """Return a finding that compares how a measure and FLOPs rank subnets of similar cost by a target.
+def comparison(
+    measure: str, target: str, own: Agreement, other: Agreement, gained: Agreement, subnets: int, default: str = ""
+) -> Finding:
+    """Return a finding that compares how two measures rank subnets of similar cost by a target.
 
     Its value `better` is True or False if the 95 % interval of the difference excludes 0, else None.
 
@@ -92,17 +97,17 @@ def comparison(measure: str, target: str, own: Agreement, free: Agreement, gaine
         measure: Label of the measure.
         target: Label of the target.
         own: Agreement of the measure with the target.
-        free: Agreement of FLOPs with the target.
+        other: Agreement of FLOPs, or of the default proxy, with the target.
         gained: Difference of the two agreements.
         subnets: Number of subnets.
+        default: Label of the default proxy; empty for the comparison with FLOPs.
     """
     values: dict[str, Any] = {"measure": measure, "target": target, "subnets": subnets}
-    values |= {
-        name: [part.value, part.low, part.high]
-        for name, part in (("tau", own), ("tau_of_flops", free), ("difference", gained))
-    }
+    values |= {"default": default} if default else {}
+    named = (("tau", own), ("tau_of_default" if default else "tau_of_flops", other), ("difference", gained))
+    values |= {name: [part.value, part.low, part.high] for name, part in named}
     values["better"] = True if gained.low > 0 else False if gained.high < 0 else None
-    return Finding(COMPARISON, values)
+    return Finding(VERSUS_DEFAULT if default else COMPARISON, values)
 
 
 def disturbed_latency(shares: Sequence[float]) -> Finding | None:
@@ -176,11 +181,19 @@ def _collapsed(values: Mapping[str, Any]) -> str:
 
 
 def _comparison(values: Mapping[str, Any]) -> str:
-    own, free, gained = (Agreement(*_floats(values[name])) for name in ("tau", "tau_of_flops", "difference"))
-    verdicts = {True: "better than FLOPs", False: "worse than FLOPs", None: None}
+    return _compared(values, values["tau_of_flops"], "FLOPs alone", "FLOPs")
+
+
+def _versus_default(values: Mapping[str, Any]) -> str:
+    return _compared(values, values["tau_of_default"], f"the default proxy ({values['default']})", "the default proxy")
+
+
+def _compared(values: Mapping[str, Any], tau: Sequence[float | None], other: str, short: str) -> str:
+    own, of_other, gained = (Agreement(*_floats(part)) for part in (values["tau"], tau, values["difference"]))
+    verdicts = {True: f"better than {short}", False: f"worse than {short}", None: None}
     verdict = verdicts[values["better"]] or f"not distinguishable with {values['subnets']} subnets"
     return (
-        f"{values['measure']} for {values['target']}: tau {own} within bands, FLOPs alone {free}, difference {gained}: "
+        f"{values['measure']} for {values['target']}: tau {own} within bands, {other} {of_other}, difference {gained}: "
         f"{verdict}"
     )
 
@@ -335,5 +348,6 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         "check of digests."
     ),
     VERSUS_BASELINE: _versus_baseline,
+    VERSUS_DEFAULT: _versus_default,
     WATCHED_LITTLE: _watched_little,
 }

@@ -40,8 +40,10 @@ from autodistil_search.report.charts import (
 from autodistil_search.report.data import ParetoReport
 from autodistil_search.report.escape import visible
 from autodistil_search.report.explore import Points, point_sets
+from autodistil_search.report.findings import IN_RANKING
 from autodistil_search.report.importance import importance_table, importance_words
 from autodistil_search.report.style import DARK, LIGHT
+from autodistil_search.report.validation_table import panels, ranking_table
 from autodistil_search.report.views import (
     SIZE_LABELS,
     better,
@@ -167,12 +169,12 @@ def _checks(report: ParetoReport) -> list[dict[str, Any]]:
     return [
         {
             "title": f"{part.name}: {check.name}" if len(report.runs) > 1 else check.name,
-            "findings": check.findings,
+            "findings": [finding for finding in check.findings if finding.kind not in IN_RANKING],
             "charts": [
-                (f"check-{i}-{j}-{k}", f"{check.labels[target]} against {check.labels[measure]}")
-                for k, (measure, target) in enumerate(check.pairs)
+                (f"check-{i}-{j}-{k}", f"Rank correlations {panel.title}")
+                for k, panel in enumerate(panels(check.ranking, check.labels))
             ],
-            "table": _table(check.ranking, "Rank correlations", f"ranking-{i}-{j}", {}),
+            "table": _table(ranking_table(check.ranking, check.labels), "Rank correlations", f"ranking-{i}-{j}", {}),
         }
         for i, part in enumerate(report.runs)
         for j, check in enumerate(part.checks)

@@ -19,7 +19,10 @@ from autodistil_search.report.findings import Finding, read
 
 _TEXT = ("space", "name", "engine", "run", "how", "source", "weights", "role", "measure", "target", "scope")
 """Columns of text that may look like numbers or missing values, such as the space of 512.yaml or NA.yaml."""
-_RANKING = ("measure", "target", "scope", "kendall", "kendall_low", "kendall_high")
+_RANKING = (
+    *("measure", "target", "scope"),
+    *(f"{name}{end}" for name in ("kendall", "over_flops", "over_default") for end in ("", "_low", "_high")),
+)
 _PROGRAMS = {
     "autodistil-search": ("autodistil-search",),
     "__main__.py": ("python", "-m", "autodistil_search"),
@@ -48,7 +51,8 @@ class ProxyCheck:
         name: Name of its folder within the folder of the run.
         labels: Label of each column of `measured`.
         measured: Table with a row for each subnet, including its `band` of costs.
-        ranking: Rank correlations of each measure with each target, over all subnets and within bands.
+        ranking: Rank correlations of each measure with each target, over all subnets and within bands, and their
+            differences from those of FLOPs and of the default proxy.
         findings: Conclusions.
         fine_tuned: True if a target is a metric of fine-tuned subnets.
         has_data: True if the findings are data. Earlier versions wrote sentences only.
@@ -61,12 +65,6 @@ class ProxyCheck:
     findings: Sequence[Finding]
     fine_tuned: bool
     has_data: bool = True
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Return the (measure, target) pair of each comparison."""
-        pairs = self.ranking[["measure", "target"]].drop_duplicates()
-        return list(pairs.itertuples(index=False, name=None))
 
 
 @dataclass(frozen=True)
@@ -233,7 +231,7 @@ def _read_check(folder: Path) -> ProxyCheck:
     path = folder / SUMMARY
     summary, environment = read_json(path), read_json(folder / ENVIRONMENT)
     with readable(folder / ENVIRONMENT):
-        fine_tuned = "task_task" in environment.get("inputs", {})
+        fine_tuned = any(name.startswith("task_") for name in environment.get("inputs", {}))
     with readable(path):
         labels = {str(column): str(label) for column, label in summary["columns"].items()}
         findings = read(summary)

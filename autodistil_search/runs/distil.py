@@ -27,7 +27,7 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.base.tracking import LOGS, Callback, Part, Tracking, tracker_names
 from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
-from autodistil_search.nas.proxies import RelationProxy
+from autodistil_search.nas.label_free_proxies import RelationProxy
 from autodistil_search.report.training_figure import write_training_figure
 from autodistil_search.runs.finished_run import Run, load_run
 from autodistil_search.runs.run_folder import STUDENT, check_folder, exclusive, open_folder

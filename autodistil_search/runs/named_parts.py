@@ -10,7 +10,7 @@ from autodistil_search.base.errors import InputError
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.user_input import PACKAGED, meant, refuse_near_miss
 from autodistil_search.nas import objectives
-from autodistil_search.nas.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK
+from autodistil_search.nas.objectives import COSINE, LABEL_FREE, PROBE, TASK
 from autodistil_search.settings.search import BASELINES, SearchConfig
 from autodistil_search.settings.train import TrainConfig
 from autodistil_search.spaces.search_space import load_space, shipped_spaces
@@ -25,7 +25,7 @@ def built_in(group: str) -> list[str]:
         return list(ENGINES)
     return {
         "objectives": list(objectives.NAMES),
-        "proxies": [RELATION, HIDDEN],
+        "proxies": list(LABEL_FREE),
         "teachers": [PACKAGED, *sorted(FAMILIES)],
         "search_spaces": shipped_spaces(),
     }[group]

@@ -14,7 +14,7 @@ from autodistil_search.base.device import choose_device
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.nas.engines.base import ENUMERABLE
 from autodistil_search.nas.evaluation import DISTURBANCE
-from autodistil_search.nas.objectives import Objective
+from autodistil_search.nas.objectives import RELATION_LOSS, Objective
 from autodistil_search.nas.objectives import costs as costs_of
 from autodistil_search.report.findings import disturbed_latency
 from autodistil_search.runs.search_inputs import check_measured_length, known_objectives
@@ -102,7 +102,8 @@ def profile(config: SearchConfig, plugins: Plugins | None = None) -> Profiles:
     device = choose_device(config.device, config.precision)
     teacher = find_teacher(config, device, plugins)
     check_measured_length(config.measured_seq_len, teacher)
-    costs = [cost for cost in known_objectives(config, device, plugins).values() if not cost.is_proxy]
+    known = known_objectives(config, device, plugins, RELATION_LOSS)
+    costs = [objective for objective in known.values() if not objective.is_proxy]
     return Profiles([(space, profile_space(space, teacher, costs)) for space in spaces], costs)
 
 

@@ -26,7 +26,6 @@ from autodistil_search.nas.proxies import Proxy
 from autodistil_search.runs.named_parts import plugin_origins
 from autodistil_search.runs.run_folder import computing_versions, folder_id, mark_folder, superlm_folder
 from autodistil_search.runs.search_inputs import SearchInputs, resolve_search
-from autodistil_search.runs.train import relation_proxy
 from autodistil_search.settings.search import SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -113,10 +112,8 @@ class Scorer:
     def proxy(self) -> Proxy:
         """Return the proxy of this run, which must have an objective that needs it."""
         inputs, blocks = self._inputs, self._inputs.config.eval_blocks
-        if inputs.proxy_kind is None:
-            return relation_proxy(inputs, blocks)
         assert inputs.text is not None
-        return inputs.proxy_kind.open(inputs.teacher, inputs.text.held_out.spread(blocks), inputs.device)
+        return inputs.proxy_kind.open(inputs.teacher, inputs.text.held_out.spread, blocks, inputs.device)
 
     @cached_property
     def bench(self) -> Bench:
@@ -131,6 +128,7 @@ class Scorer:
             teacher=inputs.teacher,
             begin_text=inputs.text.begin,
             proxy=self.proxy,
+            compares=inputs.proxy_kind.compares,
             columns=inputs.columns,
             options_of=inputs.options_of,
             init=inputs.config.init,

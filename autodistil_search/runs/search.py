@@ -367,8 +367,7 @@ def _box(inputs: SearchInputs, scorer: Scorer) -> dict[str, list[float]]:
     box: dict[str, list[float]] = {}
     for objective in inputs.objectives:
         if objective.is_proxy:
-            ideal = 0.0 if inputs.proxy_kind is None else inputs.proxy_kind.ideal
-            box[objective.name] = [ideal, scorer.proxy.reference]
+            box[objective.name] = [inputs.proxy_kind.ideal, scorer.proxy.reference]
         elif objective.cost is not None:
             box[objective.name] = list(inputs.cost_box(objective))
         else:

@@ -11,7 +11,7 @@ import torch
 from autodistil_search.nas.archive import Archive
 from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.nas.objectives import TASK
-from autodistil_search.nas.proxies import HARDLY_LEARNT
+from autodistil_search.nas.proxies import HARDLY_LEARNT, share_lacking
 from autodistil_search.report.findings import (
     COSTS_MORE,
     LEARNT_LITTLE,
@@ -47,16 +47,17 @@ def learning_findings(inputs: SearchInputs, archive: Archive, scorer: Scorer) ->
 
     `train_superlm` reports on the subnets that it watches during training.
     """
-    proxy = inputs.proxy_objective
-    if proxy is None or proxy.direction == "maximize":
-        return []
+    proxy, kind = inputs.proxy_objective, inputs.proxy_kind
+    if proxy is None or (proxy.direction == "maximize" and not kind.compares):
+        return []  # a task may be hard for any model
     findings = []
+    best_of = min if proxy.direction == "minimize" else max
     for space in inputs.spaces:
         scores = [
             evaluation.measured[proxy.name] for evaluation in archive.evaluations if evaluation.space == space.name
         ]
-        if scores and median(scores) > HARDLY_LEARNT * scorer.proxy.reference:
-            values = {"space": space.name, "median": median(scores), "best": min(scores)}
+        if scores and share_lacking(median(scores), kind.ideal, scorer.proxy.reference) > HARDLY_LEARNT:
+            values = {"space": space.name, "median": median(scores), "best": best_of(scores)}
             values |= {"reference": scorer.proxy.reference}
             lr = inputs.options_of(space.largest).lr
             findings.append(Finding(LEARNT_LITTLE, {**values, "lr": lr}))

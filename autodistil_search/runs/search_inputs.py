@@ -21,12 +21,21 @@ from autodistil_search.nas.engines.base import ENUMERABLE
 from autodistil_search.nas.engines.registry import ENGINES, MakeEngine, guarded_engine
 from autodistil_search.nas.evaluation import DISTURBANCE
 from autodistil_search.nas.hardware import Load
+from autodistil_search.nas.label_free_proxies import AnyKind, label_free_kinds
 from autodistil_search.nas.latency_predictor import Predictor
-from autodistil_search.nas.objectives import COSINE, HIDDEN, PROBE, RELATION, TASK, Constraint, Objective
+from autodistil_search.nas.objectives import LABEL_FREE, Constraint, Objective
 from autodistil_search.nas.pareto import box_of
-from autodistil_search.nas.proxies import HIDDEN_KIND, ProxyKind, TaskBudget, task_proxy
-from autodistil_search.runs.named_parts import PROXIES_OF_TASKS, check_names, named_part, plugged, requested_objectives
-from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
+from autodistil_search.nas.proxies import RELATIONS, ProxyKind
+from autodistil_search.nas.task_proxies import TaskBudget, task_proxy
+from autodistil_search.runs.named_parts import (
+    OF_TASKS,
+    PROXIES_OF_TASKS,
+    check_names,
+    named_part,
+    plugged,
+    requested_objectives,
+)
+from autodistil_search.runs.training_inputs import TrainingInputs, load_spaces, resolve_training
 from autodistil_search.settings.search import BASELINES, SearchConfig
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
@@ -45,7 +54,7 @@ _COLUMNS = frozenset(
     {
         *objectives.RESERVED,
         *objectives.NAMES,
-        *(objective.name for objective in (objectives.RELATION_LOSS, objectives.RELATION_MSE, objectives.HIDDEN_LOSS)),
+        *(proxy.name for proxy in (objectives.RELATION_LOSS, objectives.RELATION_MSE, *objectives.OF_STATES)),
     }
 )
 """Built-in columns, which no plug-in can define."""
@@ -59,8 +68,7 @@ class SearchInputs(TrainingInputs):
     objectives: Sequence[Objective]
     constraints: Sequence[Constraint]
     make_engine: MakeEngine
-    proxy_kind: ProxyKind | None
-    """Kind of the proxy; None for the relation loss."""
+    proxy_kind: AnyKind
     given_baselines: Mapping[str, AutoDistilModel]
     """Models that `--baselines` names."""
     predictor: Predictor
@@ -70,9 +78,7 @@ class SearchInputs(TrainingInputs):
     def identity(self) -> dict[str, str]:
         """Return digests of the contents behind the settings, including the labelled rows of a proxy."""
         digests = {**super().identity}
-        return (
-            digests | {"proxy_task": self.proxy_kind.digest} if self.proxy_kind and self.proxy_kind.digest else digests
-        )
+        return digests | {"proxy_task": self.proxy_kind.digest} if self.proxy_kind.digest else digests
 
     @property
     def predicts(self) -> bool:
@@ -220,11 +226,11 @@ def resolve_search(
     if config.engine not in ENGINES:
         make_engine = guarded_engine(config.engine, make_engine)
     kind = _proxy_kind(config, plugins)
-    for note in kind.notes if kind is not None else ():
+    for note in kind.notes:
         (reporter or Reporter()).say(note)
     device = choose_device(config.device, config.precision)
     predictor = Predictor()
-    known = known_objectives(config, device, plugins, kind, predictor)
+    known = known_objectives(config, device, plugins, kind.objective, predictor)
     installed = plugins.names("objectives")
     wanted = objectives.parse_objectives(config.objectives, known, installed)
     constraints = [objectives.parse_constraint(text, known, others=installed) for text in config.constraints]
@@ -257,27 +263,27 @@ def resolve_search(
     return inputs
 
 
-def _load_baseline(name: str, teacher: Teacher, kind: ProxyKind | None) -> AutoDistilModel:
+def _load_baseline(name: str, teacher: Teacher, kind: AnyKind) -> AutoDistilModel:
     """Return the model of a given baseline, which is scored without training."""
-    if kind is None and Path(name, EXPORT_RECORD).is_file():
+    if kind.compares == RELATIONS and Path(name, EXPORT_RECORD).is_file():
         config = read_json(Path(name, "config.json"))
         if config.get("model_type") != AutoDistilConfig.model_type:
             raise InputError(
                 f"baseline {name!r} is a student exported as standard BERT or MPNet, whose padded heads give other "
-                "relations; allowed: an export with --format own, or --proxy probe:TASK or task:TASK"
+                "relations; allowed: an export with --format own, or a --proxy that does not compare relations"
             )
     return load_as_student(name, teacher)
 
 
-def _proxy_kind(config: SearchConfig, plugins: Plugins) -> ProxyKind | None:
-    """Return the proxy that `--proxy` names, or None for the relation loss."""
-    if config.proxy.startswith((COSINE, PROBE, TASK)):
+def _proxy_kind(config: SearchConfig, plugins: Plugins) -> AnyKind:
+    """Return the proxy that `--proxy` names."""
+    if config.proxy.startswith(OF_TASKS):
         budget = TaskBudget(config.proxy_rows, config.proxy_epochs, config.proxy_lr, config.seed)
         return task_proxy(config.proxy, budget, config.proxy_columns, config.proxy_label_column)
-    built_in_kinds = {RELATION: None, HIDDEN: HIDDEN_KIND}
-    plugin = named_part(plugins, "proxies", "--proxy", config.proxy, built_in_kinds, PROXIES_OF_TASKS)
-    if config.proxy in built_in_kinds:
-        return built_in_kinds[config.proxy]
+    plugin = named_part(plugins, "proxies", "--proxy", config.proxy, dict.fromkeys(LABEL_FREE), PROXIES_OF_TASKS)
+    if config.proxy in LABEL_FREE:
+        spaces = load_spaces(config.space_names, config.depth, config.relation_heads, plugins)
+        return label_free_kinds(config.loss, config.relations, spaces[0].relation_heads)[config.proxy]
     if not isinstance(plugin, ProxyKind):
         raise InputError(f"--proxy {config.proxy!r} is {shown(plugin)}; allowed: a ProxyKind")
     objectives.checked_objective(plugin.objective, config.proxy, _COLUMNS, is_proxy=True)
@@ -296,14 +302,13 @@ def known_objectives(
     config: SearchConfig,
     device: Device,
     plugins: Plugins,
-    kind: ProxyKind | None = None,
+    proxy: Objective,
     predictor: Predictor | None = None,
 ) -> dict[str, Objective]:
-    """Return the objectives by name; a plug-in is loaded only if `config` names it."""
+    """Return the objectives by name, `proxy` as "acc"; a plug-in is loaded only if `config` names it."""
     single, many = (
         Load(batch, config.measured_seq_len, device) for batch in (config.latency_batch, config.throughput_batch)
     )
-    proxy = kind.objective if kind else objectives.proxy_objective(config.loss, config.relations)
     named = {objective.name: objective for objective in (*objectives.COSTS, *objectives.measured_costs(single, many))}
     if predictor is not None:
         named[objectives.PREDICTED_LATENCY] = objectives.predicted_latency(predictor, single)

@@ -34,7 +34,8 @@ from autodistil_search.base.user_input import load_yaml
 from autodistil_search.base.weighted_names import parse_relations
 from autodistil_search.distillation.checkpoints import course_of
 from autodistil_search.distillation.training_loop import Distillation, distill_together
-from autodistil_search.nas.proxies import HARDLY_LEARNT, RelationProxy
+from autodistil_search.nas.label_free_proxies import RelationProxy
+from autodistil_search.nas.proxies import HARDLY_LEARNT
 from autodistil_search.report.findings import COLLAPSED, START, WATCHED_LITTLE, Finding
 from autodistil_search.runs.run_folder import check_folder, exclusive, open_folder, superlm_folder
 from autodistil_search.runs.training_inputs import TrainingInputs, fit_together, resolve_training

@@ -7,7 +7,6 @@ FLOPs, which are computed without measuring.
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -37,22 +35,23 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.distillation.options import TrainOptions
 from autodistil_search.distillation.training_loop import distill
 from autodistil_search.nas.baseline_training import begin_alone, options_alone
-from autodistil_search.nas.engines.base import ENUMERABLE
-from autodistil_search.nas.objectives import COSINE, HIDDEN_LOSS, PROBE, TASK, Objective, proxy_objective
-from autodistil_search.nas.proxies import HARDLY_LEARNT, HIDDEN_KIND, Proxy, ProxyKind, TaskBudget, task_proxy
-from autodistil_search.nas.rank_correlation import STATISTICS, Array, agreement, gain, kendall
+from autodistil_search.nas.cost_bands import Drawn, draw_in_bands
+from autodistil_search.nas.label_free_proxies import AnyKind, label_free_kinds
+from autodistil_search.nas.objectives import COMBINED, COSINE, PROBE, RELATION, TASK
+from autodistil_search.nas.proxies import HARDLY_LEARNT, Proxy, ProxyKind
+from autodistil_search.nas.task_proxies import TaskBudget, task_proxy
 from autodistil_search.report.figures import save_figure
 from autodistil_search.report.findings import (
+    IN_RANKING,
     NOTHING_LEARNT_ALONE,
-    NOTHING_TO_RANK,
     Finding,
-    comparison,
     rates_in_words,
     records,
     remark,
 )
 from autodistil_search.report.run_parts import read_table
 from autodistil_search.report.validation_figure import validation_figure
+from autodistil_search.report.validation_table import ALONE
 from autodistil_search.runs.finished_run import Run, load_run
 from autodistil_search.runs.run_folder import (
     check_folder,
@@ -63,41 +62,30 @@ from autodistil_search.runs.run_folder import (
     open_folder,
     versions,
 )
-from autodistil_search.runs.train import relation_proxy
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
+from autodistil_search.runs.validate_proxy_measures import Measure, Measures
+from autodistil_search.runs.validate_proxy_ranking import conclusions, rank
 from autodistil_search.settings.validate_proxy import ValidateConfig
 from autodistil_search.spaces.cost import flops
-from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 
 if TYPE_CHECKING:
     from autodistil_search.base.executors import AnyExecutor
 
-_DRAWN_OF_LARGE_SPACES = 20_000
 _SUBNETS, _RANKING = "subnets.csv", "ranking.csv"
 _STATE = "subnets.json"
 """File with the rows of `subnets.csv` and a digest, until all subnets are measured."""
-ALONE = "alone_"
-"""Prefix of a proxy's column for the subnet that was trained alone."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Measure of a subnet: its column in the results, its label and its direction."""
-
-    column: str
-    label: str
-    higher_is_better: bool
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Result of validating a proxy.
+    """Result of validating proxies.
 
     Args:
         folder: Folder of the validation.
-        measured: Table with a row for each subnet: its sizes, `band`, `flops` and a column for each measure.
+        measured: Table with a row for each subnet: its `space` and sizes, `band`, `flops` and a column for each
+            measure.
         measures: Measures of the columns.
         ranking: Table of the rank correlations of each measure with each target, over all subnets and within bands.
         findings: Conclusions and the conditions of the measurements.
@@ -114,15 +102,20 @@ class Validation:
         """Return the sentences of `findings`."""
         return [str(finding) for finding in self.findings]
 
+    @property
+    def remarks(self) -> list[str]:
+        """Return the sentences of the findings that `ranking` does not hold."""
+        return [str(finding) for finding in self.findings if finding.kind not in IN_RANKING]
+
     def __repr__(self) -> str:
         measures = ", ".join(measure.label for measure in self.measures)
-        return "\n".join([f"validation {self.folder}: {len(self.measured)} subnets by {measures}", *self.notes])
+        return "\n".join([f"validation {self.folder}: {len(self.measured)} subnets by {measures}", *self.remarks])
 
 
 def validate_proxy(
     config: ValidateConfig, reporter: Reporter | None = None, executor: AnyExecutor | None = None
 ) -> Validation:
-    """Rank subnets of the SuperLM of `config.run` by several measures, and compare the rankings.
+    """Rank subnets of the SuperLMs of `config.run` by several measures, and compare the rankings.
 
     Each subnet is recorded once it is measured. A stopped validation is continued.
 
@@ -134,69 +127,38 @@ def validate_proxy(
     reporter = reporter or Reporter()
     config = config.absolute()
     run = load_run(config.run)
-    space = _space_of(config, run)
+    _spaces_of(config, run)
     check_folder(config.folder, VALIDATE_CONFIG, config.to_dict())
-    validation = _LoadedValidation(config, run, space, reporter)
+    validation = _LoadedValidation(config, run, reporter)
     with exclusive(config.folder), open_executor(config.executor, config.workers, reporter, executor) as workers:
         open_folder(config.folder, VALIDATE_CONFIG, ValidateConfig, config.to_dict(), validation.environment)
         with open_team(workers, validation, reporter) as team:
             return validation.measure_all(team)
 
 
-def draw_in_bands(space: SearchSpace, subnets: int, bands: int, width: float, seed: int) -> list[tuple[int, Subnet]]:
-    """Return random subnets in narrow bands of FLOPs over the whole range, as pairs of band and subnet.
-
-    The pairs are ordered by band and FLOPs, the cheapest first. The middles of the bands are evenly spaced on a
-    logarithmic scale between the smallest and the largest FLOPs.
-
-    Args:
-        space: Space of the subnets.
-        subnets: Total number of subnets, spread evenly over the bands.
-        bands: Number of bands.
-        width: Greatest distance from the middle of a band, as a share of its FLOPs. If too few subnets are within it,
-            the nearest ones are taken.
-        seed: Seed of the draw.
-    """
-    rng = random.Random(seed)
-    if space.size <= ENUMERABLE:
-        everything = [space.decode(genome) for genome in space.genomes()]
-    else:
-        everything = list(dict.fromkeys(space.sample(rng) for _ in range(_DRAWN_OF_LARGE_SPACES)))
-    costs = np.log([flops(subnet) for subnet in everything])
-    low, high = (np.log(flops(end)) for end in space.ends)
-    drawn: list[tuple[int, Subnet]] = []
-    taken: set[int] = set()
-    for band in range(bands):
-        middle = low + (high - low) * (band + 0.5) / bands
-        share = subnets // bands + (band < subnets % bands)
-        nearest = [int(i) for i in np.argsort(np.abs(costs - middle), kind="stable") if int(i) not in taken]
-        inside = [i for i in nearest if abs(costs[i] - middle) <= np.log1p(width)]
-        chosen = rng.sample(inside, share) if len(inside) >= share else nearest[:share]
-        taken.update(chosen)
-        drawn += [(band, everything[i]) for i in sorted(chosen, key=costs.__getitem__)]
-    return drawn
+def _spaces_of(config: ValidateConfig, run: Run) -> list[str]:
+    """Return the names of the spaces that `config` asks for, by default all of the run."""
+    names = list(dict.fromkeys(run.evaluations["space"]))
+    if unknown := [name for name in config.space_names if name not in names]:
+        raise InputError(f"--space {unknown[0]!r}; run {config.run!r} has {', '.join(names)}")
+    return config.space_names or names
 
 
-def _space_of(config: ValidateConfig, run: Run) -> str:
-    names = sorted(set(run.evaluations["space"]))
-    if config.space is None and len(names) > 1:
-        raise InputError(f"run {config.run!r} has spaces {', '.join(names)}; select one with --space")
-    name = config.space or names[0]
-    if name not in names:
-        raise InputError(f"--space {name!r}; run {config.run!r} has {', '.join(names)}")
-    return name
+def _task_kind(config: ValidateConfig, prefix: str, name: str) -> ProxyKind:
+    """Return the proxy of a labelled task within the limits of `config`."""
+    budget = TaskBudget(config.train_rows, config.epochs, config.lr, config.seed)
+    return task_proxy(f"{prefix}{name}", budget, config.columns, config.label_column)
 
 
 @dataclass(frozen=True)
 class _SubnetToMeasure:
-    """Task of measuring a subnet: its number in the order of the table, its band of cost, and its sizes."""
+    """Task of measuring a subnet, with its number in the order of the table."""
 
     number: int
-    band: int
-    subnet: Subnet
+    drawn: Drawn
 
     def __str__(self) -> str:
-        return str(self.subnet)
+        return f"{self.drawn.subnet} of space {self.drawn.space}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,46 +170,58 @@ class _ValidationJob(Job):
     def load(self) -> _LoadedValidation:
         """Load the run and the inputs of the validation; see `jobs.Job`."""
         config = ValidateConfig(**self.settings)
-        run = load_run(config.run)
-        return _LoadedValidation(config, run, _space_of(config, run), Reporter())
+        return _LoadedValidation(config, load_run(config.run), Reporter())
 
 
 class _LoadedValidation:
-    """A validation of proxies on the subnets of one space, with all inputs loaded."""
+    """A validation of proxies on the subnets of a run's spaces, with all inputs loaded."""
 
-    def __init__(self, config: ValidateConfig, run: Run, space: str, reporter: Reporter) -> None:
+    def __init__(self, config: ValidateConfig, run: Run, reporter: Reporter) -> None:
         self._config, self._reporter = config, reporter
-        self._superlm = run.superlm(space)
-        self._space = self._superlm.space
-        if config.subnets > self._space.size:
-            raise InputError(f"--subnets {config.subnets}; space {space!r} has {self._space.size}")
-        budget = TaskBudget(config.train_rows, config.epochs, config.lr, config.seed)
-        self._probe, self._cosine, self._task = (
-            None if name is None else task_proxy(f"{kind}{name}", budget, config.columns, config.label_column)
-            for kind, name in ((PROBE, config.probe), (COSINE, config.cosine), (TASK, config.task))
+        self._superlms = {name: run.superlm(name) for name in _spaces_of(config, run)}
+        self._spaces = [superlm.space for superlm in self._superlms.values()]
+        self._check_subnets()
+        probe, cosine = (
+            None if name is None else _task_kind(config, prefix, name)
+            for prefix, name in ((PROBE, config.probe), (COSINE, config.cosine))
         )
-        kinds = filter(None, (self._probe, self._cosine, self._task))
-        for note in dict.fromkeys(
-            note for kind in kinds for note in kind.notes
-        ):  # several measures may use the same table
-            reporter.say(note)
+        tasks = [_task_kind(config, TASK, name) for name in config.task_names]
+        labelled = [kind for kind in (probe, cosine, *tasks) if kind is not None]
+        for note in dict.fromkeys(note for kind in labelled for note in kind.notes):
+            reporter.say(note)  # once, if several measures use the same table
         training = run.config.training(
             device=config.device, precision=config.precision, seed=config.seed, accumulate=config.accumulate
         )
-        steps = training.steps if config.alone_steps is None else config.alone_steps
-        self._alone_steps = steps
-        self._materials: TrainingInputs = resolve_training(replace(training, steps=max(1, steps)), reporter)
-        self._materials.device.place(self._superlm)
-        self._relation = proxy_objective(training.loss, training.relations)
-        self._eval_blocks = run.config.eval_blocks
+        self._alone_steps = training.steps if config.alone_steps is None else config.alone_steps
+        self._materials: TrainingInputs = resolve_training(
+            replace(training, steps=max(1, self._alone_steps)), reporter, trains=self._alone_steps > 0
+        )
+        for superlm in self._superlms.values():
+            self._materials.device.place(superlm)
+        self._eval_blocks = max(2, run.config.eval_blocks)  # the hidden-state loss needs two blocks
+        self.measures = Measures(
+            label_free=label_free_kinds(training.loss, training.relations, self._materials.options.relation_heads),
+            probe=probe,
+            cosine=cosine,
+            tasks=tasks,
+            alone=self._alone_steps > 0,
+        )
+
+    def _check_subnets(self) -> None:
+        most = sum(space.size for space in self._spaces)
+        if self._config.subnets > most:
+            names = ", ".join(repr(space.name) for space in self._spaces)
+            raise InputError(f"--subnets {self._config.subnets}; allowed: at most {most}, all subnets of space {names}")
 
     @property
     def environment(self) -> dict[str, Any]:
         """Return the entries of `environment.json`."""
-        kinds = {"probe": self._probe, "cosine": self._cosine, "task": self._task}
-        tasks = {f"{name}_task": kind.digest for name, kind in kinds.items() if kind is not None}
-        inputs = {**self._materials.identity, **tasks, "superlm": model_sha256(self._superlm)}
-        return {**self._materials.environment, "inputs": inputs}
+        measures = self.measures
+        kinds = {"probe_task": measures.probe, "cosine_task": measures.cosine}
+        kinds |= {f"task_{task.objective.name}": task for task in measures.tasks}
+        digests = {name: kind.digest for name, kind in kinds.items() if kind is not None}
+        superlms = {f"superlm_{name}": model_sha256(superlm) for name, superlm in self._superlms.items()}
+        return {**self._materials.environment, "inputs": {**self._materials.identity, **digests, **superlms}}
 
     def job(self) -> Job:
         """Return the job by which workers measure as this process does."""
@@ -264,66 +238,35 @@ class _LoadedValidation:
         }
 
     @cached_property
-    def _proxies(self) -> dict[str, Proxy]:
+    def _shared(self) -> dict[str, Proxy]:
         """Return the proxies that are measured on the SuperLM's weights, by column."""
-        assert self._materials.text is not None
-        held_out = self._materials.text.held_out.spread(
-            max(2, self._eval_blocks)
-        )  # the hidden-state proxy needs two blocks
-        proxies: dict[str, Proxy] = {
-            self._relation.name: relation_proxy(self._materials, self._eval_blocks),
-            HIDDEN_LOSS.name: HIDDEN_KIND.open(self._materials.teacher, held_out, self._materials.device),
-        }
-        if self._probe is not None:
-            proxies[self._probe.objective.name] = self._open(self._probe)
-        return proxies
+        probe = self.measures.probe
+        return self._open([*self.measures.label_free.values(), *([] if probe is None else [probe])])
 
     @cached_property
-    def _scores(self) -> dict[str, Proxy]:
-        """Return the proxies that are measured on extracted students, by column."""
-        return {kind.objective.name: self._open(kind) for kind in (self._cosine, self._task) if kind is not None}
+    def _cosine(self) -> dict[str, Proxy]:
+        """Return the proxy of a task of pairs by column, which is measured on extracted students."""
+        return self._open([] if self.measures.cosine is None else [self.measures.cosine])
 
-    def _open(self, kind: ProxyKind) -> Proxy:
-        return kind.open(self._materials.teacher, torch.empty(0), self._materials.device)
+    @cached_property
+    def _tasks(self) -> dict[str, Proxy]:
+        """Return the proxies that fine-tune extracted students, by column."""
+        return self._open(self.measures.tasks)
 
-    @property
-    def measures(self) -> list[Measure]:
-        """Return the measures of all columns, predictors before targets."""
-        proxies = [*self._losses, *([self._probe.objective] if self._probe else [])]
-        shared = [_measure_of(objective.name, objective, "shared") for objective in proxies]
-        return [Measure("flops", "FLOPs", True), *shared, *self._predicted]
-
-    @property
-    def targets(self) -> list[str]:
-        """Return the columns that the other measures should predict."""
-        return [measure.column for measure in self._predicted]
-
-    @property
-    def _losses(self) -> list[Objective]:
-        """Return the objectives that need no labels."""
-        return [self._relation, HIDDEN_LOSS]
-
-    @property
-    def _predicted(self) -> list[Measure]:
-        alone = self._losses if self._alone_steps else []
-        measures = [_measure_of(f"{ALONE}{objective.name}", objective, "trained alone") for objective in alone]
-        if self._cosine:
-            measures.append(_measure_of(self._cosine.objective.name, self._cosine.objective, self._weights_in_words))
-        if self._task:
-            measures.append(_measure_of(self._task.objective.name, self._task.objective, "fine-tuned"))
-        return measures
-
-    @property
-    def _weights_in_words(self) -> str:
-        return "trained alone" if self._alone_steps else "shared"
+    def _open(self, kinds: Sequence[AnyKind]) -> dict[str, Proxy]:
+        materials = self._materials
+        assert materials.text is not None
+        held_out = materials.text.held_out.spread
+        opened = (kind.open(materials.teacher, held_out, self._eval_blocks, materials.device) for kind in kinds)
+        return {kind.objective.name: proxy for kind, proxy in zip(kinds, opened, strict=True)}
 
     def measure_all(self, team: Team) -> Validation:
         """Measure the remaining subnets, and compare the measures."""
         config, path = self._config, self._config.folder / _SUBNETS
-        drawn = draw_in_bands(self._space, config.subnets, config.bands, config.band_width, config.seed)
+        drawn = draw_in_bands(self._spaces, config.subnets, config.bands, config.band_width, config.seed)
         reopen(config.folder)
         rows = self._measured_before(path, drawn)
-        tasks = [_SubnetToMeasure(i, *entry) for i, entry in enumerate(drawn) if i not in rows]
+        tasks = [_SubnetToMeasure(i, entry) for i, entry in enumerate(drawn) if i not in rows]
         with self._reporter.bar("measuring", "subnets", len(drawn)) as bar:
             bar.skip(len(rows))
             for index, row in team.results(tasks):
@@ -345,39 +288,42 @@ class _LoadedValidation:
         """Return the folder of the checkpoints of a subnet that is trained alone."""
         return self._config.folder / "alone" / str(number)
 
-    def _measured_before(self, path: Path, drawn: Sequence[tuple[int, Subnet]]) -> dict[int, dict[str, Any]]:
+    def _measured_before(self, path: Path, drawn: Sequence[Drawn]) -> dict[int, dict[str, Any]]:
         """Return by number the rows that earlier sessions measured, from the state file or else from the table."""
-        columns, state = [measure.column for measure in self.measures], self._config.folder / _STATE
+        columns, state = [measure.column for measure in self.measures.all], self._config.folder / _STATE
         if state.exists():
             content, path = read_sealed(state, f"delete it and {path.name} to measure all subnets again"), state
             with readable(state):
                 table = pd.DataFrame([dict(row) for row in content["rows"]])
         elif path.exists():
-            table = read_table(path, ["band", *columns], ["band", "flops"])
+            table = read_table(path, ["band", "space", *columns], ["band", "flops"])
         else:
             return {}
         numbers, rows = {entry: number for number, entry in enumerate(drawn)}, {}
         with readable(path):
             for entry in table.to_dict("records"):
                 row = {str(key): value for key, value in entry.items()}
-                band, subnet = row["band"], Subnet.from_row(row)
-                if (band, subnet) not in numbers or not all(name in row for name in columns):
-                    raise ValueError(f"it has subnet {subnet} in band {band}, which is not among those to measure")
+                found = Drawn(row["band"], str(row["space"]), Subnet.from_row(row))
+                if found not in numbers or not all(name in row for name in columns):
+                    raise ValueError(f"it has {found}, which is not among the subnets to measure")
                 if any(not isinstance(row[name], int | float) for name in columns):
-                    raise ValueError(f"a measure of {subnet} is not a number")
-                rows[numbers[band, subnet]] = row
+                    raise ValueError(f"a measure of {found.subnet} is not a number")
+                rows[numbers[found]] = row
         return rows
 
     def run(self, task: _SubnetToMeasure) -> dict[str, Any]:
-        """Return the row of a subnet: its sizes, band, FLOPs and measures."""
-        band, subnet = task.band, task.subnet
-        row: dict[str, Any] = {"band": band, **subnet.to_row(), "flops": flops(subnet)}
-        row |= {column: proxy.score(self._superlm, subnet) for column, proxy in self._proxies.items()}
-        student = self._superlm.extract(subnet)
+        """Return the row of a subnet: its space, sizes, band, FLOPs and measures."""
+        band, space, subnet = task.drawn
+        superlm = self._superlms[space]
+        row: dict[str, Any] = {"band": band, "space": space, **subnet.to_row(), "flops": flops(subnet)}
+        row |= {column: proxy.score(superlm, subnet) for column, proxy in self._shared.items()}
+        student = superlm.extract(subnet)
         if self._alone_steps:
             student = self._trained_alone(subnet, self._folder_alone(task.number))
-            row |= {f"{ALONE}{loss.name}": self._proxies[loss.name].score(student) for loss in self._losses}
-        return row | {column: score.score(student) for column, score in self._scores.items()}
+            names = [objective.name for objective in self.measures.objectives]
+            row |= {f"{ALONE}{name}": self._shared[name].score(student) for name in names}
+        row |= {column: proxy.score(student) for column, proxy in self._cosine.items()}
+        return row | self.measures.with_mean({column: task.score(student) for column, task in self._tasks.items()})
 
     def _options_alone(self, subnet: Subnet) -> TrainOptions:
         """Return the training options of the SuperLM, with `--alone-lr` or the learning rate of this subnet's size."""
@@ -387,7 +333,8 @@ class _LoadedValidation:
     @property
     def _rates_alone(self) -> list[float]:
         """Return the lowest and the highest learning rate of subnets trained alone."""
-        return [self._options_alone(end).lr for end in reversed(self._space.ends)]
+        rates = [self._options_alone(end).lr for space in self._spaces for end in space.ends]
+        return [min(rates), max(rates)]
 
     def _trained_alone(self, subnet: Subnet, folder: Path) -> AutoDistilModel:
         materials = self._materials
@@ -402,25 +349,24 @@ class _LoadedValidation:
 
     def _finish(self, measured: pd.DataFrame) -> Validation:
         measures, folder = self.measures, self._config.folder
-        ranking = rank(measured, measures, self.targets)
-        conditions = remark(self._conditions)
-        findings = [*conclusions(measured, measures, self.targets), *self._broken(measured), conditions]
+        ranking = rank(measured, measures)
+        findings = [*conclusions(ranking, measured, measures), *self._broken(measured), *map(remark, self._conditions)]
         write_atomically(folder / _RANKING, lambda path: ranking.to_csv(path, index=False))
-        validation = Validation(folder, measured, measures, ranking, findings)
-        draw(validation, self.targets)
-        labels = {measure.column: measure.label for measure in measures}
+        labels = {measure.column: measure.label for measure in measures.all}
+        write_atomically(folder / "ranking.png", lambda path: save_figure(validation_figure(ranking, labels), path))
         summary = {**records(findings), "columns": labels, "versions": versions()}
         write_atomically(folder / SUMMARY, lambda path: path.write_text(json.dumps(summary, indent=2)))
         write_manifest(folder, "validate-proxy", (VALIDATE_CONFIG, ENVIRONMENT, _SUBNETS, _RANKING, SUMMARY))
         (folder / _STATE).unlink(missing_ok=True)
-        return validation
+        return Validation(folder, measured, measures.all, ranking, findings)
 
     def _broken(self, measured: pd.DataFrame) -> list[Finding]:
         """Return a finding on subnets that training alone has broken, if there are any.
 
         The scores of such a subnet do not depend on its sizes.
         """
-        column, reference = f"{ALONE}{self._relation.name}", self._proxies[self._relation.name].reference
+        relation = self.measures.label_free[RELATION].objective.name
+        column, reference = f"{ALONE}{relation}", self._shared[relation].reference
         if column not in measured:
             return []
         broken = int((measured[column] > HARDLY_LEARNT * reference).sum())
@@ -428,80 +374,18 @@ class _LoadedValidation:
         return [Finding(NOTHING_LEARNT_ALONE, values)] if broken else []
 
     @property
-    def _conditions(self) -> str:
-        words = [f"{objective.name}: {self._proxies[objective.name].description}" for objective in self._losses]
-        if self._probe is not None:
-            words.append(f"probe: {self._proxies[self._probe.objective.name].description}")
+    def _conditions(self) -> list[str]:
+        words = [f"subnets of {', '.join(self._superlms)}"]
+        combined = self.measures.label_free[COMBINED].objective  # the others describe its parts
+        described = {column: proxy.description for column, proxy in self._shared.items()}
+        described[combined.name] = combined.unit
+        words += [f"{column}: {description}" for column, description in described.items()]
         if self._alone_steps:
             words.append(
                 f"alone: {self._alone_steps} steps with --init, text and batch of the SuperLM, learning rate "
                 f"{rates_in_words(*self._rates_alone)}"
             )
         start = "trained alone" if self._alone_steps else "extracted from the SuperLM"
-        if self._cosine is not None:
-            words.append(f"cosine, {start}: {self._scores[self._cosine.objective.name].description}")
-        if self._task is not None:
-            words.append(f"fine-tuned after being {start}: {self._scores[self._task.objective.name].description}")
-        return "; ".join(words)
-
-
-def _measure_of(column: str, objective: Objective, how: str) -> Measure:
-    return Measure(column, f"{objective.label}, {how}", objective.direction == "maximize")
-
-
-def _sides(measured: pd.DataFrame, measures: Sequence[Measure]) -> dict[str, Array]:
-    """Return the values of each column, with signs such that higher is better."""
-    return {
-        measure.column: (1 if measure.higher_is_better else -1) * measured[measure.column].to_numpy(float)
-        for measure in measures
-    }
-
-
-def rank(measured: pd.DataFrame, measures: Sequence[Measure], targets: Sequence[str]) -> pd.DataFrame:
-    """Return the rank correlations of each measure with each target, over all subnets and within bands.
-
-    Each correlation has the ends of its 95 % interval.
-    """
-    sides, rows = _sides(measured, measures), []
-    scopes = {"all": np.zeros(len(measured), dtype=np.int64), "within bands": measured["band"].to_numpy(np.int64)}
-    for column, target in _pairs(measures, targets):
-        for scope, groups in scopes.items():
-            row: dict[str, Any] = {"measure": column, "target": target, "scope": scope, "subnets": len(measured)}
-            for name, statistic in STATISTICS.items():
-                correlation = agreement(statistic, sides[column], sides[target], groups)
-                row |= {name: correlation.value, f"{name}_low": correlation.low, f"{name}_high": correlation.high}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _pairs(measures: Sequence[Measure], targets: Sequence[str]) -> list[tuple[str, str]]:
-    """Return pairs of a measure and a target that comes after it."""
-    columns = [measure.column for measure in measures]
-    return [(a, b) for b in targets for a in columns[: columns.index(b)]]
-
-
-def conclusions(measured: pd.DataFrame, measures: Sequence[Measure], targets: Sequence[str]) -> list[Finding]:
-    """Return a finding for each measure and target that compares the measure with FLOPs within bands of cost."""
-    sides, labels = _sides(measured, measures), {measure.column: measure.label for measure in measures}
-    groups = measured["band"].to_numpy(np.int64)
-    alike = [target for target in targets if measured.groupby("band")[target].nunique().max() == 1]
-    findings = [Finding(NOTHING_TO_RANK, {"target": labels[target]}) for target in alike]
-    for column, target in _pairs(measures, [target for target in targets if target not in alike]):
-        if column == "flops":
-            continue
-        tau = agreement(kendall, sides[column], sides[target], groups)
-        tau_of_flops = agreement(kendall, sides["flops"], sides[target], groups)
-        difference = gain(kendall, sides[column], sides["flops"], sides[target], groups)
-        findings.append(comparison(labels[column], labels[target], tau, tau_of_flops, difference, len(measured)))
-    return findings
-
-
-def draw(validation: Validation, targets: Sequence[str]) -> None:
-    """Write `ranking.png`, which plots each measure against each target."""
-    pairs = _pairs(validation.measures, targets)
-    within = validation.ranking[validation.ranking["scope"] == "within bands"].set_index(["measure", "target"])
-    taus = [float(within["kendall"].loc[pair]) for pair in pairs]  # type: ignore[arg-type]
-    titles = [f"tau within bands {tau:.2f}" if np.isfinite(tau) else "alike within bands" for tau in taus]
-    labels = {measure.column: measure.label for measure in validation.measures}
-    figure = validation_figure(validation.measured, pairs, labels, titles)
-    write_atomically(validation.folder / "ranking.png", lambda path: save_figure(figure, path))
+        words += [f"cosine, {start}: {proxy.description}" for proxy in self._cosine.values()]
+        words += [f"fine-tuned after being {start}: {proxy.description}" for proxy in self._tasks.values()]
+        return words

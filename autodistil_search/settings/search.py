@@ -13,6 +13,7 @@ from autodistil_search.base.passwords import names_database, without_password
 from autodistil_search.base.plugins import Plugins
 from autodistil_search.base.user_input import TASKS, absolute_path, meant, parse_number, quoted
 from autodistil_search.nas.baselines import FAMILIES, NAMED_SHAPES
+from autodistil_search.nas.objectives import COMBINED, DEFAULT_PROXY, HIDDEN
 from autodistil_search.settings.common import (
     CHANGES_NOTHING,
     MANY,
@@ -37,7 +38,7 @@ from autodistil_search.settings.common import (
 from autodistil_search.settings.train import TrainConfig
 
 _PARTS = 2
-"""Least number of blocks of the proxy "hidden", which measures each part by a map fitted to the others."""
+"""Least number of blocks of the hidden-state loss, which measures each part by a map fitted to the others."""
 BASELINES = (*FAMILIES, "random", "truncated", *NAMED_SHAPES)
 """Names of `--baselines`; other words are hub ids and folders."""
 
@@ -56,10 +57,12 @@ class SearchConfig(TrainConfig):
             and throughput (sequences/s). predicted_latency (ms) is fitted to a few measurements, and measured on the
             frontier.
         superlm: Output folder of an earlier train, whose SuperLMs are searched; by default they are trained first.
-        proxy: Measure behind acc: relation, hidden, cosine:TASK, probe:TASK, task:TASK or a plug-in. relation is the
-            relation loss on held-out text, hidden the unexplained share of the teacher's last hidden states,
-            cosine:TASK the rank correlation of sentence vectors, probe:TASK a linear model on frozen features, and
-            task:TASK a short fine-tuning. TASK is as in finetune.
+        proxy: Measure behind acc: relation, hidden, similarity, cka, combined, cosine:TASK, probe:TASK, task:TASK or a
+            plug-in. On held-out text, relation is the relation loss, hidden the unexplained share of the teacher's last
+            hidden states, similarity the rank correlation of sentence similarities with the teacher's, cka the centred
+            kernel alignment of last hidden states, and combined the mean of relation, hidden and similarity. With
+            labels, cosine:TASK is the rank correlation of sentence vectors, probe:TASK a linear model on frozen
+            features, and task:TASK a short fine-tuning. TASK is as in finetune.
         proxy_text_columns: One or two text columns of TASK's table; common names are recognised if not given.
         proxy_label_column: Label column of that table; "label" if not given.
         proxy_rows: Maximum number of rows that probe and task train on and cosine measures.
@@ -76,7 +79,8 @@ class SearchConfig(TrainConfig):
         throughput_batch: Batch size of measurements of throughput.
         measured_seq_len: Tokens in a sequence of these measurements.
         latency_samples: Number of subnets of each space that predicted_latency is fitted to.
-        eval_blocks: Number of held-out blocks for the proxy; a block takes about 3 MB of memory.
+        eval_blocks: Number of held-out blocks for the proxy; a block takes about 3 MB of memory. The proxy similarity
+            has eight passages for each of them.
         storage: Storage of the scored subnets; the run's folder if not given. It is a journal file, or a database's
             URL such as postgresql://user@host/database.
         study: Name of the study in the storage.
@@ -91,7 +95,7 @@ class SearchConfig(TrainConfig):
 
     objectives: Annotated[Names, SEARCH, Usual()] = "acc,flops"
     superlm: Annotated[Folder | None, SEARCH] = None
-    proxy: Annotated[str, SEARCH, Placeholder("PROXY")] = "relation"
+    proxy: Annotated[str, SEARCH, Placeholder("PROXY")] = DEFAULT_PROXY
     proxy_text_columns: Annotated[Columns | None, SEARCH] = None
     proxy_label_column: Annotated[str | None, SEARCH, Placeholder("COLUMN")] = None
     proxy_rows: Annotated[Rows, SEARCH] = 2000
@@ -120,8 +124,8 @@ class SearchConfig(TrainConfig):
             raise InputError(f"--baselines {self.baselines!r}; allowed: none alone, or names without it")
         self._check_shapes()
         parse_factors(self.baseline_rates)
-        if self.proxy == "hidden" and self.eval_blocks < _PARTS:
-            raise InputError(f"--eval-blocks {self.eval_blocks} with --proxy hidden; allowed: {_PARTS} or more")
+        if self.proxy in (HIDDEN, COMBINED) and self.eval_blocks < _PARTS:
+            raise InputError(f"--eval-blocks {self.eval_blocks} with --proxy {self.proxy}; allowed: {_PARTS} or more")
         if (self.proxy_text_columns or self.proxy_label_column) and ":" not in self.proxy:
             raise InputError(
                 f"--proxy {self.proxy!r} reads no table; allowed: --proxy-text-columns and --proxy-label-column with "

@@ -22,6 +22,7 @@ from autodistil_search.settings.common import (
     Device,
     Folder,
     Name,
+    Names,
     Placeholder,
     Precision,
     Rate,
@@ -41,7 +42,8 @@ class ValidateConfig:
 
     Args:
         run: Output folder of a finished search.
-        space: Space of that search, if it has several.
+        space: Spaces of that search, separated by commas; all of them if not given. In each band, the spaces that reach
+            it have equally many subnets, as far as possible.
         subnets: Number of subnets that are measured.
         bands: Number of narrow bands of cost over the whole range; subnets are drawn from these.
         band_width: Half the width of a band, as a share of its middle.
@@ -50,7 +52,8 @@ class ValidateConfig:
         probe: Task, as in finetune, for a probe of frozen features.
         cosine: Task of pairs for the cosines of sentence vectors, taken after training alone, or in the SuperLM if
             there is no such training.
-        task: Task for fine-tuning, from the same weights.
+        task: Tasks for fine-tuning from the same weights, separated by commas. With two or more, their mean is a target
+            too.
         text_columns: One or two text columns of a task's table; common names are recognised if not given.
         label_column: Label column of that table; "label" if not given.
         train_rows: Maximum number of a task's training rows.
@@ -63,11 +66,11 @@ class ValidateConfig:
         executor: Where subnets are measured; this process if not given. dask is a local cluster (extra "distributed"),
             dask:ADDRESS the cluster of that scheduler, such as tcp://host:8786, or its .json file.
         workers: Number of workers of the local cluster; by default one for each GPU, or for every OMP_NUM_THREADS CPUs.
-        out: Output folder; by default validation-SPACE in the run's folder.
+        out: Output folder; by default validation-SPACE in the run's folder, or validation-all.
     """
 
     run: Annotated[Folder, SPACE, Placeholder("RUN")] = "runs/shallow"
-    space: Annotated[Name | None, SPACE, Usual("s")] = None
+    space: Annotated[Names | None, SPACE, Usual("s")] = None
     subnets: Annotated[Annotated[int, Ge(2), Le(MANY)], SPACE, Usual()] = 24
     bands: Annotated[Count, SPACE, Usual()] = 4
     band_width: Annotated[Rate, SPACE] = 0.1
@@ -75,7 +78,7 @@ class ValidateConfig:
     alone_lr: Annotated[Rate | None, TRAINING, Placeholder("RATE")] = None
     probe: Annotated[Name | None, DATA, Usual(), Placeholder("TASK")] = None
     cosine: Annotated[Name | None, DATA, Usual(), Placeholder("TASK")] = None
-    task: Annotated[Name | None, DATA, Usual(), Placeholder("TASK")] = None
+    task: Annotated[Names | None, DATA, Usual(), Placeholder("TASK")] = None
     text_columns: Annotated[Columns | None, DATA] = None
     label_column: Annotated[str | None, DATA, Placeholder("COLUMN")] = None
     train_rows: Annotated[Rows, DATA] = 2000
@@ -94,7 +97,10 @@ class ValidateConfig:
         check_executor(self.executor, self.workers)
         if self.subnets < 2 * self.bands:
             raise InputError(f"--subnets {self.subnets} with --bands {self.bands}; allowed: two or more in each band")
-        if self.alone_steps == 0 and self.task is None and self.cosine is None:
+        for flag, names in (("--space", self.space_names), ("--task", self.task_names)):
+            if len(set(names)) < len(names):
+                raise InputError(f"{flag} names {', '.join(names)}; allowed: each once")
+        if self.alone_steps == 0 and not self.task_names and self.cosine is None:
             raise InputError(
                 "--alone-steps 0 without --cosine or --task; allowed: something that the proxy should predict"
             )
@@ -105,17 +111,30 @@ class ValidateConfig:
         return column_names(self.text_columns)
 
     @property
+    def space_names(self) -> list[str]:
+        """Return the names of the spaces; empty for all of the run."""
+        return _names(self.space)
+
+    @property
+    def task_names(self) -> list[str]:
+        """Return the names of the tasks for fine-tuning."""
+        return _names(self.task)
+
+    @property
     def folder(self) -> Path:
         """Return the output folder."""
-        return Path(self.out or Path(self.run) / f"validation-{self.space or 'all'}")
+        return Path(self.out or Path(self.run) / f"validation-{'-'.join(self.space_names) or 'all'}")
 
     def absolute(self) -> ValidateConfig:
         """Return a copy with absolute paths, which means the same in any working directory."""
-        probe, cosine, task = (
-            None if name is None else absolute_path(name, TASKS) for name in (self.probe, self.cosine, self.task)
-        )
-        return replace(self, run=resolved(self.run), probe=probe, cosine=cosine, task=task)
+        probe, cosine = (None if name is None else absolute_path(name, TASKS) for name in (self.probe, self.cosine))
+        tasks = ",".join(absolute_path(name, TASKS) for name in self.task_names)
+        return replace(self, run=resolved(self.run), probe=probe, cosine=cosine, task=tasks or None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that can change a number."""
         return {key: value for key, value in asdict(self).items() if key not in CHANGES_NOTHING}
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]

@@ -44,26 +44,28 @@ def validation_record(validation: Validation) -> dict[str, Any]:
 
 
 def print_validation(validation: Validation, console: Console) -> None:
-    """Print the rank correlations with their intervals, and the conclusions."""
-    import numpy as np
+    """Print a table of rank correlations for each target, and the remarks."""
     from rich.table import Table
 
-    from autodistil_search.nas.rank_correlation import Agreement
+    from autodistil_search.report.validation_table import ALL_EQUAL, ranking_table
 
-    labels = {measure.column: measure.label for measure in validation.measures}
-    table = Table(
-        title=f"{len(validation.measured)} subnets: Kendall's tau [95 %]", box=None, pad_edge=False, padding=(0, 1)
+    names = {measure.column: measure.column for measure in validation.measures}
+    console.print(
+        f"{len(validation.measured)} subnets: Kendall's tau [95 %]. Differences are within bands of similar FLOPs; "
+        "+ and - mark those whose interval excludes 0.",
+        highlight=False,
     )
-    for name in ("measure", "ranks", "all", "within bands"):
-        table.add_column(name)
-    rows = validation.ranking.to_dict("records")
-    for whole, within in zip(rows[::2], rows[1::2], strict=True):
-        taus = [Agreement(row["kendall"], row["kendall_low"], row["kendall_high"]) for row in (whole, within)]
-        cells = [str(tau) if np.isfinite(tau.value) else "all equal" for tau in taus]
-        table.add_row(labels[whole["measure"]], labels[whole["target"]], *cells)
-    console.print(table)
-    for note in validation.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    for target, rows in ranking_table(validation.ranking, names).groupby("target", sort=False):
+        if (rows["all"] == ALL_EQUAL).all():
+            continue  # a remark says so
+        table = Table(title=f"for {target}", title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+        for column in rows.columns.drop("target"):
+            table.add_column(column)
+        for row in rows.drop(columns="target").itertuples(index=False):
+            table.add_row(*row)
+        console.print(table)
+    for remark in validation.remarks:
+        console.print(f"note: {remark}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"figure: {validation.folder / 'ranking.png'}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -71,11 +73,12 @@ COMMAND = Command(
     "validate-proxy",
     summary="measure how well a proxy ranks subnets, with confidence intervals",
     description=(
-        "Measure how well the proxy of a finished search ranks subnets of similar cost, and whether it beats FLOPs."
+        "Measure how well proxies rank subnets of a finished search at similar cost, and whether they beat FLOPs and "
+        "the default proxy."
     ),
     examples=(
         "autodistil-search validate-proxy runs/mine",
-        "autodistil-search validate-proxy runs/mine --subnets 16 --probe topic --task topic",
+        "autodistil-search validate-proxy runs/mine --space tiny,shallow --subnets 16 --probe topic --task topic",
     ),
     run=_validate_proxy,
     add_flags=partial(add_positional_and_settings, config=ValidateConfig, positional="run"),

@@ -7,7 +7,8 @@ A variant is `default`, or changes of it, by commas: `lr` (factor of the default
 second moment and weight decay), `optimizer` (`adamw`, or `muon` for the matrices of layers, by Jordan et al. 2024, with
 its update scaled to AdamW's), `average` (decay of a moving average of the weights, which is then measured), `warm_up`
 (share of the steps), `schedule` (`linear`, `cosine` or `constant`, and `sqrt`: constant, then to 0 over the last
-fifth), `clip` (largest norm of the gradients), `batch` (blocks) and `hidden` (weight of the hidden-state loss).
+fifth), `clip` (largest norm of the gradients), `batch` (blocks), `hidden` (weight of the hidden-state loss) and `init`
+(the start, as `--init`).
 
 Everything else is a default of `search`. First, the steps of variants that may cost more or less are timed; their
 number of steps then is that which takes the time of the default's. Variants of one batch size see the same blocks and
@@ -27,7 +28,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -39,12 +40,11 @@ from autodistil_search.distillation.layer_losses import LastHidden
 from autodistil_search.distillation.learning_rate import MAX_GRADIENT_NORM, WARM_UP, WEIGHT_DECAY
 from autodistil_search.distillation.teacher_batches import Batch, TeacherBatches
 from autodistil_search.distillation.training_step import ModelInTraining, last_hidden_of, subnets_of_step
-from autodistil_search.nas.proxies import HiddenProxy, RelationProxy
+from autodistil_search.nas.label_free_proxies import HiddenProxy, RelationProxy
 from autodistil_search.nas.sentence_similarity import PASSAGES, SentenceSimilarity
 from autodistil_search.runs.train import relation_proxy
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.train import TrainConfig
-from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.teachers.initial_weights import superlm
@@ -71,6 +71,7 @@ class Variant:
     clip: float = MAX_GRADIENT_NORM
     batch: int = TrainConfig.batch_size
     hidden: float = TrainConfig.hidden
+    init: str = TrainConfig.init
 
     @classmethod
     def parse(cls, words: str) -> Variant:
@@ -116,7 +117,8 @@ class Rule:
 
     def __init__(self, variant: Variant, learner: nn.Module, peak: float, steps: int) -> None:
         self._variant, self._peak, self._steps, self._done = variant, peak, steps, 0
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in learner.named_parameters():
             of_layer = "layers." in name and parameter.ndim == 2
             (matrices if of_layer and variant.optimizer == "muon" else others).append(parameter)
@@ -178,7 +180,7 @@ class Learner:
     @property
     def measured(self) -> AutoDistilModel:
         """Return the model that counts, ready to be measured."""
-        model: AutoDistilModel = self.model if self._averaged is None else self._averaged.module
+        model = self.model if self._averaged is None else cast(AutoDistilModel, self._averaged.module)
         model.eval()
         return model
 
@@ -187,7 +189,7 @@ class Learner:
         if self.broke or step >= self.steps:
             return
         begun, training = time.perf_counter(), self._training
-        training_step.MAX_GRADIENT_NORM = self.variant.clip  # type: ignore[misc]
+        vars(training_step)["MAX_GRADIENT_NORM"] = self.variant.clip
         training.begin(subnets_of_step(training.model, training.options, step))
         try:
             for batch in batches:
@@ -200,32 +202,37 @@ class Learner:
         self.seconds.append(time.perf_counter() - begun)
 
 
-@dataclass(frozen=True)
 class Case:
-    """A space and a seed, with what all variants begin with."""
+    """A space and a seed, with what variants begin with.
 
-    materials: TrainingInputs
-    space: SearchSpace
-    begun: AutoDistilModel
-    hidden: LastHidden | None
+    Args:
+        config: Settings of the default recipe.
+    """
 
-    @classmethod
-    def of(cls, config: TrainConfig) -> Case:
-        """Return the case of the settings."""
-        materials = resolve_training(config.absolute())
-        space = materials.spaces[0]
-        with seeded(config.seed):
-            begun, _ = superlm(materials.teacher, space, config.init, materials.sample_ids)
-        materials.device.place(begun)
-        hidden = last_hidden_of(begun, materials.teacher, materials.options_of(space.largest), materials.device)
-        if hidden is not None:
-            hidden.fit(begun, materials.teacher, materials.sample_ids)
-        return cls(materials, space, begun, hidden)
+    def __init__(self, config: TrainConfig) -> None:
+        self.materials = resolve_training(config.absolute())
+        self.space = self.materials.spaces[0]
+        self._begun: dict[str, tuple[AutoDistilModel, LastHidden | None]] = {}
+
+    def _start(self, init: str) -> tuple[AutoDistilModel, LastHidden | None]:
+        """Return the SuperLM and the map of its hidden states before training."""
+        if init not in self._begun:
+            materials = self.materials
+            with seeded(materials.config.seed):
+                begun, _ = superlm(materials.teacher, self.space, init, materials.sample_ids)
+            materials.device.place(begun)
+            hidden = last_hidden_of(
+                begun, materials.teacher, materials.options_of(self.space.largest), materials.device
+            )
+            if hidden is not None:
+                hidden.fit(begun, materials.teacher, materials.sample_ids)
+            self._begun[init] = begun, hidden
+        return self._begun[init]
 
     def learner(self, variant: Variant, steps: int) -> Learner:
         """Return the training of a variant."""
         lr = self.materials.options_of(self.space.largest).lr
-        return Learner(variant, self.begun, self.hidden, self.materials, lr, steps)
+        return Learner(variant, *self._start(variant.init), self.materials, lr, steps)
 
     def batches(self, blocks: int, steps: int) -> TeacherBatches:
         """Return batches with so many blocks."""
@@ -294,7 +301,7 @@ def _with_targets(batches: TeacherBatches, step: int) -> list[Batch]:
 
 def measure(config: TrainConfig, variants: Sequence[Variant]) -> Iterator[dict[str, Any]]:
     """Train `variants` in the case of the settings; yields a row of results for each."""
-    case = Case.of(config)
+    case = Case(config)
     judge, default = Judge(case.materials), Variant()
     costly = [default, *(variant for variant in variants if variant.costs_otherwise)]
     timed = dict(zip(costly, case.seconds_of_a_step(costly), strict=True))
@@ -340,7 +347,7 @@ def table(rows: Sequence[dict[str, Any]], variants: Sequence[Variant], spaces: S
 
 
 def _variant_of(row: dict[str, Any]) -> Variant:
-    return Variant(**{entry.name: row[entry.name] for entry in fields(Variant)})
+    return Variant(**{entry.name: row.get(entry.name, entry.default) for entry in fields(Variant)})
 
 
 def main() -> None:

@@ -79,7 +79,8 @@ def start_from(
               of largest variance first. Nothing is rotated where no dimension is cut off: a student of the teacher's
               own shape is its copy with "slices" and with "pca".
             - "auto" tries all of these that the teacher allows, and keeps the start with the lowest relation loss on
-              the sample. It is never worse than "random". A start that copies more must be better by 1 %.
+              the sample. A start that copies more must be better by 1 %. A model as wide as the teacher takes "slices":
+              with fewer layers than the teacher, its loss before training says nothing about its loss afterwards.
         sample_ids: `(N, T)` token ids of training text, used only by "pca" and "auto".
         relation_heads: Number of heads into which the loss splits Q, K and V.
 
@@ -88,6 +89,9 @@ def start_from(
     """
     if init not in STARTS:
         raise InputError(f"init {init!r}; allowed: {', '.join(STARTS)}")
+    if init == "auto" and teacher.copies_layers and set(_widths(model)) == {teacher.subnet.hidden_size}:
+        notes = start_from(model, teacher, "slices", sample_ids, relation_heads)
+        return ["starts from slices, because it is as wide as the teacher", *notes]
     if init == "auto":
         assert sample_ids is not None
         return _best_start(model, teacher, sample_ids, relation_heads)
@@ -106,8 +110,7 @@ def start_from(
     assert sample_ids is not None
     turned = Teacher(copy.deepcopy(teacher.model), teacher.tokenizer, teacher.name, teacher.layer)
     _turn_heads(turned, teacher, sample_ids, model.config.subnet)
-    widths = model.space.hidden_size if model.config.search_space else (model.config.hidden_size,)
-    turn = _turn_hidden(turned, teacher, sample_ids, widths)
+    turn = _turn_hidden(turned, teacher, sample_ids, _widths(model))
     notes = turned.copy_into(model)
     _align_relations(model, teacher, sample_ids, turn, relation_heads)
     return notes
@@ -139,6 +142,11 @@ def _best_start(model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor, re
     model.load_state_dict(kept[0])
     others = ", ".join(f"{init} {loss:.4g}" for init, loss in losses.items() if init != best)
     return [f"starts from {best}, chosen by relation loss: {losses[best]:.4g} ({others})", *kept[1]]
+
+
+def _widths(model: AutoDistilModel) -> Sequence[int]:
+    """Return the hidden sizes of the subnets of a SuperLM, or that of a student."""
+    return model.space.hidden_size if model.config.search_space else (model.config.hidden_size,)
 
 
 def _weights_of(model: AutoDistilModel) -> dict[str, Tensor]:

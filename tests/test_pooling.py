@@ -167,9 +167,9 @@ def test_cosines_are_those_of_the_teachers_vectors(
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     kind = task_proxy(f"cosine:{path}", TaskBudget(rows=40, epochs=1, lr=1e-3, seed=0))
-    proxy = kind.open(teacher, torch.empty(0), cpu)
+    proxy = kind.open(teacher, lambda rows: torch.empty(0), 1, cpu)
     assert "the first token's state" in proxy.description
-    means = kind.open(toy_teacher(), torch.empty(0), cpu)
+    means = kind.open(toy_teacher(), lambda rows: torch.empty(0), 1, cpu)
     model, subnet = debug_superlm(), debug_space.smallest
     assert proxy.score(model, subnet) != means.score(model, subnet)
     encoded = Encoded(Rows(tuple(TEXTS), None, (0,) * 3), teacher.tokenizer, 16)

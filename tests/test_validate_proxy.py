@@ -214,8 +214,9 @@ def test_pairs_are_ranked_by_the_student_that_is_measured(config, pairs):
     assert not shared.measured["pairs_cosine"].equals(alone.measured["pairs_cosine"])
 
 
-def test_from_the_command_line_and_refusals(run, table, capsys, refusal, printed_json, tmp_path):
+def test_from_the_command_line_and_refusals(run, table, capsys, refusal, printed_json, tmp_path, monkeypatch):
     arguments = ["validate-proxy", str(run.folder), "--subnets", "4", "--bands", "2", "--alone-steps", "2"]
+    monkeypatch.setenv("COLUMNS", "200")
     assert main([*arguments, "--out", str(tmp_path / "v")]) == 0
     printed = capsys.readouterr().out
     assert "for alone_cka" in printed

@@ -116,7 +116,44 @@ class RelationProxy:
         return sum(losses) / self.blocks
 
 
-class HiddenProxy:
+class _LastStatesProxy:
+    """Comparison of a student's last hidden states with the teacher's, which runs once, in the constructor.
+
+    Args:
+        teacher: Teacher to compare with.
+        parts: Token ids `(N, T)` of text that was not trained on, in the parts that run at once.
+        device: Device and precision to run on.
+    """
+
+    _name = ""
+
+    def __init__(self, teacher: Teacher, parts: Sequence[Tensor], device: Device) -> None:
+        self._device = device
+        self._parts = [part.to(device.name) for part in parts]
+        with device.autocast():
+            self._teacher_states = [teacher.last_layer(part)[1].float() for part in self._parts]
+        self.blocks = sum(map(len, parts))
+
+    def _compare(self, states: Sequence[Tensor]) -> float:
+        """Return the score of a student by its last hidden states, `(N, T, H)` of each part."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
+        """Return the score of `subnet` of `model`, or of the whole model.
+
+        Raises:
+            FloatingPointError: if the score is not finite.
+        """
+        with self._device.autocast():
+            states = [model(part, subnet=subnet).last_hidden_state.float() for part in self._parts]
+        score = self._compare(states)
+        if not math.isfinite(score):
+            raise FloatingPointError(f"the {self._name} of subnet {subnet or model.config.subnet} is {score}")
+        return score
+
+
+class HiddenProxy(_LastStatesProxy):
     """Loss of the last hidden states on held-out text, without labels. Lower is better.
 
     The loss measures the student's output, which the relation loss does not, and gives all heads equal weight. Hidden
@@ -131,6 +168,7 @@ class HiddenProxy:
         InputError: for fewer than two blocks.
     """
 
+    _name = "held-out loss"
     reference = 1.0
 
     def __init__(self, teacher: Teacher, held_out: Tensor, device: Device) -> None:
@@ -138,25 +176,10 @@ class HiddenProxy:
             raise InputError(
                 f"the hidden-state loss on {len(held_out)} held-out block; allowed: two or more, which take more text"
             )
-        self._device = device
-        self._parts = [part.to(device.name) for part in held_out.tensor_split(min(len(held_out), _HIDDEN_PARTS))]
-        with device.autocast():
-            self._teacher_states = [teacher.last_layer(part)[1].float() for part in self._parts]
-        self.blocks = len(held_out)
+        super().__init__(teacher, held_out.tensor_split(min(len(held_out), _HIDDEN_PARTS)), device)
 
-    @torch.no_grad()
-    def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
-        """Return the loss of `subnet` of `model`, or of the whole model.
-
-        Raises:
-            FloatingPointError: if the loss is not finite.
-        """
-        with self._device.autocast():
-            states = [model(part, subnet=subnet).last_hidden_state.float() for part in self._parts]
-        loss = share_left(list(zip(states, self._teacher_states, strict=True)))
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the held-out loss of subnet {subnet or model.config.subnet} is {loss}")
-        return loss
+    def _compare(self, states: Sequence[Tensor]) -> float:
+        return share_left(list(zip(states, self._teacher_states, strict=True)))
 
     @property
     def description(self) -> str:
@@ -218,7 +241,7 @@ class SimilarityProxy:
         )
 
 
-class AlignmentProxy:
+class AlignmentProxy(_LastStatesProxy):
     """Linear centred kernel alignment of a student's last hidden states with the teacher's; see `linear_cka`.
 
     The examples are the tokens of all held-out blocks. A model that gives all tokens the same states scores 0.
@@ -229,42 +252,29 @@ class AlignmentProxy:
         device: Device and precision to run on.
     """
 
+    _name = "alignment"
     reference = 0.0
 
     def __init__(self, teacher: Teacher, held_out: Tensor, device: Device) -> None:
-        self._device = device
-        self._batches = [batch.to(device.name) for batch in held_out.split(BLOCKS_AT_ONCE)]
-        with device.autocast():
-            self._teacher_states = [_tokens(teacher.last_layer(batch)[1]) for batch in self._batches]
-        self._of_teacher = linear_hsic(self._teacher_states, self._teacher_states)
-        self.blocks = len(held_out)
+        super().__init__(teacher, held_out.split(BLOCKS_AT_ONCE), device)
+        self._teacher_tokens = _tokens(self._teacher_states)
+        self._of_teacher = linear_hsic(self._teacher_tokens, self._teacher_tokens)
 
-    @torch.no_grad()
-    def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:
-        """Return the alignment of `subnet` of `model`, or of the whole model.
-
-        Raises:
-            FloatingPointError: if the alignment is not finite.
-        """
-        with self._device.autocast():
-            states = [_tokens(model(batch, subnet=subnet).last_hidden_state) for batch in self._batches]
-        alignment = linear_cka(states, self._teacher_states, self._of_teacher)
-        if not math.isfinite(alignment):
-            raise FloatingPointError(f"the alignment of subnet {subnet or model.config.subnet} is {alignment}")
-        return alignment
+    def _compare(self, states: Sequence[Tensor]) -> float:
+        return linear_cka(_tokens(states), self._teacher_tokens, self._of_teacher)
 
     @property
     def description(self) -> str:
         """Return a description of the measurement, for the reader of a report."""
         return (
-            f"linear centred kernel alignment of the last hidden states of {sum(map(len, self._teacher_states)):,} "
+            f"linear centred kernel alignment of the last hidden states of {sum(map(len, self._teacher_tokens)):,} "
             f"tokens, {self.blocks} held-out blocks, by unbiased estimates; unrelated states score 0 on average"
         )
 
 
-def _tokens(states: Tensor) -> Tensor:
-    """Return the states of all tokens, `(N T, H)` in float32."""
-    return states.float().flatten(0, 1)
+def _tokens(states: Sequence[Tensor]) -> list[Tensor]:
+    """Return the states of all tokens, `(N T, H)` of each part."""
+    return [part.flatten(0, 1) for part in states]
 
 
 class CombinedProxy:

@@ -7,8 +7,8 @@ A variant is `default`, or changes of it, by commas: `lr` (factor of the default
 second moment and weight decay), `optimizer` (`adamw`, or `muon` for the matrices of layers, by Jordan et al. 2024, with
 its update scaled to AdamW's), `average` (decay of a moving average of the weights, which is then measured), `warm_up`
 (share of the steps), `schedule` (`linear`, `cosine` or `constant`, and `sqrt`: constant, then to 0 over the last
-fifth), `clip` (largest norm of the gradients), `batch` (blocks), `hidden` (weight of the hidden-state loss) and `init`
-(the start, as `--init`).
+fifth), `clip` (largest norm of the gradients), `batch` (blocks), `hidden` (weight of the hidden-state loss), `init`
+(the start, as `--init`) and `heads` (`nested`, or `blocks`: relation heads of the last layer as blocks of dimensions).
 
 Everything else is a default of `search`. First, the steps of variants that may cost more or less are timed; their
 number of steps then is that which takes the time of the default's. Variants of one batch size see the same blocks and
@@ -45,9 +45,10 @@ from autodistil_search.nas.sentence_similarity import PASSAGES, SentenceSimilari
 from autodistil_search.runs.train import relation_proxy
 from autodistil_search.runs.training_inputs import TrainingInputs, resolve_training
 from autodistil_search.settings.train import TrainConfig
+from autodistil_search.spaces.search_space import load_space
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
-from autodistil_search.teachers.initial_weights import superlm
+from autodistil_search.teachers.initial_weights import start_from
 
 TIMED_STEPS = 8
 TOGETHER = 4
@@ -72,6 +73,7 @@ class Variant:
     batch: int = TrainConfig.batch_size
     hidden: float = TrainConfig.hidden
     init: str = TrainConfig.init
+    heads: str = "nested"
 
     @classmethod
     def parse(cls, words: str) -> Variant:
@@ -212,27 +214,31 @@ class Case:
     def __init__(self, config: TrainConfig) -> None:
         self.materials = resolve_training(config.absolute())
         self.space = self.materials.spaces[0]
-        self._begun: dict[str, tuple[AutoDistilModel, LastHidden | None]] = {}
+        self._begun: dict[tuple[str, str], tuple[AutoDistilModel, LastHidden | None]] = {}
 
-    def _start(self, init: str) -> tuple[AutoDistilModel, LastHidden | None]:
+    def _start(self, init: str, heads: str) -> tuple[AutoDistilModel, LastHidden | None]:
         """Return the SuperLM and the map of its hidden states before training."""
-        if init not in self._begun:
-            materials = self.materials
+        if (init, heads) not in self._begun:
+            materials, space = self.materials, self.space
+            architecture = materials.teacher.student_config(space.largest, space)
+            if heads == "blocks":
+                architecture.relation_heads = None
             with seeded(materials.config.seed):
-                begun, _ = superlm(materials.teacher, self.space, init, materials.sample_ids)
+                begun = AutoDistilModel(architecture)
+                start_from(begun, materials.teacher, init, materials.sample_ids, space.relation_heads)
             materials.device.place(begun)
             hidden = last_hidden_of(
                 begun, materials.teacher, materials.options_of(self.space.largest), materials.device
             )
             if hidden is not None:
                 hidden.fit(begun, materials.teacher, materials.sample_ids)
-            self._begun[init] = begun, hidden
-        return self._begun[init]
+            self._begun[init, heads] = begun, hidden
+        return self._begun[init, heads]
 
     def learner(self, variant: Variant, steps: int) -> Learner:
         """Return the training of a variant."""
         lr = self.materials.options_of(self.space.largest).lr
-        return Learner(variant, *self._start(variant.init), self.materials, lr, steps)
+        return Learner(variant, *self._start(variant.init, variant.heads), self.materials, lr, steps)
 
     def batches(self, blocks: int, steps: int) -> TeacherBatches:
         """Return batches with so many blocks."""
@@ -363,20 +369,21 @@ def main() -> None:
     given = parser.parse_args()
     given.results.parent.mkdir(parents=True, exist_ok=True)
     variants = list(dict.fromkeys([Variant(), *map(Variant.parse, given.variants.split(";"))]))
-    spaces, seeds = given.spaces.split(","), [int(seed) for seed in given.seeds.split(",")]
+    spaces = {load_space(name).name: name for name in given.spaces.split(",")}
+    seeds = [int(seed) for seed in given.seeds.split(",")]
     about = {"teacher": given.teacher, "of_default": given.steps}
-    for space in spaces:
+    for space, path in spaces.items():
         for seed in seeds:
             case = {**about, "space": space, "seed": seed}
             there = {_variant_of(row) for row in _read(given.results) if case.items() <= row.items()}
             if missing := [variant for variant in variants if variant not in there]:
-                config = TrainConfig(space=space, teacher=given.teacher, text=given.text, steps=given.steps, seed=seed)
+                config = TrainConfig(space=path, teacher=given.teacher, text=given.text, steps=given.steps, seed=seed)
                 for row in measure(config, missing):
                     with given.results.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(f"{space}, seed {seed}: {_variant_of(row)} {row['relation_loss']:.4f}", flush=True)
     rows = [row for row in _read(given.results) if about.items() <= row.items() and row["seed"] in seeds]
-    print("\n".join(table(rows, variants, spaces)))
+    print("\n".join(table(rows, variants, list(spaces))))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -200,8 +200,10 @@ def test_embeddings_alone_are_the_teachers_and_its_layers_are_not(
         ([2.0, 1.9, 1.5, 3.5], "slices"),
         ([2.0, 1.9, 2.1, 3.5], "embeddings"),
         ([2.0, 2.2, 2.1, 3.5], "random"),
-        ([2.0, 1.99, 1.985, 1.98], "random"),  # the last is a hundredth better, and no more
-        ([2.0, 1.9, 1.89, 1.88], "pca"),
+        ([2.0, 1.99, 1.96, 1.95], "random"),  # each is too little better: by 0.5, 2 and 2.5 %
+        ([2.0, 1.97, 1.93, 1.92], "embeddings"),  # layers must be better by 3 %
+        ([2.0, 1.97, 1.9, 1.85], "slices"),
+        ([2.0, 1.97, 1.9, 1.84], "pca"),
     ],
 )
 def test_the_best_start_is_taken_and_is_the_one_that_its_name_gives(
@@ -242,4 +244,4 @@ def test_the_best_start_is_never_worse_than_random_and_is_told(
     told = re.fullmatch(r"starts from (\w+), chosen by relation loss: (\S+) \((.*)\)", notes[0])
     assert told
     others = [float(other.split()[1]) for other in told[3].split(", ")]
-    assert float(told[2]) <= 1.011 * min(others)
+    assert float(told[2]) <= 1.032 * min(others)

@@ -54,9 +54,9 @@ class TrainConfig:
             Folders are of datasets. The full form of a name is hf:NAME[:CONFIG[:SPLIT[:COLUMN]]].
         stream: Read and tokenize the text while training, for text that does not fit on the disk.
         seq_len: Tokens in a block of text.
-        init: Initial weights. They are slices of the teacher's weights after a rotation by PCA (pca), slices as they
-            are (slices), the teacher's embeddings alone (embeddings), or random. auto takes the start with the lowest
-            loss before training.
+        init: Initial weights. They are the teacher's weights that matter most, fitted to stand for the rest (fitted),
+            slices of them after a rotation by PCA (pca), slices as they are (slices), the teacher's embeddings alone
+            (embeddings), or random. auto takes the start with the lowest loss before training.
         loss: Relation loss. kl is that of MiniLMv2, mse compares raw scores, as the released AutoDistil code does.
         relations: Relations of the loss with their weights, such as qq,kk,vv:0.5. Allowed are qq, kk, vv and qk (the
             attention of the first MiniLM).
@@ -97,7 +97,7 @@ class TrainConfig:
     text: Annotated[list[str] | None, DATA, Usual()] = None
     stream: Annotated[bool, DATA] = False
     seq_len: Annotated[Annotated[int, Ge(8), Le(MANY)], DATA] = 128
-    init: Annotated[Literal["auto", "pca", "slices", "embeddings", "random"], TRAINING] = "auto"
+    init: Annotated[Literal["auto", "fitted", "pca", "slices", "embeddings", "random"], TRAINING] = "auto"
     loss: Annotated[Literal["kl", "mse"], TRAINING] = "kl"
     relations: Annotated[str, TRAINING] = "qq,kk,vv"
     relation_heads: Annotated[Count | None, TRAINING] = None

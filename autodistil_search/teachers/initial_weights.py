@@ -1,18 +1,17 @@
 """Initial weights of SuperLMs and students: slices of the teacher, which may first be rotated.
 
 A slice takes the first hidden dimensions, heads, dimensions of each head and FFN neurons. The slice of a subnet is in
-turn the first part of that slice, so the order of dimensions decides which of them are kept. The rotation puts the
-most important dimensions first, by averages over a sample of training text. It is applied to a copy of the teacher;
-the teacher that gives the targets does not change. Letters: H hidden size, A heads, D head_dim, W = A D, F FFN width,
-R relation heads, G groups of dimensions.
+turn the first part of that slice, so the order of dimensions decides which of them are kept. A rotation or a sorting
+puts the most important dimensions first, by averages over a sample of training text. It is applied to a copy of the
+teacher; the teacher that gives the targets does not change. Letters: H hidden size, A heads, D head_dim, W = A D,
+F FFN width, R relation heads, G groups of dimensions.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -25,15 +24,17 @@ from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel, ElasticLayer
 from autodistil_search.superlm.relation_loss import relation_loss, relation_target
+from autodistil_search.teachers.averages import Watched, averages, linear
+from autodistil_search.teachers.fitted_readers import fit_readers, most_varied, read_moments
 from autodistil_search.teachers.teacher import Teacher
 
-STARTS = ("auto", "pca", "slices", "embeddings", "random")
+STARTS = ("auto", "fitted", "pca", "slices", "embeddings", "random")
 """Names of the initial weights that `start_from` gives a model."""
 
-COPYING_STARTS = ("auto", "pca", "slices")
+COPYING_STARTS = ("auto", "fitted", "pca", "slices")
 """Starts that make a student of the teacher's own shape its copy, if students have all parts of its layers."""
 
-_LEAST_GAIN = {"embeddings": 0.01, "slices": 0.03, "pca": 0.03}
+_LEAST_GAIN = {"embeddings": 0.01, "slices": 0.03, "pca": 0.03, "fitted": 0.03}
 """Share by which a start must lower the relation loss of those before it, which copy less. A small gain from layers
 shows that the copy destroyed them: a SuperLM of MPNet learns more slowly from such layers than from embeddings alone.
 """
@@ -44,14 +45,13 @@ _JUDGED_BLOCKS = 8
 SAMPLE_BLOCKS = 64
 """Blocks of training text for the averages: 8,192 tokens with 128 tokens a block."""
 
-_BLOCKS_AT_ONCE = 16
 _KNOWN_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet")
 """Post-norm families whose layers have all the parts that the rotation rewrites."""
 
 _SMALLEST_VARIANCE = 1e-6
 """Lower bound of the variance in any direction, as a share of the largest; it keeps the inverse finite."""
 
-_Watched = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]
+_Attention = dict[str, tuple[Tensor, Tensor]]
 
 
 def superlm(
@@ -77,13 +77,17 @@ def start_from(
             - "embeddings" copies slices of the teacher's embeddings.
             - "slices" also copies slices of its layers.
             - "pca" does so after a rotation of hidden dimensions, heads and relation heads, which puts the dimensions
-              of largest variance first. Nothing is rotated where no dimension is cut off: a student of the teacher's
-              own shape is its copy with "slices" and with "pca".
-            - "auto" tries all of these that the teacher allows, and keeps the start with the lowest relation loss on
-              the sample. Embeddings must lower it by 1 %, and layers by 3 %. A model as wide as the teacher takes
-              "slices": with fewer layers than the teacher, its loss before training says nothing about its loss
-              afterwards.
-        sample_ids: `(N, T)` token ids of training text, used only by "pca" and "auto".
+              of largest variance first.
+            - "fitted" sorts hidden dimensions and FFN neurons instead of rotating them, and fits the linear layers that
+              read them to stand for those that are cut; see `fitted_readers`.
+            - "auto" tries all of these that the teacher allows, and keeps the start with which the largest subnet has
+              the lowest relation loss on the sample. Embeddings must lower it by 1 %, and layers by 3 %. A model as
+              wide as the teacher takes "slices": with fewer layers than the teacher, its loss before training says
+              nothing about its loss afterwards.
+
+            What is not cut stays as it is: a student of the teacher's own shape is its copy with "slices", "pca" and
+            "fitted".
+        sample_ids: `(N, T)` token ids of training text, used only by "pca", "fitted" and "auto".
         relation_heads: Number of heads into which the loss splits Q, K and V.
 
     Raises:
@@ -111,22 +115,32 @@ def start_from(
         return [*other, *_copy_slices(model, teacher, relation_heads)]
     assert sample_ids is not None
     turned = Teacher(copy.deepcopy(teacher.model), teacher.tokenizer, teacher.name, teacher.layer)
+    if init == "pca":
+        _turn_hidden(turned, teacher, sample_ids, _widths(model), _components(teacher, sample_ids, _widths(model)))
+    else:
+        moments = read_moments(teacher, sample_ids)
+        order = most_varied(moments)
+        permutation = as_float64(torch.eye(len(order), device=order.device))[:, order]
+        _turn_hidden(turned, teacher, sample_ids, _widths(model), permutation)
+        fit_readers(turned, moments, order, _widths(model), _ffn_sizes(model))
+    last = _last_attention(turned, model)
     _turn_heads(turned, teacher, sample_ids, model.config.subnet)
-    turn = _turn_hidden(turned, teacher, sample_ids, _widths(model))
     notes = turned.copy_into(model)
-    _align_relations(model, teacher, sample_ids, turn, relation_heads)
+    _align_relations(model, teacher, last, sample_ids, relation_heads)
     return notes
 
 
 def _best_start(model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor, relation_heads: int) -> list[str]:
     """Start `model` in each way that the teacher allows, and keep the start with the lowest relation loss.
 
+    It is the loss of the largest subnet. Those that are cut most have lost most of what any start copies, so that their
+    loss before training tells little about the loss afterwards.
+
     Every start draws the same random numbers, so the result equals that of an explicit `init` of the kept start.
     """
     blocks = sample_ids[:_JUDGED_BLOCKS].to(teacher.model.device)
     projections = [part.to(model.device) for part in teacher.projections(blocks)]
     target = relation_target(projections, None, relation_heads, "kl")
-    subnets = model.space.ends if model.config.search_space else [model.config.subnet]
     untouched = _weights_of(model)
     losses: dict[str, float] = {}
     best, kept = "", (untouched, [""])
@@ -134,11 +148,7 @@ def _best_start(model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor, re
         model.load_state_dict(untouched)
         with torch.random.fork_rng(devices=[]):
             notes = start_from(model, teacher, init, sample_ids, relation_heads)
-        scores = [
-            relation_loss(model.last_projections(blocks.to(model.device), subnet=subnet), target).item()
-            for subnet in subnets
-        ]
-        losses[init] = sum(scores) / len(scores)
+        losses[init] = relation_loss(model.last_projections(blocks.to(model.device)), target).item()
         if losses[init] < (1 - _LEAST_GAIN.get(init, 0.0)) * losses.get(best, math.inf):
             best, kept = init, (_weights_of(model), notes)
     model.load_state_dict(kept[0])
@@ -151,6 +161,13 @@ def _widths(model: AutoDistilModel) -> Sequence[int]:
     return model.space.hidden_size if model.config.search_space else (model.config.hidden_size,)
 
 
+def _ffn_sizes(model: AutoDistilModel) -> Sequence[int]:
+    """Return the FFN widths of the subnets of a SuperLM, or those of a student."""
+    if model.config.search_space:
+        return sorted({round(hidden * ratio) for hidden in model.space.hidden_size for ratio in model.space.mlp_ratio})
+    return sorted({sizes.ffn_size for sizes in model.config.subnet.each_layer})
+
+
 def _weights_of(model: AutoDistilModel) -> dict[str, Tensor]:
     """Return a copy of the weights by their names."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -160,7 +177,7 @@ def _starts_for(teacher: Teacher) -> list[str]:
     """Return the starts that differ for this teacher, in ascending order of the parts that they copy."""
     if not teacher.copies_layers:
         return ["random", "embeddings"]
-    turned = ["pca"] if teacher.model.config.model_type in _KNOWN_FAMILIES else []
+    turned = ["pca", "fitted"] if teacher.model.config.model_type in _KNOWN_FAMILIES else []
     return ["random", "embeddings", "slices", *turned]
 
 
@@ -171,8 +188,7 @@ def _copy_slices(model: AutoDistilModel, teacher: Teacher, relation_heads: int) 
     """
     notes = teacher.copy_into(model)
     if teacher.copies_layers and model.config.relation_heads is not None:
-        unturned = as_float64(torch.eye(teacher.subnet.hidden_size, device=teacher.model.device))
-        _align_relations(model, teacher, None, unturned, relation_heads)
+        _align_relations(model, teacher, _last_attention(teacher, model), None, relation_heads)
     return notes
 
 
@@ -190,54 +206,62 @@ def _turn_heads(turned: Teacher, teacher: Teacher, sample_ids: Tensor, student_s
         or student_sizes.attention_width >= teacher_sizes.attention_width
     ):
         return
-    watched: list[_Watched] = []
+    watched: list[Watched] = []
     for layer in range(teacher_sizes.layers):
         watched += [
-            (_linear(teacher, layer, "query"), lambda _, y: _moments(y, teacher_sizes.heads)),
-            (_linear(teacher, layer, "key"), lambda _, y: _moments(y, teacher_sizes.heads)),
-            (_linear(teacher, layer, "attention_output"), lambda x, _: _moments(x, teacher_sizes.heads)),
+            (linear(teacher, layer, "query"), lambda _, y: _moments(y, teacher_sizes.heads)),
+            (linear(teacher, layer, "key"), lambda _, y: _moments(y, teacher_sizes.heads)),
+            (linear(teacher, layer, "attention_output"), lambda x, _: _moments(x, teacher_sizes.heads)),
         ]
-    moments = iter(_averages(teacher, sample_ids, watched))
+    moments = iter(averages(teacher, sample_ids, watched))
     scale = (student_sizes.head_dim / teacher_sizes.head_dim) ** 0.25
     for layer, *of_layer in zip(range(teacher_sizes.layers), moments, moments, moments, strict=True):
         (root_q, inverse_q), (root_k, inverse_k), (root_v, inverse_v) = (_roots(moment) for moment in of_layer)
         u, s, vh = torch.linalg.svd(root_q @ root_k)  # (A, D, D), (A, D), (A, D, D)
-        _mix_rows(_linear(turned, layer, "query"), scale * s.sqrt()[..., None] * u.mT @ inverse_q)
-        _mix_rows(_linear(turned, layer, "key"), scale * s.sqrt()[..., None] * vh @ inverse_k)
-        output = as_float64(_linear(teacher, layer, "attention_output").weight)
+        _mix_rows(linear(turned, layer, "query"), scale * s.sqrt()[..., None] * u.mT @ inverse_q)
+        _mix_rows(linear(turned, layer, "key"), scale * s.sqrt()[..., None] * vh @ inverse_k)
+        output = as_float64(linear(teacher, layer, "attention_output").weight)
         output = output.unflatten(1, (teacher_sizes.heads, -1)).transpose(0, 1) @ root_v  # (A, H, D)
         components = torch.stack([_principal(moment) for moment in output.mT @ output])  # (A, D, D)
         size = (output @ components).norm(dim=1).clamp(min=_SMALLEST_VARIANCE).sqrt()[:, None]  # (A, 1, D)
-        _mix_rows(_linear(turned, layer, "value"), (components * size).mT @ inverse_v)
-        _mix_columns(_linear(turned, layer, "attention_output"), root_v @ (components / size))
+        _mix_rows(linear(turned, layer, "value"), (components * size).mT @ inverse_v)
+        _mix_columns(linear(turned, layer, "attention_output"), root_v @ (components / size))
 
 
-def _turn_hidden(turned: Teacher, teacher: Teacher, sample_ids: Tensor, widths: Sequence[int]) -> Tensor:
-    """Rotate hidden dimensions to the principal components of the hidden states, averaged over all layers.
+def _components(teacher: Teacher, sample_ids: Tensor, widths: Sequence[int]) -> Tensor:
+    """Return the principal components of the hidden states, averaged over all layers, as the columns of `(H, H)`.
+
+    It is the identity if no width is below the teacher's.
+    """
+    if min(widths) >= teacher.subnet.hidden_size:
+        return as_float64(torch.eye(teacher.subnet.hidden_size, device=teacher.model.device))
+    moments = averages(teacher, sample_ids, [(norm, lambda _, y: y.mT @ y) for norm in _norms(teacher)])
+    return _principal(torch.stack(moments).sum(0))
+
+
+def _turn_hidden(turned: Teacher, teacher: Teacher, sample_ids: Tensor, widths: Sequence[int], turn: Tensor) -> None:
+    """Turn the hidden dimensions of `turned`.
 
     The method is that of SliceGPT (arXiv 2401.15024), with one rotation for all layers: a student has no place for a
     rotation between layers. The result is approximate, because a layer norm subtracts the mean of its dimensions and
-    weighs them. Its weights are fitted to the rotated hidden states by least squares, over the student's widths.
+    weighs them. Its weights are fitted to the turned hidden states by least squares, over the student's widths.
 
     Args:
-        turned: Copy of the teacher that is rotated in place.
+        turned: Copy of the teacher that is turned in place.
         teacher: Teacher whose hidden states are averaged.
         sample_ids: `(N, T)` token ids of training text.
         widths: Hidden sizes that the student can have.
-
-    Returns the rotation, `(H, H)`; the identity if no width is below the teacher's.
+        turn: Orthogonal matrix `(H, H)`, whose columns are the new dimensions.
     """
     hidden = teacher.subnet.hidden_size
     norms = _norms(teacher)
     if min(widths) >= hidden:
-        return as_float64(torch.eye(hidden, device=teacher.model.device))
-    moments = _averages(teacher, sample_ids, [(norm, lambda _, y: y.mT @ y) for norm in norms])
-    turn = _principal(torch.stack(moments).sum(0))
+        return
 
     def sums(x: Tensor, y: Tensor) -> Tensor:
         return _norm_sums(as_float64(x) @ turn, as_float64(y) @ turn, [min(width, hidden) for width in widths])
 
-    fits = _averages(teacher, sample_ids, [(norm, sums) for norm in norms])
+    fits = averages(teacher, sample_ids, [(norm, sums) for norm in norms])
     for norm, fit in zip(_norms(turned), fits, strict=True):
         n, n_n, y, n_y = fit[1:] / fit[0].clamp(min=1)  # dimensions beyond all widths have a count of 0
         weight = (n_y - n * y) / (n_n - n.square()).clamp(min=_SMALLEST_VARIANCE)
@@ -246,17 +270,23 @@ def _turn_hidden(turned: Teacher, teacher: Teacher, sample_ids: Tensor, widths: 
     _turn_embeddings(turned, turn)
     for layer in range(teacher.subnet.layers):
         for part in ("query", "key", "value", "ffn_in"):
-            _mix_columns(_linear(turned, layer, part), turn[None])
+            _mix_columns(linear(turned, layer, part), turn[None])
         for part in ("attention_output", "ffn_out"):
-            _mix_rows(_linear(turned, layer, part), turn.mT[None])
+            _mix_rows(linear(turned, layer, part), turn.mT[None])
     pooler: Any = getattr(turned.model, "pooler", None)
     if pooler is not None:
         _mix_columns(pooler.dense, turn[None])
-    return turn
+
+
+def _last_attention(turned: Teacher, model: AutoDistilModel) -> _Attention:
+    """Return a copy of weights and biases of the attention of the layer that starts the last layer of `model`."""
+    parts = turned.layer_parts(cast(int, turned.sources(model)[-1]))
+    names = ("query", "key", "value", "attention_output")
+    return {name: (as_float64(parts[name].weight).clone(), as_float64(parts[name].bias).clone()) for name in names}
 
 
 def _align_relations(
-    model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor | None, turn: Tensor, relation_heads: int
+    model: AutoDistilModel, teacher: Teacher, attention: _Attention, sample_ids: Tensor | None, relation_heads: int
 ) -> None:
     """Copy the teacher's leading dimensions of each relation head into the last layer of `model`.
 
@@ -265,7 +295,7 @@ def _align_relations(
     scores when the width changes. Without a sample, the dimensions are copied unrotated. Attention heads are not kept
     apart, because the loss depends on relation heads only. Dimensions beyond the teacher's start at random.
 
-    turn: rotation of the hidden states, `(H, H)`.
+    attention: attention to copy, with the hidden dimensions of `model` in front; see `_last_attention`.
     """
     student_sizes, teacher_sizes = model.config.subnet, teacher.subnet
     width, hidden = (
@@ -276,21 +306,21 @@ def _align_relations(
         return
     source = cast(int, teacher.sources(model)[-1])
     per_head, teacher_per_head = (-(-w // relation_heads) for w in (width, teacher_sizes.attention_width))
-    groups = torch.arange(teacher_sizes.attention_width, device=turn.device).split(teacher_per_head)
+    groups = torch.arange(teacher_sizes.attention_width, device=teacher.model.device).split(teacher_per_head)
     rows, order = _matching_rows(groups, relation_heads, per_head, model.config.relation_heads is not None)
     rows, order = rows[:width].to(model.device), order[:width]
-    last, parts = cast(ElasticLayer, model.layers[-1]), teacher.layer_parts(source)
+    last = cast(ElasticLayer, model.layers[-1])
     components, scale = _relation_components(teacher, source, sample_ids, groups), 1.0
     if sample_ids is not None:
         scale = (per_head / teacher_per_head) ** 0.25
     for name in ("query", "key", "value"):
         target, chosen = getattr(last, name), scale * components[name][order]  # (rows, W)
+        weight, bias = attention[name]
         if len(rows) < width:
             model._init_weights(target)
-        weight = chosen @ as_float64(parts[name].weight) @ turn
-        target.weight[rows, :hidden] = weight[:, :hidden].to(target.weight)
-        target.bias[rows] = (chosen @ as_float64(parts[name].bias)).to(target.bias)
-    output = turn.mT @ as_float64(parts["attention_output"].weight) @ components["value"][order].mT / scale
+        target.weight[rows, :hidden] = (chosen @ weight)[:, :hidden].to(target.weight)
+        target.bias[rows] = (chosen @ bias).to(target.bias)
+    output = attention["attention_output"][0] @ components["value"][order].mT / scale
     last.attention_output.weight[:hidden, rows] = output[:hidden].to(last.attention_output.weight)
 
 
@@ -321,8 +351,8 @@ def _relation_components(
     if sample_ids is None:
         identity = as_float64(torch.eye(teacher.subnet.attention_width, device=teacher.model.device))
         return dict.fromkeys(("query", "key", "value"), identity)
-    watched = [(_linear(teacher, layer, part), lambda _, y: y.mT @ y) for part in ("query", "key", "value")]
-    q, k, v = _averages(teacher, sample_ids, watched)
+    watched = [(linear(teacher, layer, part), lambda _, y: y.mT @ y) for part in ("query", "key", "value")]
+    q, k, v = averages(teacher, sample_ids, watched)
     both, value = (
         torch.block_diag(*(_principal(moment[group][:, group]).mT for group in groups))
         for moment in map(as_float64, (q / q.trace() + k / k.trace(), v))
@@ -342,12 +372,6 @@ def _norm_sums(x: Tensor, y: Tensor, widths: Sequence[int]) -> Tensor:
         terms = (torch.ones_like(n), n, n.square(), target, n * target)
         sums[:, :width] += torch.stack([term.sum(0) for term in terms])
     return sums
-
-
-def _linear(teacher: Teacher, layer: int, part: str) -> nn.Linear:
-    module = teacher.module(layer, part)
-    assert isinstance(module, nn.Linear)
-    return module
 
 
 def _norms(teacher: Teacher) -> list[Any]:
@@ -373,27 +397,6 @@ def _turn_embeddings(turned: Teacher, turn: Tensor) -> None:
         table = getattr(embeddings, name, None)
         if table is not None:
             table.weight.copy_(table.weight @ turn.to(table.weight))
-
-
-def _averages(teacher: Teacher, sample_ids: Tensor, watched: Sequence[_Watched]) -> list[Tensor]:
-    """Return averages over the sample's tokens, one for each pair in `watched`.
-
-    Each pair is a module and a function, which returns sums over tokens of the module's inputs and outputs
-    `(tokens, n)`.
-    """
-    sums: list[Tensor | float] = [0.0] * len(watched)
-
-    def add(index: int, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        sums[index] = sums[index] + watched[index][1](inputs[0].flatten(0, -2), output.flatten(0, -2))
-
-    handles = [module.register_forward_hook(partial(add, index)) for index, (module, _) in enumerate(watched)]
-    try:
-        for batch in sample_ids.to(teacher.model.device).split(_BLOCKS_AT_ONCE):
-            teacher.model(input_ids=batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [total / sample_ids.numel() for total in sums]  # type: ignore[misc]
 
 
 def _moments(x: Tensor, groups: int) -> Tensor:

@@ -266,19 +266,30 @@ def test_the_best_start_is_taken_and_is_the_one_that_its_name_gives(
     """Losses are of a random start, embeddings, slices, pca and fitted, in this order."""
     in_turn = iter(losses)
     monkeypatch.setattr(initial_weights, "relation_loss", lambda *_: torch.tensor(next(in_turn)))
-    chosen = started(toy_teacher(), SPACE.largest, "auto", sample)
-    assert model_sha256(chosen) == model_sha256(started(toy_teacher(), SPACE.largest, best, sample))
+    narrow = replace(SPACE.largest, hidden_size=20)  # less than half as wide as the teacher
+    chosen = started(toy_teacher(), narrow, "auto", sample)
+    assert model_sha256(chosen) == model_sha256(started(toy_teacher(), narrow, best, sample))
 
 
-def test_a_student_as_wide_as_the_teacher_starts_from_its_layers(
-    toy_teacher: Callable[..., Teacher], sample: Tensor, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"layers": 2, "hidden_size": 48}, "slices"),  # as wide as the teacher
+        ({"layers": 2, "hidden_size": 24}, "fitted"),  # half as wide
+        ({"layers": 3, "hidden_size": 40}, "fitted"),
+    ],
+)
+def test_a_shape_for_which_the_loss_before_training_misleads_takes_its_start_without_a_comparison(
+    toy_teacher: Callable[..., Teacher],
+    sample: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, int],
+    start: str,
 ) -> None:
-    """Without its other layers, the copy of the last one has a large loss, which a few steps of training remove."""
     monkeypatch.delattr(initial_weights, "relation_loss")  # no losses are compared
-    shape = replace(SPACE.largest, layers=2, hidden_size=48)
-    copied = started(toy_teacher(), shape, "slices", sample)
-    assert model_sha256(started(toy_teacher(), shape, "auto", sample)) == model_sha256(copied)
-    assert toy_teacher().subnet.hidden_size == 48
+    shape = replace(SPACE.largest, **changes)
+    chosen, named = (started(toy_teacher(), shape, init, sample) for init in ("auto", start))
+    assert model_sha256(chosen) == model_sha256(named)
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "modernbert"])
@@ -286,10 +297,11 @@ def test_the_best_start_is_never_worse_than_random_and_is_told(
     toy_teacher: Callable[..., Teacher], sample: Tensor, cpu: Device, family: str
 ) -> None:
     teacher = toy_teacher(family)
-    model = AutoDistilModel(teacher.student_config(SPACE.largest, SPACE)).eval()
+    narrow = SearchSpace("narrow", (3,), (20,), (1.5,), (4,), head_dim=4, relation_heads=4)
+    model = AutoDistilModel(teacher.student_config(narrow.largest, narrow)).eval()
     with torch.no_grad():
         untouched = loss(teacher, model, cpu, sample[:8])
-    notes = initial_weights.start_from(model, teacher, "auto", sample, SPACE.relation_heads)
+    notes = initial_weights.start_from(model, teacher, "auto", sample, narrow.relation_heads)
     assert loss(teacher, model, cpu, sample[:8]) <= untouched
     told = re.fullmatch(r"starts from (\w+), chosen by relation loss: (\S+) \((.*)\)", notes[0])
     assert told

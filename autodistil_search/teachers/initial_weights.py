@@ -39,6 +39,9 @@ _LEAST_GAIN = {"embeddings": 0.01, "slices": 0.03, "pca": 0.03, "fitted": 0.03}
 shows that the copy destroyed them: a SuperLM of MPNet learns more slowly from such layers than from embeddings alone.
 """
 
+_LEAST_SHARE = 0.5
+"""Least width of a model, as a share of the teacher's, for which "fitted" is taken without a comparison."""
+
 _JUDGED_BLOCKS = 8
 """Blocks of the sample on which "auto" compares the starts."""
 
@@ -80,10 +83,10 @@ def start_from(
               of largest variance first.
             - "fitted" sorts hidden dimensions and FFN neurons instead of rotating them, and fits the linear layers that
               read them to stand for those that are cut; see `fitted_readers`.
-            - "auto" tries all of these that the teacher allows, and keeps the start with which the largest subnet has
-              the lowest relation loss on the sample. Embeddings must lower it by 1 %, and layers by 3 %. A model as
-              wide as the teacher takes "slices": with fewer layers than the teacher, its loss before training says
-              nothing about its loss afterwards.
+            - "auto" takes "slices" for a model as wide as the teacher, and "fitted" for a model that is at least half
+              as wide and not deeper. For others it tries all of these that the teacher allows, and keeps the start with
+              which the largest subnet has the lowest relation loss on the sample. Embeddings must lower it by 1 %, and
+              layers by 3 %.
 
             What is not cut stays as it is: a student of the teacher's own shape is its copy with "slices", "pca" and
             "fitted".
@@ -95,9 +98,10 @@ def start_from(
     """
     if init not in STARTS:
         raise InputError(f"init {init!r}; allowed: {', '.join(STARTS)}")
-    if init == "auto" and teacher.copies_layers and set(_widths(model)) == {teacher.subnet.hidden_size}:
-        notes = start_from(model, teacher, "slices", sample_ids, relation_heads)
-        return ["starts from slices, because it is as wide as the teacher", *notes]
+    if init == "auto" and (known := _known_start(model, teacher)) is not None:
+        start, reason = known
+        notes = start_from(model, teacher, start, sample_ids, relation_heads)
+        return [f"starts from {start}, because it {reason}", *notes]
     if init == "auto":
         assert sample_ids is not None
         return _best_start(model, teacher, sample_ids, relation_heads)
@@ -128,6 +132,22 @@ def start_from(
     notes = turned.copy_into(model)
     _align_relations(model, teacher, last, sample_ids, relation_heads)
     return notes
+
+
+def _known_start(model: AutoDistilModel, teacher: Teacher) -> tuple[str, str] | None:
+    """Return the start of a model for which it needs no comparison, with the reason; None for other models.
+
+    With fewer layers than the teacher, the loss before training says nothing about the loss afterwards.
+    """
+    own, largest, widths = teacher.subnet, model.config.subnet, _widths(model)
+    if not teacher.copies_layers:
+        return None
+    if set(widths) == {own.hidden_size}:
+        return "slices", "is as wide as the teacher"
+    turns = teacher.model.config.model_type in _KNOWN_FAMILIES
+    if turns and largest.layers <= own.layers and _LEAST_SHARE * own.hidden_size <= max(widths) < own.hidden_size:
+        return "fitted", "is at most as deep as the teacher, and at least half as wide"
+    return None
 
 
 def _best_start(model: AutoDistilModel, teacher: Teacher, sample_ids: Tensor, relation_heads: int) -> list[str]:

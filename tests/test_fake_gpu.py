@@ -201,7 +201,16 @@ def test_a_device_without_float64_computes_what_needs_it_on_the_cpu(begin, table
     rows = ["--label-column", "label", "--max-length", "16", "--epochs", "1", "--seeds", "1", "--device", fake_gpu.NAME]
     commands = [
         ["search", *begin("run", "bert", *SEARCH), "--init", "pca", "--proxy", "hidden", "--baselines", "none"],
-        ["search", *begin("all", "mpnet", *SEARCH), "--proxy", f"cosine:{table}", "--baselines", "none"],
+        [
+            "search",
+            *begin("all", "mpnet", *SEARCH),
+            "--init",
+            "fitted",
+            "--proxy",
+            f"cosine:{table}",
+            "--baselines",
+            "none",
+        ],
         ["finetune", str(teacher_folder("bert")), "--task", table, *rows, "--out", str(tmp_path / "tuned")],
     ]
     results = elsewhere(run_all, commands, False)

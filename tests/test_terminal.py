@@ -166,7 +166,7 @@ def test_bash_completes_commands_flags_words_and_files(tmp_path):
     assert completed("autodistil-search se") == ["search"]
     assert completed("autodistil-search search --eng") == ["--engine"]
     assert completed("autodistil-search search --engine ") == list(ENGINES)
-    assert completed("autodistil-search search --init ") == ["auto", "pca", "slices", "embeddings", "random"]
+    assert completed("autodistil-search search --init ") == ["auto", "fitted", "pca", "slices", "embeddings", "random"]
     assert completed("autodistil-search search --objectives acc,lat") == ["acc,latency"]
     assert completed("autodistil-search train --space ") == [*shipped_spaces(), "mine.yaml"]
     assert completed("autodistil-search search --config mi") == ["mine.yaml"]

@@ -96,8 +96,9 @@ def fit_readers(
 
 def _sorted(moment: Tensor, order: Tensor) -> Tensor:
     """Return a moment `(n + 1, n + 1)` with its dimensions in another order, and the constant last as before."""
-    places = torch.cat([order, order.new_tensor([len(order)])])
-    return as_float64(moment)[places][:, places]
+    moment = as_float64(moment)
+    places = torch.cat([order, order.new_tensor([len(order)])]).to(moment.device)
+    return moment[places][:, places]
 
 
 def fit_inputs(module: nn.Linear, moment: Tensor, widths: Sequence[int]) -> None:

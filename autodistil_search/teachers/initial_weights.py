@@ -326,7 +326,7 @@ def _align_relations(
         return
     source = cast(int, teacher.sources(model)[-1])
     per_head, teacher_per_head = (-(-w // relation_heads) for w in (width, teacher_sizes.attention_width))
-    groups = torch.arange(teacher_sizes.attention_width, device=teacher.model.device).split(teacher_per_head)
+    groups = torch.arange(teacher_sizes.attention_width, device=attention["query"][0].device).split(teacher_per_head)
     rows, order = _matching_rows(groups, relation_heads, per_head, model.config.relation_heads is not None)
     rows, order = rows[:width].to(model.device), order[:width]
     last = cast(ElasticLayer, model.layers[-1])

@@ -144,10 +144,10 @@ def test_the_gallery_makes_each_of_its_images_by_its_own_blocks(toy_config, tmp_
     monkeypatch.chdir(tmp_path)
     space = ["layers: [1, 2]", "hidden_size: [16, 32]", "mlp_ratio: [1, 2]", "heads: [1, 2, 3]", "head_dim: 8"]
     Path("toy.yaml").write_text("\n".join([*space, "relation_heads: 8"]))  # large enough to compare engines
-    toy = f"--space toy.yaml --teacher {toy_config.teacher} --text {toy_config.text[0]} --seq-len 16 --steps 3 --init random"
+    toy = f"--space toy.yaml --teacher {toy_config.teacher} --text {toy_config.text[0]} --seq-len 16 --steps 3"
     page = (ROOT / "docs/gallery.md").read_text()
     for real, small in {
-        "--space shallow": f"{toy} --batch-size 2",
+        "--space shallow": f"{toy} --batch-size 2 --init random",
         "superlm/shallow/": "superlm/toy/",
         "--subnets 8 --alone-steps 5": "--subnets 4 --bands 2 --alone-steps 2",
         "--out runs/gallery": "--eval-blocks 4 --evaluations 8 --baselines none --out runs/gallery",

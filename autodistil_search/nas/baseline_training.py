@@ -48,7 +48,7 @@ from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilModel
 from autodistil_search.superlm.model_folder import load_model, save_tokenizer
-from autodistil_search.teachers.initial_weights import COPYING_STARTS, start_from
+from autodistil_search.teachers.initial_weights import COPYING_STARTS, STARTS_VERSION, start_from
 from autodistil_search.teachers.loading import truncated
 from autodistil_search.teachers.teacher import Teacher
 from autodistil_search.text.blocks import TrainingText
@@ -402,7 +402,7 @@ class Bench:
         """Return the name of the folder of a training in the cache."""
         pairs = layer_pairs(recipe.subnet.layers, self.teacher.subnet.layers) if recipe.layer_by_layer else None
         settings = {**self.identity, **asdict(options), **asdict(recipe.subnet), "init": self.init}
-        settings |= {"version": __version__, "transfer": pairs, "held_out": HELD_OUT_BLOCKS}
+        settings |= {"version": __version__, "starts": STARTS_VERSION, "transfer": pairs, "held_out": HELD_OUT_BLOCKS}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

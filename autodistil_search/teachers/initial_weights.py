@@ -31,6 +31,9 @@ from autodistil_search.teachers.teacher import Teacher
 STARTS = ("auto", "fitted", "pca", "slices", "embeddings", "random")
 """Names of the initial weights that `start_from` gives a model."""
 
+STARTS_VERSION = 2
+"""Number that is raised when a start gives other weights than before, so that no cached model of before is taken."""
+
 COPYING_STARTS = ("auto", "fitted", "pca", "slices")
 """Starts that make a student of the teacher's own shape its copy, if students have all parts of its layers."""
 

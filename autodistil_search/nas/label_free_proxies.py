@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -116,7 +117,7 @@ class RelationProxy:
         return sum(losses) / self.blocks
 
 
-class _LastStatesProxy:
+class _LastStatesProxy(ABC):
     """Comparison of a student's last hidden states with the teacher's, which runs once, in the constructor.
 
     Args:
@@ -134,9 +135,9 @@ class _LastStatesProxy:
             self._teacher_states = [teacher.last_layer(part)[1].float() for part in self._parts]
         self.blocks = sum(map(len, parts))
 
+    @abstractmethod
     def _compare(self, states: Sequence[Tensor]) -> float:
         """Return the score of a student by its last hidden states, `(N, T, H)` of each part."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def score(self, model: AutoDistilModel, subnet: Subnet | None = None) -> float:

@@ -56,7 +56,7 @@ class TrainConfig:
         seq_len: Tokens in a block of text.
         init: Initial weights. They are the teacher's weights that matter most, fitted to stand for the rest (fitted),
             slices of them after a rotation by PCA (pca), slices as they are (slices), the teacher's embeddings alone
-            (embeddings), or random. auto takes the start with the lowest loss before training.
+            (embeddings), or random. auto selects by shape, or else the lowest loss before training.
         loss: Relation loss. kl is that of MiniLMv2, mse compares raw scores, as the released AutoDistil code does.
         relations: Relations of the loss with their weights, such as qq,kk,vv:0.5. Allowed are qq, kk, vv and qk (the
             attention of the first MiniLM).

@@ -31,7 +31,7 @@ from autodistil_search.teachers.teacher import Teacher
 STARTS = ("auto", "fitted", "pca", "slices", "embeddings", "random")
 """Names of the initial weights that `start_from` gives a model."""
 
-STARTS_VERSION = 2
+STARTS_VERSION = 3
 """Number that is raised when a start gives other weights than before, so that no cached model of before is taken."""
 
 COPYING_STARTS = ("auto", "fitted", "pca", "slices")
@@ -42,7 +42,7 @@ _LEAST_GAIN = {"embeddings": 0.01, "slices": 0.03, "pca": 0.03, "fitted": 0.03}
 shows that the copy destroyed them: a SuperLM of MPNet learns more slowly from such layers than from embeddings alone.
 """
 
-_LEAST_SHARE = 0.5
+_LEAST_SHARE = 0.4
 """Least width of a model, as a share of the teacher's, for which "fitted" is taken without a comparison."""
 
 _JUDGED_BLOCKS = 8
@@ -86,8 +86,8 @@ def start_from(
               of largest variance first.
             - "fitted" sorts hidden dimensions and FFN neurons instead of rotating them, and fits the linear layers that
               read them to stand for those that are cut; see `fitted_readers`.
-            - "auto" takes "slices" for a model as wide as the teacher, and "fitted" for a model that is at least half
-              as wide and not deeper. For others it tries all of these that the teacher allows, and keeps the start with
+            - "auto" takes "slices" for a model as wide as the teacher, and "fitted" for a model that is at least 0.4
+              times as wide and not deeper. For others it tries all of these that the teacher allows, and keeps the start with
               which the largest subnet has the lowest relation loss on the sample. Embeddings must lower it by 1 %, and
               layers by 3 %.
 
@@ -149,7 +149,7 @@ def _known_start(model: AutoDistilModel, teacher: Teacher) -> tuple[str, str] | 
         return "slices", "is as wide as the teacher"
     turns = teacher.model.config.model_type in _KNOWN_FAMILIES
     if turns and largest.layers <= own.layers and _LEAST_SHARE * own.hidden_size <= max(widths) < own.hidden_size:
-        return "fitted", "is at most as deep as the teacher, and at least half as wide"
+        return "fitted", "is at most as deep as the teacher, and at least 0.4 times as wide"
     return None
 
 

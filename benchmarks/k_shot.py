@@ -454,7 +454,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--sampling", default="sandwich")
-    parser.add_argument("--init", default="pca", help="start of all models; auto may choose another one for each K")
+    parser.add_argument("--init", default="fitted", help="start of all models; auto may choose another one for each K")
     parser.add_argument("--subnets", type=int, default=256, help="number of scored subnets")
     parser.add_argument("--eval-blocks", type=int, default=32)
     given = parser.parse_args()

@@ -87,9 +87,9 @@ def start_from(
             - "fitted" sorts hidden dimensions and FFN neurons instead of rotating them, and fits the linear layers that
               read them to stand for those that are cut; see `fitted_readers`.
             - "auto" takes "slices" for a model as wide as the teacher, and "fitted" for a model that is at least 0.4
-              times as wide and not deeper. For others it tries all of these that the teacher allows, and keeps the start with
-              which the largest subnet has the lowest relation loss on the sample. Embeddings must lower it by 1 %, and
-              layers by 3 %.
+              times as wide and not deeper. For others it tries all of these that the teacher allows, and keeps the
+              start with which the largest subnet has the lowest relation loss on the sample. Embeddings must lower it
+              by 1 %, and layers by 3 %.
 
             What is not cut stays as it is: a student of the teacher's own shape is its copy with "slices", "pca" and
             "fitted".

@@ -149,7 +149,7 @@ def _known_start(model: AutoDistilModel, teacher: Teacher) -> tuple[str, str] | 
         return "slices", "is as wide as the teacher"
     turns = teacher.model.config.model_type in _KNOWN_FAMILIES
     if turns and largest.layers <= own.layers and _LEAST_SHARE * own.hidden_size <= max(widths) < own.hidden_size:
-        return "fitted", "is at most as deep as the teacher, and at least 0.4 times as wide"
+        return "fitted", f"is at most as deep as the teacher, and at least {_LEAST_SHARE:g} times as wide"
     return None
 
 

@@ -229,6 +229,7 @@ def main() -> None:
     """Measure, and end with 1 if a step failed and with 2 for input that cannot be used."""
     given = arguments()
     out = Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
     commands = Commands(out)
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -36,12 +36,12 @@ if TYPE_CHECKING:  # a script that is started by its path finds its neighbours b
     from benchmarks.results_costs import Commands, by_part
     from benchmarks.results_finetuning import Finetuning
     from benchmarks.results_models import Model, OfTeacher, Workshop, ranking, validation
-    from benchmarks.results_tables import DISTILLATION, LABELS, WAYS, aim_lines, compared, tuned_table
+    from benchmarks.results_tables import DISTILLATION, LABELS, WAYS, aim_lines, compared, tuned_table, unlearnt_lines
 else:
     from results_costs import Commands, by_part
     from results_finetuning import Finetuning
     from results_models import Model, OfTeacher, Workshop, ranking, validation
-    from results_tables import DISTILLATION, LABELS, WAYS, aim_lines, compared, tuned_table
+    from results_tables import DISTILLATION, LABELS, WAYS, aim_lines, compared, tuned_table, unlearnt_lines
 
 
 class Page:
@@ -94,6 +94,7 @@ class Page:
         lines += [
             "- Scores are in hundredths on the dev rows: mean ± standard deviation over seeds. The mean over the tasks "
             "is the unweighted mean of each task's first metric, for each seed.",
+            *unlearnt_lines(self.scores),
             "",
             "## Aims",
             "",

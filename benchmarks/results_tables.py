@@ -79,6 +79,14 @@ def tuned_table(scores: pd.DataFrame, tasks: Sequence[str], by: str) -> str:
     return str(_readable(table).fillna("").to_markdown(index=False))
 
 
+def unlearnt_lines(scores: pd.DataFrame) -> Iterator[str]:
+    """Yield a line for each model, task and way of which some seeds are no better than one answer for all rows."""
+    for (model, task, by), rows in scores.groupby(["model", "task", "by"], sort=False):
+        if count := int(rows["unlearnt"].sum()):
+            how = f"{count} of {len(rows)} seeds are no better than one answer for all rows"
+            yield f"- **{model} on {task}, {WAYS[str(by)]}**: {how}."
+
+
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with FLOPs and parameters in millions."""
     amounts = {

@@ -22,7 +22,7 @@ from autodistil_search.base.progress import Reporter
 from autodistil_search.cli.main import main
 from autodistil_search.runs.finetune import finetune, load_classifier
 from autodistil_search.settings.finetune import FinetuneConfig
-from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, fine_tune, predict
+from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, fine_tune, predict, score_of_one_answer
 from autodistil_search.tasks.labelled_data import Rows, Task
 from autodistil_search.teachers.families import FAMILIES
 
@@ -382,6 +382,30 @@ def test_what_looks_wrong_in_a_table_is_said(config, tmp_path, capsys):
     told = capsys.readouterr().err
     assert "has 26 cells that begin and end with quotes, which are kept as part of the text" in told
     assert "--max-length 999; " in told
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "score"), [("accuracy", "ab", 0.75), ("matthews", "ab", 0.0), ("pearson", "", 0.0)]
+)
+def test_one_answer_for_all_rows_has_the_score_of_the_best_constant(metric, labels, score):
+    task = replace(toy_task(tuple(labels)), metrics=(metric,))
+    assert score_of_one_answer(task, np.array([0.0, 1.0, 0.0, 0.0])) == pytest.approx(score)
+
+
+def test_what_is_no_better_than_one_answer_says_so(config, table, capsys):
+    for part in ("train", "dev"):  # equal texts get equal answers
+        path = table / f"{part}.csv"
+        pd.read_csv(path).assign(text="w1").to_csv(path, index=False)
+    words = ["--epochs", "1", "--seeds", "2", "--max-length", "16", "--quiet"]
+    assert main(["finetune", config.model, "--task", str(table), "--out", config.out, *words]) == 0
+    share = pd.read_csv(table / "dev.csv")["label"].value_counts(normalize=True).max()
+    answer = f"no better than one answer for all rows of dev (accuracy {share:.4f}): 2 of 2 trainings, seed 0, 1"
+    assert answer in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_learnt_has_no_warning(config):
+    run = finetune(replace(config, epochs=4))
+    assert (run.warning, run.unlearnt_seeds) == ("", [])
 
 
 def test_other_settings_in_the_same_folder_are_refused(config):

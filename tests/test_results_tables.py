@@ -6,7 +6,17 @@ import pandas as pd
 import pytest
 
 from benchmarks.results_costs import Commands, by_part
-from benchmarks.results_tables import BASELINE, LABELS, PUBLISHED, STUDENT, aim_lines, difference, means, verdict
+from benchmarks.results_tables import (
+    BASELINE,
+    LABELS,
+    PUBLISHED,
+    STUDENT,
+    aim_lines,
+    difference,
+    means,
+    unlearnt_lines,
+    verdict,
+)
 
 SIZES = {"a": (STUDENT, 300.0), "TinyBERT": (BASELINE, 600.0), "all-MiniLM": (PUBLISHED, 400.0)}
 
@@ -38,6 +48,12 @@ def test_aims_compare_students_within_the_share_of_flops_and_say_when_they_are_n
     assert "met on average, but the interval includes a lower mean" in tiny
     assert "+2.3 ± 3.8 (72.3 against 70.0)" in tiny
     assert published.endswith("all-MiniLM and at least its mean, by labels: **not met**, no student is as cheap")
+
+
+def test_seeds_that_have_learnt_nothing_are_counted():
+    scores = scored({("a", "x"): [0.7, 0.8, 0.9], ("TinyBERT", "x"): [0.5, 0.5, 0.7]})
+    (line,) = unlearnt_lines(scores.assign(unlearnt=scores["score"] <= 0.5))
+    assert line == "- **TinyBERT on x, by labels**: 2 of 3 seeds are no better than one answer for all rows."
 
 
 def test_a_difference_is_paired_over_the_seeds():

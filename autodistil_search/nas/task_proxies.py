@@ -18,7 +18,7 @@ from autodistil_search.nas.objectives import COSINE, PROBE, Objective
 from autodistil_search.nas.proxies import ProxyKind
 from autodistil_search.spaces.subnet import Subnet
 from autodistil_search.superlm.model import AutoDistilForSequenceClassification, AutoDistilModel
-from autodistil_search.tasks.fine_tuning import Encoded, FinetuneOptions, Prepared, fine_tune
+from autodistil_search.tasks.fine_tuning import Encoded, FinetuneOptions, Prepared, fine_tune, score_of_one_answer
 from autodistil_search.tasks.labelled_data import Rows, Task, load_task
 from autodistil_search.tasks.metrics import METRICS, Array
 from autodistil_search.teachers.pooling import Pooling
@@ -135,12 +135,7 @@ class _LabelledProxy:
     @property
     def reference(self) -> float:
         """Return the metric of the best constant prediction."""
-        labels = self._prepared.choose.labels
-        constant = [np.full((len(labels), 1), value) for value in range(self._task.outputs)]
-        if not self._task.labels:
-            return 0.0
-        compute = METRICS[self._task.metrics[0]].compute
-        return max(compute(labels, predictions[:, 0].astype(float)) for predictions in constant)
+        return score_of_one_answer(self._task, self._prepared.choose.labels)
 
     @property
     def _rows(self) -> str:

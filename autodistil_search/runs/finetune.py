@@ -6,9 +6,11 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -57,8 +59,9 @@ from autodistil_search.runs.run_folder import (
     versions,
 )
 from autodistil_search.settings.finetune import FinetuneConfig
-from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, fine_tune
+from autodistil_search.tasks.fine_tuning import FinetuneOptions, Prepared, fine_tune, score_of_one_answer
 from autodistil_search.tasks.labelled_data import Task, load_task
+from autodistil_search.tasks.metrics import METRICS
 from autodistil_search.teachers.families import FAMILIES, check_layers
 from autodistil_search.teachers.loading import packaged_folder
 
@@ -102,6 +105,28 @@ class FinetuneRun:
         values = self.chosen[metric]
         return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
+    @property
+    def unlearnt_seeds(self) -> list[int]:
+        """Return the seeds of the selected learning rate that are no better on `dev` than one answer for all rows."""
+        chosen = self.chosen
+        unlearnt = chosen[self.task.metrics[0]] <= self._score_of_one_answer
+        return [int(seed) for seed in chosen.loc[unlearnt, "seed"]]
+
+    @property
+    def warning(self) -> str:
+        """Return a sentence on the seeds that have learnt nothing; empty if there are none."""
+        if not (seeds := self.unlearnt_seeds):
+            return ""
+        metric, named = METRICS[self.task.metrics[0]].label, ", ".join(map(str, seeds))
+        return (
+            f"no better than one answer for all rows of dev ({metric} {self._score_of_one_answer:.4f}): "
+            f"{len(seeds)} of {len(self.chosen)} trainings, seed {named}; try another --lr or more --epochs"
+        )
+
+    @cached_property
+    def _score_of_one_answer(self) -> float:
+        return score_of_one_answer(self.task, np.array(self.task.dev.labels))
+
     def __repr__(self) -> str:
         count = len(self.chosen)
         words = []
@@ -111,6 +136,7 @@ class FinetuneRun:
         return (
             f"fine-tuning {self.folder} on {self.task.name}: {', '.join(words)} on {len(self.task.dev):,} dev rows, "
             f"mean of {count} seeds at learning rate {self.lr:g}; model: {self.model_folder}"
+            + (f"; {self.warning}" if self.warning else "")
         )
 
 
@@ -330,6 +356,7 @@ class _LoadedFinetuning:
             "metrics": {name: {"mean": mean, "standard_deviation": spread} for name, (mean, spread) in means.items()},
             "rows": {"train": len(prepared.train), "choose": len(prepared.choose), "dev": len(prepared.dev)},
             "lr": run.lr,
+            "unlearnt_seeds": run.unlearnt_seeds,
             "diverged": run.results.loc[run.results["chosen_by"].isna(), "lr"].to_list(),
             "seeds": self._config.seeds,
             "options": asdict(self._options(run.lr, 0)),

@@ -204,6 +204,12 @@ def scores(task: Task, labels: Array, outputs: Array) -> dict[str, float]:
     return {name: METRICS[name].compute(labels, predicted) for name in task.metrics}
 
 
+def score_of_one_answer(task: Task, labels: Array) -> float:
+    """Return the first metric of `task` for the best model that gives all rows the same answer, with labels `(n,)`."""
+    compute = METRICS[task.metrics[0]].compute
+    return max(compute(labels, np.full(len(labels), float(answer))) for answer in range(task.outputs))
+
+
 def fine_tune(
     model: PreTrainedModel,
     prepared: Prepared,

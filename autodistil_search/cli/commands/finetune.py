@@ -40,6 +40,7 @@ def finetuning_record(run: FinetuneRun) -> dict[str, Any]:
             "dev_rows": len(run.task.dev),
             "lr": run.lr,
             "seeds": len(run.chosen),
+            "unlearnt_seeds": run.unlearnt_seeds,
             "metrics": {
                 name: {"mean": mean, "standard_deviation": spread if several else None}
                 for name, (mean, spread) in means.items()
@@ -65,6 +66,8 @@ def print_finetuning(run: FinetuneRun, console: Console) -> None:
         several = len(run.chosen) > 1
         table.add_row(METRICS[metric].label, f"{mean:.4f}", f"{spread:.4f}" if several else "-", str(len(run.chosen)))
     console.print(table)
+    if run.warning:
+        console.print(f"warning: {run.warning}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"learning rate {run.lr:g}; model: {run.model_folder}", highlight=False, markup=False, soft_wrap=True)
 
 

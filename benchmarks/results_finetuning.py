@@ -14,13 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from autodistil_search.base.manifest import SUMMARY
 from autodistil_search.base.pretrained import load_tokenizer, quiet_transformers
 from autodistil_search.runs.finetune import model_source
-from autodistil_search.tasks.fine_tuning import score_of_one_answer
 from autodistil_search.tasks.labelled_data import load_task
 
 if TYPE_CHECKING:  # a script that is started by its path finds its neighbours by their bare names
@@ -153,7 +151,8 @@ class Finetuning:
             step = "-".join(job.folder.parts)
             self.commands.run(self._command(job, out), part, step, lambda: self._tokens(job, results), threads=1)
         table = pd.read_csv(results).dropna(subset="chosen_by")
-        best = table[table["lr"] == json.loads((out / SUMMARY).read_text())["lr"]]
+        summary = json.loads((out / SUMMARY).read_text())
+        best = table[table["lr"] == summary["lr"]]
         metric = _metric(self.task(job.task))
         return pd.DataFrame(
             {
@@ -166,7 +165,7 @@ class Finetuning:
                 "metric": metric,
                 "seed": best["seed"].astype(int),
                 "score": best[metric],
-                "unlearnt": best[metric] <= _score_of_one_answer(self.task(job.task)),
+                "unlearnt": best["seed"].isin(summary["unlearnt_seeds"]),
                 "lr": best["lr"],
             }
         )
@@ -202,13 +201,6 @@ class Finetuning:
 def _metric(task: str) -> str:
     """Return the metric by which models are chosen on a task: the first of GLUE's."""
     return load_task(task).metrics[0]
-
-
-@cache
-def _score_of_one_answer(task: str) -> float:
-    """Return the first metric of a task for a model that gives all rows the same answer."""
-    loaded = load_task(task)
-    return score_of_one_answer(loaded, np.array(loaded.dev.labels))
 
 
 @cache

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from processes import SERVER
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import (
@@ -485,6 +486,15 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     with pytest.raises(InputError, match=r"--format must be one of auto, bert, mpnet, own \(got 'gguf'\)"):
         ExportOptions(format="gguf")  # type: ignore[arg-type]
+
+
+def test_an_exported_tokenizer_cuts_and_pads_no_text_unless_asked(
+    saved: Callable[..., tuple[Any, Path]], tmp_path: Path
+) -> None:
+    folder = export_student(saved()[1], tmp_path / "out", ExportOptions())
+    words = Tokenizer.from_file(str(folder / "tokenizer.json"))  # as libraries read it that do not use transformers
+    lengths = [len(row.ids) for row in words.encode_batch(["w1", "w2 " * 30])]
+    assert lengths == [3, 32]
 
 
 def test_a_student_without_a_tokenizer_takes_its_teachers_if_that_has_no_more_words(

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertTokenizerFast,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.integrations import hub_kernels
 
 from autodistil_search.base.errors import InputError
@@ -19,6 +25,7 @@ from autodistil_search.base.pretrained import (
     load_tokenizer,
     matched,
     quiet_transformers,
+    write_tokenizer,
 )
 from autodistil_search.runs.finetune import load_classifier
 from autodistil_search.tasks.labelled_data import Rows, Task
@@ -210,6 +217,13 @@ def special(folder: Path, **tokens: str | None) -> None:
     for path in folder.glob("*token*"):
         path.unlink()
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", **tokens).save_pretrained(folder)
+
+
+def test_a_written_tokenizer_keeps_nothing_of_its_last_call(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    tokenizer(["w1 " * 9, "w2"], truncation=True, max_length=4, padding="max_length")
+    write_tokenizer(tokenizer, tmp_path)
+    words = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert (words["truncation"], words["padding"]) == (None, None)
 
 
 def test_a_missing_padding_token_is_the_one_that_the_config_names(teacher_folder: Callable[..., Path]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -244,6 +245,19 @@ def _is_tokenizer(name: Any) -> bool:
         return False
     kind = tokenizer_class_from_name(name)
     return kind is None or (isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerBase))
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> None:
+    """Write a tokenizer that neither truncates nor pads unless its user asks for it.
+
+    A fast tokenizer keeps the truncation and padding of its last call, and `save_pretrained` writes them. Libraries
+    that read `tokenizer.json` alone would then truncate each text to the length that this package used last.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    tokenizer.save_pretrained(folder)
 
 
 def ends(what: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from autodistil_search.base.errors import ExportError, InputError
 from autodistil_search.base.files import EXPORT_RECORD, locked_beside, read_json, readable, whole_folder
 from autodistil_search.base.manifest import MANIFEST, model_files, write_manifest
-from autodistil_search.base.pretrained import quiet_transformers
+from autodistil_search.base.pretrained import quiet_transformers, write_tokenizer
 from autodistil_search.base.progress import Reporter
 from autodistil_search.exporting import onnx_files
 from autodistil_search.exporting.model_card import Card, Variant
@@ -226,7 +226,7 @@ def _is_own(model: PreTrainedModel) -> bool:
 def _save_tokenizer(exportable: Exportable, folder: Path) -> None:
     tokenizer = exportable.tokenizer
     tokenizer.model_max_length = min(tokenizer.model_max_length, exportable.student.config.max_position_embeddings)
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(tokenizer, folder)
 
 
 def _save_pooling(exportable: Exportable, folder: Path) -> None:

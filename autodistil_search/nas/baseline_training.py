@@ -20,7 +20,7 @@ from torch import Tensor
 from autodistil_search.base.device import Device
 from autodistil_search.base.files import locked_beside, whole_folder
 from autodistil_search.base.manifest import model_files, verify, write_manifest
-from autodistil_search.base.pretrained import model_sha256, quiet_transformers
+from autodistil_search.base.pretrained import model_sha256, quiet_transformers, write_tokenizer
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.seeding import seeded
 from autodistil_search.base.version import __version__
@@ -225,7 +225,7 @@ class Bench:
             if not folder.exists():
                 with whole_folder(folder) as new, quiet_transformers():
                     model.save_pretrained(new)
-                    self.teacher.tokenizer.save_pretrained(new)
+                    write_tokenizer(self.teacher.tokenizer, new)
                     write_manifest(new, "student", model_files(new))
             verify(folder)
         return folder

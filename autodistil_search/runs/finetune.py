@@ -43,6 +43,7 @@ from autodistil_search.base.pretrained import (
     load_tokenizer,
     model_sha256,
     quiet_transformers,
+    write_tokenizer,
 )
 from autodistil_search.base.progress import Reporter
 from autodistil_search.base.seeding import seeded
@@ -333,7 +334,7 @@ class _LoadedFinetuning:
         def save(new: Path) -> None:
             with quiet_transformers():
                 model.save_pretrained(new)
-            self._prepared.tokenizer.save_pretrained(new)
+            write_tokenizer(self._prepared.tokenizer, new)
 
         write_together(folder, "model.safetensors", save)
         write_atomically(folder / RESULT, lambda path: path.write_text(json.dumps(row)))

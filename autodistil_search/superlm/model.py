@@ -31,6 +31,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from autodistil_search.base.manifest import MODEL_TYPE
+from autodistil_search.base.pretrained import write_tokenizer
 from autodistil_search.spaces.search_space import SearchSpace
 from autodistil_search.spaces.subnet import Subnet, kept_layers
 from autodistil_search.superlm.modeling_student import relative_buckets
@@ -252,7 +253,7 @@ class _AutoDistil(PreTrainedModel):
         """Write the model as `PreTrainedModel.save_pretrained` does, and its tokenizer if it has one."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(save_directory)
+            write_tokenizer(self.tokenizer, save_directory)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from autodistil_search.base.errors import InputError
 from autodistil_search.base.files import read_json, readable, write_together
 from autodistil_search.base.manifest import MODEL_TYPE, TRAINER_STATE, add_to_manifest, lacking, sha256_of, verify
-from autodistil_search.base.pretrained import load_tokenizer, quiet_transformers
+from autodistil_search.base.pretrained import load_tokenizer, quiet_transformers, write_tokenizer
 from autodistil_search.superlm.model import AutoDistilConfig, AutoDistilForSequenceClassification, AutoDistilModel
 
 WEIGHTS = "model.safetensors"
@@ -73,7 +73,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     names: list[str] = []
 
     def write(new: Path) -> None:
-        tokenizer.save_pretrained(new)
+        write_tokenizer(tokenizer, new)
         names.extend(path.name for path in new.iterdir())
 
     write_together(folder, "tokenizer.json", write, last=_LAST_OF_TOKENIZER)
